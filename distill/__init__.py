@@ -1,0 +1,1 @@
+"""Text, boundaries, the sweep, local and global distillation; works on modules, tensors and iterators."""
