@@ -1,0 +1,262 @@
+"""The exact solver: dominance, the relaxation, fixing by reduced cost, then the search of the core that is left."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from inlay.solver._dominance import useful
+from inlay.solver._graph import build_graph
+from inlay.solver._labels import Found, Search
+from inlay.solver._pairs import OpenPairs, spread
+from inlay.solver._planes import Planes
+from inlay.solver._relax import Edges, PairColumns, Prices, Relaxation
+from inlay.solver._start import round_and_swap
+
+SH0, BUDGET, WID, GROW = 0.25, 60000, 3000, 1.4
+FIRST_SHARE = 0.5
+"""The first search looks so far from the bound towards the incumbent."""
+
+FIRST_WIDTH = 300
+"""States a node in the first search; four times as many in each that follows."""
+
+FULL_WIDTH = 20_000
+"""From this width on a search forgets nothing: what does not fit waits."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Indices of the picked edges or None; no answer is below `bound` (None: none is known); `proven` ends the matter.
+
+    Proven without picks: there is no answer (within what was asked for). `prices` [m] are the relaxation's, in score
+    per unit of each row.
+    """
+
+    picks: np.ndarray | None
+    bound: int | None
+    proven: bool
+    prices: np.ndarray
+
+
+class Exact:
+    """Repeated exact minimisation over the same edges: other right-hand sides, more rows, the relaxation kept warm."""
+
+    def __init__(self, num_layers: int, edges: Edges, tie: np.ndarray, pairs: PairColumns, *, spare: int = 1) -> None:
+        """`edges` sorted by layer, in canonical order within it; `tie` [E] breaks ties between equal answers.
+
+        An edge that `spare` others dominate is never needed: 1 for a single answer, one more for each difference row.
+        """
+        pairs = _possible(pairs, edges)
+        optimistic, pessimistic = edges.score.copy(), edges.score.copy()
+        for side in (pairs.first, pairs.second):
+            np.add.at(optimistic, side, np.minimum(pairs.score, 0))
+            np.add.at(pessimistic, side, np.maximum(pairs.score, 0))
+        self._alive = np.flatnonzero(useful(edges, optimistic, pessimistic, spare))
+        self._edges, self._tie = edges.take(self._alive), tie[self._alive]
+        self._pairs = _among(pairs, self._alive, len(edges))
+        self._num_layers = num_layers
+        self._relaxation = Relaxation(num_layers, self._edges, self._pairs)
+
+    def add_row(self, coefficients: np.ndarray) -> None:
+        """One more row [E] over the edges given first."""
+        row = coefficients[self._alive]
+        self._relaxation.add_row(row)
+        edges = self._edges
+        self._edges = Edges(edges.start, edges.span, edges.score, np.vstack([edges.rows, row]))
+
+    def minimise(
+        self,
+        most: np.ndarray,
+        *,
+        gap: float = 0.0,
+        deadline: float = math.inf,
+        starts: Sequence[np.ndarray] = (),
+        at_most: float = math.inf,
+    ) -> Outcome:
+        """The best edges with rows at most `most` [m]; with a `gap`, any answer proven to be within that share of it.
+
+        `starts` are answers at hand, as edges given first; they need not meet the rows. Answers with a score above
+        `at_most` do not count.
+        """
+        edges = self._edges
+        prices = self._relaxation.prices(most)
+        if prices is not None and not prices.feasible:
+            if self._excludes(prices.rows, most):
+                return Outcome(None, None, True, prices.rows)
+            prices = None
+        if prices is None:
+            prices = Prices(np.zeros(len(most)), np.zeros((len(self._pairs.score), 2)), True)
+        hunt = _Hunt(self, most, prices, deadline, at_most)
+        if int(edges.span.max()) == 1 and not len(self._pairs.score):
+            hunt.offer(round_and_swap(edges, most, hunt.weight))
+        for start in starts:
+            hunt.offer(self._at_hand(start, most))
+        hunt.close(gap)
+        picks = None if hunt.best is None else self._alive[hunt.best]
+        bound = None if hunt.bound == math.inf else int(hunt.bound)
+        return Outcome(picks, bound, hunt.closed, prices.rows)
+
+    def _at_hand(self, start: np.ndarray, most: np.ndarray) -> np.ndarray | None:
+        place = np.searchsorted(self._alive, start)
+        if (place == len(self._alive)).any() or (self._alive[place] != start).any():
+            return None
+        return place if (self._edges.rows[:, place].sum(axis=1) <= most).all() else None
+
+    def _excludes(self, prices: np.ndarray, most: np.ndarray) -> bool:
+        """Whether the weighted sum of the rows alone proves, beyond rounding, that nothing meets them."""
+        weight = prices @ self._edges.rows
+        size = float((np.abs(prices) @ np.abs(self._edges.rows)).max(initial=0)) * self._num_layers
+        error = 1e-15 * (self._num_layers + 8) * (size + float(np.abs(prices * most).sum()))
+        return bool(_distances(self._num_layers, self._edges, weight)[0][-1] > prices @ most + error)
+
+
+class _Hunt:
+    """One minimisation: the best answer so far, the bound so far, and searches until they meet."""
+
+    def __init__(self, exact: Exact, most: np.ndarray, prices: Prices, deadline: float, at_most: float) -> None:
+        self._most, self._prices, self._deadline, self._at_most = most, prices, deadline, at_most
+        self._edges, self._pairs, self._tie = exact._edges, exact._pairs, exact._tie
+        self._num_layers = exact._num_layers
+        part = spread(self._pairs, prices.pairs)
+        self.weight = part.score(self._edges) + prices.rows @ self._edges.rows
+        forward, backward = _distances(self._num_layers, self._edges, self.weight)
+        self._floor = float(forward[-1]) + part.constant - float(prices.rows @ most)
+        through = forward[self._edges.start] + self.weight + backward[self._edges.start + self._edges.span]
+        self._reduced = through - forward[-1]
+        size = np.abs(part.score(self._edges)) + np.abs(prices.rows) @ np.abs(self._edges.rows)
+        self._error = (
+            1e-15
+            * (self._num_layers + 8)
+            * (float(size.max(initial=0)) * self._num_layers + float(np.abs(prices.rows * most).sum()))
+        )
+        self.bound: float = math.ceil(self._floor - self._error)
+        self.best: np.ndarray | None = None
+        self.ceiling = math.inf
+        self.closed = False
+
+    def offer(self, picks: np.ndarray | None) -> None:
+        """Keep these edges, which meet the rows, if better in score, rows and tie weight than the best so far."""
+        if picks is None:
+            return
+        values = tuple(self._values(picks))
+        if values[0] <= self._at_most and (self.best is None or values < tuple(self._values(self.best))):
+            self.best, self.ceiling = picks, float(values[0])
+
+    def close(self, gap: float) -> None:
+        """Search until the bound meets the best answer (within the share `gap` of it), or time is up."""
+        gamma, budget, width = SH0, BUDGET, WID
+        dived = False
+        while True:
+            wanted = self._wanted(gap)
+            if gap > 0 and self.bound >= wanted:
+                break
+            room = wanted - self._floor
+            if not math.isfinite(wanted) or dived:
+                found = self._search(wanted, 300, dive=True, budget=math.inf)
+                complete = found.bound == math.inf
+                target = wanted
+                dived = False
+            else:
+                target = wanted if gamma >= 1 else self._floor + room * gamma
+                if target < self.bound:
+                    gamma *= GROW
+                    continue
+                found = self._search(target, width, dive=False, budget=budget)
+                complete = found.bound == math.inf
+                dived = not complete
+            reached = math.inf if complete else math.ceil(found.bound - self._error)
+            self.bound = max(self.bound, min(reached, math.floor(target) + 1 if math.isfinite(target) else reached))
+            if math.isfinite(self.ceiling):
+                self.bound = min(self.bound, self.ceiling)
+            if found.stopped or (complete and (target == wanted or found.path is not None)):
+                break
+            if found.path is not None:
+                new = self._wanted(gap) - self._floor
+                if new > 0 and math.isfinite(new) and math.isfinite(room):
+                    gamma = min(1.0, gamma * room / new)
+            if dived:
+                budget *= 4
+            elif complete:
+                gamma *= GROW
+            if gamma > 0.8:
+                gamma = 1.0
+        none_left = self.bound == math.inf or self.bound > self._at_most
+        self.closed = none_left if self.best is None else self.bound == self.ceiling
+
+    def _wanted(self, gap: float) -> float:
+        """Answers above this are of no interest."""
+        if self.best is None:
+            return self._at_most
+        return -math.inf if gap == math.inf else self.ceiling - gap * abs(self.ceiling)
+
+    def _search(self, target: float, width: int, *, dive: bool, budget: float = math.inf) -> Found:
+        """Search what the target leaves after fixing by reduced cost; an answer found is offered."""
+        kept = np.flatnonzero(self._reduced <= target - self._floor + 2 * self._error)
+        edges = self._edges.take(kept)
+        pairs = _among(self._pairs, kept, len(self._edges))
+        alive_pairs = np.isin(self._pairs.first, kept) & np.isin(self._pairs.second, kept)
+        part = spread(pairs, self._prices.pairs[alive_pairs])
+        asked = np.zeros(len(kept), dtype=bool)
+        asked[pairs.first] = asked[pairs.second] = True
+        edges = Edges(edges.start, edges.span, part.score(edges), edges.rows)
+        if not self._covers(edges):
+            return Found()
+        graph = build_graph(self._num_layers, edges, self._tie[kept], asked)
+        graph.base[0] += part.constant
+        planes = Planes(graph, self._most)
+        planes.learn(self._prices.rows, 0)
+        open_pairs = OpenPairs(graph, part, edges.span[graph.edge])
+        relaxation = Relaxation(self._num_layers, edges)
+        search = Search(graph, self._most, planes, relaxation, self._num_layers, open_pairs)
+        best = None if self.best is None else self._values(self.best)
+        found = search.run(target, width, dive=dive, deadline=self._deadline, best=best, budget=budget)
+        if found.path is not None:
+            self.offer(kept[np.concatenate([graph.settled, graph.edge[found.path]])])
+        return found
+
+    def _covers(self, edges: Edges) -> bool:
+        return len(edges) > 0 and bool(np.isfinite(_distances(self._num_layers, edges, np.zeros(len(edges)))[0][-1]))
+
+    def _values(self, picks: np.ndarray) -> np.ndarray:
+        score = int(self._edges.score[picks].sum())
+        taken = np.zeros(len(self._edges), dtype=bool)
+        taken[picks] = True
+        score += int(self._pairs.score[taken[self._pairs.first] & taken[self._pairs.second]].sum())
+        rows = self._edges.rows[:, picks].sum(axis=1)
+        return np.array([score, *rows.tolist(), int(self._tie[picks].sum())], dtype=float)
+
+
+def _possible(pairs: PairColumns, edges: Edges) -> PairColumns:
+    """Without the pairs whose choices share a layer, which are never taken together."""
+    start, end = edges.start, edges.start + edges.span
+    apart = (start[pairs.first] >= end[pairs.second]) | (start[pairs.second] >= end[pairs.first])
+    return PairColumns(pairs.first[apart], pairs.second[apart], pairs.score[apart])
+
+
+def _among(pairs: PairColumns, kept: np.ndarray, num_edges: int) -> PairColumns:
+    """The pairs whose edges are both in `kept`, in its numbering."""
+    place = np.full(num_edges, -1, dtype=np.int64)
+    place[kept] = np.arange(len(kept))
+    both = (place[pairs.first] >= 0) & (place[pairs.second] >= 0)
+    return PairColumns(place[pairs.first[both]], place[pairs.second[both]], pairs.score[both])
+
+
+def _distances(num_layers: int, edges: Edges, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The least weight from the first layer to each [L + 1] and from each to the end [L + 1]; inf where none leads."""
+    first = np.searchsorted(edges.start, np.arange(num_layers + 1))
+    if int(edges.span.max()) == 1 and (np.diff(first) > 0).all():
+        forward = np.concatenate([[0.0], np.cumsum(np.minimum.reduceat(weight, first[:-1]))])
+        return forward, forward[-1] - forward
+    end = edges.start + edges.span
+    forward, backward = np.full(num_layers + 1, np.inf), np.full(num_layers + 1, np.inf)
+    forward[0] = backward[num_layers] = 0.0
+    for layer in range(num_layers):
+        some = slice(first[layer], first[layer + 1])
+        np.minimum.at(forward, end[some], forward[layer] + weight[some])
+    for layer in range(num_layers - 1, -1, -1):
+        some = slice(first[layer], first[layer + 1])
+        backward[layer] = (weight[some] + backward[end[some]]).min(initial=np.inf)
+    return forward, backward
