@@ -1,0 +1,343 @@
+"""The only fan-out: sends the pieces that are missing to Ray, a bounded number at a time, and gives back every
+record."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from inlay.cluster.errors import PieceError
+from inlay.cluster.events import PieceEvent, TimeLeft
+from inlay.cluster.pieces import Piece, Record, Resources, read_record
+from inlay.cluster.runtime import Cluster, live_nodes
+from inlay.cluster.store import Store
+from inlay.cluster.worker import PROGRESS_NAMESPACE, Order, Outcome, execute, execute_on_gpu
+
+_POLL_SECONDS = 0.5
+_WAITING_SECONDS = 30.0
+
+
+def run_pieces(
+    store: Store,
+    pieces: Sequence[Piece],
+    cluster: Cluster,
+    *,
+    on_event: Callable[[PieceEvent], None] | None = None,
+    on_record: Callable[[Record], None] | None = None,
+    ready: Callable[[Piece], bool] | None = None,
+    deadline_seconds: float | None = None,
+    retries: int = 2,
+    exclusive: bool = False,
+) -> list[Record]:
+    """Return the record of every piece, in the order given; committed ones are only read, the others run on Ray in
+    that order.
+
+    `ready` is asked before a piece is sent, and again after every record; `on_record` gets every record once, the
+    committed ones first. `deadline_seconds` bounds one attempt of one piece. `retries` more attempts follow a lost
+    worker, or want of memory; an exception of the function ends the call by PieceError once the pieces under way are
+    committed. `exclusive` gives a piece all CPUs of one node, one piece at a time. Pieces may be of several stages.
+    Ray is not started when nothing is missing.
+    """
+    kept, stale = _survey(store, pieces)
+    fanout = _FanOut(store, pieces, cluster, kept, on_event, on_record, ready, deadline_seconds, retries, exclusive)
+    fanout.tell_kept()
+    if fanout.pending:
+        for record_key in stale:
+            store.delete(record_key)
+        cluster.start()
+        fanout.run()
+    return [fanout.records[piece.key] for piece in pieces]
+
+
+def kept_records(store: Store, pieces: Sequence[Piece]) -> dict[str, Record]:
+    """Return the committed records among `pieces` by key; one whose blobs are gone does not count."""
+    return _survey(store, pieces)[0]
+
+
+def _survey(store: Store, pieces: Sequence[Piece]) -> tuple[dict[str, Record], list[str]]:
+    """Return the committed records by key, and the store keys of those that miss a blob."""
+    there = {name for stage in {piece.stage for piece in pieces} for name in store.list(f"records/{stage}/")}
+    found = {piece.key: read_record(store, piece.record_key) for piece in pieces if piece.record_key in there}
+    if not any(record.blobs for record in found.values()):
+        return found, []
+    blobs = {name.removeprefix("blobs/") for name in store.list("blobs/")}
+    kept = {key: record for key, record in found.items() if blobs.issuperset(record.blobs.values())}
+    return kept, [piece.record_key for piece in pieces if piece.key in found and piece.key not in kept]
+
+
+@dataclass
+class _Flight:
+    """A piece under way."""
+
+    piece: Piece
+    progress_key: str
+    started: float | None = None
+    fraction: float = 0.0
+    overdue: bool = False
+
+
+@dataclass
+class _FanOut:
+    store: Store
+    pieces: Sequence[Piece]
+    cluster: Cluster
+    records: dict[str, Record]
+    on_event: Callable[[PieceEvent], None] | None
+    on_record: Callable[[Record], None] | None
+    ready: Callable[[Piece], bool] | None
+    deadline_seconds: float | None
+    retries: int
+    exclusive: bool
+    pending: list[Piece] = field(init=False)
+    flights: dict[Any, _Flight] = field(default_factory=dict, init=False)
+    losses: dict[str, list[str]] = field(default_factory=dict, init=False)
+    memory_losses: dict[str, int] = field(default_factory=dict, init=False)
+    failure: PieceError | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        if len({piece.key for piece in self.pieces}) != len(self.pieces):
+            raise ValueError("two pieces of one call have the same key: their labels must differ")
+        self.pending = [piece for piece in self.pieces if piece.key not in self.records]
+        self.waiting = Counter(piece.stage for piece in self.pending)
+        self.workers = 1 if self.exclusive or self.cluster.grows else self.cluster.workers
+        self.window = self.workers
+        self.time_left = TimeLeft(self.records.values())
+        self.run_id = uuid.uuid4().hex[:12]
+        self.polled = 0.0
+        self.idle_since = time.monotonic()
+
+    def tell_kept(self) -> None:
+        self.tell("kept")
+        if self.on_record is not None:
+            for piece in self.pieces:
+                if piece.key in self.records:
+                    self.on_record(self.records[piece.key])
+
+    def run(self) -> None:
+        import ray
+
+        self.task = ray.remote(execute)
+        # A worker that has used a GPU is not used again: Ray may give its next piece another one.
+        self.gpu_task = ray.remote(max_calls=1)(execute_on_gpu)
+        if self.cluster.grows:
+            self.size_window()
+        if not self.cluster.elastic:
+            self.check_that_all_fit()
+        try:
+            while self.flights or (self.pending and self.failure is None):
+                if self.failure is None:
+                    self.send()
+                done, _ = ray.wait(list(self.flights), num_returns=1, timeout=_POLL_SECONDS)
+                for reference in done:
+                    self.receive(reference)
+                self.poll()
+        except BaseException:
+            for reference in self.flights:
+                ray.cancel(reference, force=True)
+            raise
+        if self.failure is not None:
+            self.failure.kept = len(self.records)
+            raise self.failure
+
+    def send(self) -> None:
+        for piece in list(self.pending):
+            if len(self.flights) >= self.window:
+                return
+            if self.ready is None or self.ready(piece):
+                self.pending.remove(piece)
+                self.waiting[piece.stage] -= 1
+                self.submit(piece)
+        if not self.flights:
+            raise PieceError(
+                f"{self.pending[0].label}: none of the {len(self.pending)} pieces left may start, and nothing that "
+                "they wait for is under way",
+                self.pending[0].label,
+                len(self.records),
+                "NotReady",
+            )
+
+    def size_window(self) -> None:
+        """Set how many pieces are sent at once: where the cluster may grow, more than fit, which makes it grow."""
+        if not self.exclusive:
+            self.workers = self.cluster.workers
+            self.window = 2 * self.workers
+
+    def submit(self, piece: Piece) -> None:
+        attempt = len(self.losses.get(piece.key, ())) + 1
+        flight = _Flight(piece, f"{self.run_id}/{piece.key}/{attempt}")
+        order = Order(
+            piece=piece,
+            store=self.store,
+            scratch=self.cluster.scratch,
+            progress_key=flight.progress_key,
+            attempt=attempt,
+            memory_retries=self.memory_losses.get(piece.key, 0),
+            memory_limit_bytes=self.cluster.settings.memory_limit_bytes,
+        )
+        wish = piece.resources
+        options = _exclusive(wish) if self.exclusive else {"num_cpus": wish.cpus, "memory": wish.memory_bytes or None}
+        task = self.gpu_task if wish.gpus else self.task
+        task = task.options(name=f"{piece.stage}: {piece.label}", max_retries=0, num_gpus=wish.gpus or None, **options)
+        self.flights[task.remote(order)] = flight
+
+    def check_that_all_fit(self) -> None:
+        nodes = live_nodes()
+        for piece in self.pending:
+            if not any(_fits(node, piece.resources) for node in nodes):
+                raise PieceError(
+                    f"{piece.stage}, {piece.label}: no node has {_words(piece.resources)}",
+                    piece.label,
+                    len(self.records),
+                    "DoesNotFit",
+                )
+
+    def receive(self, reference: Any) -> None:
+        import ray
+
+        flight = self.flights.pop(reference)
+        piece = flight.piece
+        _forget_progress(flight.progress_key)
+        try:
+            outcome: Outcome = ray.get(reference)
+        except ray.exceptions.RayTaskError as error:
+            self.fail(piece, type(error.cause or error).__name__, str(error.cause or error), str(error))
+        except ray.exceptions.OutOfMemoryError:
+            self.lose(piece, "its node ran out of memory and Ray ended the worker", memory=True)
+        except ray.exceptions.RayError as error:
+            overdue = f"it did not finish within {self.deadline_seconds:g} s" if flight.overdue else ""
+            self.lose(piece, overdue or f"its worker was lost: {type(error).__name__}", memory=False)
+        else:
+            if outcome.record is not None:
+                self.commit(piece, outcome.record)
+            elif outcome.out_of_memory:
+                self.lose(piece, f"it ran out of memory: {outcome.message}", memory=True)
+            else:
+                self.fail(piece, outcome.kind, outcome.message, outcome.details)
+
+    def commit(self, piece: Piece, record: Record) -> None:
+        self.records[piece.key] = record
+        self.time_left.learn(record)
+        self.idle_since = time.monotonic()
+        if self.on_record is not None:
+            self.on_record(record)
+        self.tell("finished", piece, fraction=1.0)
+
+    def lose(self, piece: Piece, how: str, *, memory: bool) -> None:
+        losses = self.losses.setdefault(piece.key, [])
+        losses.append(how)
+        self.memory_losses[piece.key] = self.memory_losses.get(piece.key, 0) + memory
+        if len(losses) <= self.retries:
+            self.pending.insert(0, piece)
+            self.waiting[piece.stage] += 1
+            self.tell("retried", piece, note=how)
+            return
+        self.failure = self.failure or PieceError(
+            f"{piece.stage}, {piece.label}: given up after {len(losses)} attempts, because {how}; finished pieces stay",
+            piece.label,
+            kind="OutOfMemory" if memory else "Lost",
+        )
+
+    def fail(self, piece: Piece, kind: str, message: str, details: str) -> None:
+        text = message if kind == "StoreError" else f"{piece.stage}, {piece.label}: {kind}: {message}"
+        self.failure = self.failure or PieceError(text, piece.label, kind=kind, details=details)
+
+    def poll(self) -> None:
+        """Read the progress of the pieces under way, end overdue ones, and say when nothing can start."""
+        now = time.monotonic()
+        if now - self.polled < _POLL_SECONDS:
+            return
+        self.polled = now
+        if self.cluster.grows:
+            self.size_window()
+        for reference, flight in self.flights.items():
+            fraction = _read_progress(flight.progress_key)
+            if fraction is None:
+                continue
+            self.idle_since = now
+            if flight.started is None:
+                flight.started = now
+                self.tell("started", flight.piece)
+            if fraction > flight.fraction:
+                flight.fraction = fraction
+                self.tell("progress", flight.piece, fraction=fraction)
+            if (
+                self.deadline_seconds is not None
+                and now - flight.started > self.deadline_seconds
+                and not flight.overdue
+            ):
+                import ray
+
+                flight.overdue = True
+                ray.cancel(reference, force=True)
+        if self.flights and now - self.idle_since > _WAITING_SECONDS:
+            self.idle_since = now
+            piece = next(iter(self.flights.values())).piece
+            self.tell("waiting", piece, note=f"no worker with {_words(piece.resources)} has come yet")
+
+    def tell(
+        self,
+        kind: Literal["kept", "started", "progress", "finished", "retried", "waiting"],
+        piece: Piece | None = None,
+        *,
+        fraction: float = 0.0,
+        note: str = "",
+    ) -> None:
+        if self.on_event is None:
+            return
+        now = time.monotonic()
+        running = [
+            (flight.piece.stage, flight.fraction, now - (flight.started or now)) for flight in self.flights.values()
+        ]
+        left = self.time_left.seconds(self.waiting, running, self.workers)
+        label, stage = (
+            (piece.label, piece.stage) if piece is not None else ("", self.pieces[0].stage if self.pieces else "")
+        )
+        self.on_event(PieceEvent(kind, label, stage, len(self.records), len(self.pieces), left, fraction, note))
+
+
+def _exclusive(wish: Resources) -> dict[str, Any]:
+    """Return the Ray options that give a piece all CPUs of the largest node that has what it wishes.
+
+    Where no such node is there yet, the piece waits for one, and then holds only its own CPUs.
+    """
+    import ray
+
+    fitting = [node for node in live_nodes() if _fits(node, wish)]
+    if not fitting:
+        return {"num_cpus": wish.cpus, "memory": wish.memory_bytes or None}
+    node = max(fitting, key=lambda node: (node["Resources"]["CPU"], node["NodeID"]))
+    pinned = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node_id=node["NodeID"], soft=False)
+    return {"num_cpus": node["Resources"]["CPU"], "scheduling_strategy": pinned}
+
+
+def _fits(node: dict[str, Any], wish: Resources) -> bool:
+    has = node["Resources"]
+    wishes = {"CPU": wish.cpus, "GPU": wish.gpus, "memory": wish.memory_bytes}
+    return all(has.get(name, 0) >= amount for name, amount in wishes.items())
+
+
+def _words(wish: Resources) -> str:
+    parts = [f"{wish.cpus:g} CPU"]
+    if wish.gpus:
+        parts.append(f"{wish.gpus:g} GPU")
+    if wish.memory_bytes:
+        parts.append(f"{wish.memory_bytes} bytes of memory")
+    return ", ".join(parts)
+
+
+def _read_progress(key: str) -> float | None:
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    value = _internal_kv_get(key, namespace=PROGRESS_NAMESPACE)
+    return None if value is None else float(json.loads(value)["fraction"])
+
+
+def _forget_progress(key: str) -> None:
+    from ray.experimental.internal_kv import _internal_kv_del
+
+    _internal_kv_del(key, namespace=PROGRESS_NAMESPACE)

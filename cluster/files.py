@@ -1,0 +1,212 @@
+"""Two ways to keep named bytes: a local folder with atomic renames, and any fsspec URL; `store.py` is what others
+use."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, Protocol
+
+import fsspec
+
+from inlay.cluster.errors import StoreError
+
+TEMPORARY = ".tmp"
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class Files(Protocol):
+    """Named bytes under one root; names are relative posix paths that were checked before."""
+
+    def read(self, name: str) -> bytes: ...
+
+    def open(self, name: str) -> BinaryIO: ...
+
+    def write(self, name: str, content: bytes) -> None: ...
+
+    def write_new(self, name: str, content: bytes) -> bool: ...
+
+    def take(self, name: str, source: Path) -> None: ...
+
+    def exists(self, name: str) -> bool: ...
+
+    def names(self, prefix: str) -> list[str]: ...
+
+    def remove(self, name: str) -> None: ...
+
+
+class LocalFiles:
+    """Files of a local or shared folder: written beside, synced, then renamed, so that a name is there whole or not at
+    all."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def read(self, name: str) -> bytes:
+        return (self.root / name).read_bytes()
+
+    def open(self, name: str) -> BinaryIO:
+        return (self.root / name).open("rb")
+
+    def write(self, name: str, content: bytes) -> None:
+        with self._beside(name, len(content)) as temporary:
+            _write_synced(temporary, content)
+            temporary.replace(self.root / name)
+
+    def write_new(self, name: str, content: bytes) -> bool:
+        target = self.root / name
+        with self._beside(name, len(content)) as temporary:
+            _write_synced(temporary, content)
+            try:
+                os.link(temporary, target)
+            except FileExistsError:
+                return False
+            except OSError as error:
+                if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+                    raise
+                # A file system without hard links: the name is claimed first, then filled by the rename.
+                try:
+                    os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+                except FileExistsError:
+                    return False
+                temporary.replace(target)
+        return True
+
+    def take(self, name: str, source: Path) -> None:
+        size = source.stat().st_size
+        with self._beside(name, size) as temporary:
+            try:
+                os.rename(source, temporary)
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+                shutil.copyfile(source, temporary)
+                source.unlink()
+            with temporary.open("rb+") as stream:
+                os.fsync(stream.fileno())
+            temporary.replace(self.root / name)
+
+    def exists(self, name: str) -> bool:
+        return (self.root / name).is_file()
+
+    def names(self, prefix: str) -> list[str]:
+        folder = self.root / prefix if prefix.endswith("/") or not prefix else (self.root / prefix).parent
+        found: list[str] = []
+        for directory, folders, files in os.walk(folder):
+            folders[:] = [name for name in folders if name != TEMPORARY]
+            here = PurePosixPath(Path(directory).relative_to(self.root).as_posix())
+            found.extend((here / file).as_posix() for file in files)
+        return sorted(name for name in found if name.startswith(prefix))
+
+    def remove(self, name: str) -> None:
+        (self.root / name).unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _beside(self, name: str, size: int) -> Iterator[Path]:
+        target = self.root / name
+        temporary = self.root / TEMPORARY / uuid.uuid4().hex
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            temporary.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+        except OSError as error:
+            raise _write_error(target, size, error) from error
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+class RemoteFiles:
+    """Files under an fsspec URL: an object is visible only when its upload ended, so a plain write is whole or
+    absent."""
+
+    def __init__(self, filesystem: Any, root: str) -> None:
+        self.filesystem = filesystem
+        self.root = root.rstrip("/")
+
+    def read(self, name: str) -> bytes:
+        content = self.filesystem.cat_file(self._path(name))
+        return bytes(content)
+
+    def open(self, name: str) -> BinaryIO:
+        stream: BinaryIO = self.filesystem.open(self._path(name), "rb")
+        return stream
+
+    def write(self, name: str, content: bytes) -> None:
+        path = self._path(name)
+        try:
+            self.filesystem.makedirs(self.filesystem._parent(path), exist_ok=True)
+            self.filesystem.pipe_file(path, content)
+        except OSError as error:
+            raise _write_error(path, len(content), error) from error
+
+    def write_new(self, name: str, content: bytes) -> bool:
+        path = self._path(name)
+        try:
+            self.filesystem.makedirs(self.filesystem._parent(path), exist_ok=True)
+            self.filesystem.pipe_file(path, content, mode="create")
+        except FileExistsError:
+            return False
+        except OSError as error:
+            raise _write_error(path, len(content), error) from error
+        return True
+
+    def take(self, name: str, source: Path) -> None:
+        path = self._path(name)
+        try:
+            self.filesystem.makedirs(self.filesystem._parent(path), exist_ok=True)
+            self.filesystem.put_file(str(source), path)
+        except OSError as error:
+            raise _write_error(path, source.stat().st_size, error) from error
+        source.unlink()
+
+    def exists(self, name: str) -> bool:
+        return bool(self.filesystem.isfile(self._path(name)))
+
+    def names(self, prefix: str) -> list[str]:
+        folder = self._path(prefix if prefix.endswith("/") or not prefix else prefix.rpartition("/")[0])
+        self.filesystem.invalidate_cache()
+        start = len(self.filesystem._strip_protocol(self.root)) + 1
+        found = [path[start:] for path in self.filesystem.find(folder.rstrip("/"))]
+        return sorted(name for name in found if name.startswith(prefix))
+
+    def remove(self, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self.filesystem.rm_file(self._path(name))
+
+    def _path(self, name: str) -> str:
+        return f"{self.root}/{name}"
+
+
+def open_files(url: str) -> Files:
+    """Return the files under `url` (a folder, `file://`, or any fsspec URL); raises StoreError for an unknown
+    scheme."""
+    if "://" not in url:
+        return LocalFiles(Path(url).expanduser().absolute())
+    try:
+        filesystem, root = fsspec.core.url_to_fs(url)
+    except (ValueError, ImportError) as error:
+        raise StoreError(f"the store {url} cannot be opened: {error}") from error
+    if isinstance(filesystem, fsspec.implementations.local.LocalFileSystem):
+        return LocalFiles(Path(root))
+    return RemoteFiles(filesystem, root)
+
+
+def _write_synced(path: Path, content: bytes) -> None:
+    with path.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _write_error(target: object, size: int, error: OSError) -> StoreError:
+    if error.errno in _NO_SPACE:
+        reason = "no space is left there; what is finished stays: free some space and give the same command again"
+    else:
+        reason = f"{error.strerror or error}"
+    return StoreError(f"{size} bytes could not be written to {target}: {reason}")

@@ -1,0 +1,209 @@
+"""Jobs on a Ray cluster over its Jobs API: submit, look, follow, stop, delete; the job server is Ray's own.
+
+Talks plain HTTP, so that looking costs no import of Ray. User mistakes raise ValueError, the rest ClusterError.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from inlay.cluster.errors import ClusterError
+from inlay.cluster.http import HttpError, ray_token, request_json
+from inlay.cluster.ids import is_loopback, parse_job_id, parse_server
+from inlay.cluster.services import JOB_SLOT, find_services, services_folder
+
+ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
+_POLL_SECONDS = 1.0
+_AGENT_SECONDS = 90.0
+_SERVERS_OWN = (" -- Runtime env is setting up.", "Running entrypoint for job ")
+_TAG = "tag."
+
+
+@dataclass(frozen=True)
+class JobInfo:
+    """What the job server knows of a job; times are seconds of the epoch."""
+
+    job_id: str
+    state: str
+    """PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED."""
+    message: str
+    exit_code: int | None
+    submitted: float | None
+    ended: float | None
+    tags: dict[str, str]
+    details: dict[str, str]
+    """What the submitter noted: workspace, tracking, versions."""
+
+    @property
+    def is_over(self) -> bool:
+        return self.state in ENDED
+
+
+class JobServer:
+    """A Ray job server: the given one, RAY_API_SERVER_ADDRESS, or the one of `inlay up`."""
+
+    def __init__(self, address: str | None = None, *, allow_insecure: bool = False) -> None:
+        """`allow_insecure` lets a server beyond this machine be spoken to over http without a token."""
+        given = address or os.environ.get("RAY_API_SERVER_ADDRESS")
+        if given is None:
+            ray = find_services(services_folder()).ray
+            if ray is None:
+                raise ValueError(
+                    "no job server is known: start one with `inlay up`, or name one by --address or "
+                    "RAY_API_SERVER_ADDRESS"
+                )
+            given = ray.url
+        self.url = parse_server(given)
+        unsafe = self.url.startswith("http://") and not is_loopback(self.url) and ray_token() is None
+        if unsafe and not allow_insecure:
+            raise ValueError(
+                f"{self.url} is beyond this machine, and there is no token: whoever listens could run code there; "
+                "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH, use https, or say --insecure"
+            )
+
+    def versions(self) -> dict[str, str]:
+        """Return the Ray version of the server; raises ClusterError when it is no Ray job server."""
+        answer = self._ask("GET", "/api/version")
+        if not isinstance(answer, dict) or "ray_version" not in answer:
+            raise ClusterError(f"{self.url} answers, but is not a Ray job server")
+        return {"ray": str(answer["ray_version"])}
+
+    def submit(
+        self,
+        job_id: str,
+        entrypoint: str,
+        environment: Mapping[str, str],
+        tags: Mapping[str, str],
+        details: Mapping[str, str],
+    ) -> None:
+        """Submit a command under `job_id`; where the cluster has job slots, it waits for one of them."""
+        if any(job.job_id == job_id for job in self.jobs()):
+            raise ValueError(f"there is a job `{job_id}` already; choose another id, or delete that one")
+        request: dict[str, Any] = {
+            "submission_id": parse_job_id(job_id),
+            "entrypoint": entrypoint,
+            "runtime_env": {"env_vars": dict(environment)},
+            "metadata": {f"{_TAG}{name}": value for name, value in tags.items()} | dict(details),
+        }
+        if self._has_slots():
+            request["entrypoint_resources"] = {JOB_SLOT: 1}
+        deadline = time.monotonic() + _AGENT_SECONDS
+        while True:
+            try:
+                self._ask("POST", "/api/jobs/", request)
+                return
+            except ClusterError as error:
+                # A head that has just started answers before the agent that starts jobs is there.
+                if "No available agent" not in str(error) or time.monotonic() > deadline:
+                    raise
+            time.sleep(_POLL_SECONDS)
+
+    def jobs(self, tags: Mapping[str, str] | None = None) -> list[JobInfo]:
+        """Return the submitted jobs that have all of `tags`, the newest first."""
+        answer = self._ask("GET", "/api/jobs/")
+        if not isinstance(answer, list):
+            raise ClusterError(f"{self.url} answers, but is not a Ray job server")
+        found = [_job_info(value) for value in answer if value.get("type") == "SUBMISSION"]
+        wanted = dict(tags or {}).items()
+        return sorted(
+            (job for job in found if wanted <= job.tags.items()), key=lambda job: (-(job.submitted or 0), job.job_id)
+        )
+
+    def job(self, job_id: str) -> JobInfo:
+        """Return one job; raises ValueError for an unknown one."""
+        return _job_info(self._ask("GET", f"/api/jobs/{parse_job_id(job_id)}", job_id=job_id))
+
+    def logs(self, job_id: str) -> str:
+        """Return what a job has written so far, without the lines that the job server puts among it."""
+        answer = self._ask("GET", f"/api/jobs/{parse_job_id(job_id)}/logs", job_id=job_id)
+        lines = str(answer["logs"] or "").splitlines(keepends=True)
+        return "".join(line for line in lines if not any(text in line for text in _SERVERS_OWN))
+
+    def follow(self, job_id: str) -> Iterator[str]:
+        """Give what a job writes, as it comes, until it ends."""
+        written = 0
+        while True:
+            over = self.job(job_id).is_over
+            text = self.logs(job_id)
+            if len(text) > written:
+                yield text[written:]
+                written = len(text)
+            if over:
+                return
+            time.sleep(_POLL_SECONDS)
+
+    def wait(self, job_id: str, timeout_seconds: float | None = None) -> JobInfo:
+        """Return the job once it is over, or as it is when the time is up."""
+        deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        while True:
+            job = self.job(job_id)
+            if job.is_over or (deadline is not None and time.monotonic() > deadline):
+                return job
+            time.sleep(_POLL_SECONDS / 2)
+
+    def stop(self, job_id: str) -> bool:
+        """Ask a job to stop; False when it was over already."""
+        answer = self._ask("POST", f"/api/jobs/{parse_job_id(job_id)}/stop", job_id=job_id)
+        return bool(answer["stopped"])
+
+    def delete(self, job_id: str) -> None:
+        """Forget a job that is over, its workspace stays; raises ValueError for one that runs."""
+        job = self.job(job_id)
+        if not job.is_over:
+            raise ValueError(f"the job `{job_id}` is {job.state}; stop it first: inlay stop {job_id}")
+        self._ask("DELETE", f"/api/jobs/{job_id}", job_id=job_id)
+
+    def _has_slots(self) -> bool:
+        try:
+            status = self._ask("GET", "/api/cluster_status")
+            usage = status["data"]["clusterStatus"]["loadMetricsReport"]["usage"]
+        except (ClusterError, KeyError, TypeError):
+            return False
+        # The dashboard writes names in camel case.
+        first, *rest = JOB_SLOT.split("_")
+        return JOB_SLOT in usage or first + "".join(part.title() for part in rest) in usage
+
+    def _ask(self, method: str, path: str, value: Any = None, job_id: str = "") -> Any:
+        try:
+            return request_json(method, f"{self.url}{path}", value)
+        except HttpError as error:
+            if error.status == 401:
+                raise ClusterError(
+                    f"{self.url} asks for a token and there is none here: set RAY_AUTH_MODE=token, and "
+                    "RAY_AUTH_TOKEN_PATH to the file with the cluster's token"
+                ) from error
+            if error.status == 403:
+                raise ClusterError(
+                    f"{self.url} refuses the token of this side: set RAY_AUTH_TOKEN_PATH to the file with the "
+                    "cluster's token"
+                ) from error
+            if error.status == 404 and job_id:
+                raise ValueError(f"{self.url} has no job `{job_id}`; `inlay list` shows those it has") from error
+            if error.status == 0:
+                raise ClusterError(f"no job server answers at {self.url}; is the cluster up? (`inlay up`)") from error
+            if error.status in (200, 404):
+                raise ClusterError(f"{self.url} answers, but is not a Ray job server") from error
+            raise ClusterError(f"the job server {self.url} failed ({error.status}): {error}") from error
+
+
+def _job_info(value: Mapping[str, Any]) -> JobInfo:
+    metadata = {str(name): str(text) for name, text in (value.get("metadata") or {}).items()}
+    message = str(value.get("message") or "").partition(", last available logs")[0]
+    return JobInfo(
+        job_id=str(value.get("submission_id") or value.get("job_id")),
+        state=str(value["status"]),
+        message=" ".join(message.split()),
+        exit_code=value.get("driver_exit_code"),
+        submitted=_seconds(value.get("start_time")),
+        ended=_seconds(value.get("end_time")),
+        tags={name.removeprefix(_TAG): text for name, text in metadata.items() if name.startswith(_TAG)},
+        details={name: text for name, text in metadata.items() if not name.startswith(_TAG)},
+    )
+
+
+def _seconds(milliseconds: int | None) -> float | None:
+    return None if not milliseconds else milliseconds / 1000

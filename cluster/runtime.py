@@ -1,0 +1,288 @@
+"""The connection to Ray: a quiet local one of our own, or a running cluster; started only when a piece must run."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import shutil
+import signal
+import socket
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from inlay.cluster.errors import ConnectError
+
+_MIB = 1 << 20
+# Nothing is reported anywhere, and a worker's devices stay visible to pieces that book none of them.
+_RAY_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+}
+# Ray has no other switch for it: without clusters, as on desktops, every port of its processes is on the loopback.
+LOOPBACK_ONLY = ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+_WORKER_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+}
+
+
+@dataclass(frozen=True)
+class ClusterSettings:
+    """How pieces reach their workers."""
+
+    workers: int | None = None
+    """Pieces at once, at least 1; None is the number of CPUs that this process may use (or that the cluster has)."""
+    address: str | None = None
+    """None starts a Ray of our own and looks for no other; `auto` takes RAY_ADDRESS or the cluster of this machine."""
+    object_store_bytes: int = 100 * _MIB
+    """Shared memory of a Ray of our own, at least 80 MiB; pieces send small arguments only."""
+    scratch: Path | None = None
+    """Folder for files that may be lost; None is a folder of our own under the system's temporary one."""
+    memory_limit_bytes: int | None = None
+    """Address space that a worker may use while it runs a piece; None sets no limit."""
+    environment: dict[str, str] = field(default_factory=dict)
+    """More environment variables for the workers."""
+
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.workers < 1:
+            raise ValueError(f"`workers` must be at least 1, not {self.workers}")
+        if self.object_store_bytes < 80 * _MIB:
+            raise ValueError(f"`object_store_bytes` must be at least {80 * _MIB}, not {self.object_store_bytes}")
+
+
+class Cluster:
+    """A handle on Ray: free until `start`, which the first piece that must run calls."""
+
+    def __init__(self, settings: ClusterSettings) -> None:
+        self.settings = settings
+        self.started = False
+        self._session: Path | None = None
+        self._sandbox = Path(tempfile.mkdtemp(prefix="inlay-"))
+
+    @property
+    def workers(self) -> int:
+        """Pieces at once."""
+        if self.settings.workers is not None:
+            return self.settings.workers
+        if self.settings.address is None:
+            return usable_cpus()
+        self.start()
+        return max(int(sum(node["Resources"].get("CPU", 0) for node in live_nodes())), 1)
+
+    @property
+    def elastic(self) -> bool:
+        """Whether nodes may still come, so that a piece that fits nowhere waits."""
+        return self.settings.address is not None
+
+    @property
+    def grows(self) -> bool:
+        """Whether the number of pieces at once follows the cluster's size."""
+        return self.elastic and self.settings.workers is None
+
+    @property
+    def scratch(self) -> Path:
+        """The folder for files that may be lost."""
+        return self.settings.scratch or self._sandbox / "scratch"
+
+    def start(self) -> None:
+        """Start or reach Ray, once; raises ConnectError with the reason and what to do."""
+        if self.started:
+            return
+        for name, value in _RAY_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        if self.settings.address is None:
+            os.environ.setdefault(*LOOPBACK_ONLY)
+        protect_token()
+        import ray
+
+        options: dict[str, Any] = {"address": self.settings.address}
+        if self.settings.address is None:
+            options = {
+                "address": "local",
+                "num_cpus": self.workers,
+                "object_store_memory": self.settings.object_store_bytes,
+                "include_dashboard": False,
+            }
+        package = self._sandbox / "package"
+        package.mkdir(exist_ok=True)
+        options |= {
+            "log_to_driver": False,
+            "logging_level": logging.ERROR,
+            "namespace": "inlay",
+            # An empty working folder: else Ray puts this process's folder first on the path of every worker.
+            "runtime_env": {"working_dir": str(package), "env_vars": _WORKER_ENVIRONMENT | self.settings.environment},
+        }
+        try:
+            if self.settings.address is not None:
+                _check_reachable(self.settings.address)
+            _init_patiently(ray, options)
+        except Exception as error:  # Ray raises its own, builtin ones, and bare Exception for a slow start
+            raise ConnectError(_refusal(self.settings.address, error)) from error
+        _silence(ray)
+        self._session = _session_folder(ray)
+        self.started = True
+
+    def preload(self, *modules: str) -> None:
+        """Have every worker import these modules of ours in the background, while this process prepares the pieces."""
+        import ray
+
+        self.start()
+        task = ray.remote(_import_modules).options(num_cpus=1, max_retries=0, scheduling_strategy="SPREAD")
+        for _ in range(self.workers):
+            task.remote(modules)
+
+    def close(self) -> None:
+        """End our Ray, or leave the cluster; files of ours that may be lost are removed."""
+        if self.started:
+            import ray
+
+            ray.shutdown()
+            self.started = False
+            if self.settings.address is None and self._session is not None:
+                shutil.rmtree(self._session, ignore_errors=True)
+        shutil.rmtree(self._sandbox, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def connect(settings: ClusterSettings | None = None) -> Iterator[Cluster]:
+    """Give a cluster handle and end what it started on the way out, also after SIGTERM.
+
+    After a `kill -9` of this process, or of its group, Linux ends the Ray that it started with it. Ray ties itself to
+    the thread that starts it, so start it from a thread that lives as long as the pieces.
+    """
+    cluster = Cluster(settings or ClusterSettings())
+    try:
+        with _terminate_politely():
+            yield cluster
+    finally:
+        cluster.close()
+
+
+def live_nodes() -> list[dict[str, Any]]:
+    """Return Ray's description of every node that is alive."""
+    import ray
+
+    nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    return [node for node in nodes if node["Alive"]]
+
+
+def usable_cpus() -> int:
+    """Return how many CPUs this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def protect_token() -> None:
+    """See that the token of this account's Ray clusters exists and that nobody else may read it.
+
+    Ray would write it itself, readable by all. Where the home folder cannot be written, the token lives as long as
+    this process.
+    """
+    if os.environ.get("RAY_AUTH_MODE", "token") != "token" or "RAY_AUTH_TOKEN" in os.environ:
+        return
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with contextlib.suppress(FileExistsError):
+            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+            with os.fdopen(descriptor, "w") as stream:
+                stream.write(secrets.token_hex(32))
+        if path.stat().st_mode & 0o077:
+            path.chmod(0o600)
+    except OSError:
+        if not path.exists():
+            os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+@contextlib.contextmanager
+def _terminate_politely() -> Iterator[None]:
+    """Turn SIGTERM into SystemExit while Ray may be up, so that it is ended; the earlier handler comes back
+    afterwards."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def leave(number: int, _frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _import_modules(modules: tuple[str, ...]) -> None:
+    import importlib
+
+    for name in modules:
+        importlib.import_module(name)
+
+
+def _init_patiently(ray: Any, options: dict[str, Any]) -> None:
+    """Start or reach Ray; a machine so busy that the 30 s that Ray gives itself were not enough gets more tries.
+
+    Ray puts a handler of its own on SIGTERM, whose exit code says success to some: ours stays.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        for tries_left in (2, 1, 0):
+            try:
+                ray.init(**options)
+                return
+            except Exception as error:
+                if tries_left == 0 or "timed out during startup" not in str(error):
+                    raise
+                ray.shutdown()
+    finally:
+        if main:
+            signal.signal(signal.SIGTERM, handler)
+
+
+def _check_reachable(address: str) -> None:
+    """Raise ConnectionError when nothing listens at `host:port`; Ray itself would say so after minutes only."""
+    if address == "auto":
+        address = os.environ.get("RAY_ADDRESS", "auto")
+    host, separator, port = address.rpartition(":")
+    if separator and port.isdigit() and "://" not in address:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+        except OSError as error:
+            raise ConnectionError(f"nothing answers at {address} ({error.strerror or error})") from error
+
+
+def _silence(ray: Any) -> None:
+    """End the thread that prints lost nodes, with their logs, on this program's stdout; a fan-out tells them in words.
+
+    Ray has no setting for it; this is what it does itself when it disconnects, and doing so again is harmless.
+    """
+    worker = ray._private.worker.global_worker
+    if hasattr(worker, "threads_stopped") and hasattr(worker, "gcs_error_subscriber"):
+        worker.threads_stopped.set()
+        worker.gcs_error_subscriber.close()
+
+
+def _session_folder(ray: Any) -> Path:
+    return Path(ray._private.worker._global_node.get_session_dir_path())
+
+
+def _refusal(address: str | None, error: Exception) -> str:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if address is None:
+        return f"Ray could not be started on this machine: {reason}"
+    if os.environ.get("RAY_AUTH_MODE") != "token":
+        return (
+            f"the Ray cluster at {address} did not answer: {reason}; if it asks for a token, set RAY_AUTH_MODE=token "
+            "and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH"
+        )
+    return f"the Ray cluster at {address} did not answer: {reason}"

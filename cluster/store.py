@@ -1,0 +1,182 @@
+"""The store of a workspace: named JSON and bytes, and blobs named by their content, on a folder or any fsspec URL.
+
+A blob `blobs/<sha256>` never changes, so duplicate writers are harmless and a damaged one shows itself by its digest.
+A small record written last with `put_if_absent` is what commits a piece of work.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from inlay.cluster.errors import StoreError
+from inlay.cluster.files import TEMPORARY, LocalFiles, open_files
+
+_KEY = re.compile(r"[A-Za-z0-9_.=+@-]+(/[A-Za-z0-9_.=+@-]+)*")
+_CHUNK = 1 << 20
+
+
+class Store:
+    """Named bytes and blobs under one URL; safe to pickle into workers and to use from several processes at once."""
+
+    def __init__(self, url: str | Path) -> None:
+        self.url = str(Path(url).expanduser().absolute()) if "://" not in str(url) else str(url).rstrip("/")
+        self._files = open_files(self.url)
+
+    def __reduce__(self) -> tuple[type[Store], tuple[str]]:
+        return Store, (self.url,)
+
+    def __repr__(self) -> str:
+        return f"Store({self.url!r})"
+
+    @property
+    def folder(self) -> Path | None:
+        """The local folder behind the store, None for a remote one."""
+        return self._files.root if isinstance(self._files, LocalFiles) else None
+
+    def get(self, key: str) -> bytes:
+        """Return the bytes under `key`; raises StoreError when there are none."""
+        try:
+            return self._files.read(_checked(key))
+        except FileNotFoundError:
+            raise StoreError(f"{self.url}/{key} does not exist") from None
+        except OSError as error:
+            raise StoreError(f"{self.url}/{key} cannot be read: {error.strerror or error}") from error
+
+    def put(self, key: str, content: bytes) -> None:
+        """Write `content` under `key`, whole or not at all, replacing what was there."""
+        self._files.write(_checked(key), content)
+
+    def put_if_absent(self, key: str, content: bytes) -> bool:
+        """Write `content` under `key` unless something is there; True when this call wrote it."""
+        return self._files.write_new(_checked(key), content)
+
+    def get_json(self, key: str) -> Any:
+        """Return the JSON value under `key`; raises StoreError when it is absent or damaged."""
+        content = self.get(key)
+        try:
+            return json.loads(content)
+        except ValueError as error:
+            raise StoreError(
+                f"{self.url}/{key} is damaged ({error}); delete it and give the same command again"
+            ) from None
+
+    def put_json(self, key: str, value: Any) -> None:
+        """Write `value` as JSON with sorted keys; raises ValueError for numbers that are not finite."""
+        self.put(key, json_bytes(value))
+
+    def exists(self, key: str) -> bool:
+        """Tell whether `key` is there."""
+        return self._files.exists(_checked(key))
+
+    def list(self, prefix: str = "") -> list[str]:
+        """Return the keys that start with `prefix`, sorted; a prefix that ends with `/` is a folder."""
+        if prefix:
+            _checked(prefix.rstrip("/"))
+        return self._files.names(prefix)
+
+    def delete(self, key: str) -> None:
+        """Remove `key`; an absent one is no error."""
+        self._files.remove(_checked(key))
+
+    def put_blob(self, content: bytes | Path) -> str:
+        """Keep `content` (bytes, or the content of a file, which stays) and return its sha256 in hex."""
+        if isinstance(content, Path):
+            copy = self.temporary_path()
+            shutil.copyfile(content, copy)
+            return self.take_blob(copy)
+        digest = hashlib.sha256(content).hexdigest()
+        if not self._files.exists(_blob(digest)):
+            self._files.write(_blob(digest), content)
+        return digest
+
+    def take_blob(self, path: Path) -> str:
+        """Move the file `path` into the store as a blob (a rename on the same file system) and return its sha256 in
+        hex."""
+        digest = _file_digest(path)
+        if self._files.exists(_blob(digest)):
+            path.unlink()
+        else:
+            self._files.take(_blob(digest), path)
+        return digest
+
+    def get_blob(self, digest: str) -> bytes:
+        """Return a blob's bytes; raises StoreError when it is absent or its content does not have this digest."""
+        content = self.get(_blob(digest))
+        if hashlib.sha256(content).hexdigest() != digest:
+            raise self._damaged(digest, len(content))
+        return content
+
+    def blob_path(self, digest: str) -> Path:
+        """Return a local file with the blob (downloaded to a cache when remote); raises StoreError as `get_blob`
+        does."""
+        path = self._cached(digest)
+        if not path.is_file():
+            if self.folder is not None:
+                raise StoreError(f"{self.url}/{_blob(digest)} does not exist")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            LocalFiles(path.parent).write(path.name, self.get_blob(digest))
+        elif _file_digest(path) != digest:
+            raise self._damaged(digest, path.stat().st_size)
+        return path
+
+    def has_blob(self, digest: str) -> bool:
+        """Tell whether the blob is there (its content is checked when it is read)."""
+        return self._files.exists(_blob(digest))
+
+    def temporary_path(self) -> Path:
+        """Return a fresh local path to write a file that `take_blob` then moves in without a copy where it can."""
+        folder = Path(tempfile.gettempdir()) if self.folder is None else self.folder / TEMPORARY
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / f"inlay-{os.getpid()}-{os.urandom(8).hex()}"
+
+    def _cached(self, digest: str) -> Path:
+        if self.folder is not None:
+            return self.folder / _blob(digest)
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        return cache / "inlay" / _blob(digest)
+
+    def _damaged(self, digest: str, size: int) -> StoreError:
+        return StoreError(
+            f"the blob {self.url}/{_blob(digest)} is damaged: its {size} bytes do not have the digest in its name; "
+            "delete it and give the same command again, and what depends on it is made anew"
+        )
+
+
+def json_bytes(value: Any) -> bytes:
+    """Return `value` as JSON bytes with sorted keys, the same bytes for the same value; raises ValueError for NaN and
+    infinity."""
+    return json.dumps(value, sort_keys=True, indent=1, allow_nan=False, ensure_ascii=False).encode() + b"\n"
+
+
+def digest_of(value: Mapping[str, Any] | list[Any] | str) -> str:
+    """Return the sha256 in hex of a JSON value's canonical form."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _checked(key: str) -> str:
+    if not _KEY.fullmatch(key) or any(part in (".", "..") for part in key.split("/")):
+        raise ValueError(f"{key!r} is not a store key: letters, digits and _.=+@- between single slashes")
+    return key
+
+
+def _blob(digest: str) -> str:
+    if not re.fullmatch(r"[0-9a-f]{64}", digest):
+        raise ValueError(f"{digest!r} is not a blob digest: 64 hex digits")
+    return f"blobs/{digest}"
+
+
+def _file_digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,229 @@
+"""MLflow tracking that never stops a search: every entry goes to a file first, and a thread sends it on.
+
+A tracker that is down is told once; its entries wait in the file and are sent when it is back, by this search or the
+next one of the workspace. An entry may be sent twice after a kill, so every kind of entry is harmless when repeated.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from inlay.cluster.store import Store, digest_of
+from inlay.cluster.tracking_buffer import Buffer
+from inlay.cluster.tracking_send import Entry, Sender, TrackerDownError, redacted, redacted_values
+
+TAGS_VARIABLE = "INLAY_JOB_TAGS"
+JOB_TAG = "inlay.job"
+_RETRY_SECONDS = 15.0
+
+
+class TrackedRun:
+    """One MLflow run; its methods return at once, what they say is sent by the tracker's thread."""
+
+    def __init__(self, add: Callable[..., None], ref: str) -> None:
+        self._add = add
+        self.ref = ref
+
+    def params(self, values: Mapping[str, Any]) -> None:
+        """Log settings; MLflow keeps the first value of each for ever, a later one becomes the tag `changed.<name>`."""
+        self._add(self.ref, "params", values={name: str(value) for name, value in values.items()})
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        """Set tags."""
+        self._add(self.ref, "tags", values=dict(values))
+
+    def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
+        """Log numbers at a step."""
+        numbers = {name: float(value) for name, value in values.items()}
+        self._add(self.ref, "metrics", values=numbers, step=step, at=int(time.time() * 1000))
+
+    def text(self, path: str, content: str) -> None:
+        """Keep text as the artifact `path`."""
+        self._add(self.ref, "text", path=path, content=content)
+
+    def json(self, path: str, value: Any) -> None:
+        """Keep a JSON value as the artifact `path`."""
+        self.text(path, json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False))
+
+    def table(self, path: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Keep rows as the artifact `path` (.json), which MLflow's pages show as a table."""
+        columns = list(dict.fromkeys(name for row in rows for name in row))
+        data = [[row.get(name) for name in columns] for row in rows]
+        self._add(self.ref, "table", path=path, content=json.dumps({"columns": columns, "data": data}))
+
+    def figure(self, path: str, figure: Any) -> None:
+        """Keep a matplotlib figure as the artifact `path`, in the format of its ending."""
+        stream = io.BytesIO()
+        figure.savefig(stream, format=Path(path).suffix.lstrip("."), bbox_inches="tight")
+        self._add(self.ref, "bytes", path=path, content=base64.b64encode(stream.getvalue()).decode())
+
+    def file(self, local: Path, folder: str = "") -> None:
+        """Keep a local file, which must stay until it is sent, in the artifact folder `folder`."""
+        self._add(self.ref, "file", local=str(Path(local).absolute()), folder=folder)
+
+    def dataset(self, name: str, digest: str, profile: Mapping[str, Any], source: str = "") -> None:
+        """Name a data set as an input of the run, by the context `name`; `profile` says its sizes."""
+        # MLflow keeps at most 36 characters of a data set's digest.
+        self._add(self.ref, "dataset", name=name, digest=digest[:36], profile=dict(profile), source=source)
+
+    def model(self, folder: Path, register_as: str | None = None) -> None:
+        """Keep an exported folder as the artifacts `model/`, and as a version of a registered model if one is named."""
+        self._add(self.ref, "model", local=str(Path(folder).absolute()), register_as=register_as)
+
+    def end(self, status: str = "FINISHED") -> None:
+        """End the run as FINISHED, FAILED or KILLED; starting it again continues it."""
+        self._add(self.ref, "end", status=status)
+
+
+class Tracker(TrackedRun):
+    """The MLflow run of a search and the way to it; cheap to make, since its thread imports mlflow."""
+
+    def __init__(
+        self,
+        uri: str | None,
+        experiment: str,
+        on_warning: Callable[[str], None] = lambda text: None,
+        *,
+        spool: Store | Path,
+    ) -> None:
+        """`uri` None is MLFLOW_TRACKING_URI, else `sqlite:///mlflow.db` here; `spool` keeps what is not sent yet."""
+        super().__init__(self._queue, "search")
+        self.uri = tracking_uri(uri)
+        folder = spool_folder(spool)
+        self._on_warning = on_warning
+        self._sender = Sender(self.uri, experiment, folder)
+        self._buffer = Buffer(folder)
+        self._entries = self._buffer.unsent()
+        self._changed = threading.Condition()
+        self._closing = False
+        self._progress_at = time.monotonic()
+        self._warned: set[str] = set()
+        self._thread = threading.Thread(target=self._work, daemon=True, name="inlay-tracking")
+        self._thread.start()
+
+    def start(self, name: str, tags: Mapping[str, str] | None = None, resume_run_id: str | None = None) -> str | None:
+        """Make the search's run, or continue the one of this workspace; returns its MLflow id once that is known.
+
+        `resume_run_id` is continued where the spool knows of none.
+        """
+        tags = dict(tags or {}) | submitted_tags()
+        self._queue(self.ref, "run", name=name, tags=tags, parent=None, resume=resume_run_id)
+        return self.run_id()
+
+    def child(self, ref: str, name: str, tags: Mapping[str, str] | None = None) -> TrackedRun:
+        """Make, or continue, a run below the search's; `ref` names it in this workspace."""
+        self._queue(ref, "run", name=name, tags=dict(tags or {}), parent=self.ref, resume=None)
+        return TrackedRun(self._queue, ref)
+
+    def run_id(self, ref: str = "search") -> str | None:
+        """Return MLflow's id of a run, None while the tracker has not made it."""
+        return self._sender.run_ids().get(ref)
+
+    def link(self) -> str | None:
+        """Return the page of the search's run; None where the tracker is no server or has not made it."""
+        identifier = self.run_id()
+        if identifier is None or not self.uri.startswith("http"):
+            return None
+        return f"{redacted(self.uri).rstrip('/')}/#/experiments/{self._sender.experiment_id}/runs/{identifier}"
+
+    def flush(self, timeout_seconds: float) -> bool:
+        """Wait until everything is sent; False when that did not happen in time."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._entries, timeout_seconds)
+
+    def end(self, status: str = "FINISHED") -> None:
+        """End the search's run and close the tracker."""
+        super().end(status)
+        self.close()
+
+    def close(self, patience_seconds: float = 60.0) -> None:
+        """Send what is left, or leave it in the file with a warning; never raises for a tracker that is down.
+
+        Waits as long as entries leave, and `patience_seconds` after the last one that did.
+        """
+        with self._changed:
+            self._closing = True
+            self._progress_at = time.monotonic()
+            self._changed.notify_all()
+        while self._thread.is_alive() and time.monotonic() - self._progress_at < patience_seconds:
+            self._thread.join(0.2)
+        if self._entries:
+            self._on_warning(
+                f"{len(self._entries)} tracking entries could not be sent to {redacted(self.uri)}; they are kept in "
+                f"{self._buffer.path} and sent by the next run of this workspace"
+            )
+
+    def _queue(self, ref: str, kind: str, **values: Any) -> None:
+        entry = Entry(ref, kind, redacted_values(values))
+        with self._changed:
+            try:
+                self._buffer.append(entry)
+            except OSError as error:
+                self._warn("buffer", f"tracking entries cannot be kept in a file ({error}); they wait in memory only")
+            self._entries.append(entry)
+            self._changed.notify_all()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._entries or self._closing)
+                if not self._entries:
+                    return
+                batch = list(self._entries[:1000])
+            try:
+                sent = self._sender.send(batch)
+            except TrackerDownError as error:
+                self._warn("down", f"the tracker {redacted(self.uri)} does not answer, the search goes on: {error}")
+                if self._pause():
+                    return
+                continue
+            for warning in self._sender.take_warnings():
+                self._warn(warning, warning)
+            with self._changed:
+                del self._entries[:sent]
+                with contextlib.suppress(OSError):  # told when the entry was added; what is sent twice is harmless
+                    self._buffer.mark_sent(sent, empty=not self._entries)
+                self._progress_at = time.monotonic()
+                self._changed.notify_all()
+
+    def _pause(self) -> bool:
+        """Wait before the next try; True when the tracker is closing and was tried since."""
+        with self._changed:
+            if self._closing:
+                return True
+            self._changed.wait_for(lambda: self._closing, _RETRY_SECONDS)
+            return False
+
+    def _warn(self, kind: str, text: str) -> None:
+        if kind not in self._warned:
+            self._warned.add(kind)
+            self._on_warning(text)
+
+
+def submitted_tags() -> dict[str, str]:
+    """Return the tags of the job that this process runs for on a cluster, its id among them; none elsewhere."""
+    return dict(json.loads(os.environ.get(TAGS_VARIABLE, "{}")))
+
+
+def tracking_uri(uri: str | None) -> str:
+    """Return the tracking URI to use: the given one, MLFLOW_TRACKING_URI, or an sqlite file in the current folder."""
+    return uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').absolute()}"
+
+
+def spool_folder(spool: Store | Path) -> Path:
+    """Return the local folder for unsent entries: in the workspace where that is a folder, else in the user's cache."""
+    if isinstance(spool, Path):
+        return spool
+    if spool.folder is not None:
+        return spool.folder / "tracking"
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "inlay" / "tracking" / digest_of(spool.url)[:16]

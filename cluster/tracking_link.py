@@ -1,0 +1,30 @@
+"""The MLflow page of a submitted job, looked up over MLflow's REST interface without importing mlflow."""
+
+from __future__ import annotations
+
+from inlay.cluster.errors import ClusterError
+from inlay.cluster.http import request_json
+from inlay.cluster.tracking import JOB_TAG
+
+
+def job_page(uri: str, experiment: str, job_id: str) -> str | None:
+    """Return the page of a job's run on the MLflow server at `uri`, None where there is none or it does not answer."""
+    if not uri.startswith("http"):
+        return None
+    interface = f"{uri.rstrip('/')}/api/2.0/mlflow"
+    try:
+        found = request_json(
+            "GET", f"{interface}/experiments/get-by-name?experiment_name={_quoted(experiment)}", with_token=False
+        )
+        experiment_id = str(found["experiment"]["experiment_id"])
+        query = {"experiment_ids": [experiment_id], "filter": f"tags.`{JOB_TAG}` = '{job_id}'", "max_results": 1}
+        runs = request_json("POST", f"{interface}/runs/search", query, with_token=False).get("runs", [])
+        return f"{uri.rstrip('/')}/#/experiments/{experiment_id}/runs/{runs[0]['info']['run_id']}" if runs else None
+    except (ClusterError, KeyError, TypeError):
+        return None
+
+
+def _quoted(text: str) -> str:
+    from urllib.parse import quote
+
+    return quote(text, safe="")

@@ -1,0 +1,212 @@
+"""What happens inside a Ray worker: threads and limits are set, the function runs, blobs and then the record are
+written."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import resource
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from inlay.cluster.errors import StoreError
+from inlay.cluster.pieces import Piece, PieceContext, PieceOutput, Record, parse_record, read_record
+from inlay.cluster.store import Store
+
+PROGRESS_NAMESPACE = "inlay.progress"
+_PROGRESS_SECONDS = 0.5
+
+
+@dataclass(frozen=True)
+class Order:
+    """A piece on its way to a worker, with all that is not part of its identity."""
+
+    piece: Piece
+    store: Store
+    scratch: Path
+    progress_key: str
+    attempt: int
+    memory_retries: int
+    memory_limit_bytes: int | None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came back: a record, or what the function raised as plain text (foreign exceptions do not always
+    unpickle)."""
+
+    record: Record | None
+    kind: str = ""
+    message: str = ""
+    details: str = ""
+    out_of_memory: bool = False
+
+
+def execute(order: Order) -> Outcome:
+    """Run one piece and commit it; a piece that is committed already is only read, a function that raises commits
+    nothing."""
+    report = _Progress(order.progress_key)
+    report.start()
+    piece, store = order.piece, order.store
+    if store.exists(piece.record_key):
+        return Outcome(read_record(store, piece.record_key))
+    _set_threads(piece.resources.threads)
+    try:
+        order.scratch.mkdir(parents=True, exist_ok=True)
+        context = PieceContext(
+            seed=piece.seed,
+            store=store,
+            scratch=order.scratch,
+            threads=piece.resources.threads,
+            attempt=order.attempt,
+            memory_retries=order.memory_retries,
+            progress=report,
+        )
+        started = time.perf_counter()
+        with _address_space(order.memory_limit_bytes):
+            _reset_peak()
+            output = piece.function(piece.arguments, context)
+            blobs = {name: _commit_blob(store, content) for name, content in sorted(output.blobs.items())}
+        record = _record(order, output, blobs, time.perf_counter() - started)
+        content = record.to_bytes()
+        if not store.put_if_absent(piece.record_key, content):
+            content = store.get(piece.record_key)  # another writer of the same piece was first
+        return Outcome(parse_record(content, piece.record_key))
+    except Exception as error:
+        return Outcome(None, type(error).__name__, str(error), traceback.format_exc(), _is_out_of_memory(error))
+
+
+def execute_on_gpu(order: Order) -> Outcome:
+    """Do the same under a name of its own: Ray knows by the function whether a worker ends after one call."""
+    return execute(order)
+
+
+def _record(order: Order, output: PieceOutput, blobs: dict[str, str], seconds: float) -> Record:
+    piece = order.piece
+    return Record(
+        key=piece.key,
+        label=piece.label,
+        stage=piece.stage,
+        version=piece.version,
+        seed=piece.seed,
+        state="done" if output.failure is None else "failed",
+        reason=output.failure or "",
+        blobs=blobs,
+        values=dict(output.values),
+        attempts=order.attempt,
+        seconds=round(seconds, 4),
+        peak_bytes=_peak_bytes(),
+        host=socket.gethostname(),
+        environment=_environment(),
+    )
+
+
+def _commit_blob(store: Store, content: bytes | Mapping[str, Any]) -> str:
+    if isinstance(content, bytes):
+        return store.put_blob(content)
+    from safetensors.torch import save_file  # imports torch: only where a piece made tensors
+
+    path = store.temporary_path()
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in content.items()}, path)
+        return store.take_blob(path)
+    except Exception as error:
+        # safetensors reports a full disk as its own error, with the reason only in the text.
+        if "os error 28" in str(error) or "os error 27" in str(error):
+            size = sum(tensor.numel() * tensor.element_size() for tensor in content.values())
+            raise StoreError(
+                f"{size} bytes could not be written to {store.url}/blobs: no space is left there; "
+                "what is finished stays: free some space and give the same command again"
+            ) from error
+        raise
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def _set_threads(threads: int) -> None:
+    """Set the thread counts of this process: by environment for what is not loaded yet, in torch where it is.
+
+    Ray reuses workers, and torch keeps the count that it started with.
+    """
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[name] = str(threads)
+    if "torch" in sys.modules and hasattr(sys.modules["torch"], "set_num_threads"):
+        sys.modules["torch"].set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def _address_space(limit_bytes: int | None) -> Iterator[None]:
+    """Hold the address space of this process under `limit_bytes` while a piece runs; allocations above it fail."""
+    if limit_bytes is None:
+        yield
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (limit_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def _reset_peak() -> None:
+    """Start the kernel's peak of resident memory anew (Linux); elsewhere the peak is that of the worker's life."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _peak_bytes() -> int:
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass  # not Linux: the getrusage figure below is what there is
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _environment() -> dict[str, str]:
+    versions = {"python": platform.python_version(), "machine": platform.machine()}
+    for name in ("torch", "transformers", "numpy"):
+        if name in sys.modules:
+            versions[name] = str(getattr(sys.modules[name], "__version__", "unknown"))
+    return versions
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+    )
+
+
+class _Progress:
+    """Writes the fraction done to Ray's key-value table, at most twice a second, where the driver looks for it."""
+
+    def __init__(self, key: str) -> None:
+        self._key = key
+        self._written = 0.0
+
+    def start(self) -> None:
+        """Say that the piece left the queue."""
+        self._write(0.0)
+
+    def __call__(self, fraction: float) -> None:
+        if time.monotonic() - self._written >= _PROGRESS_SECONDS:
+            self._write(min(max(float(fraction), 0.0), 1.0))
+
+    def _write(self, fraction: float) -> None:
+        from ray.experimental.internal_kv import _internal_kv_put
+
+        self._written = time.monotonic()
+        _internal_kv_put(self._key, json.dumps({"fraction": fraction}), namespace=PROGRESS_NAMESPACE)

@@ -1,0 +1,302 @@
+"""The tracker on real MLflow: an sqlite file, a real server, the server killed in the middle, secrets, resume."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import Run
+
+from inlay.cluster.tracking import Tracker, tracking_uri
+from inlay.cluster.tracking_send import redacted
+
+
+class Server:
+    """A real `mlflow server` on a free port, that can be killed and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
+        command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self.folder}/mlflow.db"]
+        command += ["--artifacts-destination", str(self.folder / "artifacts")]
+        environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"}
+        with (self.folder / "server.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                command, env=environment, stdout=log, stderr=log, start_new_session=True, cwd=self.folder
+            )
+        deadline = time.monotonic() + 200
+        while True:
+            try:
+                with urllib.request.urlopen(f"{self.uri}/health", timeout=2):
+                    return
+            except OSError:
+                assert time.monotonic() < deadline, (self.folder / "server.log").read_text()
+                time.sleep(0.3)
+
+    def kill(self) -> None:
+        assert self.process is not None
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(tmp_path_factory.mktemp("mlflow"))
+    server.start()
+    yield server
+    server.kill()
+
+
+def only_search(uri: str, experiment: str) -> Run:
+    client = MlflowClient(tracking_uri=uri)
+    found = client.get_experiment_by_name(experiment)
+    assert found is not None
+    runs = client.search_runs([found.experiment_id], "tags.`inlay.run` = 'search'")
+    assert len(runs) == 1
+    return runs[0]
+
+
+def log_everything(tracker: Tracker, folder: Path) -> None:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib.figure import Figure
+
+    tracker.start("stories", {"team": "blue"})
+    tracker.params({"seed": 0, "budget.runtime": "0.6x", "long": "x" * 9000})
+    for step in range(5):
+        tracker.metrics({"loss": 1 / (step + 1), "seconds": step}, step=step)
+    tracker.json("job.json", {"seed": 0})
+    tracker.text("notes/readme.md", "# notes")
+    tracker.table("tables/scores.json", [{"layer": 0, "kl": 0.1}, {"layer": 1, "kl": 0.2, "note": "é"}])
+    figure = Figure()
+    figure.subplots().plot([1, 2])
+    tracker.figure("pictures/front.png", figure)
+    tracker.dataset("distill", "a" * 64, {"sequences": 10}, "text.txt")
+    exported = folder / "exported"
+    (exported / "tokens").mkdir(parents=True)
+    (exported / "config.json").write_text("{}")
+    (exported / "tokens" / "t.json").write_text("[]")
+    tracker.model(exported, register_as="stories-child")
+    tracker.file(exported / "config.json", "files")
+    child = tracker.child("recover child", "recover", {})
+    child.metrics({"kl": 0.5}, step=3)
+    child.end()
+
+
+def check_everything(uri: str, experiment: str, folder: Path) -> None:
+    client = MlflowClient(tracking_uri=uri)
+    run = only_search(uri, experiment)
+    assert run.info.run_name == "stories"
+    assert run.info.status == "FINISHED"
+    assert run.data.tags["team"] == "blue"
+    assert run.data.params["budget.runtime"] == "0.6x"
+    assert len(run.data.params["long"]) == 6000
+    assert [m.value for m in client.get_metric_history(run.info.run_id, "loss")] == [1 / n for n in range(1, 6)]
+    paths = {
+        file.path
+        for top in ("", "notes", "tables", "pictures", "model", "files")
+        for file in client.list_artifacts(run.info.run_id, top)
+    }
+    assert {"job.json", "notes/readme.md", "tables/scores.json", "pictures/front.png"} <= paths
+    assert {"model/config.json", "model/tokens", "files/config.json"} <= paths
+    table = json.loads(Path(client.download_artifacts(run.info.run_id, "tables/scores.json", str(folder))).read_text())
+    assert table == {"columns": ["layer", "kl", "note"], "data": [[0, 0.1, None], [1, 0.2, "é"]]}
+    assert json.loads(run.data.tags["mlflow.loggedArtifacts"]) == [{"path": "tables/scores.json", "type": "table"}]
+    picture = Path(client.download_artifacts(run.info.run_id, "pictures/front.png", str(folder)))
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    (dataset,) = run.inputs.dataset_inputs
+    assert (dataset.dataset.name, dataset.dataset.digest) == ("distill", "a" * 36)
+    (version,) = client.search_model_versions("name = 'stories-child'")
+    assert version.run_id == run.info.run_id
+    (child,) = client.search_runs([run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run.info.run_id}'")
+    assert (child.info.run_name, child.data.metrics["kl"]) == ("recover", 0.5)
+
+
+def test_everything_arrives_in_sqlite(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    warnings: list[str] = []
+    tracker = Tracker(uri, "stories", warnings.append, spool=tmp_path / "spool")
+    log_everything(tracker, tmp_path)
+    tracker.end()
+    assert warnings == []
+    assert tracker.link() is None
+    check_everything(uri, "stories", tmp_path)
+    assert (tmp_path / "spool" / "unsent.jsonl").read_text() == ""
+    assert (tmp_path / "mlartifacts").is_dir()
+
+
+def test_everything_arrives_at_a_server(tmp_path: Path, server: Server) -> None:
+    warnings: list[str] = []
+    tracker = Tracker(server.uri, "stories", warnings.append, spool=tmp_path / "spool")
+    log_everything(tracker, tmp_path)
+    tracker.end()
+    assert warnings == []
+    check_everything(server.uri, "stories", tmp_path)
+    link = tracker.link()
+    assert link is not None
+    assert link.startswith(f"{server.uri}/#/experiments/")
+    assert link.endswith(f"/runs/{tracker.run_id()}")
+
+
+def test_a_resumed_search_continues_its_run(tmp_path: Path, server: Server) -> None:
+    warnings: list[str] = []
+    for part in range(2):
+        tracker = Tracker(server.uri, "resumed", warnings.append, spool=tmp_path / "spool")
+        tracker.start("stories", {"part": str(part)})
+        tracker.params({"seed": 0, "tokens": part})
+        tracker.metrics({"loss": part}, step=part)
+        tracker.end("KILLED" if part == 0 else "FINISHED")
+    run = only_search(server.uri, "resumed")
+    assert run.info.status == "FINISHED"
+    assert run.data.params == {"seed": "0", "tokens": "0"}
+    assert run.data.tags["changed.tokens"] == "1"
+    history = MlflowClient(tracking_uri=server.uri).get_metric_history(run.info.run_id, "loss")
+    assert [(metric.step, metric.value) for metric in history] == [(0, 0.0), (1, 1.0)]
+    assert warnings == []
+
+
+def test_a_run_deleted_in_mlflow_is_made_anew(tmp_path: Path, server: Server) -> None:
+    for _ in range(2):
+        tracker = Tracker(server.uri, "deleted", spool=tmp_path / "spool")
+        tracker.start("stories")
+        tracker.end()
+        identifier = tracker.run_id()
+        assert identifier is not None
+        MlflowClient(tracking_uri=server.uri).delete_run(identifier)
+    tracker = Tracker(server.uri, "deleted", spool=tmp_path / "spool")
+    tracker.start("stories")
+    tracker.end()
+    assert only_search(server.uri, "deleted").info.run_id == tracker.run_id()
+
+
+def test_a_server_killed_in_the_middle_never_stops_a_search(tmp_path: Path) -> None:
+    folder = tmp_path / "server"
+    folder.mkdir()
+    server = Server(folder)
+    server.start()
+    warnings: list[str] = []
+    tracker = Tracker(server.uri, "unplugged", warnings.append, spool=tmp_path / "spool")
+    tracker.start("stories")
+    tracker.metrics({"loss": 3.0}, step=0)
+    assert tracker.flush(60)
+    server.kill()
+    started = time.monotonic()
+    for step in range(1, 200):
+        tracker.metrics({"loss": 3.0 / step}, step=step)
+    tracker.table("tables/scores.json", [{"layer": 0}])
+    assert time.monotonic() - started < 2
+    tracker.end()
+    assert len(warnings) == 2
+    assert warnings[0].startswith(f"the tracker {server.uri} does not answer, the search goes on: ")
+    assert "201 tracking entries could not be sent" in warnings[1]
+    assert f"{tmp_path}/spool/unsent.jsonl" in warnings[1]
+    server.start()
+    try:
+        warnings.clear()
+        tracker = Tracker(server.uri, "unplugged", warnings.append, spool=tmp_path / "spool")
+        tracker.start("stories")
+        tracker.end()
+        run = only_search(server.uri, "unplugged")
+        history = MlflowClient(tracking_uri=server.uri).get_metric_history(run.info.run_id, "loss")
+        assert [metric.step for metric in history] == list(range(200))
+        assert [file.path for file in MlflowClient(server.uri).list_artifacts(run.info.run_id)] == ["tables"]
+        assert run.info.status == "FINISHED"
+        assert warnings == []
+    finally:
+        server.kill()
+
+
+def test_a_tracker_that_never_was_there(tmp_path: Path) -> None:
+    warnings: list[str] = []
+    tracker = Tracker("http://user:secret-word@127.0.0.1:9", "none", warnings.append, spool=tmp_path / "spool")
+    assert tracker.start("stories") is None
+    tracker.end()
+    assert len(warnings) == 2
+    assert all("secret-word" not in warning for warning in warnings)
+    assert "http://***@127.0.0.1:9" in warnings[0]
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from inlay.cluster.tracking import Tracker
+tracker = Tracker(sys.argv[1], "killed", print, spool=Path(sys.argv[2]))
+tracker.start("stories")
+for step in range(300):
+    tracker.metrics({"loss": step}, step=step)
+    tracker.flush(60) if step == 100 else None
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_what_a_killed_search_did_not_send_is_sent_by_the_next(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    subprocess.run([sys.executable, "-c", KILLED, uri, str(tmp_path / "spool")], check=False)
+    with (tmp_path / "spool" / "unsent.jsonl").open("a") as stream:
+        stream.write('{"ref": "search", "ki')
+    warnings: list[str] = []
+    tracker = Tracker(uri, "killed", warnings.append, spool=tmp_path / "spool")
+    tracker.start("stories")
+    tracker.end()
+    run = only_search(uri, "killed")
+    history = MlflowClient(tracking_uri=uri).get_metric_history(run.info.run_id, "loss")
+    assert [metric.step for metric in history] == list(range(300))
+    assert warnings == []
+
+
+def test_secrets_are_not_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_SERVICE_TOKEN", "abcdefghijkl")
+    assert redacted("s3://key:word@host/path and abcdefghijkl") == "s3://***@host/path and ***"
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    tracker = Tracker(uri, "secret", spool=tmp_path / "spool")
+    tracker.start("stories", {"tag": "abcdefghijkl"})
+    tracker.params({"uri": "postgresql://me:pass-word@db/x", "token": "abcdefghijkl"})
+    tracker.text("notes.txt", "token abcdefghijkl")
+    tracker.end()
+    run = only_search(uri, "secret")
+    assert run.data.params == {"uri": "postgresql://***@db/x", "token": "***"}
+    assert run.data.tags["tag"] == "***"
+    folder = Path(MlflowClient(tracking_uri=uri).download_artifacts(run.info.run_id, "", str(tmp_path)))
+    assert (folder / "notes.txt").read_text() == "token ***"
+    assert b"abcdefghijkl" not in (tmp_path / "mlflow.db").read_bytes()
+    assert "abcdefghijkl" not in "".join(path.read_text() for path in (tmp_path / "spool").iterdir())
+
+
+def test_the_uri_is_the_given_one_then_the_environment_then_sqlite_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    assert tracking_uri(None) == f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://tracker:5000")
+    assert tracking_uri(None) == "http://tracker:5000"
+    assert tracking_uri("http://other:5000") == "http://other:5000"
+
+
+def test_it_says_nothing_on_the_terminal(tmp_path: Path) -> None:
+    script = KILLED.replace("os.kill(os.getpid(), 9)", "tracker.end()")
+    done = subprocess.run(
+        [sys.executable, "-c", script, f"sqlite:///{tmp_path}/mlflow.db", str(tmp_path / "spool")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert (done.stdout, done.stderr) == ("", "")
