@@ -1,0 +1,18 @@
+"""Parent families as data, and reading one layer of a parent at a time."""
+
+from inlay.nas.families.family import FAMILIES, Family
+from inlay.nas.families.parent import Parent, open_parent
+from inlay.nas.families.shape import Entry, Shape, Slot, ends_tensors, layer_prefix, subblock_tensors
+
+__all__ = [
+    "FAMILIES",
+    "Entry",
+    "Family",
+    "Parent",
+    "Shape",
+    "Slot",
+    "ends_tensors",
+    "layer_prefix",
+    "open_parent",
+    "subblock_tensors",
+]

@@ -1,0 +1,184 @@
+"""A parent: its shape, its digest, and its weights one layer at a time.
+
+Opening reads headers only and imports neither torch nor transformers; `config`, the states and `tokenizer` do.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from inlay.nas.errors import UserError
+from inlay.nas.families.checkpoint import Checkpoint, open_checkpoint
+from inlay.nas.families.checks import check_finite, check_tensors, stored_name
+from inlay.nas.families.hub import download, is_hub_id
+from inlay.nas.families.reading import family_of, read_config, shape_of
+from inlay.nas.families.shape import (
+    EMBEDDING,
+    HEAD,
+    SLOTS,
+    Entry,
+    Shape,
+    ends_tensors,
+    layer_prefix,
+    subblock_tensors,
+)
+from inlay.nas.families.tokenizer import TOKENIZER_FILES, check_ids, check_tokenizer_files
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
+
+    from inlay.nas.modeling.configuration_inlay import InlayConfig
+
+_DIGEST_CHUNK_BYTES: Final = 1 << 24
+
+
+def open_parent(name: str | Path, revision: str | None = None) -> "Parent":
+    """The parent in the folder `name`, or the hub model `name` at the commit `revision`.
+
+    Raises `UserError` for everything that can be told from names, sizes and headers: no such folder, another family,
+    no or pickled weights, a truncated file, a missing or misshapen tensor, a tokenizer of another model. Numbers are
+    looked at by `Parent.check_finite`.
+    """
+    folder = _folder(str(name), revision)
+    config = read_config(folder)
+    family_of(config)
+    checkpoint = open_checkpoint(folder)
+    shape = shape_of(config, _stored_dtype(checkpoint))
+    check_tensors(checkpoint, shape)
+    check_tokenizer_files(folder, shape.vocab)
+    return Parent(folder, shape, checkpoint)
+
+
+@dataclass(frozen=True)
+class Parent:
+    """An opened parent; it can be pickled, and holds no weights."""
+
+    folder: Path
+    shape: Shape
+    checkpoint: Checkpoint
+
+    @cached_property
+    def config(self) -> "InlayConfig":
+        """The parent as an inlay model: every block is its own. Raises `UserError` when Transformers refuses it."""
+        import torch
+        from transformers import AutoConfig
+
+        from inlay.nas.modeling.configuration_inlay import InlayConfig
+
+        try:
+            config = AutoConfig.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
+            config.dtype = getattr(torch, self.shape.dtype)
+            # The shape decides which layers slide: a Llama with a `sliding_window` in its config.json has none.
+            blocks: list[dict[str, Entry]] = [
+                {slot: self.shape.parent_entry(layer, slot) for slot in SLOTS} for layer in range(self.shape.num_layers)
+            ]
+            return InlayConfig.from_parent(config).with_blocks(blocks)
+        except Exception as error:  # validation errors of the config classes have no root in common
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"parent: Transformers refuses `{self.folder / 'config.json'}` ({reason}); correct that file."
+            ) from None
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 over config.json, every tensor's bytes and the tokenizer, however the weights are sharded.
+
+        It reads the whole model: seconds for each gigabyte. `fingerprint` tells whether it can have changed.
+        """
+        digest = hashlib.sha256(json.dumps(read_config(self.folder), sort_keys=True).encode())
+        for name, tensor in sorted(self.checkpoint.tensors.items()):
+            digest.update(json.dumps([name, tensor.dtype, tensor.shape]).encode())
+            for chunk in _chunks(tensor.file, tensor.offset, tensor.num_bytes):
+                digest.update(chunk)
+        for path in self._tokenizer_files():
+            digest.update(json.dumps([path.name, path.stat().st_size]).encode())
+            digest.update(path.read_bytes())
+        return digest.hexdigest()
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 over path, size and time of change of the files that `digest` reads: quick, but bound to a place."""
+        files = (self.folder / "config.json", *self.checkpoint.files, *self._tokenizer_files())
+        stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+        return hashlib.sha256(json.dumps(stats).encode()).hexdigest()
+
+    def layer_state(self, layer: int, dtype: "torch.dtype | None" = None) -> "dict[str, Tensor]":
+        """The tensors of one layer by layer-local names, in the parent's own dtype or in `dtype`."""
+        prefix = layer_prefix(layer)
+        names = [
+            name for slot in SLOTS for name in subblock_tensors(self.shape, slot, self.shape.parent_entry(layer, slot))
+        ]
+        return {name: self._read(prefix + name, dtype) for name in names}
+
+    def ends_state(self, dtype: "torch.dtype | None" = None) -> "dict[str, Tensor]":
+        """Embedding, final norm and an untied head by whole-model names, in the parent's own dtype or in `dtype`.
+
+        Raises `UserError` when a tied head is stored too and differs from the embedding.
+        """
+        state = {name: self._read(name, dtype) for name in ends_tensors(self.shape)}
+        stored_twice = self.shape.tied and {EMBEDDING, HEAD} <= self.checkpoint.tensors.keys()
+        if stored_twice and not state[EMBEDDING].equal(self._read(HEAD, dtype)):
+            raise UserError(
+                f"parent: config.json ties the head to the embedding, but `{HEAD}` differs from `{EMBEDDING}`; "
+                "set `tie_word_embeddings` to false there."
+            )
+        return state
+
+    def check_finite(self) -> None:
+        """Read every tensor once; raise `UserError` naming the first one, and its layer, that is not finite."""
+        check_finite(self.ends_state(), "", "outside the layers", self.shape.dtype)
+        for layer in range(self.shape.num_layers):
+            check_finite(self.layer_state(layer), layer_prefix(layer), f"in layer {layer}", self.shape.dtype)
+
+    def tokenizer(self) -> "PreTrainedTokenizerBase":
+        """The parent's tokenizer. Raises `UserError` when it cannot be loaded or has ids that the embedding lacks."""
+        from transformers import AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
+        except Exception as error:  # the tokenizers library raises bare `Exception` for a file it cannot parse
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"parent: the tokenizer in `{self.folder}` cannot be loaded ({reason}); put the model's own there."
+            ) from None
+        check_ids({place: token for token, place in tokenizer.get_vocab().items()}, self.shape.vocab, self.folder)
+        return tokenizer
+
+    def _read(self, name: str, dtype: "torch.dtype | None") -> "Tensor":
+        import torch
+
+        stored = self.checkpoint.tensors[stored_name(self.checkpoint, name)]
+        return stored.read().to(getattr(torch, self.shape.dtype) if dtype is None else dtype)
+
+    def _tokenizer_files(self) -> list[Path]:
+        return [self.folder / name for name in TOKENIZER_FILES if (self.folder / name).is_file()]
+
+
+def _folder(name: str, revision: str | None) -> Path:
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder.resolve()
+    if folder.is_file():
+        raise UserError(f"parent: `{name}` is a file; give the folder with config.json and safetensors in it.")
+    if is_hub_id(name):
+        return download(name, revision)
+    raise UserError(f"parent: there is no folder `{name}`; give a model folder, or a hub id with a `revision`.")
+
+
+def _stored_dtype(checkpoint: Checkpoint) -> str:
+    names = (EMBEDDING, HEAD, *sorted(checkpoint.tensors))
+    return next((checkpoint.tensors[name].dtype for name in names if name in checkpoint.tensors), "float32")
+
+
+def _chunks(file: Path, offset: int, num_bytes: int) -> Iterator[bytes]:
+    with file.open("rb") as stream:
+        stream.seek(offset)
+        while num_bytes > 0 and (chunk := stream.read(min(num_bytes, _DIGEST_CHUNK_BYTES))):
+            num_bytes -= len(chunk)
+            yield chunk

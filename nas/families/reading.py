@@ -1,0 +1,139 @@
+"""From a parent's config.json to its `Shape`, with a sentence for everything that cannot be."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from inlay.nas.errors import UserError
+from inlay.nas.families.family import FAMILIES, Family
+from inlay.nas.families.shape import DTYPE_BYTES, Shape
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The parent's config.json as it stands. Raises `UserError` when it is missing, not JSON, or no object."""
+    path = folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(
+            f"parent: the folder `{folder}` has no config.json; give a model folder as `save_pretrained` writes it."
+        ) from None
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"parent: `{path}` is not JSON ({error}); copy it again from the model's source.") from None
+    if not isinstance(config, dict):
+        raise UserError(f"parent: `{path}` holds no JSON object; copy it again from the model's source.")
+    return config
+
+
+def family_of(config: Mapping[str, Any]) -> Family:
+    """The family that config.json names. Raises `UserError` with the list of families, or for quantised weights."""
+    name = str(config.get("model_type"))
+    if name not in FAMILIES:
+        raise UserError(
+            f"parent: model type `{name}` is not supported; the supported families are {', '.join(FAMILIES)}."
+        )
+    for key in FAMILIES[name].foreign_keys:
+        if key in config:
+            raise UserError(
+                f"parent: a `{name}` with `{key}` in config.json is another family to Transformers, and not supported; "
+                f"the supported families are {', '.join(FAMILIES)}."
+            )
+    if config.get("quantization_config") is not None:
+        raise UserError(
+            "parent: the weights are quantised (config.json has `quantization_config`); "
+            "give the float32, bfloat16 or float16 model that they were made from."
+        )
+    return FAMILIES[name]
+
+
+def shape_of(config: Mapping[str, Any], stored_dtype: str) -> Shape:
+    """The parent's sizes. `stored_dtype` is what its tensors are stored in, taken when config.json names no dtype.
+
+    Transformers loads a model in the dtype of its config; the shape follows that rule. Raises `UserError` naming the
+    key of config.json that is wrong.
+    """
+    family = family_of(config)
+    values = {**family.defaults, **config}
+    q_heads = _count(values, "num_attention_heads")
+    kv_heads = q_heads if values["num_key_value_heads"] is None else _count(values, "num_key_value_heads")
+    hidden = _count(values, "hidden_size")
+    if q_heads % kv_heads:
+        raise _wrong("num_key_value_heads", kv_heads, f"must divide `num_attention_heads`, {q_heads}")
+    if family.hidden_multiple_of_heads and hidden % q_heads:
+        raise _wrong("hidden_size", hidden, f"must be a multiple of `num_attention_heads`, {q_heads}")
+    num_layers = _count(values, "num_hidden_layers")
+    vocab = _count(values, "vocab_size")
+    _check_special_ids(config, vocab)
+    return Shape(
+        family=family.name,
+        num_layers=num_layers,
+        hidden=hidden,
+        q_heads=q_heads,
+        kv_heads=kv_heads,
+        head_dim=hidden // q_heads if values["head_dim"] is None else _count(values, "head_dim"),
+        ffn_width=_count(values, "intermediate_size"),
+        vocab=vocab,
+        tied=_flag(values, "tie_word_embeddings"),
+        qkv_bias=_flag(values, family.qkv_bias),
+        o_bias=_flag(values, family.o_bias),
+        qk_norm=family.qk_norm,
+        mlp_bias=_flag(values, family.mlp_bias),
+        dtype=_dtype(config, stored_dtype),
+        max_positions=_count(values, "max_position_embeddings"),
+        windows=_windows(family, values, num_layers),
+    )
+
+
+def _windows(family: Family, values: Mapping[str, Any], num_layers: int) -> tuple[int | None, ...]:
+    window = None if values.get("sliding_window") is None else _count(values, "sliding_window")
+    if family.sliding == "none":
+        return (None,) * num_layers
+    if family.sliding == "all":
+        return (window,) * num_layers
+    window = window if _flag(values, "use_sliding_window") else None
+    types = values["layer_types"]
+    if types is None:
+        first = _count(values, "max_window_layers", least=0)
+        return tuple(window if layer >= first else None for layer in range(num_layers))
+    if not isinstance(types, list) or len(types) != num_layers:
+        raise _wrong("layer_types", types, f"must list one type for each of {num_layers} layers")
+    for kind in types:
+        if kind not in ("full_attention", "sliding_attention"):
+            raise _wrong("layer_types", kind, "may only hold `full_attention` and `sliding_attention`")
+        if kind == "sliding_attention" and window is None:
+            raise _wrong("layer_types", kind, "needs `use_sliding_window: true` and a `sliding_window`")
+    return tuple(window if kind == "sliding_attention" else None for kind in types)
+
+
+def _dtype(config: Mapping[str, Any], stored: str) -> str:
+    named = config.get("dtype") or config.get("torch_dtype") or stored
+    if named not in DTYPE_BYTES:
+        raise _wrong("dtype", named, f"must be one of {', '.join(DTYPE_BYTES)}")
+    return str(named)
+
+
+def _check_special_ids(config: Mapping[str, Any], vocab: int) -> None:
+    for key in ("bos_token_id", "eos_token_id"):
+        value = config.get(key)
+        for token in value if isinstance(value, list) else [value]:
+            if token is not None and not (isinstance(token, int) and 0 <= token < vocab):
+                raise _wrong(key, token, f"must be a token below `vocab_size`, {vocab}")
+
+
+def _count(values: Mapping[str, Any], key: str, least: int = 1) -> int:
+    value = values[key]
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise _wrong(key, value, f"must be a whole number of at least {least}")
+    return value
+
+
+def _flag(values: Mapping[str, Any], key: bool | str) -> bool:
+    value = key if isinstance(key, bool) else values[key]
+    if not isinstance(value, bool):
+        raise _wrong(str(key), value, "must be true or false")
+    return value
+
+
+def _wrong(key: str, value: Any, rule: str) -> UserError:
+    return UserError(f"parent: `{key}` in config.json is `{value}`, but it {rule}; correct config.json.")

@@ -1,0 +1,24 @@
+"""The search space: one file a kind of variant, and one registry; importing it does not import torch."""
+
+from inlay.nas.variants.architecture import Architecture
+from inlay.nas.variants.kind import Kind
+from inlay.nas.variants.registry import KINDS
+from inlay.nas.variants.sizes import ends_bytes, ends_parameters, kv_bytes, parameters, weights_bytes
+from inlay.nas.variants.space import SearchSpace, space_problems, variants_of
+from inlay.nas.variants.variant import Variant, parse_variant
+
+__all__ = [
+    "KINDS",
+    "Architecture",
+    "Kind",
+    "SearchSpace",
+    "Variant",
+    "ends_bytes",
+    "ends_parameters",
+    "kv_bytes",
+    "parameters",
+    "parse_variant",
+    "space_problems",
+    "variants_of",
+    "weights_bytes",
+]

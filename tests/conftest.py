@@ -1,0 +1,122 @@
+"""Parents and text for all tests: pretrained ones from the environment, else what ships, and tiny random ones."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from inlay.nas.embedded import corpus, embedded_parent
+
+TinyParent = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def parents_dir() -> Path:
+    """A folder of trained parents, one folder each: `INLAY_PARENTS`, else the ones that ship with inlay."""
+    given = os.environ.get("INLAY_PARENTS")
+    return Path(given) if given else embedded_parent("pystdlib").parent
+
+
+@pytest.fixture(scope="session")
+def trained_parent(parents_dir: Path) -> Path:
+    """The smallest trained parent."""
+    weights = sorted(parents_dir.glob("*/model.safetensors"), key=lambda path: path.stat().st_size)
+    return weights[0].parent
+
+
+@pytest.fixture(scope="session")
+def text_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of `.txt` files in the product's document format: `INLAY_TEXT`, else the standard library's source."""
+    given = os.environ.get("INLAY_TEXT")
+    if given:
+        return Path(given)
+    folder = tmp_path_factory.mktemp("text")
+    for split in ("train", "held_out"):
+        (folder / f"{split}.txt").write_text(corpus.text(split), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_parent(tmp_path_factory: pytest.TempPathFactory) -> TinyParent:
+    """`tiny_parent(family, seed=0, dtype="float32", max_shard_size="1GB", **config)` gives a random parent's folder.
+
+    Layers 3, width 32, 4 query and 2 key/value heads, ffn 48, vocabulary 288, context 64. Llama is tied; Mistral slides
+    over 24 tokens; Qwen2 is untied; the heads of Qwen3 are 12 wide. Norms and biases are random too. Made once a
+    session for each call: copy the folder before changing it.
+    """
+    made: dict[str, Path] = {}
+
+    def make(family: str, *, seed: int = 0, dtype: str = "float32", max_shard_size: str = "1GB", **config: Any) -> Path:
+        key = json.dumps([family, seed, dtype, max_shard_size, config], sort_keys=True)
+        if key not in made:
+            made[key] = tmp_path_factory.mktemp(f"tiny_{family}")
+            _write(made[key], family, seed, dtype, max_shard_size, config)
+        return made[key]
+
+    return make
+
+
+_COMMON = {
+    "num_hidden_layers": 3,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "vocab_size": 288,
+    "max_position_embeddings": 64,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+_OWN: dict[str, dict[str, Any]] = {
+    "llama": {"tie_word_embeddings": True},
+    "mistral": {"sliding_window": 24},
+    "qwen2": {},
+    "qwen3": {"head_dim": 12, "tie_word_embeddings": True},
+}
+
+
+def _write(folder: Path, family: str, seed: int, dtype: str, max_shard_size: str, config: dict[str, Any]) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    settings = AutoConfig.for_model(family, **{**_COMMON, **_OWN[family], **config})
+    model = AutoModelForCausalLM.from_config(settings)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            if "norm" in name:
+                parameter.copy_(1 + 0.2 * noise)
+            elif parameter.ndim == 1:
+                parameter.copy_(0.2 * noise)
+            else:
+                parameter.copy_(noise * parameter.shape[1] ** -0.5)
+    model.to(getattr(torch, dtype)).save_pretrained(folder, max_shard_size=max_shard_size)
+    _write_tokenizer(folder)
+
+
+def _write_tokenizer(folder: Path) -> None:
+    """One token a byte behind three special ones, 259 in all; BOS opens a text."""
+    from tokenizers import Tokenizer
+    from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+    from tokenizers.models import BPE
+    from tokenizers.pre_tokenizers import ByteLevel
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    tokens = ["<unk>", "<s>", "</s>", *sorted(ByteLevel.alphabet())]
+    tokenizer = Tokenizer(BPE(vocab={token: place for place, token in enumerate(tokens)}, merges=[]))
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = ByteLevelDecoder()
+    tokenizer.post_processor = TemplateProcessing(single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        unk_token="<unk>",
+        bos_token="<s>",
+        eos_token="</s>",
+        clean_up_tokenization_spaces=False,
+    )
+    fast.save_pretrained(folder)

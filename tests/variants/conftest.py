@@ -1,0 +1,64 @@
+"""One opened tiny parent a family, its calibration sums, and what a search space looks like."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+
+from inlay.nas.families import Parent, open_parent
+from inlay.nas.modeling.modeling_inlay import ForwardContext, InlayLayer, build_layer, make_context
+from inlay.nas.variants.sums import CalibrationSums
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {"dtype": "bfloat16"},
+    "mistral": {},
+    "qwen2": {},
+    "qwen3": {"attention_bias": True, "use_sliding_window": True, "sliding_window": 20, "max_window_layers": 2},
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A parent with all that a start can need of its layer 1."""
+
+    parent: Parent
+    layer: InlayLayer
+    state: dict[str, torch.Tensor]
+    hidden_BSD: torch.Tensor
+    context: ForwardContext
+    sums: CalibrationSums
+
+
+@dataclass(frozen=True)
+class Space:
+    """The part of a job that variants read."""
+
+    attention: tuple[Any, ...] = ()
+    ffn: tuple[Any, ...] = ()
+    multiple: int = 8
+    sinks: int = 4
+
+
+def make_case(parent: Parent, layer_index: int = 1) -> Case:
+    block = parent.config.blocks[layer_index]
+    state = parent.layer_state(layer_index)
+    dtype = getattr(torch, parent.shape.dtype)
+    layer = build_layer(parent.config, layer_index, block["attention"], block["ffn"], state, dtype)
+    noise_BSD = torch.randn(4, 32, parent.shape.hidden, generator=torch.Generator().manual_seed(1))
+    hidden_BSD = noise_BSD.to(dtype)
+    context = make_context(parent.config, 4, 32, dtype, "cpu", [block["attention"]])
+    sums, _ = CalibrationSums.of(layer, hidden_BSD, context, want_products=True)
+    return Case(parent, layer, state, hidden_BSD, context, sums)
+
+
+@pytest.fixture(scope="session", params=FAMILIES)
+def case(request: pytest.FixtureRequest, tiny_parent: Any) -> Case:
+    """Each family in turn: Llama in bfloat16, Mistral and a layer of Qwen3 sliding, Qwen2 and Qwen3 with biases."""
+    return make_case(open_parent(tiny_parent(request.param, **FAMILIES[request.param])))
+
+
+@pytest.fixture(scope="session")
+def llama(tiny_parent: Any) -> Case:
+    """A Llama in float32."""
+    return make_case(open_parent(tiny_parent("llama")))

@@ -1,0 +1,136 @@
+"""The contract of a variant, over every kind and every family: label, entry, start, and sizes to the byte."""
+
+import pytest
+import torch
+from transformers.cache_utils import Cache
+
+from inlay.nas.modeling.modeling_inlay import InlayForCausalLM, build_layer
+from inlay.nas.variants import KINDS, Architecture, Variant, kv_bytes, parameters, parse_variant, weights_bytes
+
+LABELS = (
+    "attention:parent",
+    "attention:kv_heads=1",
+    "attention:window=8",
+    "attention:window=8,sinks=0",
+    "attention:window=1,sinks=2",
+    "attention:linear",
+    "attention:no_op",
+    "ffn:parent",
+    "ffn:width=16",
+    "ffn:width=1",
+    "ffn:linear",
+    "ffn:no_op",
+)
+
+
+def test_every_kind_is_among_the_labels() -> None:
+    assert {parse_variant(label).kind for label in LABELS} == set(KINDS)
+    assert {(parse_variant(label).slot, parse_variant(label).kind) for label in LABELS} == {
+        (slot, kind.name) for kind in KINDS.values() for slot in kind.slots
+    }
+
+
+@pytest.mark.parametrize("label", LABELS)
+class TestEveryVariant:
+    """What holds for all of them."""
+
+    @pytest.fixture
+    def variant(self, label: str) -> Variant:
+        return parse_variant(label)
+
+    def test_it_fits_and_has_its_label(self, case, variant, label) -> None:
+        assert variant.label == str(variant) == label
+        for layer in range(case.parent.shape.num_layers):
+            variant.check(case.parent.shape, layer, "space")
+
+    def test_its_start_is_what_the_layer_wants(self, case, variant) -> None:
+        shape, config = case.parent.shape, case.parent.config
+        state = variant.start(shape, case.state, case.sums)
+        dtype = getattr(torch, shape.dtype)
+        assert {tensor.dtype for tensor in state.values()} <= {dtype}
+        assert all(tensor.isfinite().all() for tensor in state.values())
+        entries = {"attention": None, "ffn": None} | {variant.slot: variant.entry(shape, 1)}
+        # A strict load: other names or shapes raise.
+        layer = build_layer(config, 1, entries["attention"], entries["ffn"], state, dtype)
+        assert sum(tensor.numel() for tensor in layer.state_dict().values()) == parameters(
+            entries[variant.slot], variant.slot, shape
+        )
+
+    def test_sizes_are_those_of_its_tensors(self, case, variant) -> None:
+        shape = case.parent.shape
+        state = variant.start(shape, case.state, case.sums)
+        entry = variant.entry(shape, 1)
+        assert parameters(entry, variant.slot, shape) == sum(tensor.numel() for tensor in state.values())
+        assert weights_bytes(entry, variant.slot, shape) == sum(tensor.nbytes for tensor in state.values())
+
+    def test_the_same_start_twice(self, case, variant) -> None:
+        first, second = (variant.start(case.parent.shape, case.state, case.sums) for _ in range(2))
+        assert first.keys() == second.keys()
+        assert all(first[name].equal(second[name]) for name in first)
+
+    def test_the_start_leaves_the_parent_alone(self, case, variant) -> None:
+        before = {name: tensor.clone() for name, tensor in case.state.items()}
+        variant.start(case.parent.shape, case.state, case.sums)
+        assert all(case.state[name].equal(before[name]) for name in before)
+
+    def test_a_whole_model_of_it_has_the_sizes_of_its_architecture(self, case, variant) -> None:
+        shape = case.parent.shape
+        other = Variant("ffn" if variant.slot == "attention" else "attention", "parent")
+        pair = (variant, other) if variant.slot == "attention" else (other, variant)
+        architecture = Architecture((pair,) * shape.num_layers)
+        config = case.parent.config.with_blocks(architecture.blocks(shape))
+        model = InlayForCausalLM(config).to(getattr(torch, shape.dtype))
+        tensors = list(model.parameters())
+        assert architecture.parameters(shape) == sum(tensor.numel() for tensor in tensors)
+        assert architecture.weights_bytes(shape) == sum(tensor.nbytes for tensor in tensors)
+
+
+@pytest.mark.parametrize("label", [label for label in LABELS if label.startswith("attention")])
+@pytest.mark.parametrize(("prefill", "steps"), [(1, 0), (5, 0), (9, 3), (30, 0), (20, 15)])
+def test_kv_bytes_are_those_of_the_cache(case, label, prefill, steps) -> None:
+    shape, variant, batch = case.parent.shape, parse_variant(label), 2
+    architecture = Architecture(((variant, Variant("ffn", "parent")),) * shape.num_layers)
+    config = case.parent.config.with_blocks(architecture.blocks(shape))
+    model = InlayForCausalLM(config).to(getattr(torch, shape.dtype)).eval()
+    cache = model.new_cache()
+    ids_BS = torch.arange(batch * (prefill + steps)).reshape(batch, -1) % shape.vocab
+    with torch.no_grad():
+        model(ids_BS[:, :prefill], past_key_values=cache)
+        for step in range(prefill, prefill + steps):
+            model(ids_BS[:, step : step + 1], past_key_values=cache)
+    held = held_bytes(cache)
+    entries = [variant.entry(shape, layer) for layer in range(shape.num_layers)]
+    assert held == [kv_bytes(entry, shape, batch, prefill + steps) for entry in entries]
+    assert sum(held) == architecture.kv_bytes(shape, batch, prefill + steps)
+
+
+def held_bytes(cache: Cache) -> list[int]:
+    """Bytes of the tensors each layer of the cache holds."""
+    return [
+        sum(states.nbytes for states in (layer.keys, layer.values)) if layer.is_initialized else 0
+        for layer in cache.layers
+    ]
+
+
+def test_kv_bytes_in_another_dtype(case) -> None:
+    entry = {"kind": "full", "kv_heads": 2}
+    one = kv_bytes(entry, case.parent.shape, 3, 10, kv_dtype_bytes=1)
+    assert one == 2 * 3 * 10 * 2 * case.parent.shape.head_dim
+
+
+@pytest.mark.parametrize("label", ["ffn:width=16", "attention:linear", "ffn:linear"])
+def test_a_start_without_the_sums_it_needs(case, label) -> None:
+    with pytest.raises(ValueError, match="run calibrate"):
+        parse_variant(label).start(case.parent.shape, case.state)
+
+
+def test_what_is_trained() -> None:
+    assert {label for label in LABELS if not parse_variant(label).trained} == {
+        f"{slot}:{kind}" for slot in ("attention", "ffn") for kind in ("parent", "no_op")
+    }
+
+
+@pytest.mark.parametrize(("slot", "kind"), [("attention", "width"), ("ffn", "window"), ("mlp", "no_op"), ("ffn", "x")])
+def test_a_kind_that_the_slot_does_not_have(slot, kind) -> None:
+    with pytest.raises(ValueError, match="is not a variant"):
+        Variant(slot, kind)

@@ -1,0 +1,161 @@
+"""From a job's space to the variants of each layer, and what a parent cannot take."""
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from inlay.nas.errors import UserError
+from inlay.nas.families import Shape
+from inlay.nas.job import Space
+from inlay.nas.variants import Variant, parse_variant, space_problems, variants_of
+
+SHAPE = Shape(
+    family="qwen3",
+    num_layers=3,
+    hidden=64,
+    q_heads=8,
+    kv_heads=4,
+    head_dim=16,
+    ffn_width=172,
+    vocab=512,
+    tied=True,
+    qkv_bias=False,
+    o_bias=False,
+    qk_norm=True,
+    mlp_bias=False,
+    dtype="bfloat16",
+    max_positions=512,
+    windows=(None, 64, None),
+)
+
+
+def labels(space: Space, shape: Shape = SHAPE, layer: int = 0) -> list[str]:
+    return [variant.label for variant in variants_of(space, shape, layer)]
+
+
+def problems(shape: Shape = SHAPE, **space: object) -> list[str]:
+    return [str(problem) for problem in space_problems(Space.model_validate(space), shape)]
+
+
+def test_the_parent_comes_first_and_the_order_is_the_jobs() -> None:
+    space = Space(attention=[{"kv_heads": 1}, "no_op", {"window": 128}, "linear"], ffn=[{"width": 0.5}, "no_op"])
+    assert labels(space) == [
+        "attention:parent",
+        "attention:kv_heads=1",
+        "attention:no_op",
+        "attention:window=128",
+        "attention:linear",
+        "ffn:parent",
+        "ffn:width=88",
+        "ffn:no_op",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("width", "multiple", "expected"),
+    [(0.75, 8, 128), (0.5, 8, 88), (0.25, 8, 40), (0.01, 8, 8), (0.5, 1, 86), (0.5, 64, 64), (100, 8, 100)],
+)
+def test_fractions_are_rounded_to_the_multiple_and_numbers_are_not(width, multiple, expected) -> None:
+    space = Space(ffn=[{"width": width}], multiple=multiple)
+    assert labels(space)[2:] == [f"ffn:width={expected}"]
+
+
+def test_what_comes_out_the_same_is_there_once() -> None:
+    assert labels(Space(ffn=[{"width": 0.5}, {"width": 88}, {"width": 0.51}])) == [
+        "attention:parent",
+        "ffn:parent",
+        "ffn:width=88",
+    ]
+
+
+def test_the_parents_own_width_is_the_parent() -> None:
+    assert labels(Space(ffn=[{"width": 172}, "no_op"]))[1:] == ["ffn:parent", "ffn:no_op"]
+
+
+def test_sinks_are_those_of_the_space() -> None:
+    assert labels(Space(attention=[{"window": 32}], sinks=0))[1] == "attention:window=32,sinks=0"
+
+
+def test_a_window_is_left_out_where_the_parent_slides_as_narrowly() -> None:
+    space = Space(attention=[{"window": 64}, {"window": 32}])
+    assert labels(space, layer=0)[1:3] == ["attention:window=64", "attention:window=32"]
+    assert labels(space, layer=1)[1:2] == ["attention:window=32"]
+
+
+def test_a_good_space_has_no_problems() -> None:
+    assert problems(attention=[{"kv_heads": 2}, {"window": 512}, "linear"], ffn=[{"width": 172}, {"width": 0.9}]) == []
+
+
+@pytest.mark.parametrize("heads", [3, 4, 8])
+def test_heads_that_do_not_divide(heads: int) -> None:
+    (problem,) = problems(attention=["no_op", {"kv_heads": heads}])
+    assert problem == (
+        f"space.attention[1].kv_heads: {heads} does not divide the parent's 4 key/value heads into fewer; give 1 or 2"
+    )
+
+
+def test_a_parent_with_one_head() -> None:
+    (problem,) = problems(replace(SHAPE, kv_heads=1), attention=[{"kv_heads": 1}])
+    assert problem.endswith("1 is not possible: the parent has 1 key/value head; leave kv_heads out")
+
+
+def test_a_width_above_the_parents() -> None:
+    (problem,) = problems(ffn=[{"width": 173}])
+    assert problem.startswith("space.ffn[0].width: 173 is above the parent's width of 172; give a smaller one")
+
+
+def test_a_fraction_that_rounds_above_the_parents() -> None:
+    (problem,) = problems(ffn=[{"width": 0.5}], multiple=256)
+    assert problem.startswith("space.ffn[0].width: 0.5 gives a multiple of 256, and 256 is above the parent's width")
+
+
+def test_a_window_longer_than_the_context() -> None:
+    (problem,) = problems(attention=[{"window": 513}])
+    assert problem == (
+        "space.attention[0].window: 513 is longer than the parent's context of 512 tokens; give at most 512"
+    )
+
+
+def test_a_window_that_no_layer_can_take() -> None:
+    (problem,) = problems(replace(SHAPE, windows=(64, 64, 32)), attention=[{"window": 64}])
+    assert problem.endswith("64 is not smaller than the parent's own window of 64 tokens; give less than 64")
+
+
+def test_every_problem_is_listed_and_variants_of_raises_them_all() -> None:
+    space = Space(attention=[{"kv_heads": 3}, {"window": 600}], ffn=[{"width": 500}])
+    found = [str(problem) for problem in space_problems(space, SHAPE)]
+    assert len(found) == 3
+    with pytest.raises(UserError) as caught:
+        variants_of(space, SHAPE, 0)
+    assert str(caught.value).splitlines() == found
+
+
+def test_items_that_are_no_alternatives_are_problems_too() -> None:
+    from types import SimpleNamespace
+
+    space = SimpleNamespace(attention=["lineal", {"width": 8}], ffn=[], multiple=8, sinks=4)
+    first, second = map(str, space_problems(space, SHAPE))
+    assert first.startswith("space.attention[0]: 'lineal' is no attention alternative; did you mean `linear`?")
+    assert second.startswith("space.attention[1]: {'width': 8} is no attention alternative; ")
+
+
+@pytest.mark.parametrize(
+    ("label", "sentence"),
+    [
+        ("ffn:width=0", "0 is not a width; give at least 1, or no_op for no ffn"),
+        ("attention:kv_heads=0", "0 does not divide the parent's 4 key/value heads into fewer"),
+        ("attention:window=0", "0 is not a window; give at least 1 token, or no_op for no attention"),
+    ],
+)
+def test_check_raises_with_its_field(label: str, sentence: str) -> None:
+    with pytest.raises(UserError) as caught:
+        parse_variant(label).check(SHAPE, 0, "architecture.layers[0]")
+    assert str(caught.value).startswith(f"architecture.layers[0]: {sentence}")
+    Variant("ffn", "no_op").check(SHAPE, 0, "anything")
+
+
+def test_importing_variants_imports_neither_torch_nor_transformers() -> None:
+    code = "import sys, inlay.nas.variants; assert not {'torch', 'transformers', 'numpy'} & sys.modules.keys()"
+    subprocess.run([sys.executable, "-P", "-c", code], check=True)
