@@ -1,0 +1,82 @@
+"""Scratch for boundaries: the parent's hidden states before each layer, one file a shard of the text.
+
+Boundary `i` is the input of layer `i`; boundary `num_layers` is the output of the last layer, before the final norm.
+Files are complete or absent (written beside and renamed), so any worker may write one again and a resumed search
+finds what is there. Nothing here is a result: all of it can be computed again from the parent and the text.
+
+Shapes: N sequences of a shard, S positions, D model width.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class BoundaryScratch:
+    """The boundaries of one text under one parent, in a folder that every worker of the search can read.
+
+    Args:
+        folder: the folder of this text's boundaries.
+        num_shards: how many shards the text is cut into; fixed by the job, never by the cluster.
+    """
+
+    folder: Path
+    num_shards: int
+
+    def path(self, boundary: int, shard: int) -> Path:
+        """Where a shard of a boundary lies."""
+        return self.folder / f"boundary-{boundary:04d}" / f"shard-{shard:05d}.safetensors"
+
+    def has(self, boundary: int, shard: int) -> bool:
+        """Whether that shard of the boundary is complete."""
+        return self.path(boundary, shard).exists()
+
+    def complete(self, boundary: int) -> bool:
+        """Whether every shard of the boundary is there."""
+        return all(self.has(boundary, shard) for shard in range(self.num_shards))
+
+    def write(self, boundary: int, shard: int, hidden_NSD: Tensor) -> None:
+        """Stores a shard [N, S, D] in its own dtype; raises OSError with the path when the disk is full."""
+        path = self.path(boundary, shard)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_suffix(f".{uuid.uuid4().hex}.part")
+        try:
+            save_file({"hidden": hidden_NSD.contiguous()}, beside)
+            os.replace(beside, path)
+        finally:
+            beside.unlink(missing_ok=True)
+
+    def read(self, boundary: int, shard: int) -> Tensor:
+        """A shard [N, S, D] of a boundary; raises FileNotFoundError when it was not written or already freed."""
+        path = self.path(boundary, shard)
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: this boundary was never written or is already freed")
+        with safe_open(path, framework="pt") as file:
+            hidden: Tensor = file.get_tensor("hidden")
+        return hidden
+
+    def free(self, boundary: int) -> None:
+        """Deletes a boundary; harmless when another did already."""
+        folder = self.folder / f"boundary-{boundary:04d}"
+        for file in folder.glob("*") if folder.exists() else ():
+            file.unlink(missing_ok=True)
+        if folder.exists():
+            folder.rmdir()
+
+    def first_missing(self, shard: int, first: int, last: int) -> int:
+        """The lowest boundary in (first, last] that this shard lacks, or `last + 1` when it has all of them."""
+        return next((b for b in range(first + 1, last + 1) if not self.has(b, shard)), last + 1)
+
+
+def boundary_bytes(num_sequences: int, sequence_length: int, hidden: int, dtype: torch.dtype) -> int:
+    """Bytes of one whole boundary on disk, without the headers."""
+    return num_sequences * sequence_length * hidden * dtype.itemsize

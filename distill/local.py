@@ -1,0 +1,268 @@
+"""Local distillation: every variant of one layer trained at once, on what the parent's own layers see.
+
+One parent pass over a batch feeds all variants of both subblocks (Puzzle, arXiv 2411.19146, section 3.2, decoupled
+blockwise local distillation). Shapes: B batch, S sequence, D model width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from inlay.distill.optimize import adamw, set_learning_rate, warmup_cosine
+from inlay.distill.updates import Slot, error_of, slot_input, update_of
+from inlay.kernels import update_mse, update_scale
+
+Through = Literal["subblock", "layer"]
+_SNAPSHOT_STEPS = 32
+
+
+@dataclass(frozen=True)
+class LocalSettings:
+    """How the variants of a layer are trained."""
+
+    steps: int
+    """Batches trained on; at least 1."""
+    learning_rate: float = 1e-3
+    """Peak rate; above 0."""
+    warmup: float = 0.05
+    """Share of the steps in which the rate rises; 0 to 1."""
+    floor: float = 0.0
+    """Share of the peak rate left at the last step; 0 to 1."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's averaging; each in [0, 1)."""
+    weight_decay: float = 0.0
+    """AdamW's decay of matrices; at least 0."""
+    clip: float | None = None
+    """Largest norm of a variant's gradient; above 0, None for no limit."""
+    through: Through = "subblock"
+    """`layer` trains attention variants on the layer's whole update, the parent's frozen ffn behind them."""
+    held_out: int = 2
+    """Batches at the end of the iterator that are not trained on but judge start and end; at least 1."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.held_out < 1:
+            raise ValueError(f"`steps` is {self.steps} and `held_out` is {self.held_out}: both must be at least 1")
+        if not self.learning_rate > 0 or not self.weight_decay >= 0:
+            raise ValueError(
+                f"`learning_rate` is {self.learning_rate} and `weight_decay` {self.weight_decay}: "
+                "the rate must be above 0, the decay at least 0"
+            )
+        if not (0 <= self.warmup <= 1 and 0 <= self.floor <= 1):
+            raise ValueError(f"`warmup` is {self.warmup} and `floor` {self.floor}: both are shares from 0 to 1")
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"`clip` is {self.clip}: it must be above 0, or None")
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One variant in training."""
+
+    label: str
+    """`attention:kv_heads=1`."""
+    slot: Slot
+    """The subblock that the variant replaces."""
+    layer: Any
+    """A layer that has only this slot, in float32; its parameters are trained in place."""
+
+
+@dataclass(frozen=True)
+class BranchResult:
+    """What became of one variant."""
+
+    label: str
+    """As in its Branch."""
+    status: Literal["trained", "failed"]
+    """`failed`: training diverged twice; the state is then empty."""
+    reason: str
+    """Why it failed, else empty."""
+    kept: Literal["start", "trained"]
+    """Which of the two was better on the held-out batches, and is in `state`."""
+    state: dict[str, Tensor] = field(repr=False)
+    """Layer-local names, float32."""
+    curve: list[float] = field(repr=False)
+    """The loss of every step."""
+    start_loss: float
+    """Held-out loss of the untrained start."""
+    final_loss: float
+    """Held-out loss of what was kept."""
+
+
+def train_layer(
+    parent_layer: Any,
+    branches: list[Branch],
+    batches: Iterable[tuple[Tensor, Any]],
+    settings: LocalSettings,
+    on_step: Callable[[int, int], None] | None = None,
+) -> list[BranchResult]:
+    """Trains all variants of one layer on the parent's inputs to it; results stand in the order of `branches`.
+
+    `parent_layer` has both subblocks and is frozen. `batches` yields (hidden_BSD, context) `settings.steps` +
+    `settings.held_out` times: the parent's input to the layer and what its attention needs besides. A variant whose
+    loss stops being finite goes back to its last finite weights once, at a third of the rate; the second time it is
+    failed and the others go on unchanged. `on_step(step, steps)` is called after every step, 1-based.
+
+    Raises:
+        ValueError: too few or too many batches.
+    """
+    if not branches:
+        return []
+    trainers = [_Trainer(branch, settings) for branch in branches]
+    held_out: deque[tuple[Tensor, Any]] = deque()
+    step = 0
+    for step, (hidden_BSD, context) in enumerate(_held_back(batches, settings.held_out, held_out), start=1):
+        if step > settings.steps:
+            raise ValueError(f"more batches than the {settings.steps} steps and {settings.held_out} held out")
+        targets = _Targets(parent_layer, hidden_BSD, context, settings.through)
+        live = [trainer for trainer in trainers if not trainer.reason]
+        losses = [trainer.backward(targets) for trainer in live]
+        for trainer, loss in zip(live, _values(losses), strict=True):
+            trainer.advance(step - 1, loss)
+        if on_step is not None:
+            on_step(step, settings.steps)
+    if step < settings.steps or len(held_out) < settings.held_out:
+        raise ValueError(
+            f"{step + len(held_out)} batches came, but {settings.steps} to train on and {settings.held_out} held out "
+            "were wanted: give more text or fewer tokens"
+        )
+    judged = [_Targets(parent_layer, hidden_BSD, context, settings.through) for hidden_BSD, context in held_out]
+    return [trainer.result(judged) for trainer in trainers]
+
+
+class _Targets:
+    """The parent's side of one batch: what every variant reads, and what it should answer."""
+
+    def __init__(self, parent_layer: Any, hidden_BSD: Tensor, context: Any, through: Through) -> None:
+        with torch.no_grad():
+            attention = slot_input(parent_layer, "attention", hidden_BSD, context)
+            attention_BSD = update_of(parent_layer, attention)
+            ffn = slot_input(parent_layer, "ffn", hidden_BSD + attention_BSD, context)
+            ffn_BSD = update_of(parent_layer, ffn)
+            self.inputs = {"attention": attention, "ffn": ffn}
+            self.answers = {"attention": attention_BSD, "ffn": ffn_BSD}
+            if through == "layer":
+                self.answers["attention"] = attention_BSD + ffn_BSD
+            self.scales = {slot: update_scale(answer) for slot, answer in self.answers.items()}
+        self.parent_layer = parent_layer
+        self.through = through
+
+    def loss(self, branch: Branch) -> Tensor:
+        """The normalised error of a variant on this batch."""
+        given, answer, scale = self.inputs[branch.slot], self.answers[branch.slot], self.scales[branch.slot]
+        with _precision(given.hidden_BSD):
+            if branch.slot == "ffn" or self.through == "subblock":
+                return error_of(branch.layer, given, answer, scale)
+            update_BSD = update_of(branch.layer, given)
+            behind = slot_input(self.parent_layer, "ffn", given.hidden_BSD + update_BSD, given.context)
+            return update_mse(update_BSD + update_of(self.parent_layer, behind), answer, scale)
+
+
+class _Trainer:
+    """One variant's weights, optimizer and history."""
+
+    def __init__(self, branch: Branch, settings: LocalSettings) -> None:
+        self.branch = branch
+        self.settings = settings
+        self.parameters = [parameter for parameter in branch.layer.parameters() if parameter.requires_grad]
+        self.start = self._copy()
+        self.last_finite = self.start
+        self.rate = settings.learning_rate
+        self.optimizer = self._new_optimizer()
+        self.curve: list[float] = []
+        self.setbacks = 0
+        self.reason = ""
+
+    def backward(self, targets: _Targets) -> Tensor:
+        """Leaves the gradients of a batch in the parameters; returns its loss."""
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = targets.loss(self.branch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    def advance(self, step: int, loss: float) -> None:
+        """One step of the optimizer, or back to the last finite weights."""
+        self.curve.append(loss)
+        if not math.isfinite(loss):
+            self._set_back(step)
+            return
+        if step % _SNAPSHOT_STEPS == 0 and step > 0:
+            self.last_finite = self._copy()
+        if self.settings.clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip)
+        share = warmup_cosine(step, self.settings.steps, self.settings.warmup, self.settings.floor)
+        set_learning_rate(self.optimizer, self.rate * share)
+        self.optimizer.step()
+
+    def _set_back(self, step: int) -> None:
+        if self.setbacks == 1:
+            self.optimizer.zero_grad(set_to_none=True)
+            self.reason = (
+                f"loss was not finite at step {step + 1} of {self.settings.steps}, after going back once to a learning "
+                f"rate of {self.rate:g}"
+            )
+            return
+        self.setbacks = 1
+        self.rate /= 3.0
+        self._load(self.last_finite)
+        self.optimizer = self._new_optimizer()
+
+    def _new_optimizer(self) -> torch.optim.AdamW:
+        return adamw(self.parameters, self.rate, self.settings.betas, self.settings.weight_decay)
+
+    def _copy(self) -> list[Tensor]:
+        return [parameter.detach().clone() for parameter in self.parameters]
+
+    def _load(self, values: list[Tensor]) -> None:
+        with torch.no_grad():
+            for parameter, value in zip(self.parameters, values, strict=True):
+                parameter.copy_(value)
+
+    @torch.no_grad()
+    def result(self, judged: list[_Targets]) -> BranchResult:
+        """Start against end on the held-out batches; the better one is kept."""
+        label = self.branch.label
+        trained = self._copy()
+        final_loss = self._held_out_loss(judged)
+        self._load(self.start)
+        start_loss = self._held_out_loss(judged)
+        if not self.reason and not math.isfinite(final_loss):
+            self.reason = "loss on the held-out batches was not finite after the last step"
+        if self.reason:
+            return BranchResult(label, "failed", self.reason, "start", {}, self.curve, start_loss, final_loss)
+        kept: Literal["start", "trained"] = "start" if start_loss <= final_loss else "trained"
+        if kept == "trained":
+            self._load(trained)
+        state = {name: tensor.detach().clone() for name, tensor in self.branch.layer.state_dict().items()}
+        return BranchResult(label, "trained", "", kept, state, self.curve, start_loss, min(start_loss, final_loss))
+
+    def _held_out_loss(self, judged: list[_Targets]) -> float:
+        return sum(_values([targets.loss(self.branch) for targets in judged])) / len(judged)
+
+
+def _values(losses: list[Tensor]) -> list[float]:
+    """Scalars as floats, with one wait for the device."""
+    return torch.stack(losses).tolist() if losses else []
+
+
+def _precision(hidden_BSD: Tensor) -> AbstractContextManager[Any]:
+    """Masters are float32; where the parent computes in bfloat16, so do its variants."""
+    if hidden_BSD.dtype == torch.bfloat16:
+        return torch.autocast(hidden_BSD.device.type, dtype=torch.bfloat16)
+    return nullcontext()
+
+
+def _held_back(
+    batches: Iterable[tuple[Tensor, Any]], count: int, kept: deque[tuple[Tensor, Any]]
+) -> Iterator[tuple[Tensor, Any]]:
+    """Passes batches on, `count` late, so that the last `count` stay in `kept`."""
+    for batch in batches:
+        kept.append(batch)
+        if len(kept) > count:
+            yield kept.popleft()

@@ -1,0 +1,247 @@
+"""Global distillation of small real models: the loss falls, parts add up, and a killed run goes on bit for bit."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import LlamaConfig
+
+from inlay.distill.checkpoint import Checkpoint, TrainingState
+from inlay.distill.globally import GlobalResult, GlobalSettings, distill_globally
+from inlay.nas.modeling import InlayConfig, InlayForCausalLM
+
+SETTINGS = GlobalSettings(steps=12, learning_rate=3e-3)
+FULL = {"kind": "full", "kv_heads": 2}
+BLOCKS = [
+    {"attention": FULL, "ffn": {"kind": "gated", "width": 48}},
+    {"attention": {"kind": "window", "kv_heads": 2, "window": 8, "sinks": 2}, "ffn": {"kind": "no_op"}},
+    {"attention": {"kind": "no_op"}, "ffn": {"kind": "linear"}},
+    {"attention": {"kind": "full", "kv_heads": 1}, "ffn": {"kind": "gated", "width": 24}},
+]
+
+
+class Killed(Exception):
+    """Stands for a kill between two steps."""
+
+
+def models(tied: bool = True) -> tuple[InlayForCausalLM, InlayForCausalLM]:
+    """A random parent of four layers and a child that shares its first layer and its ends."""
+    torch.manual_seed(0)
+    config = InlayConfig.from_parent(
+        LlamaConfig(hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4,
+                    num_key_value_heads=2, vocab_size=96, tie_word_embeddings=tied, initializer_range=0.2)
+    )  # fmt: skip
+    parent = InlayForCausalLM(config).requires_grad_(False).eval()
+    child = InlayForCausalLM(config.with_blocks(BLOCKS)).eval()
+    own = child.state_dict()
+    child.load_state_dict({n: t for n, t in parent.state_dict().items() if n in own and own[n].shape == t.shape}, False)
+    return parent, child
+
+
+def batches(count: int, size: int = 4) -> Iterator[Tensor]:
+    random = torch.Generator().manual_seed(1)
+    for _ in range(count):
+        yield torch.randint(0, 96, (size, 24), generator=random)
+
+
+def weights(child: InlayForCausalLM) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in child.state_dict().items()}
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def run(settings: GlobalSettings = SETTINGS, **options: Any) -> tuple[GlobalResult, dict[str, Tensor]]:
+    parent, child = models()
+    result = distill_globally(parent, child, batches(settings.steps), settings, **options)
+    return result, weights(child)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_losses_fall(tied: bool) -> None:
+    parent, child = models(tied)
+    settings = replace(SETTINGS, steps=60)
+    result = distill_globally(parent, child, batches(60), settings)
+    assert result.status == "trained"
+    assert (result.steps, result.tokens) == (60, 60 * 4 * 24)
+    first, last = result.curve[0], result.curve[-1]
+    for name in ("kl_nats", "cosine", "loss"):
+        assert last[name] < 0.8 * first[name]
+    assert last["loss"] == pytest.approx(last["kl_nats"] + last["cosine"])
+
+
+def test_the_first_loss_is_the_definition() -> None:
+    parent, child = models()
+    (ids_BS,) = batches(1)
+    with torch.no_grad():
+        parent_layers, _ = parent.forward_hidden(ids_BS)
+        child_layers, _ = child.forward_hidden(ids_BS)
+        cosine = sum(
+            float((1 - functional.cosine_similarity(one, other, dim=-1)).mean())
+            for one, other in zip(parent_layers, child_layers, strict=True)
+        )
+        parent_BSV, child_BSV = (model(ids_BS, use_cache=False).logits.log_softmax(-1) for model in (parent, child))
+        kl = float((parent_BSV.exp() * (parent_BSV - child_BSV)).sum(-1).mean())
+    result = distill_globally(parent, child, batches(1), replace(SETTINGS, steps=1))
+    assert result.curve[0]["cosine"] == pytest.approx(cosine, rel=1e-4)
+    assert result.curve[0]["kl_nats"] == pytest.approx(kl, rel=1e-4)
+
+
+def test_the_parents_own_weights_have_no_loss() -> None:
+    parent, _ = models()
+    child = InlayForCausalLM(parent.config).eval()
+    child.load_state_dict(parent.state_dict())
+    result = distill_globally(parent, child, batches(1), replace(SETTINGS, steps=1))
+    assert result.curve[0]["kl_nats"] == 0.0
+    assert result.curve[0]["cosine"] < 1e-5
+
+
+def test_parts_of_a_batch_add_up_to_it() -> None:
+    whole, whole_weights = run(replace(SETTINGS, steps=3))
+    parts, parts_weights = run(replace(SETTINGS, steps=3, micro_batch=3))  # 3 and 1 of 4 sequences
+    for one, other in zip(whole.curve, parts.curve, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-3)
+    for name, tensor in whole_weights.items():
+        torch.testing.assert_close(tensor, parts_weights[name], rtol=1e-2, atol=1e-3)
+
+
+def test_a_run_repeats_bit_for_bit() -> None:
+    one, one_weights = run()
+    other, other_weights = run()
+    assert one.curve == other.curve
+    assert same(one_weights, other_weights)
+
+
+@pytest.mark.parametrize("killed_after", [1, 7, 11])
+def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path, killed_after: int) -> None:
+    expected, expected_weights = run()
+
+    def kill(step: int, steps: int, losses: dict[str, float]) -> None:
+        if step == killed_after:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(on_step=kill, checkpoint=Checkpoint(tmp_path, every_steps=3))
+    told: list[int] = []
+    result, resumed_weights = run(
+        on_step=lambda step, steps, losses: told.append(step), checkpoint=Checkpoint(tmp_path, every_steps=3)
+    )
+    assert told[0] == (killed_after - 1) // 3 * 3 + 1
+    assert told[-1] == 12
+    assert result == expected
+    assert same(resumed_weights, expected_weights)
+
+
+def test_a_finished_run_does_nothing_again(tmp_path: Path) -> None:
+    expected, expected_weights = run(checkpoint=Checkpoint(tmp_path))
+    told: list[int] = []
+    result, again = run(on_step=lambda step, steps, losses: told.append(step), checkpoint=Checkpoint(tmp_path))
+    assert told == []
+    assert result == expected
+    assert same(again, expected_weights)
+
+
+def test_checkpoints_are_whole_files_that_are_replaced(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tmp_path / "deep", every_steps=1)
+    run(checkpoint=checkpoint)
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["training.safetensors"]
+
+
+def test_a_full_disk_is_told_and_leaves_the_last_state(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tmp_path)
+    checkpoint.save(TrainingState({"weight.a": torch.ones(4)}, {"done": 1}))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))  # Python ignores the signal, the write fails
+    try:
+        with pytest.raises(OSError, match=r"training.safetensors: cannot write 40000 bytes of training state"):
+            checkpoint.save(TrainingState({"weight.a": torch.ones(10_000)}, {"done": 2}))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    kept = checkpoint.load()
+    assert kept is not None
+    assert kept.progress == {"done": 1}
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_checkpoints_come_due_by_steps_and_by_time(tmp_path: Path) -> None:
+    assert [Checkpoint(tmp_path, every_steps=3, every_seconds=None).due(step) for step in (1, 3, 4, 6)] == [
+        False, True, False, True,
+    ]  # fmt: skip
+    assert Checkpoint(tmp_path, every_seconds=0.0).due(1)
+    assert not Checkpoint(tmp_path, every_seconds=3600.0).due(1)
+
+
+def test_a_damaged_or_foreign_checkpoint_is_refused(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tmp_path)
+    run(checkpoint=checkpoint)
+    with pytest.raises(ValueError, match="written with other settings"):
+        run(replace(SETTINGS, learning_rate=1e-4), checkpoint=checkpoint)
+    parent, _ = models()
+    other = InlayForCausalLM(parent.config).eval()
+    with pytest.raises(ValueError, match="a child with other weights"):
+        distill_globally(parent, other, batches(12), SETTINGS, checkpoint=checkpoint)
+    checkpoint.path.write_bytes(checkpoint.path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="damaged checkpoint"):
+        run(checkpoint=checkpoint)
+
+
+def test_a_loss_that_is_not_finite_goes_back_once_and_then_fails() -> None:
+    parent, child = models()
+    with torch.no_grad():
+        child.model.layers[3].mlp.down_proj.weight.fill_(float("inf"))
+    before = weights(child)
+    result = distill_globally(parent, child, batches(12), SETTINGS)
+    assert result.status == "failed"
+    assert result.reason == ("loss was not finite at step 2 of 12, after going back once to a learning rate of 0.001")
+    assert result.steps == 2
+    assert same(weights(child), before)
+
+
+def test_a_single_bad_step_is_survived() -> None:
+    class Glitch:
+        """A parent whose hidden states are not a number, once."""
+
+        def __init__(self, parent: InlayForCausalLM) -> None:
+            self.parent, self.calls = parent, 0
+            self.head_VD = parent.head_VD
+
+        def forward_hidden(self, ids_BS: Tensor) -> tuple[list[Tensor], Tensor]:
+            self.calls += 1
+            layers, hidden = self.parent.forward_hidden(ids_BS)
+            return layers, hidden * float("nan") if self.calls == 5 else hidden
+
+    parent, child = models()
+    result = distill_globally(Glitch(parent), child, batches(40), replace(SETTINGS, steps=40))
+    assert result.status == "trained"
+    assert all(tensor.isfinite().all() for tensor in child.state_dict().values())
+    assert result.curve[-1]["loss"] < result.curve[0]["loss"]
+
+
+def test_too_few_batches_are_named() -> None:
+    parent, child = models()
+    with pytest.raises(ValueError, match="5 batches came but 12 steps were wanted"):
+        distill_globally(parent, child, batches(5), SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": 0}, "`steps` is 0"),
+        ({"micro_batch": 0}, "`micro_batch` 0"),
+        ({"learning_rate": -1.0}, "`learning_rate` is -1.0"),
+        ({"clip": 0.0}, "`clip` 0.0"),
+        ({"floor": 2.0}, "`floor` 2.0"),
+    ],
+)
+def test_settings_out_of_bounds_are_named(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        GlobalSettings(**{"steps": 3, **change})
