@@ -1,0 +1,135 @@
+"""Everything about a job that can be known before anything runs: its file, its parent's shape, its texts.
+
+Neither torch nor transformers is needed, and nothing is written. Numbers in the parent's weights are looked at when a
+run opens it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from inlay.distill.text import read_documents, split_documents
+from inlay.nas.embedded import embedded_parent
+from inlay.nas.errors import UserError
+from inlay.nas.families import Parent, Shape, open_parent
+from inlay.nas.job import Job, JobError, Problem
+from inlay.nas.job.locations import EMBEDDED, is_hub_id, resolve
+from inlay.nas.job.problems import show
+from inlay.nas.variants import space_problems
+
+_FIELD = re.compile(r"`?([a-z_]+(?:\.[a-z_]+|\[\d+\])*)`?: (.+)", re.DOTALL)
+
+
+def check_job(job: Job) -> None:
+    """Raises JobError with every problem of the job against its parent and its texts."""
+    sections = {name: getattr(job, name) for name in type(job).model_fields}
+    if problems := section_problems(sections, job.folder):
+        raise JobError.of(problems, sections, str(job.file or "job"))
+
+
+def problems_of_file(path: str | os.PathLike[str]) -> list[Problem]:
+    """Every problem of a job file; where fields are wrong, the others are still checked against parent and texts.
+
+    Raises UserError for a file that is not a YAML mapping.
+    """
+    try:
+        job = Job.load(path)
+    except JobError as error:
+        return [*error.problems, *section_problems(error.sections, Path(path).absolute().parent)]
+    return section_problems({name: getattr(job, name) for name in Job.model_fields}, job.folder)
+
+
+def section_problems(sections: Mapping[str, Any], folder: Path) -> list[Problem]:
+    """Problems of those sections of a job that are there, against its parent and its texts."""
+    found: list[Problem] = []
+    parent: Parent | None = None
+    if "parent" in sections and not _is_elsewhere(sections["parent"], folder):
+        try:
+            parent = open_parent(_folder_of(sections["parent"], folder))
+        except UserError as error:
+            found.append(_problem(error, "parent"))
+    if parent is not None:
+        found += _against_shape(sections, parent.shape)
+    if "data" in sections:
+        found += _texts(sections["data"], parent, folder)
+    if "hardware" in sections and (costs := sections["hardware"].costs):
+        place = Path(resolve(costs, folder))
+        if "://" not in costs and not place.is_file():
+            found.append(Problem("hardware.costs", f"there is no file {place}; name a cost table, or leave it out"))
+    return found
+
+
+def _is_elsewhere(parent: str, folder: Path) -> bool:
+    return is_hub_id(parent, folder) or "://" in parent
+
+
+def _folder_of(parent: str, folder: Path) -> Path:
+    if parent.startswith(EMBEDDED):
+        return embedded_parent(parent.removeprefix(EMBEDDED))
+    return Path(resolve(parent, folder))
+
+
+def _against_shape(sections: Mapping[str, Any], shape: Shape) -> Iterator[Problem]:
+    context = shape.max_positions
+    if "space" in sections:
+        yield from space_problems(sections["space"], shape)
+    if "data" in sections and (length := sections["data"].distill.sequence_length) > context:
+        text = f"{length} is longer than the parent's context; it must be at most {context}"
+        yield Problem("data.distill.sequence_length", text)
+    for place, scenario in enumerate(sections["hardware"].scenarios if "hardware" in sections else ()):
+        if (total := scenario.prefill + scenario.generate) > context:
+            text = f"prefill {scenario.prefill} and generate {scenario.generate} make {total} tokens; the parent's"
+            yield Problem(f"hardware.scenarios[{place}]", f"{text} context is {context}, so make one of them smaller")
+
+
+def _texts(data: Any, parent: Parent | None, folder: Path) -> Iterator[Problem]:
+    length = data.distill.sequence_length
+    for part in ("distill", "validate"):
+        source, field = getattr(data, part), f"data.{part}.path"
+        if source.path.startswith(EMBEDDED):
+            continue
+        path = Path(resolve(source.path, folder))
+        if not path.exists():
+            yield Problem(field, f"there is no file {path}; name a .txt or .jsonl file, relative to the job file")
+            continue
+        try:
+            documents = read_documents(path, source.separator, source.field)
+            parts = split_documents(documents) if part == "validate" else (documents,)
+        except (ValueError, OSError) as error:
+            yield Problem(field, " ".join(str(error).split()))
+            continue
+        tokenizer = _tokenizer(parent)
+        lengths = [_count_tokens(each, tokenizer, length) for each in parts]
+        if min(lengths) < length:
+            cut = "a part of the validation text (it is cut by documents, 3 to 1)" if part == "validate" else "the text"
+            text = f"{show(source.path)}: {cut} has {min(lengths)} tokens, less than one sequence of {length}"
+            yield Problem(field, f"{text}; give more text, or lower data.distill.sequence_length")
+
+
+def _tokenizer(parent: Parent | None) -> Any | None:
+    """The parent's fast tokenizer, without the transformers library around it; None where there is no such file."""
+    if parent is None or not (parent.folder / "tokenizer.json").is_file():
+        return None
+    from tokenizers import Tokenizer
+
+    return Tokenizer.from_file(str(parent.folder / "tokenizer.json"))
+
+
+def _count_tokens(documents: list[str], tokenizer: Any | None, enough: int) -> int:
+    """Tokens of the documents, counted until there are `enough`; without a tokenizer as many as bytes could give."""
+    total = 0
+    for document in documents:
+        held = document[: 64 * enough]
+        total += len(held.encode()) + 1 if tokenizer is None else len(tokenizer.encode(held).ids)
+        if total >= enough:
+            break
+    return total
+
+
+def _problem(error: UserError, field: str) -> Problem:
+    match = _FIELD.fullmatch(str(error))
+    return Problem(match[1], match[2]) if match else Problem(field, str(error))

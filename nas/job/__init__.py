@@ -1,0 +1,44 @@
+"""The job file as a typed value, and the quantities people write in it."""
+
+from inlay.nas.job.budget import LIMIT_NAMES, Budget, BudgetLimit, parse_limit
+from inlay.nas.job.model import Job, JobError
+from inlay.nas.job.problems import Problem
+from inlay.nas.job.sections import (
+    Calibrate,
+    Cluster,
+    Data,
+    Distill,
+    DistillText,
+    Hardware,
+    Recover,
+    Scenario,
+    Score,
+    Solve,
+    Tracking,
+    ValidateText,
+)
+from inlay.nas.job.space import Alternative, Space
+
+__all__ = [
+    "LIMIT_NAMES",
+    "Alternative",
+    "Budget",
+    "BudgetLimit",
+    "Calibrate",
+    "Cluster",
+    "Data",
+    "Distill",
+    "DistillText",
+    "Hardware",
+    "Job",
+    "JobError",
+    "Problem",
+    "Recover",
+    "Scenario",
+    "Score",
+    "Solve",
+    "Space",
+    "Tracking",
+    "ValidateText",
+    "parse_limit",
+]

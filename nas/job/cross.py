@@ -1,0 +1,94 @@
+"""Checks that need more than one section of a job, run on whichever sections are right on their own."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from inlay.nas.job.locations import EMBEDDED, is_hub_id, resolve
+from inlay.nas.job.problems import Problem, did_you_mean, plain_key, show
+
+EMBEDDED_PARENT = "inlay:pystdlib"
+EMBEDDED_TEXTS = ("inlay:pystdlib/train", "inlay:pystdlib/held_out")
+
+
+def cross_problems(sections: Mapping[str, Any], folder: Path) -> list[Problem]:
+    """Problems between fields; a check whose sections are not there is left out."""
+    found: list[Problem] = []
+    if "parent" in sections:
+        found += _parent(sections["parent"], sections.get("revision"), folder)
+    if "data" in sections:
+        found += _texts(sections["data"], folder)
+        found += _token_counts(sections)
+    if "hardware" in sections:
+        found += _scenarios(sections["hardware"])
+        if "budget" in sections:
+            found += _budget(sections["budget"], [scenario.name for scenario in sections["hardware"].scenarios])
+    return found
+
+
+def _parent(parent: str, revision: str | None, folder: Path) -> list[Problem]:
+    if parent.startswith(EMBEDDED) and parent != EMBEDDED_PARENT:
+        return [Problem("parent", f"{show(parent)} does not ship with inlay; write {EMBEDDED_PARENT}")]
+    if is_hub_id(parent, folder) and not revision:
+        text = f"is missing; the hub id {parent} needs its commit, so that the parent stays the same"
+        return [Problem("revision", f"{text} (if a folder was meant: {folder / parent} is not there)")]
+    if revision and not is_hub_id(parent, folder):
+        return [Problem("revision", f"{show(revision)} has no meaning for the folder {parent}; leave it out")]
+    return []
+
+
+def _texts(data: Any, folder: Path) -> list[Problem]:
+    found = [
+        Problem(f"data.{part}.path", f"{show(path)} does not ship with inlay; write {' or '.join(EMBEDDED_TEXTS)}")
+        for part, path in (("distill", data.distill.path), ("validate", data.validate.path))
+        if path.startswith(EMBEDDED) and path not in EMBEDDED_TEXTS
+    ]
+    if resolve(data.distill.path, folder) == resolve(data.validate.path, folder):
+        text = f"{show(data.validate.path)} is the text that is trained on; name another, else quality looks better"
+        found.append(Problem("data.validate.path", f"{text} than it is"))
+    return found
+
+
+def _token_counts(sections: Mapping[str, Any]) -> list[Problem]:
+    length = sections["data"].distill.sequence_length
+    counts = {"data.validate.tokens": sections["data"].validate.tokens} | {
+        f"{name}.tokens": sections[name].tokens for name in ("calibrate", "distill", "recover") if name in sections
+    }
+    needed = {field: 2 * length if field == "data.validate.tokens" else length for field in counts}
+    return [
+        Problem(field, f"{tokens} is less than {_sequences(needed[field] // length)} of {length} tokens; raise it")
+        for field, tokens in counts.items()
+        if tokens < needed[field]
+    ]
+
+
+def _scenarios(hardware: Any) -> list[Problem]:
+    names = [scenario.name for scenario in hardware.scenarios]
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    return [
+        Problem(
+            f"hardware.scenarios[{len(names) - 1 - names[::-1].index(name)}].name",
+            f"{show(name)} is there twice; give each scenario its own name",
+        )
+        for name in twice
+    ]
+
+
+def _budget(budget: Any, names: list[str]) -> list[Problem]:
+    unknown = dict.fromkeys(
+        limit.scenario for limit in budget if limit.scenario is not None and limit.scenario not in names
+    )
+    return [
+        Problem(
+            f"budget.{plain_key(name)}",
+            f"no such scenario; {did_you_mean(name, names)}known scenarios: {', '.join(names)}",
+        )
+        for name in unknown
+    ]
+
+
+def _sequences(count: int) -> str:
+    return "one sequence" if count == 1 else f"{count} sequences"

@@ -1,0 +1,178 @@
+"""The job: one frozen value that says everything a search depends on.
+
+`Job.load(path)` reads a file, `Job(...)` and `Job.from_dict` do the same from Python; each raises one JobError (a
+UserError) that lists every problem found.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+from pydantic import (
+    Field,
+    ModelWrapValidatorHandler,
+    PlainSerializer,
+    PlainValidator,
+    PrivateAttr,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
+
+from inlay.nas.errors import UserError
+from inlay.nas.job.budget import Budget, parse_budget
+from inlay.nas.job.cross import cross_problems
+from inlay.nas.job.fields import Count, Section
+from inlay.nas.job.load import read_yaml
+from inlay.nas.job.locations import resolve
+from inlay.nas.job.problems import Problem, list_problems, problems_of, show
+from inlay.nas.job.sections import Calibrate, Cluster, Data, Distill, Hardware, Recover, Score, Solve, Tracking
+from inlay.nas.job.space import Space
+
+
+class JobError(UserError):
+    """A job that is wrong: `problems` lists all of it, `sections` holds the fields that are right on their own."""
+
+    problems: tuple[Problem, ...] = ()
+    sections: dict[str, Any]
+
+    @classmethod
+    def of(cls, problems: list[Problem], sections: dict[str, Any], source: str) -> JobError:
+        """The error of these problems."""
+        error = cls(list_problems(problems, source))
+        error.problems, error.sections = tuple(problems), sections
+        return error
+
+
+class Job(Section):
+    """What to search: parent, text, space, hardware, budget, and how much to spend on each stage."""
+
+    parent: str = Field(min_length=1, description="The model to start from: a folder, a hub id, or inlay:pystdlib.")
+    revision: str | None = Field(
+        default=None, min_length=1, description="Commit of a hub parent; needed for hub ids, so that it stays the same."
+    )
+    data: Data = Field(description="The text to train and to judge on.")
+    space: Space = Field(description="The alternatives to search.")
+    calibrate: Calibrate = Field(default=Calibrate(), description="Sums that start variants.")
+    distill: Distill = Field(default=Distill(), description="Local distillation.")
+    score: Score = Field(default=Score(), description="The score table.")
+    solve: Solve = Field(default=Solve(), description="The choice of the architecture.")
+    hardware: Hardware = Field(default=Hardware(), description="Where the child is going to run.")
+    budget: Annotated[Budget, PlainValidator(parse_budget), PlainSerializer(Budget.to_dict)] = Field(
+        description="What the child may cost."
+    )
+    recover: Recover = Field(default=Recover(), description="Global distillation.")
+    tracking: Tracking = Field(default=Tracking(), description="MLflow.")
+    cluster: Cluster = Field(default=Cluster(), description="What Ray may use.")
+    seed: Count = Field(default=0, ge=0, lt=2**63, description="Everything random follows from this.")
+
+    _folder: Path = PrivateAttr(default_factory=Path.cwd)
+    _file: Path | None = PrivateAttr(default=None)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Reads a YAML job file; raises UserError with all its problems."""
+        file = Path(path).absolute()
+        return cls.model_validate(read_yaml(path), context=_Origin(file.parent, file, str(path)))
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], folder: str | os.PathLike[str] | None = None) -> Self:
+        """The job of a mapping such as `to_dict` gives; relative paths start at `folder` (default: the current one)."""
+        return cls.model_validate(values, context=_Origin(Path(folder).absolute()) if folder is not None else None)
+
+    @property
+    def file(self) -> Path | None:
+        """The file that it was read from, if it was."""
+        return self._file
+
+    @property
+    def folder(self) -> Path:
+        """Where relative paths start."""
+        return self._folder
+
+    def resolve(self, path: str) -> str:
+        """The absolute form of a path of the job; `inlay:...`, URLs and hub ids stay as they are."""
+        return resolve(path, self._folder)
+
+    def default_workspace(self) -> Path:
+        """`<job stem>.search` beside the job file; `inlay.search` in the current folder for a job made in Python."""
+        return self._file.with_suffix(".search") if self._file else self._folder / "inlay.search"
+
+    def scratch(self) -> Path | None:
+        """`cluster.scratch` as an absolute path, if the job names one."""
+        return Path(self.resolve(self.cluster.scratch)) if self.cluster.scratch else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, defaults included, as JSON-able values; `from_dict` gives the same job back."""
+        return self.model_dump(mode="json")
+
+    def section(self, name: str) -> Any:
+        """One top-level field in its canonical JSON-able form, for keys and records; KeyError for other names."""
+        return self.to_dict()[name]
+
+    def digest(self) -> str:
+        """sha256 of the canonical form of the whole job."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _all_problems_at_once(cls, values: Any, handler: ModelWrapValidatorHandler[Self], info: ValidationInfo) -> Self:
+        if isinstance(values, cls):
+            return values
+        origin = info.context or _Origin(Path.cwd())
+        if not isinstance(values, dict):
+            raise UserError(f"{origin.name}: {show(values)} is not a mapping of keys; `inlay init` writes a job file")
+        defaults = {name for name, field in cls.model_fields.items() if not field.is_required()}
+        values = {name: value for name, value in values.items() if value is not None or name not in defaults}
+        problems: list[Problem] = []
+        job: Self | None = None
+        try:
+            job = handler(values)
+        except ValidationError as error:
+            problems = problems_of(error, cls, values)
+        sections = _right_sections(cls, values) if job is None else _sections(job)
+        problems += cross_problems(sections, origin.folder)
+        if job is None or problems:
+            raise JobError.of(problems, sections, origin.name)
+        job._folder, job._file = origin.folder, origin.file
+        return job
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """Where a job comes from: relative paths start at `folder`, errors name `name`."""
+
+    folder: Path
+    file: Path | None = None
+    name: str = "job"
+
+
+def _sections(job: Job) -> dict[str, Any]:
+    return {name: getattr(job, name) for name in type(job).model_fields}
+
+
+def _right_sections(model: type[Section], values: dict[str, Any]) -> dict[str, Any]:
+    right: dict[str, Any] = {}
+    for name, field in model.model_fields.items():
+        if name in values:
+            try:
+                right[name] = _adapter(model, name).validate_python(values[name])
+            except ValidationError:
+                continue
+        elif not field.is_required():
+            right[name] = field.default
+    return right
+
+
+@cache
+def _adapter(model: type[Section], name: str) -> TypeAdapter[Any]:
+    field: Any = model.model_fields[name]
+    annotated: Any = Annotated[field.annotation, field]
+    return TypeAdapter(annotated)

@@ -1,0 +1,150 @@
+"""The sections of a job file, one frozen model each, mirrored one to one from the YAML.
+
+Each field's description is its documentation: `inlay init` and docs/job.md print it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field
+
+from inlay.nas.job.fields import Bytes, Count, Number, Seconds, Section
+
+LARGEST_COUNT = 10**15
+SCENARIO_NAME = r"^[A-Za-z][A-Za-z0-9_-]{0,63}$"
+
+
+class DistillText(Section):
+    """The text that variants and the child are trained on."""
+
+    path: str = Field(min_length=1, description="Text to train on (.txt, .jsonl), or inlay:pystdlib/train.")
+    sequence_length: Count = Field(default=256, ge=8, le=2**20, description="Tokens in a sequence, everywhere.")
+    separator: str = Field(
+        default="<|endoftext|>", min_length=1, description="A line that is only this ends a document (.txt)."
+    )
+    field: str = Field(default="text", min_length=1, description="The field that holds the text (.jsonl).")
+
+
+class ValidateText(Section):
+    """The text that judges: three quarters of its documents score and rank, one quarter is kept for the report."""
+
+    path: str = Field(min_length=1, description="Text to judge on (.txt, .jsonl), or inlay:pystdlib/held_out.")
+    tokens: Count = Field(default=64_000, ge=8, le=LARGEST_COUNT, description="Tokens of it to use at most.")
+    separator: str = Field(
+        default="<|endoftext|>", min_length=1, description="A line that is only this ends a document (.txt)."
+    )
+    field: str = Field(default="text", min_length=1, description="The field that holds the text (.jsonl).")
+
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", UserWarning)  # pydantic's long deprecated BaseModel.validate has the same name
+
+    class Data(Section):
+        """The two texts of a search."""
+
+        distill: DistillText = Field(description="Text for local and global distillation.")
+        validate: ValidateText = Field(description="Text that scores and reports.")  # type: ignore[assignment]
+
+
+class Calibrate(Section):
+    """The sums that start variants without training."""
+
+    tokens: Count = Field(default=64_000, ge=8, le=LARGEST_COUNT, description="Tokens to gather sums over.")
+
+
+class Distill(Section):
+    """Local distillation: every variant learns to reproduce the parent at its place."""
+
+    tokens: Count = Field(default=500_000, ge=8, le=LARGEST_COUNT, description="Training tokens for each variant.")
+    learning_rate: Number = Field(default=1e-3, gt=0, le=1, description="Peak rate of AdamW.")
+    batch_size: Count = Field(default=8, ge=1, le=65_536, description="Sequences in a step.")
+    warmup: Number = Field(default=0.05, ge=0, lt=1, description="Share of the steps in which the rate climbs.")
+    weight_decay: Number = Field(default=0.0, ge=0, lt=1, description="AdamW weight decay, norms and biases excepted.")
+    through: Literal["subblock", "layer"] = Field(
+        default="subblock",
+        description="What an attention variant must reproduce: its own update or its layer's.",
+    )
+
+
+class Score(Section):
+    """The score table."""
+
+    pairs: Count = Field(
+        default=8, ge=0, le=10_000, description="Blocks scored jointly, to fit how two changes add up."
+    )
+
+
+class Solve(Section):
+    """The choice of the architecture."""
+
+    pool: Count = Field(default=8, ge=1, le=1_000, description="Different solutions to try as real models.")
+    min_difference: Number = Field(default=0.2, ge=0, le=1, description="Share of layers in which two of them differ.")
+    time_limit: Seconds = Field(default=60.0, gt=0, le=86_400, description="Longest time for one solution.")
+    corrections: Count = Field(
+        default=1, ge=0, le=20, description="Rounds in which the pool's true KL corrects the scores."
+    )
+
+
+class Scenario(Section):
+    """A workload that costs are measured for."""
+
+    name: str = Field(default="default", pattern=SCENARIO_NAME, description="Name; budget keys and tables use it.")
+    batch_size: Count = Field(default=1, ge=1, le=65_536, description="Sequences at once.")
+    prefill: Count = Field(default=128, ge=1, le=2**24, description="Prompt tokens in each.")
+    generate: Count = Field(default=128, ge=1, le=2**24, description="Tokens generated after it.")
+    threads: Count = Field(default=1, ge=1, le=4_096, description="CPU threads of the model that is measured.")
+
+
+def _listed(value: object) -> object:
+    return (value,) if isinstance(value, dict | Scenario) else value
+
+
+class Hardware(Section):
+    """Where the child is going to run."""
+
+    device: str = Field(default="cpu", pattern=r"^(cpu|cuda|cuda:\d{1,3})$", description="cpu, cuda or cuda:N.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto", description="Number format; auto: float32 on CPUs, the parent's elsewhere."
+    )
+    scenarios: Annotated[tuple[Scenario, ...], BeforeValidator(_listed)] = Field(
+        default=(Scenario(),), min_length=1, max_length=64, description="Workloads to measure and budget for."
+    )
+    costs: str | None = Field(
+        default=None, min_length=1, description="A cost table to use instead of measuring (.parquet or .csv)."
+    )
+
+
+class Recover(Section):
+    """Global distillation of the assembled child against the parent."""
+
+    tokens: Count = Field(default=4_000_000, ge=8, le=LARGEST_COUNT, description="Training tokens.")
+    learning_rate: Number = Field(default=3e-4, gt=0, le=1, description="Peak rate of AdamW.")
+    batch_size: Count = Field(default=8, ge=1, le=65_536, description="Sequences in a step.")
+    warmup: Number = Field(default=0.05, ge=0, lt=1, description="Share of the steps in which the rate climbs.")
+    weight_decay: Number = Field(default=0.0, ge=0, lt=1, description="AdamW weight decay, norms and biases excepted.")
+
+
+class Tracking(Section):
+    """Where the search is to be seen: MLflow."""
+
+    experiment: str = Field(default="inlay", min_length=1, max_length=200, description="MLflow experiment.")
+    uri: str | None = Field(
+        default=None,
+        min_length=1,
+        description="MLflow store; default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db.",
+    )
+
+
+class Cluster(Section):
+    """What Ray may use; nothing here changes a result."""
+
+    workers: Count | None = Field(default=None, ge=1, le=100_000, description="Pieces at once; default: one a CPU.")
+    address: str | None = Field(default=None, min_length=1, description="A running Ray cluster; default: this machine.")
+    memory_per_worker: Bytes | None = Field(
+        default=None, ge=2**26, description="Memory a worker may use, such as 2GiB; default: no limit."
+    )
+    scratch: str | None = Field(
+        default=None, min_length=1, description="Folder for what is dropped after use; default: in the workspace."
+    )

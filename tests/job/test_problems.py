@@ -1,0 +1,166 @@
+"""A wrong job: every problem at once, each with its path, the value given and a way out."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from inlay.nas.errors import UserError
+from inlay.nas.job import Job, JobError
+
+Path = tuple[str | int, ...]
+
+CASES: list[tuple[Path, object, str]] = [
+    (("distil",), {}, "distil: unknown key; did you mean `distill`?"),
+    (("data", "distill", "sequence_lenth"), 3, "data.distill.sequence_lenth: unknown key; did you mean `sequence"),
+    (("hardware", "scenarios", 0, "prefil"), 3, "hardware.scenarios[0].prefil: unknown key; did you mean `prefill`?"),
+    (("distill", "tokens"), -5, "distill.tokens: -5 is out of range; it must be at least 8"),
+    (("distill", "tokens"), 0, "distill.tokens: 0 is out of range"),
+    (("distill", "tokens"), "5 kk", "distill.tokens: '5 kk' has the unit `kk`"),
+    (("distill", "tokens"), True, "distill.tokens: True is not a number"),
+    (("distill", "tokens"), "100", "distill.tokens: 100 is less than one sequence of 256 tokens"),
+    (("data", "validate", "tokens"), 300, "data.validate.tokens: 300 is less than 2 sequences of 256 tokens"),
+    (("distill", "learning_rate"), "nan", "distill.learning_rate: 'nan' is not a number"),
+    (("distill", "learning_rate"), 0, "distill.learning_rate: 0 is out of range; it must be greater than 0"),
+    (("distill", "warmup"), 1, "distill.warmup: 1 is out of range; it must be less than 1"),
+    (("distill", "through"), "layr", "distill.through: 'layr' is not known here; write 'subblock' or 'layer'"),
+    (("distill",), "4M", "distill: '4M' is not a mapping"),
+    (("solve", "time_limit"), "60sec", "solve.time_limit: '60sec' has the unit `sec`"),
+    (("solve", "min_difference"), 1.5, "solve.min_difference: 1.5 is out of range; it must be at most 1"),
+    (("hardware", "device"), "gpu", "hardware.device: 'gpu' does not have the right form; write cpu, cuda or cuda:0"),
+    (("hardware", "dtype"), "fp16", "hardware.dtype: 'fp16' is not known here"),
+    (("hardware", "scenarios"), [], "hardware.scenarios: [] is empty; give at least 1"),
+    (("hardware", "scenarios", 0, "generate"), 0, "hardware.scenarios[0].generate: 0 is out of range"),
+    (("hardware", "scenarios", 0, "name"), "a b", "hardware.scenarios[0].name: 'a b' does not have the right form"),
+    (("hardware", "scenarios", 1), {"name": "chat"}, "hardware.scenarios[1].name: 'chat' is there twice"),
+    (("budget",), {}, "budget: is empty; name at least one limit"),
+    (("budget", "runtime"), 0.6, "budget.runtime: 0.6 has no unit"),
+    (("budget", "runtime"), "-1ms", "budget.runtime: '-1ms' is not positive"),
+    (("budget", "runtime"), "0x", "budget.runtime: '0x' is not positive"),
+    (("budget", "runtime"), "1.5x", "budget.runtime: '1.5x' is more than the parent needs"),
+    (("budget", "throughput"), "0.5x", "budget.throughput: '0.5x' is less than the parent gives"),
+    (("budget", "memory"), "24G", "budget.memory: '24G' has the unit `G`, which is not known here; did you mean `GB`?"),
+    (("budget", "memory"), "20ms", "budget.memory: '20ms' has the unit `ms`"),
+    (("budget", "latency"), "20ms", "budget.latency: unknown limit"),
+    (("budget", "throghput"), 3, "budget.throghput: unknown limit; did you mean `throughput`?"),
+    (("budget", "chatt"), {"kv": "1GiB"}, "budget.chatt: no such scenario; did you mean `chat`?"),
+    (("budget", "chat"), {"weights": "1GiB"}, "budget.chat.weights: does not depend on a scenario"),
+    (("space",), {}, "space: {} offers no alternative"),
+    (("space", "multiple"), 0, "space.multiple: 0 is out of range"),
+    (("space", "attention"), "linear", "space.attention: 'linear' is not a list"),
+    (("space", "attention", 4), {"kv_heads": 0}, "space.attention[4].kv_heads: 0 is out of range"),
+    (("space", "attention", 4), {"window": -3}, "space.attention[4].window: -3 is out of range"),
+    (("space", "attention", 4), {"width": 3}, "space.attention[4]: `width` belongs to ffn"),
+    (("space", "attention", 4), "no_op", "space.attention[4]: 'no_op' is there twice"),
+    (("space", "attention", 4), "lineer", "space.attention[4]: 'lineer' is no attention alternative; did you mean"),
+    (("space", "attention", 4), "parent", "space.attention[4]: 'parent' is always among the alternatives"),
+    (("space", "attention", 4), {"kv_heads": 1, "window": 2}, "space.attention[4]: {'kv_heads': 1, 'window': 2} is"),
+    (("space", "ffn", 4), {"width": 0}, "space.ffn[4].width: 0 is not a width"),
+    (("space", "ffn", 4), {"width": 1.5}, "space.ffn[4].width: 1.5 is more than the parent has"),
+    (("space", "ffn", 4), {"width": -0.5}, "space.ffn[4].width: -0.5 is not a width"),
+    (("space", "ffn", 4), {"width": 1.0}, "space.ffn[4].width: 1.0 is the parent's own width or a single channel"),
+    (("space", "ffn", 4), {"no_op": 1}, "space.ffn[4]: `no_op` takes no value"),
+    (("parent",), "owner/model", "revision: is missing; the hub id owner/model needs its commit"),
+    (("parent",), "inlay:other", "parent: 'inlay:other' does not ship with inlay; write inlay:pystdlib"),
+    (("parent",), 3, "parent: 3 is not a text"),
+    (("revision",), "abc", "revision: 'abc' has no meaning for the folder ./parents/stories3M"),
+    (("data", "validate", "path"), "./stories.txt", "data.validate.path: './stories.txt' is the text that is trained"),
+    (("data", "distill", "path"), "inlay:other/train", "data.distill.path: 'inlay:other/train' does not ship"),
+    (("seed",), -1, "seed: -1 is out of range"),
+    (("cluster", "memory_per_worker"), "2G", "cluster.memory_per_worker: '2G' has the unit `G`"),
+]  # fmt: skip
+
+
+def changed(values: dict[str, Any], path: Path, value: object) -> dict[str, Any]:
+    """A copy with one field set."""
+    copied = copy.deepcopy(values)
+    place: Any = copied
+    for part in path[:-1]:
+        place = place[part] if isinstance(part, int) else place.setdefault(part, {})
+    if isinstance(place, list) and path[-1] == len(place):
+        place.append(value)
+    else:
+        place[path[-1]] = value
+    return copied
+
+
+@pytest.mark.parametrize(("path", "value", "start"), CASES, ids=[case[2][:60] for case in CASES])
+def test_one_mistake_is_one_line(values: dict[str, Any], path: Path, value: object, start: str) -> None:
+    with pytest.raises(UserError) as caught:
+        Job.from_dict(changed(values, path, value))
+    assert str(caught.value).startswith(f"job: {start}")
+    assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_all_at_once_and_in_their_words(values: dict[str, Any]) -> None:
+    wrong = values
+    for path, value, _ in CASES[:4]:
+        wrong = changed(wrong, path, value)
+    with pytest.raises(JobError) as caught:
+        Job.from_dict(changed(wrong, ("budget", "chatt"), {"kv": "1GiB"}))
+    fields = {problem.field for problem in caught.value.problems}
+    assert {"distil", "data.distill.sequence_lenth", "hardware.scenarios[0].prefil", "distill.tokens"} <= fields
+    assert str(caught.value).splitlines()[0].startswith("job has ")
+    assert "parent" in caught.value.sections
+    assert "distill" not in caught.value.sections
+
+
+def test_checks_between_fields_run_beside_wrong_fields(values: dict[str, Any]) -> None:
+    wrong = changed(changed(values, ("seed",), -1), ("budget", "chatt"), {"kv": "1GiB"})
+    with pytest.raises(JobError) as caught:
+        Job.from_dict(wrong)
+    assert {problem.field for problem in caught.value.problems} == {"seed", "budget.chatt"}
+
+
+def test_a_misspelt_key_is_not_missing_too(values: dict[str, Any]) -> None:
+    wrong = {("parnet" if key == "parent" else key): value for key, value in values.items()}
+    with pytest.raises(JobError) as caught:
+        Job.from_dict(wrong)
+    assert [problem.field for problem in caught.value.problems] == ["parnet"]
+
+
+def test_from_python_the_same(values: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match="job: seed: -1 is out of range"):
+        Job(**values | {"seed": -1})
+
+
+def test_the_error_crosses_processes(values: dict[str, Any]) -> None:
+    with pytest.raises(JobError) as caught:
+        Job.from_dict(values | {"seed": -1})
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert str(again) == str(caught.value)
+    assert again.problems == caught.value.problems
+
+
+_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=12),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=12), inner, max_size=3),
+    max_leaves=8,
+)
+_PLACES = st.sampled_from([
+    ("parent",), ("revision",), ("data",), ("data", "distill", "sequence_length"), ("space",), ("space", "attention"),
+    ("space", "ffn"), ("space", "ffn", 0), ("hardware",), ("hardware", "scenarios"), ("hardware", "scenarios", 0),
+    ("budget",),
+    ("budget", "runtime"), ("budget", "chat"), ("solve", "time_limit"), ("cluster",), ("seed",), ("anything",),
+])  # fmt: skip
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=80, deadline=None)
+@given(path=_PLACES, value=_JSON)
+def test_anything_is_a_job_or_a_user_error(values: dict[str, Any], path: Path, value: object) -> None:
+    refusal, job = None, None
+    try:
+        job = Job.from_dict(changed(values, path, value))
+    except UserError as error:
+        refusal = str(error)
+    if job is None:
+        assert refusal
+        assert all(line.isprintable() for line in refusal.splitlines())
+    else:
+        assert Job.from_dict(job.to_dict()) == job
