@@ -1,0 +1,1 @@
+"""What an architecture costs: times measured on the device, sizes counted exactly."""

@@ -1,0 +1,140 @@
+"""The workspace: the folder or URL that holds every search of one parent.
+
+    workspace.json        schema version and the digest of the parent it belongs to
+    records/, blobs/      what pieces produced (cluster/pieces.py, cluster/store.py)
+    tables/*.parquet      scores, costs, pool
+    solutions/*.json      answers of the solver; solution.json is the chosen one
+    library.json          digests of the trained variants by layer; texts.json those of the packed texts
+    evaluation.json       child, parent and baselines side by side
+    run.json              stages with time and memory, the MLflow run, what the last run was
+    child/                the exported child
+
+Reads and writes need neither torch nor transformers.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from inlay.cluster.store import Store
+from inlay.nas.errors import InlayError, UserError
+
+SCHEMA = 1
+OWN_BEFORE_CLAIM = frozenset({".tmp", "lock", "scratch"})
+
+
+class Workspace:
+    """Names and formats of what lies in a workspace.
+
+    Args:
+        url: a local folder or any fsspec URL; it need not exist yet.
+
+    Raises:
+        UserError: the folder exists and is not a workspace.
+    """
+
+    def __init__(self, url: str | Path) -> None:
+        self.url = str(url) if "://" in str(url) else str(Path(url).resolve())
+        self.store = Store(self.url)
+
+    @property
+    def folder(self) -> Path | None:
+        """The local folder, or None for a URL."""
+        return None if "://" in self.url else Path(self.url)
+
+    def exists(self) -> bool:
+        """Whether a search was ever started here."""
+        return self.store.exists("workspace.json")
+
+    def require(self) -> None:
+        """Raises UserError unless this is a workspace."""
+        if not self.exists():
+            raise UserError(
+                f"workspace: {self.url} has no workspace.json; give the folder that `inlay run` printed, "
+                "by default <job name>.search beside the job file"
+            )
+
+    def check_parent(self, parent_digest: str, parent_name: str) -> None:
+        """Raises UserError when a search of this parent cannot live here: another parent's, or another thing."""
+        if not self.exists():
+            stranger = self._stranger()
+            if stranger is not None:
+                raise UserError(
+                    f"workspace: {self.url} holds {stranger} and is not a workspace; name an empty folder or a new one"
+                )
+            return
+        held = self.read_json("workspace.json")
+        if held["schema"] != SCHEMA:
+            raise UserError(
+                f"workspace: {self.url} has schema {held['schema']}, this inlay reads {SCHEMA}; start a new workspace"
+            )
+        if held["parent_digest"] != parent_digest:
+            raise UserError(
+                f"workspace: {self.url} belongs to the parent {held['parent']} ({held['parent_digest'][:12]}), the job "
+                f"names {parent_name} ({parent_digest[:12]}); give another --workspace"
+            )
+
+    def claim(self, parent_digest: str, parent_name: str) -> None:
+        """Makes this the workspace of a parent; raises as `check_parent` does."""
+        self.check_parent(parent_digest, parent_name)
+        if not self.exists():
+            values = {"schema": SCHEMA, "parent_digest": parent_digest, "parent": parent_name}
+            self.write_json("workspace.json", values)
+
+    def read_json(self, name: str) -> Any:
+        """A JSON document; raises InlayError naming the file when it is damaged."""
+        try:
+            return json.loads(self.store.get(name))
+        except (ValueError, UnicodeDecodeError) as error:
+            raise InlayError(f"{self.url}/{name} is damaged ({error}); delete it and run the job again") from error
+
+    def find_json(self, name: str) -> Any | None:
+        """A JSON document, or None when it was not written yet."""
+        return self.read_json(name) if self.store.exists(name) else None
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Writes a JSON document whole; keys sorted, so equal values are equal bytes."""
+        self.store.put(name, (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
+
+    def read_table(self, name: str) -> list[dict[str, Any]]:
+        """The rows of `tables/<name>.parquet`."""
+        import pyarrow.parquet as parquet
+
+        file = f"tables/{name}.parquet"
+        if not self.store.exists(file):
+            raise UserError(f"workspace: {self.url} has no table `{name}` yet; run the job until that stage is done")
+        rows: list[dict[str, Any]] = parquet.read_table(io.BytesIO(self.store.get(file))).to_pylist()
+        return rows
+
+    def write_table(self, name: str, rows: Sequence[dict[str, Any]]) -> None:
+        """Writes rows (all with the same keys) as `tables/<name>.parquet`."""
+        import pyarrow
+        import pyarrow.parquet as parquet
+
+        buffer = io.BytesIO()
+        parquet.write_table(pyarrow.Table.from_pylist(list(rows)), buffer)
+        self.store.put(f"tables/{name}.parquet", buffer.getvalue())
+
+    def scratch(self, configured: Path | None) -> Path:
+        """The folder for what can be computed again; raises UserError when a remote workspace names none."""
+        if configured is not None:
+            return configured
+        if self.folder is None:
+            raise UserError(
+                f"cluster.scratch: the workspace {self.url} is not a folder; scratch needs one that every worker can "
+                "read and write; set cluster.scratch"
+            )
+        return self.folder / "scratch"
+
+    def _stranger(self) -> str | None:
+        """Something in the folder that inlay did not put there."""
+        folder = self.folder
+        if folder is None or not folder.exists():
+            return None
+        if not folder.is_dir():
+            return "a file"
+        return next((path.name for path in sorted(folder.iterdir()) if path.name not in OWN_BEFORE_CLAIM), None)
