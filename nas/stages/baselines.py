@@ -1,0 +1,67 @@
+"""The baselines of every run: `uniform`, one block everywhere, and `depth`, whole layers dropped.
+
+Both are sought as if they were to win: by true KL, under the same budget, from the same library.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from inlay.nas.stages.candidates import Blocks, true_scores
+from inlay.nas.stages.comparison import Comparison
+from inlay.nas.stages.search import Search
+from inlay.nas.stages.source import Library
+from inlay.nas.stages.text import Ids
+from inlay.nas.tables import PARENT_BLOCK, Block, ScoreTable
+
+UNIFORM_TRIED = 12
+"""Blocks whose true KL is taken, those of the least predicted KL first."""
+NO_BLOCK: Block = ("attention:no_op", "ffn:no_op")
+
+Excess = Callable[[Blocks], float]
+"""How far an architecture is above the budget: its worst predicted value over limit, 1 or less is within."""
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """A baseline and its true KL; `over_budget` is its predicted excess where nothing of its kind meets the budget."""
+
+    name: str
+    architecture: Blocks
+    comparison: Comparison
+    over_budget: float | None
+
+
+def uniform(search: Search, ids: Ids, library: Library, scores: ScoreTable, excess: Excess) -> Baseline:
+    """The best true KL among architectures of one block everywhere within the budget, else the nearest above it."""
+    num_layers = search.parent.shape.num_layers
+    shared = set.intersection(*(set(scores.blocks(layer)) for layer in range(num_layers)))
+    every = [tuple([block] * num_layers) for block in sorted(shared)]
+    feasible = sorted((a for a in every if excess(a) <= 1), key=scores.predict)[:UNIFORM_TRIED]
+    if not feasible:
+        nearest = min(every, key=excess)
+        (comparison,) = true_scores(search, ids, library, [nearest])
+        return Baseline("uniform", nearest, comparison, excess(nearest))
+    found = true_scores(search, ids, library, feasible)
+    best = min(range(len(feasible)), key=lambda index: found[index].kl_nats)
+    return Baseline("uniform", feasible[best], found[best], None)
+
+
+def depth(search: Search, ids: Ids, library: Library, excess: Excess) -> Baseline:
+    """Layers dropped until the budget is met, the one of least true KL first, all others scored again after each."""
+    num_layers = search.parent.shape.num_layers
+    current: Blocks = tuple([PARENT_BLOCK] * num_layers)
+    (comparison,) = true_scores(search, ids, library, [current])
+    while excess(current) > 1:
+        options = [_dropped(current, layer) for layer in range(num_layers) if current[layer] != NO_BLOCK]
+        if not options:
+            return Baseline("depth", current, comparison, excess(current))
+        found = true_scores(search, ids, library, options)
+        best = min(range(len(options)), key=lambda index: found[index].kl_nats)
+        current, comparison = options[best], found[best]
+    return Baseline("depth", current, comparison, None)
+
+
+def _dropped(architecture: Sequence[Block], layer: int) -> Blocks:
+    return tuple(NO_BLOCK if index == layer else block for index, block in enumerate(architecture))

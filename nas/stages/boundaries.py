@@ -1,0 +1,160 @@
+"""Boundaries on scratch: the parent's hidden states before each layer, for as many layers at a time as scratch holds.
+
+One piece carries one shard of the text through a span of layers, holding one layer at a time. Pieces are skipped where
+the files are there already, so boundaries need no records: they are never results, only what results are made from.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from inlay.cluster.pieces import PieceContext, PieceOutput
+from inlay.cluster.store import Store
+from inlay.distill.boundary import BoundaryScratch, boundary_bytes
+from inlay.distill.sweep import SLOTS, add_update
+from inlay.nas.stages.search import Search, Stage
+from inlay.nas.stages.source import Library, WorkerSource, parent_of
+from inlay.nas.stages.text import Ids, load_ids
+
+MICRO_BATCH_TOKENS = 4096
+"""Tokens computed at a time: small enough for a core's cache, large enough for a matrix product."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """Layers [first, end) whose input boundaries are on scratch together."""
+
+    first: int
+    end: int
+
+    @property
+    def layers(self) -> range:
+        """The layers of the span."""
+        return range(self.first, self.end)
+
+
+def scratch_of(search: Search, ids: Ids) -> BoundaryScratch:
+    """The scratch folder of one text under this search's parent and compute type."""
+    name = f"{ids.digest[:16]}-{search.identity['dtype']}"
+    return BoundaryScratch(search.scratch / "boundaries" / name, len(ids.shards))
+
+
+def spans(search: Search, ids: Ids, free_bytes: int | None = None) -> list[Span]:
+    """Cuts the layers into spans whose boundaries fit into half of the free scratch."""
+    num_layers = search.parent.shape.num_layers
+    if free_bytes is None:
+        root = scratch_of(search, ids).folder
+        root.mkdir(parents=True, exist_ok=True)
+        free_bytes = shutil.disk_usage(root).free
+    one = boundary_bytes(*ids.shape, search.parent.shape.hidden, getattr(torch, search.identity["dtype"]))
+    size = max(1, min(num_layers, free_bytes // 2 // one - 1))
+    return [Span(first, min(first + size, num_layers)) for first in range(0, num_layers, size)]
+
+
+def spans_with_boundaries(search: Search, ids: Ids, layers: Sequence[int], shards: int | None = None) -> Iterator[Span]:
+    """Yields span after span with the boundaries before its layers on scratch; frees them when the next is asked for.
+
+    Args:
+        search: the running search.
+        ids: the text.
+        layers: the layers still to be worked on; spans without any of them are passed through, not kept.
+        shards: only the first so many shards of the text.
+
+    Raises:
+        PieceError: a worker failed; what is on scratch stays.
+    """
+    scratch = scratch_of(search, ids)
+    wanted = set(layers)
+    for span in spans(search, ids):
+        if not any(layer >= span.first for layer in wanted):
+            break
+        last = span.end if any(layer >= span.end for layer in wanted) else max(w for w in wanted if w >= span.first)
+        advance(search, ids, span.first, last, shards)
+        yield Span(span.first, min(span.end, last + 1))
+        for boundary in range(span.first, span.end):
+            scratch.free(boundary)
+    shutil.rmtree(scratch.folder, ignore_errors=True)
+
+
+def advance(search: Search, ids: Ids, first: int, last: int, shards: int | None = None) -> None:
+    """Makes boundaries `first` .. `last` of the text complete, starting from boundary `first` (0: from the ids)."""
+    scratch = scratch_of(search, ids)
+    pieces = [
+        search.piece(
+            ADVANCE,
+            f"{ids.digest[:8]}/layers {first:04d}-{last:04d}/shard {shard:05d}",
+            {
+                "store": search.workspace.url,
+                "ids": ids.digest,
+                "rows": rows,
+                "shard": shard,
+                "num_shards": len(ids.shards),
+                "scratch": str(scratch.folder),
+                "first": first,
+                "last": last,
+            },
+            {"ids": ids.digest, "first": first, "last": last},
+        )
+        for shard, rows in enumerate(ids.shards[:shards])
+        if scratch.first_missing(shard, first, last) <= last or not scratch.has(first, shard)
+    ]
+    search.run_scratch(pieces)
+
+
+def advance_shard(arguments: dict[str, Any], context: PieceContext) -> PieceOutput:
+    """Carries one shard through a span of layers of the parent, writing each boundary that is not there yet."""
+    source = worker_source(arguments, Library({}))
+    scratch = BoundaryScratch(Path(arguments["scratch"]), arguments["num_shards"])
+    shard, first, last = arguments["shard"], arguments["first"], arguments["last"]
+    start = first
+    while start < last and scratch.has(start + 1, shard):
+        start += 1
+    if scratch.has(start, shard):
+        hidden = scratch.read(start, shard).to(source.device)
+    elif start == 0:
+        hidden = embed_rows(source, arguments["ids"], arguments["rows"])
+        scratch.write(0, shard, hidden.cpu())
+    else:
+        raise FileNotFoundError(f"{scratch.path(start, shard)}: freed before its layers were done")
+    size = micro_batch(hidden.shape[1])
+    with torch.inference_mode():
+        for index in range(start, last):
+            for slot in SLOTS:
+                module = source.subblock(index, slot, f"{slot}:parent")
+                hidden = add_update(module, slot, source, hidden, size)
+            scratch.write(index + 1, shard, hidden.cpu())
+            context.progress((index + 1 - start) / (last - start))
+    return PieceOutput(values={}, blobs={})
+
+
+ADVANCE = Stage("advance", 1, advance_shard)
+
+
+def worker_source(arguments: dict[str, Any], library: Library) -> WorkerSource:
+    """The sweep's source from a piece's arguments."""
+    return WorkerSource(
+        parent_of(arguments["parent"]),
+        library,
+        Store(arguments["store"]),
+        getattr(torch, arguments["dtype"]),
+        torch.device(arguments["device"]),
+    )
+
+
+@torch.inference_mode()
+def embed_rows(source: WorkerSource, ids: str, rows: tuple[int, int]) -> torch.Tensor:
+    """Boundary 0 of some sequences: their embeddings [N, S, D]."""
+    ids_NS = torch.from_numpy(load_ids(source.store, ids)[rows[0] : rows[1]].astype("int64"))
+    hidden: torch.Tensor = source.ends().embed(ids_NS.to(source.device))
+    return hidden
+
+
+def micro_batch(sequence_length: int) -> int:
+    """Sequences computed at a time."""
+    return max(1, MICRO_BATCH_TOKENS // sequence_length)

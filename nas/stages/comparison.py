@@ -1,0 +1,127 @@
+"""Comparing next-token distributions with the parent's: what score, assemble, baselines and evaluate have in common.
+
+Shapes: C architectures, N sequences, S positions, D model width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from inlay.cluster.pieces import PieceContext, PieceOutput
+from inlay.distill.boundary import BoundaryScratch
+from inlay.distill.sweep import micro_batches, sweep
+from inlay.kernels import compare_next_token
+from inlay.nas.modeling import Ends
+from inlay.nas.stages.boundaries import embed_rows, micro_batch, worker_source
+from inlay.nas.stages.source import Library
+from inlay.nas.stages.text import load_ids
+
+MEASURES = ("kl", "child_nll", "agree")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One architecture against the parent; means over tokens, errors over sequences.
+
+    Args:
+        kl_nats: KL(parent ‖ child) of the next token, nats per token.
+        standard_error: of `kl_nats`, over sequences.
+        lm_loss_change: child's loss minus the parent's, nats per token.
+        top1_agreement: share of tokens where both have the same first choice.
+        perplexity: exp of the child's loss.
+    """
+
+    kl_nats: float
+    standard_error: float
+    lm_loss_change: float
+    top1_agreement: float
+    perplexity: float
+
+
+def compare(
+    ends: Ends, ids_NS: Tensor, parent_NSD: Tensor, children: Sequence[Tensor], child_ends: Sequence[Ends] | None = None
+) -> dict[str, Tensor]:
+    """Per-sequence means of every measure: `kl`, `child_nll`, `agree` [C, N] and `parent_nll` [N], float64.
+
+    Args:
+        ends: final norm and head of the parent.
+        ids_NS: the tokens; position t is judged on token t + 1.
+        parent_NSD: the parent's last layer output, before the final norm.
+        children: the architectures' last layer outputs.
+        child_ends: the children's own norms and heads; by default they keep the parent's.
+    """
+    num, length = ids_NS.shape
+    norms = child_ends if child_ends is not None else [ends] * len(children)
+    heads = [own.head_VD for own in child_ends] if child_ends is not None else None
+    rows: dict[str, list[Tensor]] = {name: [] for name in (*MEASURES, "parent_nll")}
+    for start, end in micro_batches(num, micro_batch(length)):
+        labels = ids_NS[start:end, 1:].reshape(-1).to(parent_NSD.device)
+        parent_ND, *child_ND = (
+            own.norm(hidden[start:end, :-1]).reshape(labels.numel(), -1)
+            for own, hidden in zip((ends, *norms), (parent_NSD, *children), strict=True)
+        )
+        result = compare_next_token(parent_ND, child_ND, ends.head_VD, labels, heads)
+        for name in MEASURES:
+            values = getattr(result, name).double().reshape(len(children), end - start, length - 1)
+            rows[name].append(values.mean(-1).cpu())
+        rows["parent_nll"].append(result.parent_nll.double().reshape(end - start, length - 1).mean(-1).cpu())
+    joined = {name: torch.cat(rows[name], dim=1) for name in MEASURES}
+    return {**joined, "parent_nll": torch.cat(rows["parent_nll"])}
+
+
+def compare_architectures(arguments: dict[str, Any], context: PieceContext) -> PieceOutput:
+    """A piece: architectures against the parent on some shards, from one boundary on.
+
+    Arguments: `store, ids, rows` (one (first, end) a shard), `architectures` (per architecture a list of
+    [attention label, ffn label]), `first_layer`, `library` (digests), and for `first_layer` above 0 also `scratch`.
+    The blob `sequences` holds per-sequence means; `values["labels"]` names its rows.
+    """
+    library = Library({int(layer): held for layer, held in arguments["library"].items()})
+    source = worker_source(arguments, library)
+    ends = source.ends()
+    num_layers, first = source.num_layers, arguments["first_layer"]
+    parent_choice = [("attention:parent", "ffn:parent")] * num_layers
+    architectures = [parent_choice, *([tuple(pair) for pair in each] for each in arguments["architectures"])]
+    parts: list[dict[str, Tensor]] = []
+    for number, (shard, rows) in enumerate(zip(arguments["shards"], arguments["rows"], strict=True)):
+        if first == 0:
+            hidden = embed_rows(source, arguments["ids"], rows)
+        else:
+            scratch = BoundaryScratch(Path(arguments["scratch"]), arguments["num_shards"])
+            hidden = scratch.read(first, shard).to(source.device)
+        ids_NS = torch.from_numpy(load_ids(source.store, arguments["ids"])[rows[0] : rows[1]].astype("int64"))
+        with torch.inference_mode():
+            parent, *children = sweep(source, architectures, hidden, first, micro_batch(hidden.shape[1]))
+            parts.append(compare(ends, ids_NS, parent, children))
+        context.progress((number + 1) / (len(arguments["shards"])))
+    joined = {name: torch.cat([part[name] for part in parts], dim=-1) for name in (*MEASURES, "parent_nll")}
+    return PieceOutput(values={"labels": list(arguments["labels"])}, blobs={"sequences": joined})
+
+
+def summaries(labels: Sequence[str], sequences: Sequence[dict[str, Tensor]]) -> dict[str, Comparison]:
+    """Comparisons by label from the blobs of one or several pieces over the same labels, in shard order."""
+    joined = {name: torch.cat([part[name] for part in sequences], dim=-1) for name in (*MEASURES, "parent_nll")}
+    return {
+        label: _summary({name: joined[name][row] for name in MEASURES}, joined["parent_nll"])
+        for row, label in enumerate(labels)
+    }
+
+
+def _summary(measures: dict[str, Tensor], parent_nll: Tensor) -> Comparison:
+    kl_N = measures["kl"]
+    spread = float(kl_N.std(unbiased=True)) if len(kl_N) > 1 else 0.0
+    nll = float(measures["child_nll"].mean())
+    return Comparison(
+        kl_nats=float(kl_N.mean()),
+        standard_error=spread / math.sqrt(len(kl_N)),
+        lm_loss_change=nll - float(parent_nll.mean()),
+        top1_agreement=float(measures["agree"].mean()),
+        perplexity=math.exp(min(nll, 700.0)),
+    )

@@ -1,0 +1,190 @@
+"""distill: the block library. One piece trains all variants of one layer, fed by one parent pass."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from inlay.cluster.pieces import Piece, PieceContext, PieceOutput, Record
+from inlay.distill.boundary import BoundaryScratch
+from inlay.distill.local import Branch, LocalSettings, train_layer
+from inlay.distill.text import training_order
+from inlay.nas.modeling import build_layer
+from inlay.nas.stages.boundaries import scratch_of, spans_with_boundaries, worker_source
+from inlay.nas.stages.calibrate import calibrate_piece, sums_of
+from inlay.nas.stages.search import Search, Stage
+from inlay.nas.stages.source import Library, slot_state
+from inlay.nas.stages.text import Ids
+from inlay.nas.variants import Variant, parse_variant, variants_of
+from inlay.nas.variants.sums import CalibrationSums
+
+
+def build_library(search: Search, ids: Ids) -> list[Record]:
+    """Calibrates and trains every layer that has no record yet.
+
+    Returns:
+        One record a layer, in layer order. `values["variants"]` says for each variant its status, losses and reason;
+        `blobs` holds the weights of those that were trained, in the parent's dtype.
+    """
+    num_layers = search.parent.shape.num_layers
+    space = [layer_variants(search, layer) for layer in range(num_layers)]
+    todo = [layer for layer in range(num_layers) if not _has_record(search, ids, layer, space[layer])]
+    for span in spans_with_boundaries(search, ids, todo):
+        layers = [layer for layer in span.layers if layer in todo]
+        sums = search.run([calibrate_piece(search, ids, layer, space[layer]) for layer in layers])
+        search.run(
+            [
+                distill_piece(search, ids, layer, space[layer], sums_of(record))
+                for layer, record in zip(layers, sums, strict=True)
+            ]
+        )
+    return search.run([distill_piece(search, ids, layer, space[layer], "") for layer in range(num_layers)])
+
+
+def layer_variants(search: Search, layer: int) -> tuple[Variant, ...]:
+    """The variants of a layer that need weights of their own."""
+    space = variants_of(search.job.space, search.parent.shape, layer)
+    return tuple(variant for variant in space if variant.trained)
+
+
+def distill_piece(search: Search, ids: Ids, layer: int, variants: Sequence[Variant], sums: str) -> Piece:
+    """The piece that trains one layer; `sums` is a handle to what `calibrate` gave and is determined by the key."""
+    job = search.job
+    settings = asdict(local_settings(search, ids))
+    depends = {
+        "ids": ids.digest,
+        "layer": layer,
+        "variants": [variant.label for variant in variants],
+        "settings": settings,
+        "batch_size": job.distill.batch_size,
+        "calibrate": {"tokens": job.calibrate.tokens},
+        "seed": job.seed,
+    }
+    scratch = scratch_of(search, ids)
+    handles: dict[str, Any] = {
+        "store": search.workspace.url,
+        "scratch": str(scratch.folder),
+        "sums": sums,
+        "shape": list(ids.shape),
+    }
+    handles["ranges"] = ids.shards
+    return search.piece(DISTILL, f"layer {layer:04d}", {**depends, **handles}, depends)
+
+
+def local_settings(search: Search, ids: Ids) -> LocalSettings:
+    """The trainer's settings from the job; the last batches of the text are held out."""
+    chosen = search.job.distill
+    return LocalSettings(
+        steps=max(1, chosen.tokens // (ids.shape[1] * chosen.batch_size)),
+        learning_rate=chosen.learning_rate,
+        warmup=chosen.warmup,
+        weight_decay=chosen.weight_decay,
+        through=chosen.through,
+    )
+
+
+def distill_layer(arguments: dict[str, Any], context: PieceContext) -> PieceOutput:
+    """Trains the variants of one layer on the parent's own inputs to it."""
+    source = worker_source(arguments, Library({}))
+    parent, index = source.parent, arguments["layer"]
+    state = parent.layer_state(index)
+    entries = {slot: parent.shape.parent_entry(index, slot) for slot in ("attention", "ffn")}
+    source.use(entries["attention"])
+    parent_layer = build_layer(parent.config, index, entries["attention"], entries["ffn"], state, source.dtype)
+    sums = CalibrationSums.from_dict(source.store_state(arguments["sums"]))
+    branches = []
+    for label in arguments["variants"]:
+        variant = parse_variant(label)
+        # Copies: training changes them in place, and the parent's own must stay as they are.
+        own = {name: tensor.to(torch.float32, copy=True) for name, tensor in slot_state(state, variant.slot).items()}
+        start = variant.start(parent.shape, own, sums)
+        entry = variant.entry(parent.shape, index)
+        if variant.slot == "attention":
+            source.use(entry)
+        attention, ffn = (entry, None) if variant.slot == "attention" else (None, entry)
+        module = build_layer(parent.config, index, attention, ffn, start, torch.float32).to(source.device)
+        branches.append(Branch(label, variant.slot, module.requires_grad_(True)))
+    results = train_layer(
+        parent_layer.to(source.device),
+        branches,
+        _Batches(arguments, source.device, source.context),
+        LocalSettings(**arguments["settings"]),
+        on_step=lambda step, steps: context.progress(step / steps),
+    )
+    dtype = getattr(torch, parent.shape.dtype)
+    values: dict[str, Any] = {"layer": index, "variants": {}}
+    blobs: dict[str, Any] = {}
+    for result in results:
+        values["variants"][result.label] = {
+            "status": result.status,
+            "reason": result.reason,
+            "kept": result.kept,
+            "start_loss": _finite(result.start_loss),
+            "loss": _finite(result.final_loss),
+            "curve": [_finite(loss) for loss in result.curve],
+        }
+        if result.status == "trained":
+            blobs[result.label] = {name: tensor.to(dtype).cpu() for name, tensor in result.state.items()}
+    return PieceOutput(values=values, blobs=blobs)
+
+
+def _finite(loss: float) -> float | None:
+    """JSON has no word for what is not finite."""
+    return loss if math.isfinite(loss) else None
+
+
+DISTILL = Stage("distill", 1, distill_layer)
+
+
+class _Batches:
+    """Batches of the layer's input, in the training order, read shard by shard from scratch."""
+
+    def __init__(self, arguments: dict[str, Any], device: torch.device, context: Any) -> None:
+        self.layer = arguments["layer"]
+        self.scratch = BoundaryScratch(Path(arguments["scratch"]), len(arguments["ranges"]))
+        self.ranges = [tuple(pair) for pair in arguments["ranges"]]
+        self.batch = arguments["batch_size"]
+        num_sequences, length = arguments["shape"]
+        settings = LocalSettings(**arguments["settings"])
+        tokens, held_out = settings.steps * self.batch * length, settings.held_out * self.batch
+        self.order = training_order(num_sequences, tokens, length, arguments["seed"], held_out)
+        self.device, self.context = device, context
+        self.shards: dict[int, Tensor] = {}
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Any]]:
+        for start in range(0, len(self.order), self.batch):
+            hidden = torch.stack([self._sequence(int(row)) for row in self.order[start : start + self.batch]])
+            yield hidden.to(self.device), self.context(hidden.shape[0], hidden.shape[1])
+
+    def _sequence(self, row: int) -> Tensor:
+        size = self.ranges[0][1] - self.ranges[0][0]
+        shard = row // size
+        if shard not in self.shards:
+            self.shards[shard] = self.scratch.read(self.layer, shard)
+        return self.shards[shard][row - self.ranges[shard][0]]
+
+
+def library_of(records: Sequence[Record]) -> Library:
+    """Digests of trained weights by layer and label."""
+    return Library({int(record.values["layer"]): dict(record.blobs) for record in records})
+
+
+def failures(records: Sequence[Record]) -> list[tuple[int, str, str]]:
+    """(layer, label, reason) of the variants whose training diverged; they are not offered."""
+    return [
+        (int(record.values["layer"]), label, result["reason"])
+        for record in records
+        for label, result in record.values["variants"].items()
+        if result["status"] == "failed"
+    ]
+
+
+def _has_record(search: Search, ids: Ids, layer: int, variants: Sequence[Variant]) -> bool:
+    piece = distill_piece(search, ids, layer, variants, "")
+    return search.workspace.store.exists(piece.record_key)

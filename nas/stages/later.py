@@ -1,0 +1,91 @@
+"""Other solutions of a finished search: stored by `inlay solve`, evaluated as real models, exported as assembled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from inlay.cluster.runtime import ClusterSettings, connect
+from inlay.nas.errors import UserError
+from inlay.nas.families import Parent
+from inlay.nas.hardware.costs import CostTable
+from inlay.nas.job import Job
+from inlay.nas.report.progress import Reporter
+from inlay.nas.stages.boundaries import worker_source
+from inlay.nas.stages.candidates import Blocks, true_scores
+from inlay.nas.stages.evaluate import rows_of
+from inlay.nas.stages.run import open_job_parent
+from inlay.nas.stages.search import Search, scratch_of_job
+from inlay.nas.stages.source import Library
+from inlay.nas.stages.text import Ids
+from inlay.nas.stages.whole import assemble_state
+from inlay.nas.workspace import Workspace
+
+
+def find_solution(place: Workspace, name: str) -> dict[str, Any]:
+    """A stored solution by its id; UserError naming those that there are."""
+    stored: dict[str, Any] | None = place.find_json(f"solutions/{name}.json") if name.isalnum() else None
+    if stored is None:
+        ids = [key.removeprefix("solutions/").removesuffix(".json") for key in place.store.list("solutions/")]
+        there = ", ".join(sorted(ids)) or "none yet; `inlay solve` stores them"
+        raise UserError(f"--solution: there is no solution `{name}`; there are: {there}")
+    return stored
+
+
+def evaluate_solution(place: Workspace, name: str) -> dict[str, Any]:
+    """Takes a stored solution's true KL on the report text and its true times; writes them beside it.
+
+    Returns:
+        Figures as in evaluation.json for `parent` and `child`, the solution's as assembled, without recovery.
+    """
+    stored = find_solution(place, name)
+    job, parent = job_of(place)
+    architecture = blocks_of(stored)
+    report = place.read_json("texts.json")["report"]
+    ids = Ids(report["digest"], (report["shape"][0], report["shape"][1]))
+    settings = ClusterSettings(workers=job.cluster.workers, scratch=scratch_of_job(job, place) / "local")
+    with connect(settings) as cluster:
+        search = Search(job, place, parent, cluster, Reporter())
+        library = library_of_workspace(place)
+        unchanged: Blocks = tuple([("attention:parent", "ffn:parent")] * parent.shape.num_layers)
+        own, base = true_scores(search, ids, library, [architecture, unchanged])
+        costs = CostTable(place.read_table("costs"))
+        rows = rows_of(search, costs, {"child": own}, base, {"child": architecture})
+    rows["child"]["before_recover"] = {"kl_nats": own.kl_nats, "top1_agreement": own.top1_agreement}
+    evaluation = {**rows, "chosen": "child", "scenario": job.hardware.scenarios[0].name}
+    place.write_json(f"solutions/{name}.json", {**stored, "evaluation": evaluation})
+    return evaluation
+
+
+def assembled_blob(place: Workspace, parent: Parent, architecture: Blocks) -> str:
+    """The digest of a solution's weights as assembled from parent and library, put into the store."""
+    from safetensors.torch import save
+
+    arguments = {"parent": str(parent.folder), "store": place.url, "dtype": "float32", "device": "cpu"}
+    source = worker_source(arguments, library_of_workspace(place))
+    dtype = getattr(torch, parent.shape.dtype)
+    state = {key: tensor.to(dtype).contiguous() for key, tensor in assemble_state(source, architecture).items()}
+    return place.store.put_blob(save(state))
+
+
+def job_of(place: Workspace) -> tuple[Job, Parent]:
+    """The job that last finished on a workspace, and its parent; UserError before one has."""
+    run = place.find_json("run.json")
+    if run is None or "job" not in run:
+        raise UserError(f"workspace: {place.url} has no finished search; let `inlay run` finish")
+    job = Job.from_dict(run["job"], folder=run["folder"])
+    return job, open_job_parent(job)
+
+
+def library_of_workspace(place: Workspace) -> Library:
+    """The block library's digests."""
+    held: Mapping[str, Mapping[str, str]] = place.read_json("library.json")
+    return Library({int(layer): digests for layer, digests in held.items()})
+
+
+def blocks_of(stored: Mapping[str, Any]) -> Blocks:
+    """The architecture of a stored solution."""
+    pairs: Sequence[Sequence[str]] = stored["architecture"]
+    return tuple((attention, ffn) for attention, ffn in pairs)

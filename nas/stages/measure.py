@@ -1,0 +1,188 @@
+"""measure: the cost table. Times of every distinct subblock on the target device, sizes counted exactly.
+
+One exclusive piece a scenario: nothing else of the search runs meanwhile. A subblock's time is what four of them add to
+a model that has only the ends, measured through the same code that the export runs, in turns with the parent's own.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from inlay.cluster.pieces import PieceContext, PieceOutput
+from inlay.nas.errors import UserError
+from inlay.nas.families import Shape
+from inlay.nas.hardware.costs import ENDS, CostTable
+from inlay.nas.hardware.timing import Workload, random_model, rounds_of, summarise
+from inlay.nas.job.sections import Scenario
+from inlay.nas.modeling import InlayConfig
+from inlay.nas.stages.search import Search, Stage
+from inlay.nas.stages.source import parent_of
+from inlay.nas.variants import Variant, ends_parameters, kv_bytes, parameters, variants_of, weights_bytes
+
+COPIES = 4
+"""Copies of a subblock in the model that is timed: enough to rise above the noise of the ends."""
+ROUNDS = 7
+NO_OP = {"kind": "no_op"}
+
+
+def cost_rows(search: Search) -> list[dict[str, Any]]:
+    """The cost table's rows: read from `hardware.costs`, or measured."""
+    if search.job.hardware.costs is not None:
+        return read_costs(search)
+    rows: list[dict[str, Any]] = []
+    for scenario in search.job.hardware.scenarios:
+        times = measure_scenario(search, scenario)
+        rows += scenario_rows(search, scenario, times)
+    return rows
+
+
+def measure_scenario(search: Search, scenario: Scenario) -> dict[str, dict[str, int]]:
+    """Times by subblock key (`slot entry`) and `ends`, each `prefill_ns, decode_ns, runtime_ns, spread_ns`."""
+    entries = sorted({entry_key(v.slot, v.entry(s, layer)) for s, layer, v in _all_variants(search)})
+    workload = workload_of(scenario)
+    piece = search.piece(
+        MEASURE,
+        f"scenario {scenario.name}",
+        {"entries": entries, "workload": asdict(workload)},
+        {"entries": entries, "workload": asdict(workload), "environment": environment(search)},
+    )
+    (record,) = search.run([piece], exclusive=True)
+    return {key: dict(times) for key, times in record.values["times"].items()}
+
+
+def workload_of(scenario: Scenario) -> Workload:
+    """The scenario as the timer needs it."""
+    return Workload(scenario.batch_size, scenario.prefill, scenario.generate, scenario.threads)
+
+
+def measure_subblocks(arguments: dict[str, Any], context: PieceContext) -> PieceOutput:
+    """Times every entry: models of a few copies of it, in turns with a model that has only the ends."""
+    config = parent_of(arguments["parent"]).config
+    dtype, device = getattr(torch, arguments["dtype"]), torch.device(arguments["device"])
+    workload = Workload(**arguments["workload"])
+    blocks = {key: _block(key) for key in arguments["entries"]}
+    models = {key: _copies(config, block, dtype, device) for key, block in blocks.items()}
+    models["ends"] = _copies(config, {"attention": NO_OP, "ffn": NO_OP}, dtype, device)
+    rounds = rounds_of(models, workload, ROUNDS, device)
+    times = {key: summarise(found, workload) for key, found in rounds.items()}
+    ends = times["ends"]
+    values = {}
+    for key, found in times.items():
+        if key == "ends":
+            prefill, decode, spread = found.prefill_ns, found.decode_ns, found.spread_ns
+        else:
+            prefill = max(0, found.prefill_ns - ends.prefill_ns) // COPIES
+            decode = max(0, found.decode_ns - ends.decode_ns) // COPIES
+            spread = (found.spread_ns + ends.spread_ns) // COPIES
+        runtime = prefill + workload.generate * decode
+        values[key] = {"prefill_ns": prefill, "decode_ns": decode, "runtime_ns": runtime, "spread_ns": spread}
+    return PieceOutput(values={"times": values}, blobs={})
+
+
+MEASURE = Stage("measure", 1, measure_subblocks)
+
+
+def scenario_rows(search: Search, scenario: Scenario, times: dict[str, dict[str, int]]) -> list[dict[str, Any]]:
+    """Rows of one scenario: every variant at every layer with its measured times and exact sizes, then the ends."""
+    length = scenario.prefill + scenario.generate
+    rows = []
+    for shape, layer, variant in _all_variants(search):
+        entry = variant.entry(shape, layer)
+        if variant.kind == "no_op":
+            continue
+        rows.append(
+            {
+                "scenario": scenario.name,
+                "layer": layer,
+                "slot": variant.slot,
+                "variant": variant.label,
+                **times[entry_key(variant.slot, entry)],
+                "parameters": parameters(entry, variant.slot, shape),
+                "weights_bytes": weights_bytes(entry, variant.slot, shape),
+                "kv_bytes": kv_bytes(entry, shape, scenario.batch_size, length) if variant.slot == "attention" else 0,
+            }
+        )
+    shape = search.parent.shape
+    ends = ends_parameters(shape)
+    layer, slot, label = ENDS
+    sizes = {"parameters": ends, "weights_bytes": ends * shape.dtype_bytes, "kv_bytes": 0}
+    rows.append({"scenario": scenario.name, "layer": layer, "slot": slot, "variant": label, **times["ends"], **sizes})
+    return rows
+
+
+def read_costs(search: Search) -> list[dict[str, Any]]:
+    """The table of `hardware.costs`; UserError naming the first variant or column that it lacks."""
+    import pyarrow.csv as csv
+    import pyarrow.parquet as parquet
+
+    path = Path(search.job.resolve(str(search.job.hardware.costs)))
+    if not path.exists():
+        raise UserError(
+            f"hardware.costs: {path} does not exist; give a cost table, such as a workspace's tables/costs.parquet"
+        )
+    rows: list[dict[str, Any]] = (csv.read_csv(path) if path.suffix == ".csv" else parquet.read_table(path)).to_pylist()
+    wanted = {
+        "scenario",
+        "layer",
+        "variant",
+        "prefill_ns",
+        "decode_ns",
+        "runtime_ns",
+        "parameters",
+        "weights_bytes",
+        "kv_bytes",
+    }
+    if not rows or wanted - set(rows[0]):
+        lacking = min(wanted - set(rows[0] if rows else {}))
+        raise UserError(f"hardware.costs: {path} lacks the column {lacking}; write one row a variant")
+    table = CostTable(rows)
+    for scenario in search.job.hardware.scenarios:
+        for _, layer, variant in _all_variants(search):
+            if variant.kind != "no_op" and not table.has(scenario.name, layer, variant.label):
+                raise UserError(
+                    f"hardware.costs: {path} has no row for {variant.label} at layer {layer} in scenario "
+                    f"{scenario.name}; measure on the device, or take the variant out of the space"
+                )
+    return rows
+
+
+def environment(search: Search) -> dict[str, str]:
+    """What a measured time depends on beside the model: device, versions, number format."""
+    import transformers
+
+    device = search.job.hardware.device
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else processor()
+    return {"device": name, "torch": torch.__version__, "transformers": transformers.__version__}
+
+
+def processor() -> str:
+    """The CPU's model name."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def entry_key(slot: str, entry: dict[str, Any]) -> str:
+    """A subblock's shape as text: equal shapes are measured once, whatever the layer."""
+    return f"{slot} {json.dumps(entry, sort_keys=True)}"
+
+
+def _all_variants(search: Search) -> Sequence[tuple[Shape, int, Variant]]:
+    shape = search.parent.shape
+    return [(shape, layer, v) for layer in range(shape.num_layers) for v in variants_of(search.job.space, shape, layer)]
+
+
+def _block(key: str) -> dict[str, Any]:
+    slot, text = key.split(" ", 1)
+    return {"attention": NO_OP, "ffn": NO_OP, slot: json.loads(text)}
+
+
+def _copies(config: InlayConfig, block: dict[str, Any], dtype: torch.dtype, device: torch.device) -> Any:
+    return random_model(config.with_blocks([block] * COPIES), dtype, device)

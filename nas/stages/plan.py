@@ -1,0 +1,172 @@
+"""plan: what a search will take, before anything is run or written."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+from inlay.nas.families import Parent, Slot
+from inlay.nas.hardware.costs import quantities
+from inlay.nas.job import Job
+from inlay.nas.stages.run import open_job_parent
+from inlay.nas.stages.shards import SHARD_TOKENS, shard_ranges
+from inlay.nas.variants import Variant, ends_parameters, kv_bytes, parameters, variants_of
+
+RATE = 6e10
+"""Floating-point operations a second of one CPU core in float32; plans are guesses within a factor of two or three."""
+
+
+def make_plan(job: Job) -> dict[str, Any]:
+    """The plan that `inlay plan` shows; raises UserError for what is wrong with the job or its parent.
+
+    Times are estimates from operation counts for CPU workers; None on other devices.
+    """
+    parent = open_job_parent(job)
+    shape = parent.shape
+    space = [variants_of(job.space, shape, layer) for layer in range(shape.num_layers)]
+    trained = sum(variant.trained for layer in space for variant in layer)
+    return {
+        "parent": {
+            "name": job.parent,
+            "family": shape.family,
+            "layers": shape.num_layers,
+            "parameters": parent_parameters(parent),
+            "weights_bytes": parent_parameters(parent) * shape.dtype_bytes,
+        },
+        "space": {
+            "variants": sum(variant.kind != "parent" for layer in space for variant in layer),
+            "trained": trained,
+            "log10_architectures": sum(_log10_blocks(layer) for layer in space),
+        },
+        "stages": _stages(job, parent, space, trained),
+        "facts": _facts(job, parent),
+        "warnings": _warnings(job, parent, space),
+    }
+
+
+def parent_parameters(parent: Parent) -> int:
+    """All parameters, a tied head counted once."""
+    shape = parent.shape
+    layers = (parameters(shape.parent_entry(i, slot), slot, shape) for i in range(shape.num_layers) for slot in SLOTS)
+    return ends_parameters(shape) + sum(layers)
+
+
+SLOTS: tuple[Slot, Slot] = ("attention", "ffn")
+
+
+def _log10_blocks(layer: tuple[Variant, ...]) -> float:
+    return sum(math.log10(sum(variant.slot == slot for variant in layer)) for slot in SLOTS)
+
+
+def _stages(job: Job, parent: Parent, space: list[tuple[Variant, ...]], trained: int) -> list[dict[str, Any]]:
+    shape, length = parent.shape, job.data.distill.sequence_length
+    workers = job.cluster.workers or 2
+    own = parent_parameters(parent) - ends_parameters(shape)
+    layer = own / shape.num_layers
+    head = shape.vocab * shape.hidden
+    score_tokens = job.data.validate.tokens * 3 // 4
+    shards = len(shard_ranges(max(1, job.distill.tokens // length), length, SHARD_TOKENS))
+    blocks = sum(len(v) - 2 for v in space) + job.score.pairs
+    forward = 2.0
+    costs = {
+        "distill": forward * own * job.distill.tokens + 3 * forward * trained * layer * 0.4 * job.distill.tokens,
+        "score": forward * score_tokens * blocks * (own / 2 + head),
+        "assemble": forward * score_tokens * (4 * job.solve.pool + 3 * shape.num_layers + 12) * (own + head),
+        "recover": 3 * forward * job.recover.tokens * 1.8 * (own + head),
+    }
+    known = job.hardware.device == "cpu"
+    seconds = {name: operations / RATE / workers if known else None for name, operations in costs.items()}
+    variant_bytes = sum(
+        parameters(v.entry(shape, i), v.slot, shape) for i, vs in enumerate(space) for v in vs if v.trained
+    )
+    boundary = job.distill.tokens * shape.hidden * 4
+    return [
+        {
+            "name": "measure",
+            "pieces": len(job.hardware.scenarios),
+            "what": "times of every distinct subblock, alone on the device",
+        },
+        {
+            "name": "advance",
+            "pieces": shards,
+            "bytes": boundary * (shape.num_layers + 1),
+            "what": "the parent's hidden states, on scratch",
+        },
+        {
+            "name": "distill",
+            "pieces": shape.num_layers,
+            "bytes": variant_bytes * shape.dtype_bytes,
+            "seconds": seconds["distill"],
+            "what": f"{trained} variants, {job.distill.tokens:,} tokens each",
+        },
+        {
+            "name": "score",
+            "pieces": shape.num_layers,
+            "seconds": seconds["score"],
+            "what": f"{blocks} blocks on {score_tokens:,} tokens",
+        },
+        {
+            "name": "assemble",
+            "seconds": seconds["assemble"],
+            "what": f"a pool of {job.solve.pool}, true KL, true times, baselines",
+        },
+        {
+            "name": "recover",
+            "pieces": 3,
+            "seconds": seconds["recover"],
+            "what": f"child and two baselines, {job.recover.tokens:,} tokens each",
+        },
+        {"name": "evaluate", "what": f"{job.data.validate.tokens // 4:,} tokens that nothing has seen"},
+    ]
+
+
+def _facts(job: Job, parent: Parent) -> list[tuple[str, str]]:
+    shape = parent.shape
+    facts = [("budget", ", ".join(f"{limit.field.removeprefix('budget.')} {limit.text}" for limit in job.budget))]
+    for scenario in job.hardware.scenarios:
+        length = scenario.prefill + scenario.generate
+        kv = sum(
+            kv_bytes(shape.parent_entry(i, "attention"), shape, scenario.batch_size, length)
+            for i in range(shape.num_layers)
+        )
+        facts.append(
+            (
+                scenario.name,
+                f"batch {scenario.batch_size}, prompt {scenario.prefill}, {scenario.generate} generated; "
+                f"the parent's KV cache takes {kv:,} bytes",
+            )
+        )
+    return facts
+
+
+def _warnings(job: Job, parent: Parent, space: list[tuple[Variant, ...]]) -> list[str]:
+    found = []
+    folder = Path(job.resolve(job.cluster.scratch)) if job.cluster.scratch else job.default_workspace()
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    boundaries = job.distill.tokens * parent.shape.hidden * 4 * (parent.shape.num_layers + 1)
+    if boundaries > free // 2:
+        found.append("scratch does not hold all boundaries at once: layers are worked on in spans, one after the other")
+    reachable = _least_parameters(parent, space)
+    for limit in job.budget:
+        sizes = quantities({"parameters": parent_parameters(parent), **dict.fromkeys(_TIMES, 0)}, 0)
+        if limit.name == "parameters" and reachable > limit.against(sizes["parameters"]):
+            found.append(
+                f"{limit.field}: {limit.text} cannot be met; the least that the space reaches is "
+                f"{reachable / sizes['parameters']:.3f}x"
+            )
+    return found
+
+
+_TIMES = ("runtime_ns", "prefill_ns", "decode_ns", "weights_bytes", "kv_bytes")
+
+
+def _least_parameters(parent: Parent, space: list[tuple[Variant, ...]]) -> int:
+    shape = parent.shape
+    return ends_parameters(shape) + sum(
+        min(parameters(v.entry(shape, i), v.slot, shape) for v in layer if v.slot == slot)
+        for i, layer in enumerate(space)
+        for slot in SLOTS
+    )

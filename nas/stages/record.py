@@ -1,0 +1,163 @@
+"""What a run leaves behind for people: run.json, tables, pictures, and the MLflow run that shows them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from inlay.cluster.tracking import Tracker
+from inlay.nas.families import Parent
+from inlay.nas.job import Job
+from inlay.nas.report.progress import Reporter
+from inlay.nas.stages.text import TEXTS, Texts
+from inlay.nas.workspace import Workspace
+
+if TYPE_CHECKING:
+    from inlay.nas.stages.assemble import Assembled
+    from inlay.nas.stages.evaluate import Recovered
+    from inlay.nas.stages.search import Search
+    from inlay.nas.stages.solving import Tables
+
+
+@dataclass
+class Told:
+    """What a stage says when it ends: words for people, metrics for the tracker."""
+
+    note: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+class SearchRecord:
+    """The one who writes down what happens; the driver alone talks to MLflow."""
+
+    def __init__(self, job: Job, place: Workspace, parent: Parent, reporter: Reporter) -> None:
+        self.job, self.place, self.parent, self.reporter = job, place, parent, reporter
+        self.run: dict[str, Any] = {"stages": []}
+        # A run a job: the same job continues its run, another job on this workspace gets its own.
+        spool = place.folder / "tracking" / job.digest()[:16] if place.folder else place.store
+        self.tracker = Tracker(job.tracking.uri, job.tracking.experiment, reporter.warning, spool=spool)
+
+    def start(self) -> None:
+        """Starts the search's MLflow run, or continues the one that this job has from before."""
+        before = self.place.find_json("run.json") or {}
+        name = self.job.file.stem if self.job.file else "search"
+        digest = self.job.digest()
+        tags = {"inlay.parent": self.job.parent, "inlay.job": digest, "inlay.workspace": self.place.url}
+        resumed = before.get("mlflow_run_id") if before.get("job_digest") == digest else None
+        self.run |= {"mlflow_run_id": self.tracker.start(name, tags, resume_run_id=resumed), "job_digest": digest}
+        self.place.write_json("run.json", {**before, **self.run, "finished": None})
+        self.tracker.params(flatten(self.job.to_dict()))
+        self.tracker.json("job.json", self.job.to_dict())
+
+    def end(self, error: BaseException | None) -> None:
+        """Ends the MLflow run: finished, failed, or killed."""
+        status = (
+            "FINISHED" if error is None else "KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED"
+        )
+        self.tracker.end(status)
+
+    def texts(self, texts: Texts) -> None:
+        """The datasets as inputs of the run."""
+        for name in TEXTS:
+            ids = getattr(texts, name)
+            source = self.job.data.distill if name in ("distill", "recover") else self.job.data.validate
+            profile = {"sequences": ids.shape[0], "sequence_length": ids.shape[1]}
+            self.tracker.dataset(name, ids.digest, profile, self.job.resolve(source.path))
+
+    @contextmanager
+    def stage(self, name: str, search: Search) -> Iterator[Told]:
+        """Times a stage; its records' largest memory and number of pieces are stored and shown."""
+        self.reporter.stage_started(name)
+        search.records.clear()
+        told = Told()
+        start = time.monotonic()
+        yield told
+        seconds = time.monotonic() - start
+        peak = max((record.peak_bytes for record in search.records), default=0)
+        entry = {"name": name, "seconds": seconds, "peak_bytes": peak, "pieces": len(search.records), **told.metrics}
+        self.run["stages"].append(entry)
+        self.reporter.stage_finished(name, seconds, peak or None, told.note)
+        self.tracker.metrics(
+            {f"{name}.seconds": seconds, f"{name}.peak_bytes": peak}
+            | {f"{name}.{key}": value for key, value in told.metrics.items()}
+        )
+
+    def table(self, name: str, rows: Sequence[dict[str, Any]]) -> None:
+        """A table of the workspace, and the same as an artifact."""
+        self.place.write_table(name, rows)
+        self.tracker.table(f"tables/{name}.json", rows)
+
+    def assembled(self, assembled: Assembled, tables: Tables) -> None:
+        """Pool, kept solution, corrected scores and the pictures of them."""
+        from inlay.nas.stages.pipeline import pool_rows, solution_of
+
+        self.table("pool", pool_rows(assembled, tables))
+        self.place.write_json("solution.json", solution_of(assembled, tables))
+        corrections = [
+            {"layer": layer, "attention": block[0], "ffn": block[1], "factor": factor}
+            for (layer, block), factor in sorted(assembled.scores.factors.items())
+        ]
+        self.place.write_json("tables/corrections.json", corrections)
+        self.tracker.json("solution.json", solution_of(assembled, tables))
+        for row in assembled.rounds:
+            self.tracker.metrics({"assemble.best_kl_nats": row["best_kl_nats"]}, step=row["round"])
+
+    def curves(self, curves: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
+        """Recovery losses, step by step."""
+        rows = [{"model": name, "point": n, **point} for name, curve in curves.items() for n, point in enumerate(curve)]
+        self.table("recovery", rows)
+        for name, curve in curves.items():
+            for step, point in enumerate(curve):
+                self.tracker.metrics({f"recover.{name}.{key}": value for key, value in point.items()}, step=step)
+
+    def evaluation(self, evaluation: Mapping[str, Any]) -> None:
+        """The figures of child, parent and baselines."""
+        self.tracker.json("evaluation.json", evaluation)
+        for name in ("parent", "child", "uniform", "depth"):
+            figures = {
+                k: v for k, v in evaluation[name].items() if isinstance(v, int | float) and not isinstance(v, bool)
+            }
+            self.tracker.metrics({f"{name}.{key}": value for key, value in figures.items()})
+
+    def finish(
+        self,
+        fingerprint: str,
+        evaluation: Mapping[str, Any],
+        lost: Sequence[tuple[int, str, str]],
+        models: Mapping[str, Recovered],
+    ) -> dict[str, Any]:
+        """Writes run.json as finished, and the pictures."""
+        self.run |= {
+            "finished": fingerprint,
+            "failed_variants": [{"layer": layer, "variant": label, "reason": why} for layer, label, why in lost],
+            "models": {name: model.blob for name, model in models.items()},
+            "job": self.job.to_dict(),
+            "folder": str(self.job.folder),
+            "chosen": evaluation["chosen"],
+            "mlflow_run_id": self.tracker.run_id(),
+        }
+        self._pictures()
+        self.place.write_json("run.json", self.run)
+        return self.run
+
+    def _pictures(self) -> None:
+        from inlay.nas.report.pictures import all_pictures
+
+        self.place.write_json("run.json", {**self.run, "finished": None})
+        for name, figure in all_pictures(self.place):
+            self.tracker.figure(f"pictures/{name}.png", figure)
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested settings as dotted params."""
+    flat: dict[str, str] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            flat |= flatten(value, name + ".")
+        else:
+            flat[name] = str(value)
+    return flat

@@ -1,0 +1,127 @@
+"""run: a whole search on one workspace, from the job to the exported child; run again, it goes on where it stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from inlay.cluster.errors import ClusterError, LockedError
+from inlay.cluster.lock import locked
+from inlay.cluster.runtime import ClusterSettings, connect
+from inlay.nas.check import check_job
+from inlay.nas.embedded import embedded_parent
+from inlay.nas.errors import InlayError, UserError
+from inlay.nas.families import Parent, open_parent
+from inlay.nas.job import Job
+from inlay.nas.report.progress import Reporter
+from inlay.nas.workspace import Workspace
+from inlay.version import __version__
+
+EMBEDDED = "inlay:"
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run ended with.
+
+    Args:
+        workspace: where everything lies.
+        evaluation: the contents of evaluation.json.
+        run: the contents of run.json: stages with seconds, peak bytes and pieces; the kept architecture; failures.
+        already_done: whether there was nothing left to do.
+    """
+
+    workspace: str
+    evaluation: dict[str, Any]
+    run: dict[str, Any]
+    already_done: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON-able values."""
+        return asdict(self)
+
+
+def run_job(job: Job, workspace: str | Path | None = None, reporter: Reporter | None = None) -> RunResult:
+    """Runs a job, or what is left of it.
+
+    Args:
+        job: the job.
+        workspace: folder or URL; by default `<job file's stem>.search` beside the job file.
+        reporter: told of stages and pieces; by default plain lines on stderr.
+
+    Raises:
+        UserError: the job, its parent or its text is wrong; nothing was written.
+        InfeasibleError: no architecture meets the budget; tables are kept.
+        InlayError: a worker or the disk failed; every finished piece is kept and the same call goes on from there.
+    """
+    reporter = reporter or Reporter()
+    place = Workspace(workspace if workspace is not None else job.default_workspace())
+    parent = open_job_parent(job)
+    fingerprint = fingerprint_of(job, parent)
+    done = _finished(place, fingerprint)
+    if done is not None:
+        return done
+    check_job(job)
+    try:
+        return _run(job, place, parent, fingerprint, reporter)
+    except LockedError as error:
+        raise UserError(f"workspace: {error}") from error
+    except ClusterError as error:
+        raise InlayError(
+            f"{error}; what is finished is kept in {place.url}, the same command goes on from there"
+        ) from error
+
+
+def open_job_parent(job: Job) -> Parent:
+    """The job's parent, opened and checked as far as headers tell."""
+    if job.parent.startswith(EMBEDDED):
+        return open_parent(embedded_parent(job.parent.removeprefix(EMBEDDED)))
+    return open_parent(job.resolve(job.parent), job.revision)
+
+
+def fingerprint_of(job: Job, parent: Parent) -> str:
+    """Changes whenever a finished run would have to do something again: job, parent files, text files, version."""
+    values = job.to_dict()
+    for free in ("cluster", "tracking"):
+        values.pop(free)
+    texts = []
+    for source in (job.data.distill, job.data.validate):
+        path = job.resolve(source.path)
+        stat = os.stat(path) if os.path.exists(path) else None
+        texts.append([path, stat.st_size, stat.st_mtime_ns] if stat else [path])
+    told = [values, parent.fingerprint, texts, __version__]
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def _finished(place: Workspace, fingerprint: str) -> RunResult | None:
+    run = place.find_json("run.json") if place.exists() else None
+    if run is None or run.get("finished") != fingerprint:
+        return None
+    return RunResult(place.url, place.read_json("evaluation.json"), run, True)
+
+
+def _run(job: Job, place: Workspace, parent: Parent, fingerprint: str, reporter: Reporter) -> RunResult:
+    from inlay.nas.stages.pipeline import Pipeline
+    from inlay.nas.stages.search import scratch_of_job
+    from inlay.nas.stages.text import pack_texts
+
+    parent.check_finite()
+    place.check_parent(parent.digest, job.parent)
+    packed = pack_texts(job, parent.tokenizer())
+    with ExitStack() as stack:
+        stack.enter_context(locked(place.store, str(job.file or place.url)))
+        place.claim(parent.digest, job.parent)
+        settings = ClusterSettings(
+            workers=job.cluster.workers,
+            address=job.cluster.address,
+            scratch=scratch_of_job(job, place) / "local",
+        )
+        cluster = stack.enter_context(connect(settings))
+        pipeline = Pipeline(job, place, parent, cluster, reporter, fingerprint)
+        evaluation, run = stack.enter_context(pipeline).run(packed)
+    return RunResult(place.url, evaluation, run, False)

@@ -1,0 +1,98 @@
+"""score: the KL that each replacement of one block costs, and of some pairs, from which γ is fitted.
+
+One piece a layer: its variants fork from the parent's boundary before it and run to the end together, so no layer
+before the fork is ever computed again (Puzzle, arXiv 2411.19146, section 4: replace-1-block scores).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from inlay.cluster.pieces import Piece, Record
+from inlay.nas.stages.boundaries import scratch_of, spans_with_boundaries
+from inlay.nas.stages.comparison import compare_architectures, summaries
+from inlay.nas.stages.search import Search, Stage
+from inlay.nas.stages.source import Library
+from inlay.nas.stages.text import Ids
+from inlay.nas.variants import Variant, variants_of
+
+SCORE = Stage("score", 1, compare_architectures)
+PARENT = {"attention": "attention:parent", "ffn": "ffn:parent"}
+
+
+def score_blocks(search: Search, ids: Ids, library: Library) -> list[dict[str, Any]]:
+    """Scores every offered variant of every layer, and the pairs.
+
+    Returns:
+        Rows of the score table, sorted by layer and label: `layer, attention, ffn, kl_nats, standard_error,
+        lm_loss_change, top1_agreement, perplexity`. A row differs from the parent at its layer only.
+    """
+    num_layers = search.parent.shape.num_layers
+    blocks = [layer_blocks(search, layer, library) for layer in range(num_layers)]
+    pieces = [score_piece(search, ids, layer, blocks[layer], library) for layer in range(num_layers)]
+    missing = [p for p, piece in enumerate(pieces) if not search.workspace.store.exists(piece.record_key)]
+    for span in spans_with_boundaries(search, ids, missing):
+        search.run([pieces[layer] for layer in span.layers if layer in missing])
+    records = search.run(pieces)
+    return [row for layer, record in enumerate(records) for row in _rows(search, layer, blocks[layer], record)]
+
+
+def layer_blocks(search: Search, layer: int, library: Library) -> list[tuple[str, str]]:
+    """(attention, ffn) labels scored at one layer: each variant beside the parent's other slot, then its pairs."""
+    singles = offered(search, layer, library)
+    blocks = [(v.label, PARENT["ffn"]) if v.slot == "attention" else (PARENT["attention"], v.label) for v in singles]
+    return sorted(blocks) + pairs_at(search, layer, singles)
+
+
+def offered(search: Search, layer: int, library: Library) -> list[Variant]:
+    """The layer's variants that can be chosen beside the parent's own: untrained kinds and those that trained."""
+    space = variants_of(search.job.space, search.parent.shape, layer)
+    return [v for v in space if v.kind != "parent" and (not v.trained or library.has(layer, v.label))]
+
+
+def pairs_at(search: Search, layer: int, singles: Sequence[Variant]) -> list[tuple[str, str]]:
+    """The layer's share of `score.pairs`, drawn from the job's seed alone; spread evenly over the layers."""
+    num_layers, wanted = search.parent.shape.num_layers, search.job.score.pairs
+    share = wanted * (layer + 1) // num_layers - wanted * layer // num_layers
+    both = sorted((a.label, f.label) for a in singles if a.slot == "attention" for f in singles if f.slot == "ffn")
+    return sorted(random.Random(f"{search.job.seed} pairs {layer}").sample(both, min(share, len(both))))
+
+
+def score_piece(search: Search, ids: Ids, layer: int, blocks: Sequence[tuple[str, str]], library: Library) -> Piece:
+    """The piece that scores one layer's blocks over the whole score text."""
+    num_layers = search.parent.shape.num_layers
+    parent = (PARENT["attention"], PARENT["ffn"])
+    architectures = [[block if index == layer else parent for index in range(num_layers)] for block in blocks]
+    held = {str(layer): dict(library.digests.get(layer, {}))}
+    scratch = scratch_of(search, ids)
+    return search.piece(
+        SCORE,
+        f"layer {layer:04d}",
+        {
+            "store": search.workspace.url,
+            "ids": ids.digest,
+            "rows": ids.shards,
+            "shards": list(range(len(ids.shards))),
+            "num_shards": len(ids.shards),
+            "scratch": str(scratch.folder),
+            "first_layer": layer,
+            "architectures": architectures,
+            "labels": [" + ".join(block) for block in blocks],
+            "library": held,
+        },
+        {"ids": ids.digest, "blocks": [list(block) for block in blocks], "library": held},
+    )
+
+
+def _rows(search: Search, layer: int, blocks: Sequence[tuple[str, str]], record: Record) -> list[dict[str, Any]]:
+    from safetensors.torch import load_file
+
+    labels = [" + ".join(block) for block in blocks]
+    found = summaries(labels, [load_file(search.workspace.store.blob_path(record.blobs["sequences"]))])
+    return [
+        {"layer": layer, "attention": attention, "ffn": ffn, **asdict(found[label])}
+        for (attention, ffn), label in zip(blocks, labels, strict=True)
+    ]

@@ -1,0 +1,117 @@
+"""What every stage is given: the job, the workspace, the parent, and the one way to fan pieces out."""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from inlay.cluster.fanout import run_pieces
+from inlay.cluster.pieces import Piece, PieceFunction, Record, Resources, piece_key, piece_seed
+from inlay.cluster.runtime import Cluster
+from inlay.cluster.store import Store
+from inlay.nas.families import Parent
+from inlay.nas.job import Job
+from inlay.nas.report.progress import Reporter
+from inlay.nas.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage's identity: its records are found again by it.
+
+    Args:
+        name: the stage's name, also in the records' folder.
+        version: raised when the same settings would give other results.
+        function: the module-level function that a worker calls for each piece.
+    """
+
+    name: str
+    version: int
+    function: PieceFunction
+
+
+@dataclass
+class Search:
+    """One run of a job on a workspace; stages read it and add nothing to it but records and tables."""
+
+    job: Job
+    workspace: Workspace
+    parent: Parent
+    cluster: Cluster
+    reporter: Reporter
+    records: list[Record] = field(default_factory=list)
+    """Records of the stage that runs, for its report."""
+
+    @property
+    def base(self) -> dict[str, Any]:
+        """Arguments that every piece's worker needs to find the parent and its compute type."""
+        return {
+            "parent": str(self.parent.folder),
+            "dtype": compute_dtype(self.job, self.parent),
+            "device": self.job.hardware.device,
+        }
+
+    @property
+    def scratch(self) -> Path:
+        """Where what can be computed again lies."""
+        return scratch_of_job(self.job, self.workspace)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What every piece's result depends on beside its own settings."""
+        return {"parent": self.parent.digest, "dtype": compute_dtype(self.job, self.parent)}
+
+    def piece(self, stage: Stage, label: str, arguments: dict[str, Any], depends_on: dict[str, Any]) -> Piece:
+        """A piece of a stage, keyed by all that its result depends on.
+
+        Args:
+            stage: its stage.
+            label: its name within the stage, for people and for order.
+            arguments: what the function is given beside `base`; paths and handles may stand here.
+            depends_on: JSON data that decides the result; never paths of this machine.
+        """
+        gpus = 1.0 if self.job.hardware.device.startswith("cuda") else 0.0
+        return Piece(
+            key=piece_key(stage.name, stage.version, depends_on, self.identity, label),
+            label=label,
+            stage=stage.name,
+            version=stage.version,
+            function=stage.function,
+            arguments={**self.base, **arguments},
+            resources=Resources(gpus=gpus, memory_bytes=self.job.cluster.memory_per_worker or 0),
+            seed=piece_seed(self.job.seed, label),
+        )
+
+    def run(self, pieces: Sequence[Piece], *, exclusive: bool = False) -> list[Record]:
+        """Runs the missing pieces on the workers and returns every record, in the order given."""
+        records = run_pieces(
+            self.workspace.store, pieces, self.cluster, on_event=self.reporter.piece_event, exclusive=exclusive
+        )
+        self.records += records
+        return records
+
+    def run_scratch(self, pieces: Sequence[Piece]) -> None:
+        """Runs pieces whose only product is on scratch; their records go with it."""
+        if not pieces:
+            return
+        folder = self.scratch / f"advance-{uuid.uuid4().hex}"
+        try:
+            run_pieces(Store(str(folder)), pieces, self.cluster, on_event=self.reporter.piece_event)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def scratch_of_job(job: Job, workspace: Workspace) -> Path:
+    """`cluster.scratch`, relative to the job file, or the workspace's own folder."""
+    return workspace.scratch(Path(job.resolve(job.cluster.scratch)) if job.cluster.scratch else None)
+
+
+def compute_dtype(job: Job, parent: Parent) -> str:
+    """float32 on CPUs, whose bfloat16 is slow and whose float16 is incomplete; the parent's own type elsewhere."""
+    if job.hardware.dtype != "auto":
+        return job.hardware.dtype
+    return "float32" if job.hardware.device == "cpu" else parent.shape.dtype

@@ -1,0 +1,123 @@
+"""solve: the tables as a problem, a diverse pool under the budget, and an answer when there is none.
+
+No torch on import: `inlay solve` on a workspace goes through `load_problem`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from inlay.nas.errors import InfeasibleError
+from inlay.nas.hardware.costs import CostTable
+from inlay.nas.job.budget import BudgetLimit
+from inlay.nas.job.quantities import show_bytes, show_count, show_seconds
+from inlay.nas.tables import NANO, ScoreTable, architecture_of, build_problem
+from inlay.nas.workspace import Workspace
+from inlay.solver import Problem, Solution, explain_infeasible, solve
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What solving needs: scores, costs, and the tokens that a scenario generates."""
+
+    scores: ScoreTable
+    costs: CostTable
+    tokens: dict[str, int]
+
+    def problem(self, limits: Iterable[BudgetLimit]) -> Problem:
+        """The solver's problem under these limits."""
+        return build_problem(self.scores, self.costs, limits, self.tokens)
+
+
+def load_tables(workspace: Workspace) -> Tables:
+    """The tables of a workspace; UserError when the search has not come to them yet."""
+    workspace.require()
+    scores = ScoreTable.of(workspace.read_table("scores"))
+    costs = CostTable(workspace.read_table("costs"))
+    tokens = {row["scenario"]: int(row["generated_tokens"]) for row in workspace.read_table("scenarios")}
+    factors = workspace.find_json("tables/corrections.json") or []
+    held = {(int(row["layer"]), (row["attention"], row["ffn"])): float(row["factor"]) for row in factors}
+    return Tables(ScoreTable(scores.measured, scores.gamma, held), costs, tokens)
+
+
+def load_problem(workspace: Workspace, limits: Iterable[BudgetLimit] = ()) -> tuple[Problem, dict[str, Any]]:
+    """The problem of a workspace's tables, and what is known about it: scenarios, gamma, the parent's totals."""
+    tables = load_tables(workspace)
+    problem = tables.problem(limits)
+    parent = tuple(0 for _ in problem.layers)
+    totals = {
+        name: base + sum(layer[0].costs[position] for layer in problem.layers)
+        for position, (name, base) in enumerate(zip(problem.cost_names, problem.base_costs, strict=True))
+    }
+    meta = {
+        "scenarios": tables.costs.scenarios,
+        "gamma": tables.scores.gamma,
+        "parent_totals": totals,
+        "parent": parent,
+    }
+    return problem, meta
+
+
+def solve_pool(problem: Problem, pool: int, min_difference: float, time_limit: float) -> list[Solution]:
+    """Up to `pool` solutions, the best first, each differing from every earlier one in `min_difference` of the layers.
+
+    Raises:
+        InfeasibleError: no architecture meets the limits; the text gives the nearest reachable value of each.
+    """
+    found = solve(problem, solutions=pool, min_difference=min_difference, time_limit=time_limit)
+    answers = [solution for solution in found if solution.status in ("optimal", "feasible")]
+    if not answers:
+        raise InfeasibleError(infeasible_sentence(problem, found[0].status if found else "infeasible"))
+    return answers
+
+
+def store_solution(workspace: Workspace, problem: Problem, solution: Solution) -> str:
+    """Keeps a solution as `solutions/<id>.json` and returns its id, which the architecture decides."""
+    architecture = [list(block) for block in architecture_of(solution.labels)]
+    name = hashlib.sha256(json.dumps(architecture).encode()).hexdigest()[:12]
+    limits = {limit.name: {"upper": limit.upper, "lower": limit.lower} for limit in problem.limits}
+    values = {
+        "id": name,
+        "architecture": architecture,
+        "status": solution.status,
+        "predicted_kl_nats": solution.objective / NANO if solution.objective is not None else None,
+        "gap": solution.gap,
+        "totals": dict(solution.totals),
+        "limits": limits,
+        "binding": list(solution.binding),
+    }
+    before = workspace.find_json(f"solutions/{name}.json") or {}
+    workspace.write_json(f"solutions/{name}.json", {**before, **values})
+    return name
+
+
+def infeasible_sentence(problem: Problem, status: str) -> str:
+    """What is reachable, limit by limit."""
+    if status == "unknown":
+        return "budget: no architecture was found within solve.time_limit; give the solver more time or a looser budget"
+    told = explain_infeasible(problem)
+    parts = [
+        f"{near.name} reaches {show_cost(near.name, near.alone)} at least ({share(problem, near.name, near.alone)} of "
+        f"the parent; limit {show_cost(near.name, near.asked)})"
+        for near in (told.nearest if told is not None else ())
+    ]
+    return "budget: no architecture of the search space meets it; " + "; ".join(parts) + "; loosen it or widen `space`"
+
+
+def share(problem: Problem, name: str, value: int) -> str:
+    """A total as a ratio to the parent's, `0.41x`; the parent's own block is the first choice of every layer."""
+    position = problem.cost_names.index(name)
+    parent = problem.base_costs[position] + sum(layer[0].costs[position] for layer in problem.layers)
+    return f"{value / max(1, parent):.3f}x"
+
+
+def show_cost(name: str, value: float) -> str:
+    """A cost with its unit."""
+    quantity = name.rsplit(".", 1)[-1]
+    if quantity in ("runtime", "prefill", "decode"):
+        return show_seconds(value / 1e9)
+    return show_count(value) if quantity == "parameters" else show_bytes(value)

@@ -1,0 +1,116 @@
+"""Subblocks for a worker: the parent's own from its checkpoint, variants from the block library.
+
+A worker never holds more than it asked for: one subblock at a time comes from disk, in the type that is stored, and is
+computed in the search's compute type. Stored weights are what is scored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from inlay.cluster.store import Store
+from inlay.distill.sweep import Slot
+from inlay.nas.families import Parent, open_parent
+from inlay.nas.modeling import Ends, InlayLayer, build_layer, make_context
+from inlay.nas.variants import parse_variant
+
+SLOT_NORMS = {"attention": "input_layernorm", "ffn": "post_attention_layernorm"}
+SLOT_MIXERS = {"attention": "self_attn", "ffn": "mlp"}
+
+
+@dataclass(frozen=True)
+class Library:
+    """Where the trained weights are: blob digests by layer and variant label."""
+
+    digests: Mapping[int, Mapping[str, str]]
+
+    def has(self, layer: int, label: str) -> bool:
+        """Whether that variant was trained."""
+        return label in self.digests.get(layer, {})
+
+
+@lru_cache(maxsize=2)
+def parent_of(folder: str) -> Parent:
+    """The parent of this worker; opened once a process."""
+    return open_parent(folder)
+
+
+@dataclass
+class WorkerSource:
+    """The sweep's source in a worker.
+
+    Args:
+        parent: the open parent.
+        library: trained variants.
+        store: the workspace's store.
+        dtype: the compute type.
+        device: where modules and hidden states live.
+    """
+
+    parent: Parent
+    library: Library
+    store: Store
+    dtype: torch.dtype
+    device: torch.device
+    _contexts: dict[tuple[int, int], Any] = field(default_factory=dict)
+    _entries: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def num_layers(self) -> int:
+        """Layers of the parent, and so of every child."""
+        return self.parent.shape.num_layers
+
+    def context(self, batch: int, sequence: int) -> Any:
+        """Positions and masks for full sequences without a cache, made once a shape, for all attention used so far."""
+        key = (batch, sequence)
+        if key not in self._contexts:
+            entries = list(self._entries.values())
+            self._contexts[key] = make_context(self.parent.config, batch, sequence, self.dtype, self.device, entries)
+        return self._contexts[key]
+
+    def use(self, entry: dict[str, Any]) -> None:
+        """Makes contexts serve this attention entry too."""
+        name = f"{entry['kind']} {entry.get('window')} {entry.get('sinks')}"
+        if name not in self._entries:
+            self._entries[name] = entry
+            self._contexts.clear()
+
+    def subblock(self, index: int, slot: Slot, choice: str) -> InlayLayer | None:
+        """A layer that has only this slot; None for a no-op."""
+        variant = parse_variant(choice)
+        if variant.kind == "no_op":
+            return None
+        entry = variant.entry(self.parent.shape, index)
+        if variant.kind == "parent":
+            state = slot_state(self.parent.layer_state(index), slot)
+        elif self.library.has(index, choice):
+            state = self.store_state(self.library.digests[index][choice])
+        else:
+            raise KeyError(f"layer {index}: {choice} is not in the block library")
+        if slot == "attention":
+            self.use(entry)
+        attention, ffn = (entry, None) if slot == "attention" else (None, entry)
+        layer = build_layer(self.parent.config, index, attention, ffn, state, self.dtype)
+        return layer.to(self.device)
+
+    def store_state(self, digest: str) -> dict[str, Tensor]:
+        """The tensors of one blob of the library."""
+        from safetensors.torch import load_file
+
+        return dict(load_file(self.store.blob_path(digest)))
+
+    def ends(self) -> Ends:
+        """Embedding, final norm and head in the compute type."""
+        return Ends(self.parent.config, self.parent.ends_state(), self.dtype).to(self.device)
+
+
+def slot_state(layer_state: Mapping[str, Tensor], slot: str) -> dict[str, Tensor]:
+    """The tensors of one slot of a layer: its norm and its mixer."""
+    prefixes = (SLOT_NORMS[slot] + ".", SLOT_MIXERS[slot] + ".")
+    return {name: tensor for name, tensor in layer_state.items() if name.startswith(prefixes)}

@@ -1,0 +1,137 @@
+"""Text becomes packed token ids, once: four arrays in the store, named by their digest.
+
+`distill` trains variants and calibrates, `recover` trains whole models; `score` ranks; `report` is the quarter of the
+validation text that nothing else sees.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inlay.cluster.store import Store
+from inlay.distill.local import LocalSettings
+from inlay.distill.text import pack, read_documents, split_documents
+from inlay.nas.embedded.corpus import documents as embedded_documents
+from inlay.nas.errors import UserError
+from inlay.nas.job import Job
+from inlay.nas.stages.shards import SHARD_TOKENS, shard_ranges
+from inlay.nas.workspace import Workspace
+
+TEXTS = ("distill", "recover", "score", "report")
+
+
+@dataclass(frozen=True)
+class Ids:
+    """Packed ids [N, S] in the store.
+
+    Args:
+        digest: the blob.
+        shape: (N, S).
+    """
+
+    digest: str
+    shape: tuple[int, int]
+
+    @property
+    def tokens(self) -> int:
+        """N·S."""
+        return self.shape[0] * self.shape[1]
+
+    @property
+    def shards(self) -> list[tuple[int, int]]:
+        """Runs of sequences, the same for any cluster."""
+        return shard_ranges(*self.shape, SHARD_TOKENS)
+
+    def load(self, store: Store) -> NDArray[np.int32]:
+        """The ids, [N, S] int32."""
+        return load_ids(store, self.digest)
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The texts of a search."""
+
+    distill: Ids
+    recover: Ids
+    score: Ids
+    report: Ids
+
+
+def load_ids(store: Store, digest: str) -> NDArray[np.int32]:
+    """The packed ids of a blob, [N, S] int32, mapped from disk where the store is a folder."""
+    ids: NDArray[np.int32] = np.load(store.blob_path(digest), mmap_mode="r", allow_pickle=False)
+    return ids
+
+
+Packed = dict[str, NDArray[np.int32]]
+
+
+def pack_texts(job: Job, tokenizer: Any) -> Packed:
+    """Reads, splits, tokenises and packs the job's texts; writes nothing.
+
+    Raises:
+        UserError: a text is missing, not UTF-8, or shorter than one sequence, named by its field.
+    """
+    length = job.data.distill.sequence_length
+    held_out = LocalSettings.held_out * job.distill.batch_size
+    local = max(job.distill.tokens, job.calibrate.tokens) // length + held_out
+    whole = max(1, job.recover.tokens // length)
+    held = documents_of(job, "validate")
+    if len(held) < 2:
+        raise UserError(
+            f"data.validate.path: {job.data.validate.path} has {len(held)} document; the score and the report need "
+            f"at least 2, separated by lines that are only {job.data.validate.separator}"
+        )
+    score, report = split_documents(held)
+    tokens = job.data.validate.tokens
+    train = _pack("data.distill", documents_of(job, "distill"), tokenizer, length, max(local, whole) * length)
+    if len(train) <= held_out:
+        raise UserError(
+            f"data.distill.path: the text gives {len(train)} sequences of {length} tokens; {held_out} are held out and "
+            "at least one is trained on, so give more text, a smaller data.distill.sequence_length or a smaller "
+            "distill.batch_size"
+        )
+    return {
+        "distill": train[:local],
+        "recover": train[:whole],
+        "score": _pack("data.validate", score, tokenizer, length, tokens * 3 // 4),
+        "report": _pack("data.validate", report, tokenizer, length, tokens // 4),
+    }
+
+
+def store_texts(packed: Packed, workspace: Workspace) -> Texts:
+    """Puts packed texts into the store."""
+    return Texts(**{name: _put(workspace.store, ids) for name, ids in packed.items()})
+
+
+def documents_of(job: Job, field: str) -> list[str]:
+    """The documents of `data.<field>`; UserError with the field when they cannot be read."""
+    source = getattr(job.data, field)
+    if source.path.startswith("inlay:"):
+        return embedded_documents(source.path.rsplit("/", 1)[1])
+    try:
+        return read_documents(Path(job.resolve(source.path)), separator=source.separator, field=source.field)
+    except (ValueError, OSError) as error:
+        raise UserError(f"data.{field}.path: {error}") from error
+
+
+def _pack(field: str, documents: list[str], tokenizer: Any, length: int, tokens: int) -> NDArray[np.int32]:
+    ids = pack(documents, tokenizer, length, tokens=max(tokens, length))
+    if len(ids) == 0:
+        raise UserError(
+            f"{field}.path: the text is shorter than one sequence of {length} tokens; give more text or a smaller "
+            "data.distill.sequence_length"
+        )
+    return ids
+
+
+def _put(store: Store, ids: NDArray[np.int32]) -> Ids:
+    buffer = io.BytesIO()
+    np.save(buffer, ids, allow_pickle=False)
+    return Ids(store.put_blob(buffer.getvalue()), (ids.shape[0], ids.shape[1]))

@@ -1,0 +1,112 @@
+"""Whole models in a worker: assembled from parent and library, trained as one, kept as one blob."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from inlay.distill.sweep import Slot
+from inlay.nas.modeling import Ends, InlayForCausalLM, InlayLayer, build_layer
+from inlay.nas.stages.source import WorkerSource, slot_state
+from inlay.nas.tables import Block
+from inlay.nas.variants import parse_variant
+
+HEAD = "lm_head.weight"
+
+
+def entries_of(shape: Any, architecture: Sequence[Block]) -> list[dict[str, Any]]:
+    """The config's blocks of an architecture."""
+    return [
+        {
+            slot: parse_variant(label).entry(shape, layer)
+            for slot, label in zip(("attention", "ffn"), block, strict=True)
+        }
+        for layer, block in enumerate(architecture)
+    ]
+
+
+def assemble_state(source: WorkerSource, architecture: Sequence[Block]) -> dict[str, Tensor]:
+    """Whole-model tensors of an architecture, from the parent and the library, as they are stored."""
+    state = dict(source.parent.ends_state())
+    for index, block in enumerate(architecture):
+        layer_state = source.parent.layer_state(index)
+        for slot, label in zip(("attention", "ffn"), block, strict=True):
+            kind = parse_variant(label).kind
+            if kind == "no_op":
+                continue
+            own = (
+                slot_state(layer_state, slot)
+                if kind == "parent"
+                else source.store_state(source.library.digests[index][label])
+            )
+            state.update({f"model.layers.{index}.{name}": tensor for name, tensor in own.items()})
+    return state
+
+
+def build_whole(source: WorkerSource, architecture: Sequence[Block], dtype: torch.dtype) -> InlayForCausalLM:
+    """The assembled model with weights of `dtype` on the source's device."""
+    config = source.parent.config.with_blocks(entries_of(source.parent.shape, architecture))
+    state = {name: tensor.to(dtype) for name, tensor in assemble_state(source, architecture).items()}
+    model: Any = InlayForCausalLM.from_pretrained(None, config=config, state_dict=state, dtype=dtype)
+    built: InlayForCausalLM = model.to(source.device)
+    return built
+
+
+def stored_state(model: InlayForCausalLM, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The model's tensors as they are stored: in the parent's dtype, a tied head left out."""
+    state = {name: tensor.detach().to(dtype).cpu().contiguous() for name, tensor in model.state_dict().items()}
+    if model.config.tie_word_embeddings:
+        state.pop(HEAD, None)
+    return state
+
+
+@dataclass
+class StoredModel:
+    """A sweep source over one stored whole model, read subblock by subblock; every choice means its own subblock."""
+
+    source: WorkerSource
+    blob: str
+    architecture: Sequence[Block]
+
+    @property
+    def num_layers(self) -> int:
+        """Layers of the model."""
+        return len(self.architecture)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it is computed."""
+        return self.source.device
+
+    def context(self, batch: int, sequence: int) -> Any:
+        """Positions and masks."""
+        return self.source.context(batch, sequence)
+
+    def subblock(self, index: int, slot: Slot, choice: str) -> InlayLayer | None:
+        """The model's own subblock; None for a no-op."""
+        variant = parse_variant(choice)
+        if variant.kind == "no_op":
+            return None
+        entry = variant.entry(self.source.parent.shape, index)
+        if slot == "attention":
+            self.source.use(entry)
+        state = slot_state(self._tensors(f"model.layers.{index}."), slot)
+        attention, ffn = (entry, None) if slot == "attention" else (None, entry)
+        return build_layer(self.source.parent.config, index, attention, ffn, state, self.source.dtype).to(self.device)
+
+    def ends(self) -> Ends:
+        """The model's own embedding, final norm and head."""
+        state = {**self._tensors("model.embed_tokens.", keep=True), **self._tensors("model.norm.", keep=True)}
+        state.update(self._tensors("lm_head.", keep=True))
+        return Ends(self.source.parent.config, state, self.source.dtype).to(self.device)
+
+    def _tensors(self, prefix: str, keep: bool = False) -> Mapping[str, Tensor]:
+        from safetensors import safe_open
+
+        with safe_open(self.source.store.blob_path(self.blob), framework="pt") as file:
+            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 (not a dict)
+            return {name if keep else name.removeprefix(prefix): file.get_tensor(name) for name in names}

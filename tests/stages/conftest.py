@@ -1,0 +1,72 @@
+"""A small job on a trained parent, and the command that runs it as a user would."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="session")
+def texts(text_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A text to train on and one to judge on, without a document in common."""
+    folder = tmp_path_factory.mktemp("texts")
+    documents = sorted(text_dir.glob("*.txt"))[0].read_text().split("<|endoftext|>\n")
+    cut = len(documents) * 4 // 5
+    for name, part in (("train.txt", documents[:cut]), ("held_out.txt", documents[cut:])):
+        (folder / name).write_text("<|endoftext|>\n".join(part))
+    return folder / "train.txt", folder / "held_out.txt"
+
+
+def job_values(parent: Path, texts: tuple[Path, Path]) -> dict[str, Any]:
+    """A whole search of a few minutes on two slow cores, of a minute on two good ones."""
+    return {
+        "parent": str(parent),
+        "data": {
+            "distill": {"path": str(texts[0]), "sequence_length": 128},
+            "validate": {"path": str(texts[1]), "tokens": "6k"},
+        },
+        "space": {
+            "attention": [{"kv_heads": 2}, {"window": 32}, "linear", "no_op"],
+            "ffn": [{"width": 0.5}, "linear", "no_op"],
+        },
+        "calibrate": {"tokens": "8k"},
+        "distill": {"tokens": "12k"},
+        "score": {"pairs": 4},
+        "solve": {"pool": 4},
+        "hardware": {"scenarios": [{"name": "chat", "batch_size": 2, "prefill": 32, "generate": 16}]},
+        "budget": {"parameters": "0.8x"},
+        "recover": {"tokens": "24k", "learning_rate": 1e-3},
+        "cluster": {"workers": 2},
+    }
+
+
+@pytest.fixture(scope="session")
+def inlay_command() -> Run:
+    """Runs the command line as a process of its own."""
+
+    def run(*words: str | Path, cwd: Path | None = None, timeout: float = 540) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "inlay.nas.cli", *map(str, words)]
+        return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def finished(
+    tmp_path_factory: pytest.TempPathFactory, trained_parent: Path, texts: tuple[Path, Path], inlay_command: Run
+) -> Path:
+    """The folder of a finished search: job.yaml, job.search and mlflow.db lie in it."""
+    folder = tmp_path_factory.mktemp("search")
+    (folder / "job.yaml").write_text(yaml.safe_dump(job_values(trained_parent, texts)))
+    done = inlay_command("run", "job.yaml", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    (folder / "stdout").write_text(done.stdout)
+    return folder

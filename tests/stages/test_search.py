@@ -1,0 +1,183 @@
+"""One whole search with two workers, read back from the workspace, from MLflow, and from a second environment."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from inlay.nas.workspace import Workspace
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+FIGURES = (
+    "kl_nats",
+    "perplexity",
+    "top1_agreement",
+    "parameters",
+    "weights_bytes",
+    "kv_bytes_per_token",
+    "prefill_tokens_per_second",
+    "decode_tokens_per_second",
+    "runtime_seconds",
+)
+
+
+@pytest.fixture(scope="module")
+def evaluation(finished: Path) -> Any:
+    return json.loads((finished / "job.search" / "evaluation.json").read_text())
+
+
+def test_evaluation_has_every_figure_of_every_model(evaluation: Any) -> None:
+    for name in ("parent", "child", "uniform", "depth"):
+        assert all(isinstance(evaluation[name][figure], int | float) for figure in FIGURES), name
+        if name != "parent":
+            assert evaluation[name]["before_recover"]["kl_nats"] > 0
+            assert "over_budget" in evaluation[name]
+    assert evaluation["parent"]["kl_nats"] == 0
+    assert evaluation["parent"]["top1_agreement"] == 1
+
+
+def test_the_budget_holds_exactly_for_sizes(evaluation: Any) -> None:
+    assert evaluation["child"]["parameters"] <= 0.8 * evaluation["parent"]["parameters"]
+    assert evaluation["child"]["over_budget"] == {}
+
+
+def test_recovery_helps(evaluation: Any) -> None:
+    for name in ("child", "uniform", "depth"):
+        assert evaluation[name]["kl_nats"] < evaluation[name]["before_recover"]["kl_nats"], name
+
+
+def test_the_child_is_no_worse_than_the_baselines_before_recovery(finished: Path) -> None:
+    rows = Workspace(finished / "job.search").read_table("pool")
+    kept = next(row for row in rows if row["kept"])
+    assert all(kept["kl_nats"] <= row["kl_nats"] for row in rows if row["origin"] in ("uniform", "depth"))
+
+
+def test_score_table_has_every_offered_block_once(finished: Path) -> None:
+    rows = Workspace(finished / "job.search").read_table("scores")
+    keys = [(row["layer"], row["attention"], row["ffn"]) for row in rows]
+    assert len(keys) == len(set(keys))
+    assert all(row["kl_nats"] >= 0 and row["standard_error"] >= 0 for row in rows)
+    singles = [row for row in rows if "parent" in row["attention"] or "parent" in row["ffn"]]
+    assert len(singles) == len(rows) - 4  # score.pairs
+
+
+def test_counted_parameters_are_those_of_the_exported_file(finished: Path, evaluation: Any) -> None:
+    from safetensors import safe_open
+
+    with safe_open(finished / "job.search" / "child" / "model.safetensors", framework="np") as file:
+        stored = sum(file.get_tensor(name).size for name in file.keys())  # noqa: SIM118 (not a dict)
+    assert stored == evaluation[evaluation["chosen"]]["parameters"]
+
+
+def test_time_and_memory_of_every_stage_are_stored_and_printed(finished: Path) -> None:
+    run = json.loads((finished / "job.search" / "run.json").read_text())
+    names = [stage["name"] for stage in run["stages"]]
+    assert names == ["measure", "distill", "score", "assemble", "recover", "evaluate", "export"]
+    assert all(stage["seconds"] > 0 for stage in run["stages"])
+    printed = (finished / "stdout").read_text()
+    assert all(name in printed for name in names)
+    assert max(len(line) for line in printed.splitlines() if str(finished) not in line) <= 80
+
+
+def test_a_finished_job_does_nothing(finished: Path, inlay_command: Run) -> None:
+    before = _contents(finished / "job.search")
+    again = inlay_command("run", "job.yaml", cwd=finished)
+    assert again.returncode == 0
+    assert "nothing to do" in again.stdout
+    assert _contents(finished / "job.search") == before
+
+
+def test_scratch_is_given_back(finished: Path) -> None:
+    left = sum(path.stat().st_size for path in (finished / "job.search" / "scratch").rglob("*") if path.is_file())
+    assert left == 0
+
+
+def test_mlflow_shows_the_search(finished: Path) -> None:
+    from mlflow.tracking import MlflowClient
+
+    run_id = json.loads((finished / "job.search" / "run.json").read_text())["mlflow_run_id"]
+    client = MlflowClient(tracking_uri=f"sqlite:///{finished / 'mlflow.db'}")
+    run = client.get_run(run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["distill.tokens"] == "12000"
+    assert {"distill.seconds", "child.kl_nats", "score.gamma"} <= set(run.data.metrics)
+    names = {item.path for item in client.list_artifacts(run_id)}
+    assert {"job.json", "solution.json", "evaluation.json", "tables", "pictures"} <= names
+    assert {dataset.dataset.name for dataset in run.inputs.dataset_inputs} == {"distill", "recover", "score", "report"}
+
+
+def test_the_child_generates_where_only_torch_and_transformers_are(finished: Path, tmp_path: Path) -> None:
+    packages = tmp_path / "packages"
+    packages.mkdir()
+    for entry in Path(sysconfig.get_path("purelib")).iterdir():
+        if "inlay" not in entry.name and not entry.name.endswith(".pth"):
+            (packages / entry.name).symlink_to(entry)
+    folder = tmp_path / "elsewhere"
+    (finished / "job.search" / "child").rename(folder)
+    try:
+        program = f"""
+import sys
+sys.path.append({str(packages)!r})
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+assert not any(name == "inlay" for name in sys.modules)
+try:
+    import inlay
+except ImportError:
+    pass
+else:
+    raise SystemExit("inlay is here")
+model = AutoModelForCausalLM.from_pretrained({str(folder)!r}, trust_remote_code=True).eval()
+tokenizer = AutoTokenizer.from_pretrained({str(folder)!r})
+ids = tokenizer("Once upon a time", return_tensors="pt").input_ids
+outputs = [model.generate(ids, max_new_tokens=40, do_sample=False, use_cache=cache) for cache in (True, False)]
+assert outputs[0].shape[1] > ids.shape[1]
+assert torch.equal(*outputs), outputs
+print("equal")
+"""
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
+        environment |= {"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}
+        base = getattr(sys, "_base_executable", sys.executable)
+        done = subprocess.run(
+            [base, "-S", "-c", program], capture_output=True, text=True, cwd=tmp_path, env=environment, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert "equal" in done.stdout
+    finally:
+        folder.rename(finished / "job.search" / "child")
+
+
+def test_the_child_loads_after_import_inlay(finished: Path) -> None:
+    program = (
+        "import inlay; from transformers import AutoModelForCausalLM as A; "
+        f"m = A.from_pretrained({str(finished / 'job.search' / 'child')!r}); print(type(m).__module__); "
+        f"print(type(inlay.load_child({str(finished / 'job.search')!r})).__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd="/", check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["inlay.nas.modeling.modeling_inlay", "InlayForCausalLM"]
+
+
+def test_another_budget_reuses_what_is_there(finished: Path, inlay_command: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(finished, folder)
+    records = folder / "job.search" / "records" / "distill"
+    before = {path.name: path.stat().st_mtime_ns for path in records.iterdir()}
+    (folder / "other.yaml").write_text((folder / "job.yaml").read_text().replace("0.8x", "0.85x"))
+    done = inlay_command("run", "other.yaml", "--workspace", "job.search", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert {path.name: path.stat().st_mtime_ns for path in records.iterdir()} == before
+
+
+def _contents(folder: Path) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
