@@ -1,0 +1,77 @@
+"""The figures of a search as a table: for a terminal of 80 columns, and for Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rich.table import Table
+
+from inlay.nas.job.quantities import show_bytes, show_count, show_seconds
+from inlay.nas.report.records import Evaluation, Figures
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the table: a figure's name, and its text for each model."""
+
+    name: str
+    values: tuple[str, ...]
+
+
+def evaluation_lines(evaluation: Evaluation) -> list[Line]:
+    """What the table shows, top to bottom; ratios are to the parent."""
+    parent, models = evaluation.parent, evaluation.models
+
+    def line(name: str, show: Callable[[Figures], str]) -> Line:
+        return Line(name, tuple(show(model) for model in models))
+
+    lines = [
+        line("KL to parent, nats", lambda m: _kl(m.kl_nats)),
+        line("  before recovery", lambda m: "" if m.before_kl_nats is None else _kl(m.before_kl_nats)),
+        line("same first choice", lambda m: f"{100 * m.top1_agreement:.1f} %"),
+        line("perplexity", lambda m: f"{m.perplexity:.3g}"),
+        line("parameters", lambda m: _ratio(show_count(m.parameters), m.parameters, parent.parameters)),
+        line("weights", lambda m: show_bytes(m.weights_bytes)),
+        line("KV cache a token", lambda m: show_bytes(m.kv_bytes_per_token)),
+        line("prefill, tokens/s", lambda m: f"{m.prefill_tokens_per_second:,.0f}"),
+        line("decode, tokens/s", lambda m: f"{m.decode_tokens_per_second:,.0f}"),
+        line("runtime", lambda m: show_seconds(m.runtime_seconds)),
+        line("speed-up", lambda m: f"{parent.runtime_seconds / m.runtime_seconds:.2f}x"),
+        line("over budget", _over_budget),
+    ]
+    return [each for each in lines if any(each.values)]
+
+
+def evaluation_table(evaluation: Evaluation) -> Table:
+    """The table for a terminal."""
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    table.add_column("", no_wrap=True)
+    for model in evaluation.models:
+        table.add_column(model.name, justify="right", style="bold green" if model.name == "child" else "")
+    for line in evaluation_lines(evaluation):
+        table.add_row(line.name, *line.values)
+    return table
+
+
+def evaluation_markdown(evaluation: Evaluation) -> str:
+    """The table in Markdown."""
+    head = ["", *(model.name for model in evaluation.models)]
+    rows = [[line.name.replace("  ", "&nbsp;&nbsp;"), *line.values] for line in evaluation_lines(evaluation)]
+    rule = ["---", *["---:"] * len(evaluation.models)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, rule, *rows])
+
+
+def _kl(value: float) -> str:
+    return "0" if value == 0 else f"{value:.3g}" if value >= 0.01 else f"{value:.2e}"
+
+
+def _ratio(text: str, value: float, of: float) -> str:
+    return text if value == of or not of else f"{text} ({value / of:.2f}x)"
+
+
+def _over_budget(model: Figures) -> str:
+    if model.name == "parent":
+        return ""
+    worst = max(model.over_budget.values(), default=1.0)
+    return f"by {100 * (worst - 1):.0f} %" if worst > 1 else "no"

@@ -1,0 +1,62 @@
+"""A plan as tables for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rich.table import Table
+from rich.text import Text
+
+from inlay.nas.job.quantities import show_bytes, show_count, show_seconds
+
+
+def plan_tables(plan: Mapping[str, Any]) -> Iterator[Table | Text]:
+    """Renders what `make_plan` gives.
+
+    Args:
+        plan: `parent` (`name`, `family`, `layers`, `parameters`, `weights_bytes`), `space` (`variants`, `trained`,
+            `log10_architectures`), `stages` (each `name`, `what`, and where known `pieces`, `bytes`, `seconds`),
+            `facts` (pairs of name and text), `warnings` (sentences); all but `stages` may be missing.
+    """
+    facts = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
+    facts.add_column(style="bold", no_wrap=True)
+    facts.add_column(overflow="fold")
+    for name, text in (*_of_parent(plan.get("parent")), *_of_space(plan.get("space")), *plan.get("facts", ())):
+        facts.add_row(name, text)
+    if facts.row_count:
+        yield facts
+        yield Text("")
+    stages = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    stages.add_column("stage", no_wrap=True)
+    for name in ("pieces", "size", "time"):
+        stages.add_column(name, justify="right", no_wrap=True)
+    stages.add_column("what", overflow="fold")
+    for stage in plan["stages"]:
+        stages.add_row(
+            stage["name"],
+            _known(stage.get("pieces"), str),
+            _known(stage.get("bytes"), show_bytes),
+            _known(stage.get("seconds"), lambda seconds: f"~{show_seconds(seconds)}"),
+            stage.get("what", ""),
+        )
+    yield stages
+    for warning in plan.get("warnings", ()):
+        yield Text.assemble(("! ", "yellow"), warning)
+
+
+def _of_parent(parent: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
+    if parent is not None:
+        sizes = f"{show_count(parent['parameters'])} parameters, {show_bytes(parent['weights_bytes'])}"
+        yield "parent", f"{parent['name']} ({parent['family']}, {parent['layers']} layers, {sizes})"
+
+
+def _of_space(space: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
+    if space is not None:
+        power = space["log10_architectures"]
+        many = f"10^{power:.0f}" if power > 4 else f"{10**power:,.0f}"
+        yield "space", f"{space['variants']} variants, {space['trained']} of them trained; {many} architectures"
+
+
+def _known(value: Any, show: Any) -> str:
+    return "" if value is None else str(show(value))

@@ -1,0 +1,256 @@
+"""What reports read from a workspace, as typed records; each says which file it comes from and what that must hold.
+
+No torch here. A file that a search has not come to yet gives None or an empty list; a damaged one is an InlayError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from inlay.nas.errors import InlayError
+from inlay.nas.workspace import Workspace
+
+MODELS = ("parent", "child", "uniform", "depth")
+PARENT_LABELS = ("attention:parent", "ffn:parent")
+
+Block = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One model of `evaluation.json`: quality on the text kept for the report, exact sizes, measured speed.
+
+    `before_kl_nats` is the KL before recovery (None for the parent); `runtime_ratio` is to the parent, measured in
+    turns with it; `over_budget` has the limits that are missed, each with value over limit (1.07 is 7 % over).
+    """
+
+    name: str
+    kl_nats: float
+    perplexity: float
+    top1_agreement: float
+    parameters: int
+    weights_bytes: int
+    kv_bytes_per_token: float
+    prefill_tokens_per_second: float
+    decode_tokens_per_second: float
+    runtime_seconds: float
+    before_kl_nats: float | None = None
+    kl_standard_error: float | None = None
+    runtime_ratio: float | None = None
+    over_budget: Mapping[str, float] = field(default_factory=dict)
+    architecture: tuple[Block, ...] = ()
+
+    @classmethod
+    def of(cls, name: str, values: Mapping[str, Any]) -> Figures:
+        """From the JSON; raises KeyError for a figure that is not there."""
+        before = values.get("before_recover") or {}
+        return cls(
+            name=name,
+            **{key: values[key] for key in _REQUIRED},
+            before_kl_nats=before.get("kl_nats"),
+            kl_standard_error=values.get("kl_standard_error"),
+            runtime_ratio=values.get("runtime_ratio"),
+            over_budget=values.get("over_budget") or {},
+            architecture=blocks_of(values.get("architecture") or ()),
+        )
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """`evaluation.json`: `parent`, `child`, `uniform`, `depth`, of which the first two are always there."""
+
+    models: tuple[Figures, ...]
+    raw: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], source: str = "evaluation.json") -> Evaluation:
+        """From the JSON; raises InlayError naming what is missing."""
+        try:
+            models = tuple(Figures.of(name, values[name]) for name in MODELS if name in values)
+        except (KeyError, TypeError) as error:
+            raise InlayError(f"{source} is damaged (no {error}); delete it and run the job again") from None
+        if [model.name for model in models[:2]] != ["parent", "child"]:
+            raise InlayError(f"{source} has no parent or no child; delete it and run the job again")
+        return cls(models, values)
+
+    def model(self, name: str) -> Figures | None:
+        """One model by name."""
+        return next((model for model in self.models if model.name == name), None)
+
+    @property
+    def chosen(self) -> str:
+        """What the user gets: `child`, or the baseline that ended better."""
+        return str(self.raw.get("chosen", "child"))
+
+    @property
+    def scenario(self) -> str | None:
+        """The scenario of the times."""
+        return self.raw.get("scenario")
+
+    @property
+    def parent(self) -> Figures:
+        """The parent."""
+        return self.models[0]
+
+    @property
+    def child(self) -> Figures:
+        """The child."""
+        return self.models[1]
+
+
+@dataclass(frozen=True)
+class PoolRow:
+    """A row of `tables/pool.parquet`: an architecture that was tried as a real model.
+
+    Times are those of the first scenario; `measured_ratio` is its runtime over the parent's, taken in turns, or None.
+    """
+
+    id: str
+    origin: str
+    predicted_kl_nats: float
+    kl_nats: float
+    predicted_runtime_ns: int
+    measured_ratio: float | None
+    kept: bool
+
+
+@dataclass(frozen=True)
+class ScoreRow:
+    """A row of `tables/scores.parquet`: one block instead of the parent's at one layer."""
+
+    layer: int
+    attention: str
+    ffn: str
+    kl_nats: float
+    standard_error: float
+
+
+@dataclass(frozen=True)
+class LossRow:
+    """A row of `tables/losses.parquet`: a variant and its loss before and after local distillation (1 is a no-op's)."""
+
+    layer: int
+    variant: str
+    status: str
+    start_loss: float | None
+    loss: float | None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class RecoveryRow:
+    """A row of `tables/recovery.parquet`: the losses of one model at one point, evenly spaced over the training."""
+
+    model: str
+    point: int
+    loss: float
+    kl_nats: float
+
+
+@dataclass(frozen=True)
+class StageRow:
+    """A stage in `run.json`: wall time of the run that did it, its pieces, and the largest worker's memory."""
+
+    name: str
+    seconds: float
+    peak_bytes: int | None = None
+    pieces: int | None = None
+
+
+@dataclass(frozen=True)
+class SolutionRow:
+    """`solution.json` (the kept one) or a file of `solutions/`: an architecture, its predicted KL and, once it was
+    tried as a real model, its true one."""
+
+    id: str
+    architecture: tuple[Block, ...]
+    predicted_kl_nats: float | None
+    kl_nats: float | None
+
+
+def blocks_of(value: Iterable[Iterable[str]]) -> tuple[Block, ...]:
+    """(attention, ffn) labels layer by layer, from JSON."""
+    pairs = (tuple(pair) for pair in value)
+    return tuple((str(attention), str(ffn)) for attention, ffn in pairs)
+
+
+def read_evaluation(workspace: Workspace) -> Evaluation | None:
+    """The figures of the chosen child, or None before a search has come to them."""
+    values = workspace.find_json("evaluation.json")
+    return None if values is None else Evaluation.of(values, f"{workspace.url}/evaluation.json")
+
+
+def read_pool(workspace: Workspace) -> list[PoolRow]:
+    """Every architecture that was tried."""
+    return [PoolRow(**_only(PoolRow, row)) for row in read_rows(workspace, "pool")]
+
+
+def read_scores(workspace: Workspace) -> list[ScoreRow]:
+    """The score table."""
+    return [ScoreRow(**_only(ScoreRow, row)) for row in read_rows(workspace, "scores")]
+
+
+def read_losses(workspace: Workspace) -> list[LossRow]:
+    """What local distillation reached."""
+    return [LossRow(**_only(LossRow, row)) for row in read_rows(workspace, "losses")]
+
+
+def read_recovery(workspace: Workspace) -> list[RecoveryRow]:
+    """Curves of global distillation."""
+    return [RecoveryRow(**_only(RecoveryRow, row)) for row in read_rows(workspace, "recovery")]
+
+
+def read_solution(workspace: Workspace, solution: str | None = None) -> SolutionRow | None:
+    """The kept solution, or the one with an id; None where it is not there."""
+    if solution is not None and not solution.isalnum():
+        return None
+    values = workspace.find_json("solution.json" if solution is None else f"solutions/{solution}.json")
+    return None if values is None else solution_of(values)
+
+
+def solution_of(values: Mapping[str, Any]) -> SolutionRow:
+    """From the JSON."""
+    true_kl = values.get("kl_nats")
+    if true_kl is None and "evaluation" in values:
+        true_kl = values["evaluation"]["child"]["kl_nats"]
+    return SolutionRow(
+        id=str(values["id"]),
+        architecture=blocks_of(values["architecture"]),
+        predicted_kl_nats=values.get("predicted_kl_nats"),
+        kl_nats=true_kl,
+    )
+
+
+def read_stages(workspace: Workspace) -> list[StageRow]:
+    """Stages in the order they ran."""
+    return stages_of(workspace.find_json("run.json") or {})
+
+
+def stages_of(run: Mapping[str, Any]) -> list[StageRow]:
+    """Stages of a `run.json`."""
+    return [StageRow(**_only(StageRow, row)) for row in run.get("stages") or ()]
+
+
+def read_rows(workspace: Workspace, table: str) -> list[dict[str, Any]]:
+    """The rows of a table; none while it is not there."""
+    return workspace.read_table(table) if workspace.store.exists(f"tables/{table}.parquet") else []
+
+
+def _only(record: Any, row: Mapping[str, Any]) -> dict[str, Any]:
+    names = record.__dataclass_fields__
+    return {name: value for name, value in row.items() if name in names}
+
+
+_REQUIRED = (
+    "kl_nats",
+    "perplexity",
+    "top1_agreement",
+    "parameters",
+    "weights_bytes",
+    "kv_bytes_per_token",
+    "prefill_tokens_per_second",
+    "decode_tokens_per_second",
+    "runtime_seconds",
+)

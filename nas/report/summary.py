@@ -1,0 +1,80 @@
+"""The end of a run on stdout: the figures, time and memory of every stage, and where to look next."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from inlay.nas.job.quantities import show_bytes, show_seconds
+from inlay.nas.report.figures import evaluation_table
+from inlay.nas.report.records import Evaluation, StageRow, stages_of
+
+
+def print_summary(result: Mapping[str, Any], console: Console | None = None) -> None:
+    """Prints a run's result.
+
+    Args:
+        result: `workspace`, `evaluation` (as evaluation.json), `run` (as run.json) and `already_done`, as
+            `RunResult.to_dict` gives them.
+        console: where to; stdout by default.
+    """
+    console = console or Console(file=sys.stdout, width=None if sys.stdout.isatty() else 80, highlight=False)
+    if result.get("already_done"):
+        console.print(f"nothing to do: every piece of this job is in {result['workspace']}", soft_wrap=True)
+    console.print()
+    console.print(evaluation_table(Evaluation.of(result["evaluation"])))
+    if stages := stages_of(result["run"]):
+        console.print()
+        console.print(stage_table(stages))
+    console.print()
+    for line in closing_lines(result):
+        console.print(Text(line), soft_wrap=not (console.is_terminal and " failed and " in line))
+
+
+def stage_table(stages: list[StageRow]) -> Table:
+    """Time and memory of every stage."""
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    table.add_column("stage", no_wrap=True)
+    for name in ("time", "pieces", "peak memory"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for stage in stages:
+        pieces = "" if stage.pieces is None else str(stage.pieces)
+        memory = show_bytes(stage.peak_bytes) if stage.peak_bytes else ""
+        table.add_row(stage.name, show_seconds(stage.seconds), pieces, memory)
+    total = sum(stage.seconds for stage in stages)
+    peak = max((stage.peak_bytes or 0 for stage in stages), default=0)
+    table.add_row("total", show_seconds(total), "", show_bytes(peak) if peak else "", style="bold")
+    return table
+
+
+def closing_lines(result: Mapping[str, Any]) -> list[str]:
+    """Where to look, and on the last line what failed."""
+    workspace, run, chosen = str(result["workspace"]), result["run"], result["evaluation"].get("chosen", "child")
+    lines = []
+    if chosen != "child":
+        lines.append(f"the baseline `{chosen}` ended better than the search's own child, and is what you got")
+    if "://" not in workspace:
+        lines.append(f"child      {workspace}/child")
+    lines.append(f"pictures   inlay report {workspace}")
+    if run_id := run.get("mlflow_run_id"):
+        named = run.get("job", {}).get("tracking", {}).get("uri")
+        uri = named or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+        where = uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
+        lines += [f"mlflow     {where}", f"           run {run_id}"]
+    if failed := run.get("failed_variants"):
+        lines.append(failed_sentence(failed))
+    return lines
+
+
+def failed_sentence(failed: Sequence[Mapping[str, Any]]) -> str:
+    """How many variants failed and were not offered, and why the first did."""
+    first, more = failed[0], len(failed) - 1
+    count = "1 variant failed and was not offered" if not more else f"{more + 1} variants failed and were not offered"
+    rest = f" (and {more} more)" if more else ""
+    return f"{count}: layer {first['layer']} {first['variant']}: {first['reason']}{rest}"
