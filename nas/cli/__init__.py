@@ -1,0 +1,5 @@
+"""The command line; `main` is the `inlay` command."""
+
+from inlay.nas.cli.app import main
+
+__all__ = ["main"]

@@ -1,0 +1,35 @@
+"""`inlay export`: the child as a model folder for a runtime."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from inlay.nas.cli.output import WorkspaceArgument
+
+
+class Format(StrEnum):
+    """What can be written."""
+
+    hf = "hf"
+
+
+def export_command(
+    workspace: WorkspaceArgument,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write; must be empty or not there.")],
+    form: Annotated[Format, typer.Option("--format", help="hf: a Transformers folder.")] = Format.hf,
+    solution: Annotated[
+        str | None,
+        typer.Option("--solution", help="child, uniform, depth, or a solution's id; default: the one that was chosen."),
+    ] = None,
+) -> None:
+    """Write a child of a search as a model folder."""
+    from inlay.nas.export import export_child
+    from inlay.nas.workspace import Workspace
+
+    place = Workspace(workspace)
+    place.require()
+    print(export_child(place, form.value, output, solution=solution))

@@ -1,0 +1,72 @@
+"""What lies in a workspace that no result needs: scratch, temporary files of dead writers, and orphan blobs."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from inlay.cluster.files import TEMPORARY
+from inlay.cluster.lock import lock_owner
+from inlay.nas.errors import UserError
+from inlay.nas.workspace import Workspace
+
+_DIGEST = re.compile(rb"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """Files that can go: `keys` in the store, or one folder."""
+
+    name: str
+    why: str
+    size_bytes: int
+    keys: tuple[str, ...] = ()
+
+
+def leftovers(workspace: Workspace) -> list[Leftover]:
+    """What can be dropped; raises UserError while a run holds the workspace, and for a workspace that is no folder."""
+    folder = workspace.folder
+    if folder is None:
+        raise UserError(f"{workspace.url} is not a local folder; clean it where it lies, or by the store's own rules")
+    if owner := lock_owner(workspace.store):
+        raise UserError(f"{workspace.url} is in use by {owner}; clean it after that run")
+    found = [_folder(folder / "scratch", "scratch", "activations of a run that was stopped; made again when needed")]
+    found.append(_folder(folder / TEMPORARY, TEMPORARY, "files that were being written when a process died"))
+    orphans = _orphans(workspace, folder)
+    size = sum((folder / key).stat().st_size for key in orphans)
+    found.append(Leftover("orphan blobs", f"{len(orphans)} that no record names", size, tuple(orphans)))
+    return [each for each in found if each.size_bytes]
+
+
+def drop(workspace: Workspace, found: list[Leftover]) -> None:
+    """Removes leftovers."""
+    assert workspace.folder is not None
+    for each in found:
+        for key in each.keys:
+            workspace.store.delete(key)
+        if not each.keys:
+            shutil.rmtree(workspace.folder / each.name, ignore_errors=True)
+
+
+def _folder(path: Path, name: str, why: str) -> Leftover:
+    files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else []
+    return Leftover(name, why, sum(file.stat().st_size for file in files))
+
+
+def _orphans(workspace: Workspace, folder: Path) -> list[str]:
+    """Keys of blobs that no JSON document names, nor a JSON blob that is itself named."""
+    blobs = {key.removeprefix("blobs/") for key in workspace.store.list("blobs/")}
+    named: set[str] = set()
+    unread = [folder / key for key in workspace.store.list("") if key.endswith(".json")]
+    while unread:
+        new = {digest.decode() for digest in _DIGEST.findall(unread.pop().read_bytes())} & blobs - named
+        named |= new
+        unread += [folder / "blobs" / digest for digest in new if _is_json(folder / "blobs" / digest)]
+    return [f"blobs/{digest}" for digest in sorted(blobs - named)]
+
+
+def _is_json(path: Path) -> bool:
+    with path.open("rb") as stream:
+        return stream.read(1) in (b"{", b"[")

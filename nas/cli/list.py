@@ -1,0 +1,41 @@
+"""`inlay list`: the jobs of a cluster."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from inlay.nas.cli.output import JsonOption, print_json, print_rich
+from inlay.nas.cli.service_shared import AddressOption, InsecureOption, job_server, job_values
+
+
+def list_command(
+    tag: Annotated[
+        list[str] | None, typer.Option("--tag", metavar="NAME=VALUE", help="Only jobs with it; may be given again.")
+    ] = None,
+    address: AddressOption = None,
+    insecure: InsecureOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """List jobs, the newest first."""
+    from inlay.cluster.ids import parse_tags
+
+    with job_server(address, insecure) as server:
+        jobs = server.jobs(parse_tags(tag or []))
+    if as_json:
+        print_json([job_values(job) for job in jobs])
+        return
+    if not jobs:
+        print("no jobs")
+        return
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    for name in ("id", "state", "submitted", "tags"):
+        table.add_column(name, overflow="fold")
+    for job in jobs:
+        values = job_values(job)
+        tags = " ".join(f"{name}={value}" for name, value in sorted(job.tags.items()))
+        table.add_row(job.job_id, job.state, values["submitted"] or "", tags)
+    print_rich(table)

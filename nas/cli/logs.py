@@ -1,0 +1,32 @@
+"""`inlay logs`: what a job has written, also after it ended."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from inlay.nas.cli.output import JsonOption, print_json
+from inlay.nas.cli.service_shared import AddressOption, InsecureOption, JobIdArgument, job_server
+
+
+def logs_command(
+    job_id: JobIdArgument,
+    follow_it: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
+    address: AddressOption = None,
+    insecure: InsecureOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Print a job's log; works for running, ended, failed and stopped jobs."""
+    from inlay.nas.cli.following import follow
+
+    with job_server(address, insecure) as server:
+        if follow_it and not as_json:
+            follow(server, job_id, sys.stdout)
+            return
+        text = server.logs(job_id)
+    if as_json:
+        print_json({"job_id": job_id, "log": text})
+    else:
+        sys.stdout.write(text)

@@ -1,0 +1,164 @@
+"""`inlay solve`: the best architectures under given limits, from a bare table or a workspace."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from inlay.nas.cli.output import JsonOption, print_json, print_rich
+
+SourceArgument = Annotated[
+    str, typer.Argument(metavar="TABLE|WORKSPACE", help="A table (CSV or Parquet) or the folder of a search.")
+]
+MinimizeOption = Annotated[
+    str | None,
+    typer.Option("--minimize", metavar="COLUMN", help="Column to minimise; default: score or kl_nats."),
+]
+TimeLimitOption = Annotated[str, typer.Option("--time-limit", metavar="TIME", help="When the solver stops: 60s, 2min.")]
+
+
+class Method(StrEnum):
+    """The exact solver, or a simpler rule that is shown beside it."""
+
+    exact = "exact"
+    greedy = "greedy"
+    uniform = "uniform"
+    random = "random"
+    largest = "largest"
+    no_op = "no_op"
+
+
+class Backend(StrEnum):
+    """The exact solver, or the plain program in one of two back ends."""
+
+    auto = "auto"
+    highs = "highs"
+    cbc = "cbc"
+
+
+def solve_command(
+    source: SourceArgument,
+    limit: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--limit",
+            metavar="NAME=VALUE",
+            help="At most VALUE: 1200, 24GiB, 20ms, 0.6x of the parent; 'NAME>=VALUE': at least. Repeatable.",
+        ),
+    ] = None,
+    minimize: MinimizeOption = None,
+    solutions: Annotated[int, typer.Option("--solutions", min=1, max=1000, help="How many to look for.")] = 1,
+    min_difference: Annotated[
+        float, typer.Option("--min-difference", min=0, max=1, help="Share of layers in which they differ.")
+    ] = 0.2,
+    method: Annotated[
+        Method, typer.Option("--method", help="A simpler rule to show beside the optimum.")
+    ] = Method.exact,
+    backend: Annotated[
+        Backend, typer.Option("--backend", help="highs, cbc: solve the plain program instead, as a cross-check.")
+    ] = Backend.auto,
+    time_limit: TimeLimitOption = "60s",
+    changes: Annotated[bool, typer.Option("--sensitivity", help="Tell what changes first when a limit moves.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Choose the best architecture under limits, proven, from a table or a workspace."""
+    from inlay.nas.cli import answers
+    from inlay.nas.cli.subject import WorkspaceSubject, limited, open_subject, told_to_user, with_limits
+    from inlay.nas.stages.solving import store_solution
+    from inlay.solver import baseline, sensitivity, solve
+
+    seconds = seconds_of(time_limit)
+    subject = open_subject(source, minimize)
+    if isinstance(subject, WorkspaceSubject) and not limit:
+        problem = limited(subject, subject.budget())
+    else:
+        problem = with_limits(subject, limit or [])
+    with told_to_user():
+        found = solve(
+            problem,
+            solutions=solutions,
+            min_difference=min_difference,
+            time_limit=seconds,
+            backend=backend.value,
+        )
+        if found[0].objective is None:
+            give_up(subject, problem, found[0], seconds, as_json)
+        simple = [] if method is Method.exact else [baseline(problem, method.value)]
+    moved = sensitivity(problem, time_limit=seconds) if changes else []
+    ids = []
+    if isinstance(subject, WorkspaceSubject):
+        ids = [store_solution(subject.place, problem, solution) for solution in found]
+        ids += [store_solution(subject.place, problem, each) if each.status == "feasible" else "" for each in simple]
+    if as_json:
+        told: dict[str, Any] = {"source": subject.source, "minimize": subject.score.name}
+        told["limits"] = answers.limits_dict(subject, problem)
+        told["solutions"] = [answers.solution_dict(subject, solution) for solution in [*found, *simple]]
+        for entry, name in zip(told["solutions"], ids, strict=False):
+            entry["id"] = name or None
+        if changes:
+            told["sensitivity"] = [answers.sensitivity_dict(subject, each) for each in moved]
+        print_json(told)
+        return
+    print_rich(answers.table_of(subject, problem, [*found, *simple], ids))
+    if len(found) < solutions:
+        print(f"No more than {len(found)} differ by {100 * min_difference:g} % of the layers.")
+    lines = [answers.architecture_text(found[0])]
+    if backend is Backend.auto:
+        lines.append(answers.binding_text(subject, problem, found[0]))
+    lines += [answers.sensitivity_text(subject, each) for each in moved]
+    if ids:
+        lines.append(f"Take its true KL and times with: inlay evaluate {source} --solution {ids[0]}")
+    print("\n".join(line for line in lines if line))
+
+
+def seconds_of(time_limit: str) -> float:
+    """The `--time-limit` in seconds; UserError when it is no time above 0."""
+    from inlay.nas.errors import UserError
+    from inlay.nas.job.quantities import parse_seconds
+
+    try:
+        seconds = parse_seconds(time_limit)
+    except ValueError as error:
+        raise UserError(f"--time-limit: {time_limit!r} {error}") from error
+    if not seconds > 0:
+        raise UserError(f"--time-limit: {time_limit!r} is not above 0; write a time such as 60s or 2min")
+    return seconds
+
+
+def give_up(subject: Any, problem: Any, solution: Any, seconds: float, as_json: bool) -> NoReturn:
+    """Ends a command without a solution: InfeasibleError with the explanation, or InlayError with the bound."""
+    from inlay.nas.cli import answers
+    from inlay.nas.errors import InfeasibleError, InlayError
+    from inlay.solver import explain_infeasible
+
+    told = None
+    if solution.status == "infeasible":
+        try:
+            told = explain_infeasible(problem, time_limit=max(seconds, 1.0))
+        except TimeoutError:
+            text = "no architecture meets the limits; why was not found in time: give --time-limit more"
+        else:
+            assert told is not None
+            text = answers.infeasible_text(subject, told)
+    if as_json:
+        values = {
+            "source": subject.source,
+            "minimize": subject.score.name,
+            "limits": answers.limits_dict(subject, problem),
+            "solutions": [answers.solution_dict(subject, solution)],
+        }
+        if told is not None:
+            values["infeasible"] = answers.infeasible_dict(subject, told)
+        print_json(values)
+    if solution.status == "infeasible":
+        raise InfeasibleError(text)
+    bound = "no bound is known" if solution.bound is None else f"none is better than {_bound(subject, solution)}"
+    raise InlayError(
+        f"no architecture was found in the time limit of {seconds:g} s; {bound}; raise --time-limit or loosen a limit"
+    )
+
+
+def _bound(subject: Any, solution: Any) -> str:
+    return f"{subject.score.name} {subject.score.show(solution.bound)}"

@@ -1,0 +1,31 @@
+"""`inlay stop`: ends a job, its workspace stays resumable."""
+
+from __future__ import annotations
+
+import sys
+
+from inlay.nas.cli.output import JsonOption, print_json
+from inlay.nas.cli.service_shared import AddressOption, InsecureOption, JobIdArgument, job_server, job_values
+from inlay.nas.errors import InlayError
+
+PATIENCE_SECONDS = 30.0
+
+
+def stop_command(
+    job_id: JobIdArgument,
+    address: AddressOption = None,
+    insecure: InsecureOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Stop a job; what is finished is kept, and the same job goes on from there when it is submitted again."""
+    with job_server(address, insecure) as server:
+        stopped = server.stop(job_id)
+        job = server.wait(job_id, PATIENCE_SECONDS)
+    if not job.is_over:
+        raise InlayError(f"the job `{job_id}` was asked to stop and is still {job.state}; try `inlay status {job_id}`")
+    if as_json:
+        print_json(job_values(job))
+    elif stopped:
+        print(f"{job_id} is {job.state}; its workspace can be resumed: {job.details.get('workspace', '')}")
+    else:
+        print(f"inlay: the job `{job_id}` was over already ({job.state})", file=sys.stderr)

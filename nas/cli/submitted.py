@@ -1,0 +1,127 @@
+"""Both ends of a submission: what travels with a job, and what runs on the cluster when its turn comes.
+
+The job travels as JSON in an environment variable, so nothing is uploaded; paths mean what they mean on the nodes.
+"""
+
+from __future__ import annotations
+
+import base64
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from inlay.nas.errors import InlayError, UserError
+
+if TYPE_CHECKING:
+    from inlay.nas.job import Job
+
+VARIABLE = "INLAY_SUBMISSION"
+# One environment variable holds at most 128 KiB, and Ray puts it into another one once more.
+LARGEST_BYTES = 60_000
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What a job server is given."""
+
+    entrypoint: str
+    environment: dict[str, str]
+    details: dict[str, str]
+
+
+def submission(job: Job, workspace: str | None, job_id: str, tags: Mapping[str, str]) -> Submission:
+    """Return what runs `job` on a cluster; raises UserError for a job that is too large to travel."""
+    from inlay.cluster.tracking import JOB_TAG, TAGS_VARIABLE
+
+    versions = {
+        "inlay": importlib.metadata.version("inlay"),
+        "ray": importlib.metadata.version("ray"),
+        "python": ".".join(platform.python_version_tuple()[:2]),
+    }
+    place = str(workspace) if workspace is not None else str(job.default_workspace())
+    if "://" not in place:
+        place = str(Path(place).expanduser().absolute())
+    values = {"job": job.to_dict(), "folder": str(job.folder), "workspace": place, "versions": versions}
+    packed = base64.b64encode(zlib.compress(json.dumps(values).encode(), 9)).decode()
+    if len(packed) > LARGEST_BYTES:
+        raise UserError(f"the job is {len(packed)} bytes long when packed, and at most {LARGEST_BYTES} can travel")
+    all_tags = {**tags, JOB_TAG: job_id}
+    return Submission(
+        # `inlay up` says which Python it runs on; on other clusters it is the one of the path.
+        entrypoint='exec "${INLAY_PYTHON:-python}" -m inlay.nas.cli.submitted',
+        environment={VARIABLE: packed, TAGS_VARIABLE: json.dumps(all_tags)},
+        details=versions | {"workspace": place, "experiment": job.tracking.experiment, "tracking": _tracking(job)},
+    )
+
+
+def main() -> int:
+    """Run the submitted job here, on a node of the cluster; every failure is one sentence in its log."""
+    try:
+        values = json.loads(zlib.decompress(base64.b64decode(os.environ[VARIABLE])))
+        check_versions(values["versions"])
+        run(values)
+    except InlayError as error:
+        print(f"inlay: {error}", file=sys.stderr, flush=True)
+        return error.exit_code
+    return 0
+
+
+def check_versions(theirs: Mapping[str, str]) -> None:
+    """Raise UserError unless inlay, Ray and Python here are those of the submitting side."""
+    here = {
+        "inlay": importlib.metadata.version("inlay"),
+        "ray": importlib.metadata.version("ray"),
+        "python": ".".join(platform.python_version_tuple()[:2]),
+    }
+    for name, version in here.items():
+        if theirs[name] != version:
+            raise UserError(f"the job was submitted with {name} {theirs[name]}, this node has {version}; use the same")
+
+
+def run(values: dict[str, Any]) -> None:
+    """Check that every node can use what the job names, then run the job on this cluster."""
+    from inlay.cluster.probe import probe_nodes
+    from inlay.cluster.runtime import ClusterSettings, connect
+    from inlay.nas.job import Job
+    from inlay.nas.report.progress import Reporter
+
+    values["job"]["cluster"]["address"] = "auto"
+    job = Job.from_dict(values["job"], values["folder"])
+    with connect(ClusterSettings(workers=1, address="auto")) as cluster:
+        problems = probe_nodes(cluster, named_paths(job), values["workspace"])
+    if problems:
+        raise UserError("; ".join(problems))
+    from inlay.nas.stages.run import run_job
+
+    with Reporter() as reporter:
+        result = run_job(job, values["workspace"], reporter)
+        reporter.summary(result.to_dict())
+
+
+def named_paths(job: Job) -> list[str]:
+    """Return the local paths that a job reads."""
+    named = [job.parent, job.data.distill.path, job.data.validate.path, job.hardware.costs]
+    paths = [job.resolve(path) for path in named if path is not None]
+    return [path for path in paths if Path(path).is_absolute()]
+
+
+def _tracking(job: Job) -> str:
+    """Return the MLflow server that the job will write to, as far as this side can know."""
+    from inlay.cluster.services import find_services, services_folder
+    from inlay.cluster.tracking_send import redacted
+
+    if job.tracking.uri is not None:
+        return redacted(job.tracking.uri)
+    mlflow = find_services(services_folder()).mlflow
+    return mlflow.url if mlflow is not None else ""
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,68 @@
+"""The command as a process, and a right job on a tiny parent to bend."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+Inlay = Callable[..., "subprocess.CompletedProcess[str]"]
+WriteJob = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def inlay() -> Inlay:
+    """`inlay("validate", job)` runs the command and gives exit code, stdout and stderr."""
+
+    def run(*arguments: str | Path, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "inlay.nas.cli", *map(str, arguments)],
+            cwd=cwd,
+            env={**os.environ, "COLUMNS": "80", "OMP_NUM_THREADS": "1", **environment},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.fixture
+def write_job(tmp_path: Path, tiny_parent: Callable[..., Path]) -> WriteJob:
+    """`write_job(path=value, ...)` writes a job on a tiny Llama; dotted paths in a mapping change single fields."""
+
+    def write(changes: dict[str, Any] | None = None, parent: Path | None = None) -> Path:
+        for name, count in (("train", 60), ("held_out", 40)):
+            (tmp_path / f"{name}.txt").write_text("".join(f"{name} story {n}\n<|endoftext|>\n" for n in range(count)))
+        job: dict[str, Any] = {
+            "parent": str(parent or tiny_parent("llama")),
+            "data": {
+                "distill": {"path": "train.txt", "sequence_length": 16},
+                "validate": {"path": "held_out.txt", "tokens": 256},
+            },
+            "space": {"attention": [{"kv_heads": 1}, {"window": 8}, "no_op"], "ffn": [{"width": 0.5}, "linear"]},
+            "calibrate": {"tokens": 64},
+            "distill": {"tokens": 64, "batch_size": 2},
+            "recover": {"tokens": 64, "batch_size": 2},
+            "hardware": {"scenarios": [{"prefill": 8, "generate": 4}]},
+            "budget": {"parameters": "0.9x"},
+            "tracking": {"uri": f"sqlite:///{tmp_path}/mlflow.db"},
+        }
+        for path, value in (changes or {}).items():
+            *parents, last = path.split(".")
+            place = job
+            for part in parents:
+                place = place.setdefault(part, {})
+            place[last] = value
+        file = tmp_path / "job.yaml"
+        file.write_text(yaml.safe_dump(job, sort_keys=False))
+        return file
+
+    return write
