@@ -20,20 +20,28 @@ import typer
 from inlay.cluster.errors import ClusterError, LockedError
 from inlay.nas.cli.clean import clean_command
 from inlay.nas.cli.compare import compare_command
+from inlay.nas.cli.delete import delete_command
 from inlay.nas.cli.doctor import doctor_command
+from inlay.nas.cli.down import down_command
 from inlay.nas.cli.evaluate import evaluate_command
 from inlay.nas.cli.export import export_command
 from inlay.nas.cli.init import init_command
+from inlay.nas.cli.list import list_command
+from inlay.nas.cli.logs import logs_command
 from inlay.nas.cli.plan import plan_command
 from inlay.nas.cli.report import report_command
 from inlay.nas.cli.run import run_command
 from inlay.nas.cli.solve import solve_command
+from inlay.nas.cli.status import status_command
+from inlay.nas.cli.stop import stop_command
+from inlay.nas.cli.submit import submit_command
 from inlay.nas.cli.sweep import sweep_command
+from inlay.nas.cli.up import up_command
 from inlay.nas.cli.validate import validate_command
 from inlay.nas.errors import InlayError, UserError
 from inlay.version import __version__
 
-JOBS, ANSWERS, CARE = "Search", "Answers from a workspace", "Care"
+JOBS, ANSWERS, CLUSTER, CARE = "Search", "Answers from a workspace", "Cluster", "Care"
 INTERRUPTED = 130
 
 app = typer.Typer(
@@ -55,6 +63,14 @@ for name, panel, command in (
     ("report", ANSWERS, report_command),
     ("compare", ANSWERS, compare_command),
     ("export", ANSWERS, export_command),
+    ("up", CLUSTER, up_command),
+    ("down", CLUSTER, down_command),
+    ("submit", CLUSTER, submit_command),
+    ("status", CLUSTER, status_command),
+    ("logs", CLUSTER, logs_command),
+    ("stop", CLUSTER, stop_command),
+    ("list", CLUSTER, list_command),
+    ("delete", CLUSTER, delete_command),
     ("doctor", CARE, doctor_command),
     ("clean", CARE, clean_command),
 ):

@@ -204,7 +204,9 @@ class _Loop:
             return False
         number = len(self.rounds)
         for architecture, true in zip(new, true_scores(self.search, self.ids, self.library, new), strict=True):
-            self.candidates.append(Candidate(architecture, origin, number, self.scores.predict(architecture), true))
+            # Dropped layers need not be in the search space, so nothing predicts `depth`: it is what it was seen to be.
+            predicted = true.kl_nats if origin == "depth" else self.scores.predict(architecture)
+            self.candidates.append(Candidate(architecture, origin, number, predicted, true))
         self.rounds.append(
             {"round": number, "origin": origin, "tried": len(new), "best_kl_nats": self._by_kl()[0].true.kl_nats}
         )
