@@ -45,6 +45,14 @@ def family(services: Services) -> list[psutil.Process]:
     return [process for leader in leaders for process in (leader, *leader.children(recursive=True))]
 
 
+def command_of(process: psutil.Process) -> list[str]:
+    """Return the words of a process, none when it has ended meanwhile, waited for or not."""
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:
+        return []
+
+
 def running(argument: str) -> list[int]:
     """Return the processes that have `argument` as a whole argument."""
     found = []
@@ -77,7 +85,7 @@ def test_they_answer_on_the_loopback_only_and_with_a_token(services: Services, s
 
 def test_no_token_is_in_logs_state_or_process_lists(services: Services, folder: Path) -> None:
     token = (Path.home() / ".ray" / "auth_token").read_text().strip()
-    assert not any(token in " ".join(process.cmdline()) for process in family(services))
+    assert not any(token in " ".join(command_of(process)) for process in family(services))
     texts = [folder / "services.json", *(folder / "logs").iterdir()]
     assert not any(token in path.read_text(errors="replace") for path in texts)
 
