@@ -26,7 +26,7 @@ from machine import footer
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from inlay.distill.local import Branch, LocalSettings, train_layer
+from inlay.distill.local import Branch, LayerBatch, LocalSettings, train_layer
 from inlay.kernels import compare_next_token, kl_loss
 from inlay.nas.modeling import InlayConfig, build_layer, make_context
 
@@ -102,7 +102,7 @@ def layer_steps(model: Any, ids_NS: Tensor, rounds: int) -> Row:
             module = build_layer(config, index, *pair, state, torch.float32).requires_grad_(True)
             branches.append(Branch(f"{slot}:{len(branches)}", slot, module))  # type: ignore[arg-type]
         settings = LocalSettings(steps=STEPS, held_out=HELD_OUT)
-        given = [(hidden, context) for hidden in batches]
+        given = [LayerBatch(hidden, context) for hidden in batches]
         return lambda: train_layer(parent, branches, given, settings)
 
     return (f"{len(entries)} variants of one layer, {STEPS} steps", *least(plain, ours, rounds))

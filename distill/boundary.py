@@ -1,6 +1,7 @@
 """Scratch for boundaries: the parent's hidden states before each layer, one file a shard of the text.
 
 Boundary `i` is the input of layer `i`; boundary `num_layers` is the output of the last layer, before the final norm.
+The file of boundary `i` may also hold how layer `i - 1` came to it: the state between its two subblocks.
 Files are complete or absent (written beside and renamed), so any worker may write one again and a resumed search
 finds what is there. Nothing here is a result: all of it can be computed again from the parent and the text.
 
@@ -44,25 +45,36 @@ class BoundaryScratch:
         """Whether every shard of the boundary is there."""
         return all(self.has(boundary, shard) for shard in range(self.num_shards))
 
-    def write(self, boundary: int, shard: int, hidden_NSD: Tensor) -> None:
-        """Stores a shard [N, S, D] in its own dtype; raises OSError with the path when the disk is full."""
+    def write(self, boundary: int, shard: int, hidden_NSD: Tensor, middle_NSD: Tensor | None = None) -> None:
+        """Stores a shard [N, S, D] in its own dtype, with the state between the subblocks of the layer before it.
+
+        Raises OSError with the path when the disk is full.
+        """
         path = self.path(boundary, shard)
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_suffix(f".{uuid.uuid4().hex}.part")
         try:
-            save_file({"hidden": hidden_NSD.contiguous()}, beside)
+            states = {"hidden": hidden_NSD} if middle_NSD is None else {"hidden": hidden_NSD, "middle": middle_NSD}
+            save_file({name: state.contiguous() for name, state in states.items()}, beside)
             os.replace(beside, path)
         finally:
             beside.unlink(missing_ok=True)
 
     def read(self, boundary: int, shard: int) -> Tensor:
         """A shard [N, S, D] of a boundary; raises FileNotFoundError when it was not written or already freed."""
+        return self._read(boundary, shard, "hidden")
+
+    def read_middle(self, layer: int, shard: int) -> Tensor:
+        """The state [N, S, D] between the subblocks of a layer, from the boundary behind it; raises as `read`."""
+        return self._read(layer + 1, shard, "middle")
+
+    def _read(self, boundary: int, shard: int, name: str) -> Tensor:
         path = self.path(boundary, shard)
         if not path.exists():
             raise FileNotFoundError(f"{path}: this boundary was never written or is already freed")
         with safe_open(path, framework="pt") as file:
-            hidden: Tensor = file.get_tensor("hidden")
-        return hidden
+            state: Tensor = file.get_tensor(name)
+        return state
 
     def free(self, boundary: int) -> None:
         """Deletes a boundary; harmless when another did already."""

@@ -62,6 +62,18 @@ class LocalSettings:
 
 
 @dataclass(frozen=True)
+class LayerBatch:
+    """What the parent's layer reads in one batch and, where it is at hand, what it made of it."""
+
+    hidden_BSD: Tensor
+    """The layer's input."""
+    context: Any
+    """What its attention needs besides."""
+    outcome: tuple[Tensor, Tensor] | None = None
+    """The states behind its attention and behind its ffn, both [B, S, D], float32; None: the layer is run for them."""
+
+
+@dataclass(frozen=True)
 class Branch:
     """One variant in training."""
 
@@ -98,16 +110,15 @@ class BranchResult:
 def train_layer(
     parent_layer: Any,
     branches: list[Branch],
-    batches: Iterable[tuple[Tensor, Any]],
+    batches: Iterable[LayerBatch],
     settings: LocalSettings,
     on_step: Callable[[int, int], None] | None = None,
 ) -> list[BranchResult]:
     """Trains all variants of one layer on the parent's inputs to it; results stand in the order of `branches`.
 
-    `parent_layer` has both subblocks and is frozen. `batches` yields (hidden_BSD, context) `settings.steps` +
-    `settings.held_out` times: the parent's input to the layer and what its attention needs besides. A variant whose
-    loss stops being finite goes back to its last finite weights once, at a third of the rate; the second time it is
-    failed and the others go on unchanged. `on_step(step, steps)` is called after every step, 1-based.
+    `parent_layer` has both subblocks and is frozen. `batches` yields `settings.steps` + `settings.held_out` times. A
+    variant whose loss stops being finite goes back to its last finite weights once, at a third of the rate; the second
+    time it is failed and the others go on unchanged. `on_step(step, steps)` is called after every step, 1-based.
 
     Raises:
         ValueError: too few or too many batches.
@@ -115,12 +126,12 @@ def train_layer(
     if not branches:
         return []
     trainers = [_Trainer(branch, settings) for branch in branches]
-    held_out: deque[tuple[Tensor, Any]] = deque()
+    held_out: deque[LayerBatch] = deque()
     step = 0
-    for step, (hidden_BSD, context) in enumerate(_held_back(batches, settings.held_out, held_out), start=1):
+    for step, batch in enumerate(_held_back(batches, settings.held_out, held_out), start=1):
         if step > settings.steps:
             raise ValueError(f"more batches than the {settings.steps} steps and {settings.held_out} held out")
-        targets = _Targets(parent_layer, hidden_BSD, context, settings.through)
+        targets = _Targets(parent_layer, batch, settings.through)
         live = [trainer for trainer in trainers if not trainer.reason]
         losses = [trainer.backward(targets) for trainer in live]
         for trainer, loss in zip(live, _values(losses), strict=True):
@@ -132,19 +143,24 @@ def train_layer(
             f"{step + len(held_out)} batches came, but {settings.steps} to train on and {settings.held_out} held out "
             "were wanted: give more text or fewer tokens"
         )
-    judged = [_Targets(parent_layer, hidden_BSD, context, settings.through) for hidden_BSD, context in held_out]
+    judged = [_Targets(parent_layer, batch, settings.through) for batch in held_out]
     return [trainer.result(judged) for trainer in trainers]
 
 
 class _Targets:
     """The parent's side of one batch: what every variant reads, and what it should answer."""
 
-    def __init__(self, parent_layer: Any, hidden_BSD: Tensor, context: Any, through: Through) -> None:
+    def __init__(self, parent_layer: Any, batch: LayerBatch, through: Through) -> None:
         with torch.no_grad():
-            attention = slot_input(parent_layer, "attention", hidden_BSD, context)
-            attention_BSD = update_of(parent_layer, attention)
-            ffn = slot_input(parent_layer, "ffn", hidden_BSD + attention_BSD, context)
-            ffn_BSD = update_of(parent_layer, ffn)
+            attention = slot_input(parent_layer, "attention", batch.hidden_BSD, batch.context)
+            if batch.outcome is None:
+                attention_BSD = update_of(parent_layer, attention)
+                ffn = slot_input(parent_layer, "ffn", batch.hidden_BSD + attention_BSD, batch.context)
+                ffn_BSD = update_of(parent_layer, ffn)
+            else:
+                middle_BSD, output_BSD = batch.outcome
+                attention_BSD, ffn_BSD = middle_BSD - batch.hidden_BSD, output_BSD - middle_BSD
+                ffn = slot_input(parent_layer, "ffn", middle_BSD, batch.context)
             self.inputs = {"attention": attention, "ffn": ffn}
             self.answers = {"attention": attention_BSD, "ffn": ffn_BSD}
             if through == "layer":
@@ -258,9 +274,7 @@ def _precision(hidden_BSD: Tensor) -> AbstractContextManager[Any]:
     return nullcontext()
 
 
-def _held_back(
-    batches: Iterable[tuple[Tensor, Any]], count: int, kept: deque[tuple[Tensor, Any]]
-) -> Iterator[tuple[Tensor, Any]]:
+def _held_back(batches: Iterable[LayerBatch], count: int, kept: deque[LayerBatch]) -> Iterator[LayerBatch]:
     """Passes batches on, `count` late, so that the last `count` stay in `kept`."""
     for batch in batches:
         kept.append(batch)

@@ -60,10 +60,18 @@ class Times:
         return self.prefill_ns + self.generate * self.decode_ns
 
 
-def random_model(config: InlayConfig, dtype: torch.dtype, device: torch.device) -> InlayForCausalLM:
-    """A model of this shape with random weights: times do not depend on their values."""
+def random_model(
+    config: InlayConfig, dtype: torch.dtype, device: torch.device, ends: InlayForCausalLM | None = None
+) -> InlayForCausalLM:
+    """A model of this shape with random weights: times do not depend on their values.
+
+    Embedding and head are those of `ends` where it is given, so that models of one comparison hold them once.
+    """
     torch.manual_seed(0)
-    model: Any = InlayForCausalLM(config)
+    with device:
+        model: Any = InlayForCausalLM(config)
+    if ends is not None:
+        model.model.embed_tokens, model.lm_head = ends.model.embed_tokens, ends.lm_head
     built: InlayForCausalLM = model.to(device, dtype).eval()
     return built
 

@@ -39,52 +39,53 @@ class Span:
         return range(self.first, self.end)
 
 
-def scratch_of(search: Search, ids: Ids) -> BoundaryScratch:
-    """The scratch folder of one text under this search's parent and compute type."""
-    name = f"{ids.digest[:16]}-{search.identity['dtype']}"
+def scratch_of(search: Search, ids: Ids, outcomes: bool = False) -> BoundaryScratch:
+    """The scratch folder of one text under this search's parent and compute type, with or without outcomes."""
+    name = f"{ids.digest[:16]}-{search.identity['dtype']}{'-outcomes' if outcomes else ''}"
     return BoundaryScratch(search.scratch / "boundaries" / name, len(ids.shards))
 
 
-def spans(search: Search, ids: Ids, free_bytes: int | None = None) -> list[Span]:
+def spans(search: Search, ids: Ids, outcomes: bool = False, free_bytes: int | None = None) -> list[Span]:
     """Cuts the layers into spans whose boundaries fit into half of the free scratch."""
     num_layers = search.parent.shape.num_layers
     if free_bytes is None:
-        root = scratch_of(search, ids).folder
+        root = scratch_of(search, ids, outcomes).folder
         root.mkdir(parents=True, exist_ok=True)
         free_bytes = shutil.disk_usage(root).free
     one = boundary_bytes(*ids.shape, search.parent.shape.hidden, getattr(torch, search.identity["dtype"]))
+    one *= 2 if outcomes else 1
     size = max(1, min(num_layers, free_bytes // 2 // one - 1))
     return [Span(first, min(first + size, num_layers)) for first in range(0, num_layers, size)]
 
 
-def spans_with_boundaries(search: Search, ids: Ids, layers: Sequence[int], shards: int | None = None) -> Iterator[Span]:
+def spans_with_boundaries(search: Search, ids: Ids, layers: Sequence[int], outcomes: bool = False) -> Iterator[Span]:
     """Yields span after span with the boundaries before its layers on scratch; frees them when the next is asked for.
 
     Args:
         search: the running search.
         ids: the text.
         layers: the layers still to be worked on; spans without any of them are passed through, not kept.
-        shards: only the first so many shards of the text.
+        outcomes: keep also what each layer made of its input: the state between its subblocks, the boundary behind it.
 
     Raises:
         PieceError: a worker failed; what is on scratch stays.
     """
-    scratch = scratch_of(search, ids)
+    scratch = scratch_of(search, ids, outcomes)
     wanted = set(layers)
-    for span in spans(search, ids):
+    for span in spans(search, ids, outcomes):
         if not any(layer >= span.first for layer in wanted):
             break
-        last = span.end if any(layer >= span.end for layer in wanted) else max(w for w in wanted if w >= span.first)
-        advance(search, ids, span.first, last, shards)
-        yield Span(span.first, min(span.end, last + 1))
+        furthest = max(layer for layer in wanted if layer >= span.first)
+        advance(search, ids, span.first, min(span.end, furthest + outcomes), outcomes)
+        yield Span(span.first, min(span.end, furthest + 1))
         for boundary in range(span.first, span.end):
             scratch.free(boundary)
     shutil.rmtree(scratch.folder, ignore_errors=True)
 
 
-def advance(search: Search, ids: Ids, first: int, last: int, shards: int | None = None) -> None:
+def advance(search: Search, ids: Ids, first: int, last: int, outcomes: bool) -> None:
     """Makes boundaries `first` .. `last` of the text complete, starting from boundary `first` (0: from the ids)."""
-    scratch = scratch_of(search, ids)
+    scratch = scratch_of(search, ids, outcomes)
     pieces = [
         search.piece(
             ADVANCE,
@@ -98,10 +99,11 @@ def advance(search: Search, ids: Ids, first: int, last: int, shards: int | None 
                 "scratch": str(scratch.folder),
                 "first": first,
                 "last": last,
+                "outcomes": outcomes,
             },
             {"ids": ids.digest, "first": first, "last": last},
         )
-        for shard, rows in enumerate(ids.shards[:shards])
+        for shard, rows in enumerate(ids.shards)
         if scratch.first_missing(shard, first, last) <= last or not scratch.has(first, shard)
     ]
     search.run_scratch(pieces)
@@ -125,10 +127,12 @@ def advance_shard(arguments: dict[str, Any], context: PieceContext) -> PieceOutp
     size = micro_batch(hidden.shape[1])
     with torch.inference_mode():
         for index in range(start, last):
+            states = [hidden]
             for slot in SLOTS:
                 module = source.subblock(index, slot, f"{slot}:parent")
-                hidden = add_update(module, slot, source, hidden, size)
-            scratch.write(index + 1, shard, hidden.cpu())
+                states.append(add_update(module, slot, source, states[-1], size))
+            _, middle, hidden = states
+            scratch.write(index + 1, shard, hidden.cpu(), middle.cpu() if arguments["outcomes"] else None)
             context.progress((index + 1 - start) / (last - start))
     return PieceOutput(values={}, blobs={})
 

@@ -12,9 +12,8 @@ from inlay.cluster.pieces import Piece, PieceContext, PieceOutput, Record
 from inlay.distill.boundary import BoundaryScratch
 from inlay.distill.sweep import micro_batches
 from inlay.nas.modeling import build_layer
-from inlay.nas.stages.boundaries import micro_batch, scratch_of, worker_source
+from inlay.nas.stages.boundaries import micro_batch, worker_source
 from inlay.nas.stages.search import Search, Stage
-from inlay.nas.stages.shards import SHARD_TOKENS
 from inlay.nas.stages.source import Library
 from inlay.nas.stages.text import Ids
 from inlay.nas.variants import Variant
@@ -23,14 +22,16 @@ from inlay.nas.variants.sums import CalibrationSums
 
 def num_shards(search: Search, ids: Ids) -> int:
     """Shards of the distillation text that are summed: at least one, about `calibrate.tokens`."""
-    return max(1, min(len(ids.shards), -(-search.job.calibrate.tokens // SHARD_TOKENS)))
+    first, end = ids.shards[0]
+    return max(1, min(len(ids.shards), -(-search.job.calibrate.tokens // ((end - first) * ids.shape[1]))))
 
 
-def calibrate_piece(search: Search, ids: Ids, layer: int, variants: Sequence[Variant]) -> Piece:
-    """The piece that sums one layer."""
+def calibrate_piece(
+    search: Search, ids: Ids, layer: int, variants: Sequence[Variant], scratch: BoundaryScratch
+) -> Piece:
+    """The piece that sums one layer, from the boundaries on `scratch`."""
     products = any(variant.kind == "linear" for variant in variants)
     depends = {"ids": ids.digest, "shards": num_shards(search, ids), "products": products}
-    scratch = scratch_of(search, ids)
     return search.piece(
         CALIBRATE,
         f"layer {layer:04d}",

@@ -26,8 +26,8 @@ from inlay.nas.variants import parse_variant
 ROUNDS = 7
 TOLERANCE = 0.02
 """How far a measured quantity may be above its limit."""
-GROUP = 4
-"""Architectures that one piece carries through the layers together."""
+GROUP = 12
+"""Architectures that one piece carries through the layers together: what they share is computed once."""
 
 Blocks = tuple[Block, ...]
 
@@ -122,10 +122,8 @@ def time_architecture(arguments: dict[str, Any], context: PieceContext) -> Piece
     config = parent_of(arguments["parent"]).config
     dtype, device = getattr(torch, arguments["dtype"]), torch.device(arguments["device"])
     workload = Workload(**arguments["workload"])
-    models = {
-        "parent": random_model(config, dtype, device),
-        "child": random_model(config.with_blocks(arguments["blocks"]), dtype, device),
-    }
+    own = random_model(config, dtype, device)
+    models = {"parent": own, "child": random_model(config.with_blocks(arguments["blocks"]), dtype, device, own)}
     rounds = rounds_of(models, workload, ROUNDS, device)
     child, parent = (summarise(rounds[name], workload) for name in ("child", "parent"))
     runtime = {name: [p + workload.generate * d for p, d in rounds[name]] for name in models}

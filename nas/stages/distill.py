@@ -13,7 +13,7 @@ from torch import Tensor
 
 from inlay.cluster.pieces import Piece, PieceContext, PieceOutput, Record
 from inlay.distill.boundary import BoundaryScratch
-from inlay.distill.local import Branch, LocalSettings, train_layer
+from inlay.distill.local import Branch, LayerBatch, LocalSettings, train_layer
 from inlay.distill.text import training_order
 from inlay.nas.modeling import build_layer
 from inlay.nas.stages.boundaries import scratch_of, spans_with_boundaries, worker_source
@@ -35,9 +35,11 @@ def build_library(search: Search, ids: Ids) -> list[Record]:
     num_layers = search.parent.shape.num_layers
     space = [layer_variants(search, layer) for layer in range(num_layers)]
     todo = [layer for layer in range(num_layers) if not _has_record(search, ids, layer, space[layer])]
-    for span in spans_with_boundaries(search, ids, todo):
+    outcomes = keeps_outcomes(search)
+    scratch = scratch_of(search, ids, outcomes)
+    for span in spans_with_boundaries(search, ids, todo, outcomes):
         layers = [layer for layer in span.layers if layer in todo]
-        sums = search.run([calibrate_piece(search, ids, layer, space[layer]) for layer in layers])
+        sums = search.run([calibrate_piece(search, ids, layer, space[layer], scratch) for layer in layers])
         search.run(
             [
                 distill_piece(search, ids, layer, space[layer], sums_of(record))
@@ -45,6 +47,14 @@ def build_library(search: Search, ids: Ids) -> list[Record]:
             ]
         )
     return search.run([distill_piece(search, ids, layer, space[layer], "") for layer in range(num_layers)])
+
+
+def keeps_outcomes(search: Search) -> bool:
+    """Whether what layers make of their inputs is read from scratch instead of computed again.
+
+    Only in float32: an update is small beside the states that it is the difference of.
+    """
+    return bool(search.identity["dtype"] == "float32")
 
 
 def layer_variants(search: Search, layer: int) -> tuple[Variant, ...]:
@@ -66,10 +76,11 @@ def distill_piece(search: Search, ids: Ids, layer: int, variants: Sequence[Varia
         "calibrate": {"tokens": job.calibrate.tokens},
         "seed": job.seed,
     }
-    scratch = scratch_of(search, ids)
+    outcomes = keeps_outcomes(search)
     handles: dict[str, Any] = {
         "store": search.workspace.url,
-        "scratch": str(scratch.folder),
+        "scratch": str(scratch_of(search, ids, outcomes).folder),
+        "outcomes": outcomes,
         "sums": sums,
         "shape": list(ids.shape),
     }
@@ -148,6 +159,7 @@ class _Batches:
     def __init__(self, arguments: dict[str, Any], device: torch.device, context: Any) -> None:
         self.layer = arguments["layer"]
         self.scratch = BoundaryScratch(Path(arguments["scratch"]), len(arguments["ranges"]))
+        self.outcomes = arguments["outcomes"]
         self.ranges = [tuple(pair) for pair in arguments["ranges"]]
         self.batch = arguments["batch_size"]
         num_sequences, length = arguments["shape"]
@@ -155,19 +167,27 @@ class _Batches:
         tokens, held_out = settings.steps * self.batch * length, settings.held_out * self.batch
         self.order = training_order(num_sequences, tokens, length, arguments["seed"], held_out)
         self.device, self.context = device, context
-        self.shards: dict[int, Tensor] = {}
+        self.shards: dict[int, list[Tensor]] = {}
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Any]]:
+    def __iter__(self) -> Iterator[LayerBatch]:
         for start in range(0, len(self.order), self.batch):
-            hidden = torch.stack([self._sequence(int(row)) for row in self.order[start : start + self.batch]])
-            yield hidden.to(self.device), self.context(hidden.shape[0], hidden.shape[1])
+            rows = [self._sequence(int(row)) for row in self.order[start : start + self.batch]]
+            hidden, *outcome = (torch.stack(states).to(self.device) for states in zip(*rows, strict=True))
+            context = self.context(hidden.shape[0], hidden.shape[1])
+            yield LayerBatch(hidden, context, (outcome[0], outcome[1]) if self.outcomes else None)
 
-    def _sequence(self, row: int) -> Tensor:
-        size = self.ranges[0][1] - self.ranges[0][0]
-        shard = row // size
+    def _sequence(self, row: int) -> list[Tensor]:
+        shard = row // (self.ranges[0][1] - self.ranges[0][0])
         if shard not in self.shards:
-            self.shards[shard] = self.scratch.read(self.layer, shard)
-        return self.shards[shard][row - self.ranges[shard][0]]
+            self.shards[shard] = self._states(shard)
+        return [state[row - self.ranges[shard][0]] for state in self.shards[shard]]
+
+    def _states(self, shard: int) -> list[Tensor]:
+        """The layer's input and, where they are kept, its middle and its output."""
+        states = [self.scratch.read(self.layer, shard)]
+        if self.outcomes:
+            states += [self.scratch.read_middle(self.layer, shard), self.scratch.read(self.layer + 1, shard)]
+        return states
 
 
 def library_of(records: Sequence[Record]) -> Library:

@@ -21,7 +21,6 @@ from inlay.nas.families import Shape
 from inlay.nas.hardware.costs import ENDS, CostTable
 from inlay.nas.hardware.timing import Workload, random_model, rounds_of, summarise
 from inlay.nas.job.sections import Scenario
-from inlay.nas.modeling import InlayConfig
 from inlay.nas.stages.search import Search, Stage
 from inlay.nas.stages.source import parent_of
 from inlay.nas.variants import Variant, ends_parameters, kv_bytes, parameters, variants_of, weights_bytes
@@ -68,8 +67,13 @@ def measure_subblocks(arguments: dict[str, Any], context: PieceContext) -> Piece
     dtype, device = getattr(torch, arguments["dtype"]), torch.device(arguments["device"])
     workload = Workload(**arguments["workload"])
     blocks = {key: _block(key) for key in arguments["entries"]}
-    models = {key: _copies(config, block, dtype, device) for key, block in blocks.items()}
-    models["ends"] = _copies(config, {"attention": NO_OP, "ffn": NO_OP}, dtype, device)
+    nothing = {"attention": NO_OP, "ffn": NO_OP}
+    ends_only = random_model(config.with_blocks([nothing] * COPIES), dtype, device)
+    models = {
+        key: random_model(config.with_blocks([block] * COPIES), dtype, device, ends_only)
+        for key, block in blocks.items()
+    }
+    models["ends"] = ends_only
     rounds = rounds_of(models, workload, ROUNDS, device)
     times = {key: summarise(found, workload) for key, found in rounds.items()}
     ends = times["ends"]
@@ -182,7 +186,3 @@ def _all_variants(search: Search) -> Sequence[tuple[Shape, int, Variant]]:
 def _block(key: str) -> dict[str, Any]:
     slot, text = key.split(" ", 1)
     return {"attention": NO_OP, "ffn": NO_OP, slot: json.loads(text)}
-
-
-def _copies(config: InlayConfig, block: dict[str, Any], dtype: torch.dtype, device: torch.device) -> Any:
-    return random_model(config.with_blocks([block] * COPIES), dtype, device)

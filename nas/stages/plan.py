@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,19 @@ from inlay.nas.families import Parent, Slot
 from inlay.nas.hardware.costs import quantities
 from inlay.nas.job import Job
 from inlay.nas.stages.run import open_job_parent
-from inlay.nas.stages.shards import SHARD_TOKENS, shard_ranges
+from inlay.nas.stages.search import compute_dtype
+from inlay.nas.stages.shards import shard_ranges
 from inlay.nas.variants import Variant, ends_parameters, kv_bytes, parameters, variants_of
 
-RATE = 6e10
-"""Floating-point operations a second of one CPU core in float32; plans are guesses within a factor of two or three."""
+PROBE_RUNS = 3
+"""One layer of the parent is run so often, and the fastest taken, to learn what a worker computes in a second."""
 
 
 def make_plan(job: Job) -> dict[str, Any]:
     """The plan that `inlay plan` shows; raises UserError for what is wrong with the job or its parent.
 
-    Times are estimates from operation counts for CPU workers; None on other devices.
+    Times are estimates for workers on CPUs like this one: operations counted, over the rate at which one layer of the
+    parent runs here. They are None for other devices.
     """
     parent = open_job_parent(job)
     shape = parent.shape
@@ -56,6 +59,13 @@ def parent_parameters(parent: Parent) -> int:
 SLOTS: tuple[Slot, Slot] = ("attention", "ffn")
 
 
+def scratch_bytes(job: Job, parent: Parent) -> int:
+    """What scratch holds at most: the states before, in float32 also those within, every layer."""
+    states = 2 * parent.shape.num_layers + 1 if compute_dtype(job, parent) == "float32" else parent.shape.num_layers + 1
+    size = 4 if compute_dtype(job, parent) == "float32" else 2
+    return job.distill.tokens * parent.shape.hidden * size * states
+
+
 def _log10_blocks(layer: tuple[Variant, ...]) -> float:
     return sum(math.log10(sum(variant.slot == slot for variant in layer)) for slot in SLOTS)
 
@@ -67,7 +77,7 @@ def _stages(job: Job, parent: Parent, space: list[tuple[Variant, ...]], trained:
     layer = own / shape.num_layers
     head = shape.vocab * shape.hidden
     score_tokens = job.data.validate.tokens * 3 // 4
-    shards = len(shard_ranges(max(1, job.distill.tokens // length), length, SHARD_TOKENS))
+    shards = len(shard_ranges(max(1, job.distill.tokens // length), length))
     blocks = sum(len(v) - 2 for v in space) + job.score.pairs
     forward = 2.0
     costs = {
@@ -76,12 +86,11 @@ def _stages(job: Job, parent: Parent, space: list[tuple[Variant, ...]], trained:
         "assemble": forward * score_tokens * (4 * job.solve.pool + 3 * shape.num_layers + 12) * (own + head),
         "recover": 3 * forward * job.recover.tokens * 1.8 * (own + head),
     }
-    known = job.hardware.device == "cpu"
-    seconds = {name: operations / RATE / workers if known else None for name, operations in costs.items()}
+    rate = _rate(parent, length) if job.hardware.device == "cpu" else None
+    seconds = {name: operations / rate / workers if rate else None for name, operations in costs.items()}
     variant_bytes = sum(
         parameters(v.entry(shape, i), v.slot, shape) for i, vs in enumerate(space) for v in vs if v.trained
     )
-    boundary = job.distill.tokens * shape.hidden * 4
     return [
         {
             "name": "measure",
@@ -91,7 +100,7 @@ def _stages(job: Job, parent: Parent, space: list[tuple[Variant, ...]], trained:
         {
             "name": "advance",
             "pieces": shards,
-            "bytes": boundary * (shape.num_layers + 1),
+            "bytes": scratch_bytes(job, parent),
             "what": "the parent's hidden states, on scratch",
         },
         {
@@ -122,6 +131,36 @@ def _stages(job: Job, parent: Parent, space: list[tuple[Variant, ...]], trained:
     ]
 
 
+def _rate(parent: Parent, length: int) -> float:
+    """Operations a second of one thread, by the parent's first layer on one micro-batch."""
+    import torch
+
+    from inlay.nas.modeling import build_layer, make_context
+    from inlay.nas.stages.boundaries import micro_batch
+
+    shape, dtype, device = parent.shape, torch.float32, torch.device("cpu")
+    attention, ffn = (shape.parent_entry(0, slot) for slot in SLOTS)
+    layer = build_layer(parent.config, 0, attention, ffn, parent.layer_state(0), dtype)
+    batch = micro_batch(length)
+    context = make_context(parent.config, batch, length, dtype, device, [attention])
+    hidden_BSD = torch.randn(batch, length, shape.hidden)
+    torch.set_num_threads(1)
+    times = []
+    with torch.inference_mode():
+        for _ in range(PROBE_RUNS):
+            start = time.perf_counter()
+            middle_BSD = hidden_BSD + layer.attention_update(hidden_BSD, context)
+            layer.ffn_update(middle_BSD)
+            times.append(time.perf_counter() - start)
+    operations = (
+        2.0
+        * batch
+        * length
+        * sum(parameters(entry, slot, shape) for entry, slot in zip((attention, ffn), SLOTS, strict=True))
+    )
+    return operations / min(times)
+
+
 def _facts(job: Job, parent: Parent) -> list[tuple[str, str]]:
     shape = parent.shape
     facts = [("budget", ", ".join(f"{limit.field.removeprefix('budget.')} {limit.text}" for limit in job.budget))]
@@ -146,8 +185,7 @@ def _warnings(job: Job, parent: Parent, space: list[tuple[Variant, ...]]) -> lis
     folder = Path(job.resolve(job.cluster.scratch)) if job.cluster.scratch else job.default_workspace()
     there = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(there).free
-    boundaries = job.distill.tokens * parent.shape.hidden * 4 * (parent.shape.num_layers + 1)
-    if boundaries > free // 2:
+    if scratch_bytes(job, parent) > free // 2:
         found.append("scratch does not hold all boundaries at once: layers are worked on in spans, one after the other")
     reachable = _least_parameters(parent, space)
     for limit in job.budget:

@@ -76,7 +76,7 @@ class SearchRecord:
         start = time.monotonic()
         yield told
         seconds = time.monotonic() - start
-        peak = max((record.peak_bytes for record in search.records), default=0)
+        peak = max((record.peak_bytes for record in search.records.values()), default=0)
         entry = {"name": name, "seconds": seconds, "peak_bytes": peak, "pieces": len(search.records), **told.metrics}
         self.run["stages"].append(entry)
         self.reporter.stage_finished(name, seconds, peak or None, told.note)

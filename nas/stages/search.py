@@ -43,8 +43,8 @@ class Search:
     parent: Parent
     cluster: Cluster
     reporter: Reporter
-    records: list[Record] = field(default_factory=list)
-    """Records of the stage that runs, for its report."""
+    records: dict[str, Record] = field(default_factory=dict)
+    """Records of the stage that runs, by key, for its report."""
 
     @property
     def base(self) -> dict[str, Any]:
@@ -88,10 +88,16 @@ class Search:
 
     def run(self, pieces: Sequence[Piece], *, exclusive: bool = False) -> list[Record]:
         """Runs the missing pieces on the workers and returns every record, in the order given."""
+        # What this stage has run by itself is collected without a word: it was told when it was done.
+        news = not all(piece.key in self.records for piece in pieces)
         records = run_pieces(
-            self.workspace.store, pieces, self.cluster, on_event=self.reporter.piece_event, exclusive=exclusive
+            self.workspace.store,
+            pieces,
+            self.cluster,
+            on_event=self.reporter.piece_event if news else None,
+            exclusive=exclusive,
         )
-        self.records += records
+        self.records |= {record.key: record for record in records}
         return records
 
     def run_scratch(self, pieces: Sequence[Piece]) -> None:

@@ -20,7 +20,7 @@ from inlay.distill.text import pack, read_documents, split_documents
 from inlay.nas.embedded.corpus import documents as embedded_documents
 from inlay.nas.errors import UserError
 from inlay.nas.job import Job
-from inlay.nas.stages.shards import SHARD_TOKENS, shard_ranges
+from inlay.nas.stages.shards import shard_ranges
 from inlay.nas.workspace import Workspace
 
 TEXTS = ("distill", "recover", "score", "report")
@@ -46,7 +46,7 @@ class Ids:
     @property
     def shards(self) -> list[tuple[int, int]]:
         """Runs of sequences, the same for any cluster."""
-        return shard_ranges(*self.shape, SHARD_TOKENS)
+        return shard_ranges(*self.shape)
 
     def load(self, store: Store) -> NDArray[np.int32]:
         """The ids, [N, S] int32."""

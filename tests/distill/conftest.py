@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from transformers import LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
-from inlay.distill.local import Branch
+from inlay.distill.local import Branch, LayerBatch
 from inlay.nas.modeling import InlayConfig, InlayLayer, build_layer, make_context
 
 SIZES: dict[str, Any] = {
@@ -67,12 +66,12 @@ class Place:
     def context(self, batch: int, sequence: int, dtype: torch.dtype = torch.float32) -> Any:
         return make_context(self.config, batch, sequence, dtype, "cpu", ATTENTION.values())
 
-    def batches(self, count: int, batch: int = 4, sequence: int = 32, seed: int = 5) -> Iterator[tuple[Tensor, Any]]:
+    def batches(self, count: int, batch: int = 4, sequence: int = 32, seed: int = 5) -> Iterator[LayerBatch]:
         """Random hidden states; the same ones at every call."""
         random = torch.Generator().manual_seed(seed)
         context = self.context(batch, sequence)
         for _ in range(count):
-            yield torch.randn(batch, sequence, self.config.hidden_size, generator=random), context
+            yield LayerBatch(torch.randn(batch, sequence, self.config.hidden_size, generator=random), context)
 
 
 @pytest.fixture

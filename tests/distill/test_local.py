@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from inlay.distill.local import BranchResult, LocalSettings, train_layer
+from inlay.distill.local import BranchResult, LayerBatch, LocalSettings, train_layer
 
 SETTINGS = LocalSettings(steps=60, learning_rate=3e-3)
 Run = Callable[..., list[BranchResult]]
@@ -72,7 +73,8 @@ def test_through_the_layer_judges_the_whole_layers_update(place: Any) -> None:
     settings = replace(SETTINGS, through="layer")
     (result,) = train(here, [here.branch("attention:kv_heads=1")], settings)
     assert result.final_loss < 0.8 * result.start_loss
-    (hidden_BSD, context), *_ = list(here.batches(settings.steps + 2))[-2:]
+    batch, *_ = list(here.batches(settings.steps + 2))[-2:]
+    hidden_BSD, context = batch.hidden_BSD, batch.context
     layer = here.branch("attention:kv_heads=1").layer
     layer.load_state_dict(result.state)
     update_BSD = layer.attention_update(hidden_BSD, context)
@@ -117,7 +119,7 @@ def test_a_rate_far_too_high_never_gives_a_worse_variant(place: Any) -> None:
 
 def test_input_that_is_not_finite_fails_every_variant(place: Any) -> None:
     here = place("llama")
-    batches = [(hidden_BSD * float("nan"), context) for hidden_BSD, context in here.batches(6)]
+    batches = [replace(batch, hidden_BSD=batch.hidden_BSD * float("nan")) for batch in here.batches(6)]
     branches = [here.branch("ffn:linear"), here.branch("attention:kv_heads=1")]
     for result in train_layer(here.parent, branches, batches, replace(SETTINGS, steps=4)):
         assert result.status == "failed"
@@ -128,7 +130,7 @@ def test_input_that_is_not_finite_fails_every_variant(place: Any) -> None:
 def test_a_single_bad_batch_is_survived_at_a_third_of_the_rate(place: Any) -> None:
     here = place("llama")
     batches = list(here.batches(42))
-    batches[36] = (batches[36][0] * float("inf"), batches[36][1])
+    batches[36] = replace(batches[36], hidden_BSD=batches[36].hidden_BSD * float("inf"))
     (result,) = train_layer(here.parent, [here.branch("ffn:width=24")], batches, replace(SETTINGS, steps=40))
     assert result.status == "trained"
     assert not math.isfinite(result.curve[36])
@@ -165,7 +167,7 @@ def test_a_bfloat16_parent_trains_float32_masters(place: Any) -> None:
     here = place("llama")
     here.parent = here.parent.to(torch.bfloat16)
     context = here.context(4, 32, torch.bfloat16)
-    batches = [(hidden_BSD.bfloat16(), context) for hidden_BSD, _ in here.batches(62)]
+    batches = [LayerBatch(batch.hidden_BSD.bfloat16(), context) for batch in here.batches(62)]
     branches = [here.branch(label) for label in ("attention:kv_heads=1", "ffn:width=24", "ffn:linear")]
     for result in train_layer(here.parent, branches, batches, SETTINGS):
         assert result.final_loss < 0.9 * result.start_loss
@@ -184,6 +186,25 @@ def test_clipping_bounds_the_step_and_progress_is_told(place: Any) -> None:
 
 def test_no_variants_need_no_parent_pass(place: Any) -> None:
     assert train_layer(place("llama").parent, [], iter(()), SETTINGS) == []
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_outcomes_at_hand_give_what_the_layer_would(place: Any, family: str) -> None:
+    here = place(family)
+    labels = ["attention:kv_heads=1", "ffn:width=24"]
+    ran = train(here, [here.branch(label) for label in labels])
+    given = []
+    with torch.no_grad():
+        for batch in here.batches(SETTINGS.steps + SETTINGS.held_out):
+            middle_BSD = batch.hidden_BSD + here.parent.attention_update(batch.hidden_BSD, batch.context)
+            given.append(replace(batch, outcome=(middle_BSD, middle_BSD + here.parent.ffn_update(middle_BSD))))
+        silent = copy.deepcopy(here.parent)
+        for parameter in silent.parameters():
+            parameter.zero_()
+    read = train_layer(silent, [here.branch(label) for label in labels], given, SETTINGS)
+    for result, theirs in zip(read, ran, strict=True):
+        assert result.final_loss == pytest.approx(theirs.final_loss, rel=1e-3)
+        assert result.curve == pytest.approx(theirs.curve, rel=1e-3)
 
 
 def test_too_few_and_too_many_batches_are_named(place: Any) -> None:

@@ -116,6 +116,9 @@ def test_boundaries_are_complete_or_absent(tmp_path: Any) -> None:
     scratch.write(1, 1, shard_NSD)
     assert scratch.complete(1)
     assert scratch.first_missing(0, 0, 3) == 2
+    scratch.write(2, 0, shard_NSD, middle_NSD=shard_NSD + 1)
+    assert torch.equal(scratch.read_middle(1, 0), shard_NSD + 1)
+    assert torch.equal(scratch.read(2, 0), shard_NSD)
     scratch.free(1)
     assert not scratch.has(1, 0)
     scratch.free(1)

@@ -27,7 +27,8 @@ def own_update(layer: Any, slot: Slot, hidden_BSD: torch.Tensor, context: Any) -
 def test_update_equals_the_modules_own(place: Any, family: str, slot: Slot, name: str) -> None:
     here = place(family)
     layer = here.branch(f"{slot}:{name}").layer.requires_grad_(False)
-    ((hidden_BSD, context),) = here.batches(1, batch=3, sequence=70)
+    (batch,) = here.batches(1, batch=3, sequence=70)
+    hidden_BSD, context = batch.hidden_BSD, batch.context
     update_BSD = update_of(layer, slot_input(here.parent, slot, hidden_BSD, context))
     torch.testing.assert_close(update_BSD, own_update(layer, slot, hidden_BSD, context), rtol=1e-4, atol=1e-5)
 
@@ -37,7 +38,8 @@ def test_update_equals_the_modules_own(place: Any, family: str, slot: Slot, name
 def test_error_and_its_gradients_equal_the_modules_own(place: Any, family: str, slot: Slot, name: str) -> None:
     here = place(family)
     layer = here.branch(f"{slot}:{name}").layer
-    ((hidden_BSD, context),) = here.batches(1, batch=3, sequence=70)
+    (batch,) = here.batches(1, batch=3, sequence=70)
+    hidden_BSD, context = batch.hidden_BSD, batch.context
     answer_BSD = own_update(here.parent, slot, hidden_BSD, context)
     parameters = dict(layer.named_parameters())
     own = update_mse(own_update(layer, slot, hidden_BSD, context), answer_BSD)
@@ -53,7 +55,8 @@ def test_error_and_its_gradients_equal_the_modules_own(place: Any, family: str, 
 def test_gradients_reach_a_variant_through_the_parents_frozen_ffn(place: Any, family: str) -> None:
     here = place(family)
     layer = here.branch("attention:kv_heads=1").layer
-    ((hidden_BSD, context),) = here.batches(1, batch=3, sequence=70)
+    (batch,) = here.batches(1, batch=3, sequence=70)
+    hidden_BSD, context = batch.hidden_BSD, batch.context
 
     def whole(attention: Any, ffn: Any) -> torch.Tensor:
         update_BSD = attention(hidden_BSD)
@@ -74,7 +77,8 @@ def test_gradients_reach_a_variant_through_the_parents_frozen_ffn(place: Any, fa
 def test_a_band_too_large_to_keep_runs_as_the_module_does(place: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     here = place("llama")
     layer = here.branch("attention:window=16").layer.requires_grad_(False)
-    ((hidden_BSD, context),) = here.batches(1, batch=2, sequence=40)
+    (batch,) = here.batches(1, batch=2, sequence=40)
+    hidden_BSD, context = batch.hidden_BSD, batch.context
     monkeypatch.setattr("inlay.distill.updates.LARGEST_BAND_BYTES", 0)
     update_BSD = update_of(layer, slot_input(here.parent, "attention", hidden_BSD, context))
     assert torch.equal(update_BSD, layer.attention_update(hidden_BSD, context))
