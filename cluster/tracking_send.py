@@ -26,6 +26,8 @@ _ENVIRONMENT = {
 _REFUSED = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE"}
 _SECRET_VARIABLES = re.compile(r"TOKEN|PASSWORD|SECRET|ACCESS_KEY|CREDENTIAL", re.IGNORECASE)
 _REF_TAG = "inlay.run"
+# MLflow's pages then show curves and comparisons of models, not conversations.
+_EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 _METRICS_A_CALL = 500
 
 
@@ -97,7 +99,9 @@ class Sender:
             with contextlib.suppress(
                 _mlflow_error()
             ):  # another search made it at the same moment, or the next call fails
-                client.create_experiment(self._experiment, artifact_location=_artifact_location(self._uri))
+                client.create_experiment(
+                    self._experiment, artifact_location=_artifact_location(self._uri), tags=_EXPERIMENT_TAGS
+                )
             experiment = client.get_experiment_by_name(self._experiment)
         if experiment is None:
             raise TrackerDownError(f"the experiment {self._experiment} could not be made")

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 from inlay.cluster.tracking import Tracker
 from inlay.nas.families import Parent
 from inlay.nas.job import Job
+from inlay.nas.report.figures import evaluation_markdown
 from inlay.nas.report.progress import Reporter
+from inlay.nas.report.records import Evaluation
 from inlay.nas.stages.text import TEXTS, Texts
 from inlay.nas.workspace import Workspace
 
@@ -114,8 +116,9 @@ class SearchRecord:
                 self.tracker.metrics({f"recover.{name}.{key}": value for key, value in point.items()}, step=step)
 
     def evaluation(self, evaluation: Mapping[str, Any]) -> None:
-        """The figures of child, parent and baselines."""
+        """The figures of child, parent and baselines, and their table as the run's description."""
         self.tracker.json("evaluation.json", evaluation)
+        self.tracker.tags({"mlflow.note.content": evaluation_markdown(Evaluation.of(evaluation))})
         for name in ("parent", "child", "uniform", "depth"):
             figures = {
                 k: v for k, v in evaluation[name].items() if isinstance(v, int | float) and not isinstance(v, bool)

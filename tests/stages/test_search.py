@@ -110,6 +110,9 @@ def test_mlflow_shows_the_search(finished: Path) -> None:
     run = client.get_run(run_id)
     assert run.info.status == "FINISHED"
     assert run.data.params["distill.tokens"] == "12000"
+    assert "| speed-up |" in run.data.tags["mlflow.note.content"]
+    experiment = client.get_experiment(run.info.experiment_id)
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
     assert {"distill.seconds", "child.kl_nats", "score.gamma"} <= set(run.data.metrics)
     names = {item.path for item in client.list_artifacts(run_id)}
     assert {"job.json", "solution.json", "evaluation.json", "tables", "pictures"} <= names
