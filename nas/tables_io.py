@@ -1,23 +1,20 @@
-"""A bare table (CSV or Parquet) as the solver's problem: one row a choice, columns `layer`, `variant` and any numbers.
+"""A bare table as the solver's problem: one row a choice, any columns of numbers.
 
 The solver works in integers. Whole columns enter as they are; others times a power of ten, and come back in their own
-unit. A column `layers` says how many consecutive layers a row covers; rows without a layer (empty or -1) are base costs
-that every model has. No torch here.
+unit. No torch here.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from inlay.nas.errors import UserError
-from inlay.nas.job.problems import did_you_mean, show
+from inlay.nas.job.problems import did_you_mean
 from inlay.nas.job.quantities import (
     BYTE_UNITS,
     TIME_UNITS_NS,
@@ -29,10 +26,7 @@ from inlay.nas.job.quantities import (
     show_count,
     show_seconds,
 )
-from inlay.solver import MAX_CHOICES, MAX_TOTAL, Choice, Problem
-
-if TYPE_CHECKING:
-    import pyarrow
+from inlay.solver import MAX_TOTAL, Choice, Problem
 
 SCORES = ("score", "kl_nats")
 """What is minimised when nothing is named."""
@@ -44,7 +38,6 @@ DIGITS = 12
 """So many digits of a column's largest value are kept."""
 
 PARENT = "parent"
-KEYS = ("layer", "variant", "layers")
 TIMES = {unit: size for unit, size in TIME_UNITS_NS.items() if unit in ("ns", "us", "ms", "s")}
 SIZES = {"bytes": 1, **{unit.lower(): size for unit, size in BYTE_UNITS.items() if unit != "B"}}
 
@@ -106,7 +99,11 @@ class Column:
 
 @dataclass(frozen=True)
 class BareTable:
-    """A table that was read and checked: `layer`, `span` and `labels` by row, `numbers` by column and row."""
+    """A table that was read and checked: `layer`, `span` and `labels` by row, `numbers` by column and row.
+
+    `scenarios` has the table of each workload by name, empty where there is only one; `numbers` and `base` of the whole
+    are then called `chat.runtime_ms`.
+    """
 
     name: str
     layer: np.ndarray
@@ -115,6 +112,7 @@ class BareTable:
     numbers: Mapping[str, np.ndarray]
     base: Mapping[str, int | float]
     texts: tuple[str, ...]
+    scenarios: Mapping[str, BareTable] = field(default_factory=dict)
 
     @property
     def num_layers(self) -> int:
@@ -122,8 +120,8 @@ class BareTable:
         return int((self.layer + self.span).max())
 
     def find(self, column: str, option: str) -> str:
-        """The name of a numeric column; UserError, which names the `option`, when there is none."""
-        if column in self.numbers:
+        """The name of a numeric column, or of one in each scenario; UserError, which names the `option`, if none is."""
+        if column in self.numbers or any(column in part.numbers for part in self.scenarios.values()):
             return column
         if column in self.texts:
             raise UserError(f"{option}: column `{column}` of {self.name} holds something other than numbers")
@@ -136,7 +134,7 @@ class BareTable:
         if minimize is not None:
             return self.find(minimize, "--minimize")
         for name in SCORES:
-            if name in self.numbers:
+            if name in self.numbers or any(name in part.numbers for part in self.scenarios.values()):
                 return name
         known = ", ".join(self.numbers) or "none"
         raise UserError(
@@ -161,6 +159,8 @@ class BareTable:
         Raises UserError for negative costs, and ProblemError for what the solver cannot take.
         """
         score = self.score(minimize)
+        if score not in self.numbers:
+            return self._with_common(score).problem(score)
         costs = list(self.numbers)
         for name in costs:
             if name != score and (self.numbers[name] < 0).any():
@@ -181,6 +181,20 @@ class BareTable:
         base = tuple(round(Fraction(repr(self.base.get(name, 0))) * columns[name].scale) for name in costs)
         problem = Problem(tuple(costs), tuple(map(tuple, choices)), base)
         return problem, columns[score], {name: columns[name] for name in costs}
+
+    def _with_common(self, column: str) -> BareTable:
+        """The table with a column of every scenario as one column; UserError where they do not say the same."""
+        (first, values), *others = ((name, part.numbers[column]) for name, part in self.scenarios.items())
+        for other, found in others:
+            if (found != values).any():
+                row = int(np.flatnonzero(found != values)[0])
+                raise UserError(
+                    f"{self._where(row)}: `{column}` is {values[row]} in scenario `{first}` and {found[row]} in "
+                    f"`{other}`; minimise one of them, such as `{first}.{column}`, or let --any-scenario decide"
+                )
+        own = {f"{name}.{column}" for name in self.scenarios}
+        numbers = {column: values, **{name: held for name, held in self.numbers.items() if name not in own}}
+        return replace(self, numbers=numbers, base={column: self.scenarios[first].base[column], **self.base})
 
     def _parent_rows(self) -> list[int]:
         return [row for row, label in enumerate(self.labels) if self.span[row] == 1 and is_parent(label)]
@@ -213,124 +227,6 @@ class BareTable:
 def is_parent(label: str) -> bool:
     """Whether a choice is the parent's own: `parent`, or `attention:parent + ffn:parent`."""
     return all(part.strip().rpartition(":")[2] == PARENT for part in label.split("+"))
-
-
-def read_bare_table(path: Path) -> BareTable:
-    """Reads and checks a table; UserError names the row by layer and variant, the value and the way out."""
-    table = _read(path)
-    name = path.name
-    columns = [column.strip() for column in table.column_names]
-    twice = next((column for column in columns if columns.count(column) > 1), None)
-    if twice is not None:
-        raise UserError(f"{name} has the column `{twice}` twice; give each column one name")
-    for needed in KEYS[:2]:
-        if needed not in columns:
-            raise UserError(
-                f"{name} has no column `{needed}`; a table has `layer`, `variant` and columns of numbers, with commas "
-                f"between them in a CSV (found: {', '.join(map(show, columns[:8]))})"
-            )
-    if table.num_rows == 0:
-        raise UserError(f"{name} has no rows; give each layer at least one")
-    if table.num_rows > MAX_CHOICES:
-        raise UserError(f"{name} has {table.num_rows:,} rows; at most {MAX_CHOICES:,} can be solved: leave some out")
-    held = dict(zip(columns, table.columns, strict=True))
-    labels = ["" if label is None else str(label) for label in held["variant"].to_pylist()]
-    layer = _whole(name, "layer", held["layer"], empty=-1)
-    span = _whole(name, "layers", held["layers"], empty=1) if "layers" in held else np.ones_like(layer)
-    is_base = layer == -1
-    _check_keys(name, layer[~is_base], [label for label, base in zip(labels, is_base, strict=True) if not base], span)
-    numbers, base, texts = _numbers(name, held, layer, labels)
-    chosen = np.flatnonzero(~is_base)
-    return BareTable(name, layer[chosen], span[chosen], [labels[row] for row in chosen], numbers, base, texts)
-
-
-def _read(path: Path) -> pyarrow.Table:
-    import pyarrow
-    from pyarrow import csv, parquet
-
-    try:
-        with path.open("rb") as file:
-            start = file.read(4)
-        if start == b"PAR1":
-            return parquet.read_table(path)
-        options = csv.ConvertOptions(
-            null_values=[""], strings_can_be_null=False, column_types={"variant": pyarrow.string()}
-        )
-        table = csv.read_csv(path, convert_options=options)
-        return table.rename_columns([str(column) for column in table.column_names])
-    except FileNotFoundError as error:
-        raise UserError(f"there is no file {path}; give a table (CSV or Parquet) or a workspace") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror or error}); give a CSV or Parquet file") from error
-    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-        told = " ".join(str(error).split()).rstrip(".")
-        empty = path.stat().st_size == 0
-        why = "is empty" if empty else f"is neither a CSV table nor a Parquet file ({told[:160]})"
-        raise UserError(f"{path.name} {why}; give a table with columns `layer`, `variant` and numbers") from error
-
-
-def _whole(name: str, column: str, values: Any, empty: int) -> np.ndarray:
-    """A key column as integers; null is `empty`."""
-    found = np.empty(len(values), dtype=np.int64)
-    for row, value in enumerate(values.to_pylist()):
-        number = empty if value is None or value == "" else value
-        if isinstance(number, bool) or not isinstance(number, int | float) or number != number // 1:
-            raise UserError(f"{name}: row {row + 1}: `{column}` is {show(value)}; write a whole number")
-        if not -1 <= number <= MAX_CHOICES:
-            raise UserError(f"{name}: row {row + 1}: `{column}` is {number}; layers are numbered from 0 without gaps")
-        found[row] = int(number)
-    return found
-
-
-def _check_keys(name: str, layer: np.ndarray, labels: Sequence[str], span: np.ndarray) -> None:
-    """Refuses gaps in the layers, unnamed variants and duplicates."""
-    if len(layer) == 0:
-        raise UserError(f"{name} has only base rows (layer empty or -1); give each layer at least one row")
-    seen: set[tuple[int, str]] = set()
-    for key in zip(layer.tolist(), labels, strict=True):
-        if not key[1].strip():
-            raise UserError(f"{name}: layer {key[0]} has a row without a `variant`; name it")
-        if key in seen:
-            raise UserError(f"{name}: layer {key[0]} has the variant `{key[1]}` twice; give each its own name")
-        seen.add(key)
-    missing = np.setdiff1d(np.arange(int(layer.max()) + 1), layer)
-    if len(missing) and (span == 1).all():
-        raise UserError(
-            f"{name}: layer {missing[0]} has no choices; layers are numbered from 0 without gaps, and each needs a row"
-        )
-
-
-def _numbers(
-    name: str, held: Mapping[str, Any], layer: np.ndarray, labels: Sequence[str]
-) -> tuple[dict[str, np.ndarray], dict[str, int | float], tuple[str, ...]]:
-    """The numeric columns of the choices, the sums of the base rows, and the names of columns that hold no numbers."""
-    import pyarrow.types as kinds
-
-    numbers: dict[str, np.ndarray] = {}
-    base: dict[str, int | float] = {}
-    texts = []
-    is_base = layer == -1
-    for column, values in held.items():
-        if column in KEYS:
-            continue
-        if not (kinds.is_integer(values.type) or kinds.is_floating(values.type) or kinds.is_decimal(values.type)):
-            texts.append(column)
-            continue
-        null = values.is_null().to_numpy(zero_copy_only=False)
-        kind = np.int64 if kinds.is_integer(values.type) and not kinds.is_uint64(values.type) else np.float64
-        array = np.array(values.fill_null(0).to_numpy(zero_copy_only=False), dtype=kind)
-        wrong = np.flatnonzero((null & ~is_base) | ~np.isfinite(array))
-        if len(wrong):
-            row = int(wrong[0])
-            where = "a base row" if is_base[row] else f"layer {layer[row]}, variant `{labels[row]}`"
-            value = "empty" if null[row] else array[row]
-            raise UserError(f"{name}: {where}: `{column}` is {value}; write a finite number or leave the column out")
-        numbers[column] = array[~is_base]
-        total = sum((Fraction(repr(value)) for value in array[is_base].tolist()), Fraction(0))
-        base[column] = int(total) if total.denominator == 1 else float(total)
-        if base[column] < 0:
-            raise UserError(f"{name}: the base rows add up to {base[column]} of `{column}`; costs are at least 0")
-    return numbers, base, tuple(texts)
 
 
 def _integers(values: np.ndarray, scale: int) -> list[int]:

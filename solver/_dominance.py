@@ -61,7 +61,7 @@ def undominated(values: np.ndarray, memory: np.ndarray | None) -> np.ndarray:
     `values` [m + 2, n]: score, rows, tie weight. Among equals in score and rows the lowest tie weight stays. Only part
     of all dominance is found: what is cheap to find.
     """
-    others = [*values[2:-1]] if memory is None else [*values[2:-1], memory]
+    others = [*values[2:-1]] if memory is None else [*values[2:-1], *memory]
     order = np.lexsort((values[-1], values[0], *values[1:2][: len(values) - 2], *others))
     new_group = np.zeros(values.shape[1], dtype=bool)
     new_group[0] = True

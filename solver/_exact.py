@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,17 +15,33 @@ from inlay.solver._labels import Found, Search
 from inlay.solver._pairs import OpenPairs, spread
 from inlay.solver._planes import Planes
 from inlay.solver._relax import Edges, PairColumns, Prices, Relaxation
-from inlay.solver._start import round_and_swap
+from inlay.solver._start import round_and_swap, shake_and_swap
 
-SH0, BUDGET, WID, GROW = 0.25, 60000, 3000, 1.4
-FIRST_SHARE = 0.5
-"""The first search looks so far from the bound towards the incumbent."""
+FIRST_SHARE = 0.25
+"""The first complete search looks for answers in this share of the way from the bound to the best answer at hand."""
 
-FIRST_WIDTH = 300
-"""States a node in the first search; four times as many in each that follows."""
+SHARE_GROWTH = 1.4
+"""A complete search that ends empty raises the bound; the next one looks so much further."""
 
-FULL_WIDTH = 20_000
-"""From this width on a search forgets nothing: what does not fit waits."""
+NEARLY_ALL = 0.8
+"""From this share on a search looks all the way: what is left is not worth a search of its own."""
+
+SHAKES = 40
+"""Tries to better the best answer by exchanges, once the searches have seen SHAKE_AFTER states."""
+
+SHAKE_AFTER = 3000
+
+FIRST_BUDGET = 60_000
+"""States after which a complete search is given up for a dive; four times as many after each dive."""
+
+WIDTH = 3000
+"""States of a node that a complete search takes on at a time; the others wait."""
+
+DIVE_WIDTH = 300
+"""States of a node that a dive keeps; it forgets the others. Four times as many after a dive that found nothing."""
+
+LAST_DIVE_WIDTH = 20_000
+"""From this width on nothing is forgotten: without any answer at hand, diving ends in a complete search."""
 
 
 @dataclass(frozen=True)
@@ -75,11 +92,12 @@ class Exact:
         deadline: float = math.inf,
         starts: Sequence[np.ndarray] = (),
         at_most: float = math.inf,
+        at_least: float = -math.inf,
     ) -> Outcome:
         """The best edges with rows at most `most` [m]; with a `gap`, any answer proven to be within that share of it.
 
         `starts` are answers at hand, as edges given first; they need not meet the rows. Answers with a score above
-        `at_most` do not count.
+        `at_most` do not count; it is known that none is below `at_least`.
         """
         edges = self._edges
         prices = self._relaxation.prices(most)
@@ -90,11 +108,13 @@ class Exact:
         if prices is None:
             prices = Prices(np.zeros(len(most)), np.zeros((len(self._pairs.score), 2)), True)
         hunt = _Hunt(self, most, prices, deadline, at_most)
-        if int(edges.span.max()) == 1 and not len(self._pairs.score):
+        hunt.bound = max(hunt.bound, at_least)
+        is_plain = int(edges.span.max()) == 1 and not len(self._pairs.score)
+        if is_plain:
             hunt.offer(round_and_swap(edges, most, hunt.weight))
         for start in starts:
             hunt.offer(self._at_hand(start, most))
-        hunt.close(gap)
+        hunt.close(gap, may_shake=is_plain)
         picks = None if hunt.best is None else self._alive[hunt.best]
         bound = None if hunt.bound == math.inf else int(hunt.bound)
         return Outcome(picks, bound, hunt.closed, prices.rows)
@@ -145,46 +165,70 @@ class _Hunt:
         if values[0] <= self._at_most and (self.best is None or values < tuple(self._values(self.best))):
             self.best, self.ceiling = picks, float(values[0])
 
-    def close(self, gap: float) -> None:
-        """Search until the bound meets the best answer (within the share `gap` of it), or time is up."""
-        gamma, budget, width = SH0, BUDGET, WID
-        dived = False
-        while True:
+    def close(self, gap: float, *, may_shake: bool) -> None:
+        """Search until the bound meets the best answer (within the share `gap` of it), or time is up.
+
+        Complete searches for answers a little above the bound either find the best or raise the bound. Where they take
+        too many states, a better answer first makes them smaller: a dive looks for one.
+        """
+        share, budget, dive_width, dive = FIRST_SHARE, FIRST_BUDGET, DIVE_WIDTH, False
+        num_states = 0
+        while self._is_open(gap):
+            if may_shake and num_states > SHAKE_AFTER:
+                may_shake = False
+                self._shake(gap)
+                continue
             wanted = self._wanted(gap)
-            if gap > 0 and self.bound >= wanted:
-                break
             room = wanted - self._floor
-            if not math.isfinite(wanted) or dived:
-                found = self._search(wanted, 300, dive=True, budget=math.inf)
-                complete = found.bound == math.inf
-                target = wanted
-                dived = False
+            dive = dive or not math.isfinite(wanted)
+            target = wanted if dive or share >= 1 else self._floor + room * share
+            if target < self.bound:
+                share *= SHARE_GROWTH
+                continue
+            if dive:
+                found = self._search(target, dive_width, forget=dive_width < LAST_DIVE_WIDTH)
             else:
-                target = wanted if gamma >= 1 else self._floor + room * gamma
-                if target < self.bound:
-                    gamma *= GROW
-                    continue
-                found = self._search(target, width, dive=False, budget=budget)
-                complete = found.bound == math.inf
-                dived = not complete
-            reached = math.inf if complete else math.ceil(found.bound - self._error)
-            self.bound = max(self.bound, min(reached, math.floor(target) + 1 if math.isfinite(target) else reached))
-            if math.isfinite(self.ceiling):
-                self.bound = min(self.bound, self.ceiling)
+                found = self._search(target, WIDTH, budget=budget)
+            num_states += found.states
+            complete = found.bound == math.inf
+            self._raise_bound(target, math.inf if complete else math.ceil(found.bound - self._error))
             if found.stopped or (complete and (target == wanted or found.path is not None)):
                 break
             if found.path is not None:
-                new = self._wanted(gap) - self._floor
-                if new > 0 and math.isfinite(new) and math.isfinite(room):
-                    gamma = min(1.0, gamma * room / new)
-            if dived:
-                budget *= 4
+                new_room = self._wanted(gap) - self._floor
+                if new_room > 0 and math.isfinite(room):
+                    # The same target is a larger share of the way to the better answer.
+                    share = min(1.0, share * room / new_room)
+            elif dive:
+                dive_width *= 4
             elif complete:
-                gamma *= GROW
-            if gamma > 0.8:
-                gamma = 1.0
+                share *= SHARE_GROWTH
+            if share > NEARLY_ALL:
+                share = 1.0
+            dive = not dive and not complete
+            if dive:
+                budget *= 4
         none_left = self.bound == math.inf or self.bound > self._at_most
         self.closed = none_left if self.best is None else self.bound == self.ceiling
+
+    def _shake(self, gap: float) -> None:
+        """Look for better answers near the best one, until it is within the share `gap` or some tries are over."""
+        generator = np.random.default_rng(0)
+        for _ in range(SHAKES):
+            if self.best is None or self.bound >= self._wanted(gap) or time.monotonic() > self._deadline:
+                return
+            self.offer(shake_and_swap(self._edges, self._most, self.weight, self.best, generator))
+
+    def _is_open(self, gap: float) -> bool:
+        if self.best is None:
+            return self.bound <= self._at_most
+        # Without a gap the search goes on at bound == ceiling: among equals the canonical answer is wanted.
+        return gap == 0 or self.bound < self._wanted(gap)
+
+    def _raise_bound(self, target: float, left_out: float) -> None:
+        """After a search up to `target` that left out answers from `left_out` on (inf: none)."""
+        above = math.floor(target) + 1 if math.isfinite(target) else math.inf
+        self.bound = min(max(self.bound, min(left_out, above)), self.ceiling)
 
     def _wanted(self, gap: float) -> float:
         """Answers above this are of no interest."""
@@ -192,7 +236,7 @@ class _Hunt:
             return self._at_most
         return -math.inf if gap == math.inf else self.ceiling - gap * abs(self.ceiling)
 
-    def _search(self, target: float, width: int, *, dive: bool, budget: float = math.inf) -> Found:
+    def _search(self, target: float, width: int, *, forget: bool = False, budget: float = math.inf) -> Found:
         """Search what the target leaves after fixing by reduced cost; an answer found is offered."""
         kept = np.flatnonzero(self._reduced <= target - self._floor + 2 * self._error)
         edges = self._edges.take(kept)
@@ -204,7 +248,7 @@ class _Hunt:
         edges = Edges(edges.start, edges.span, part.score(edges), edges.rows)
         if not self._covers(edges):
             return Found()
-        graph = build_graph(self._num_layers, edges, self._tie[kept], asked)
+        graph = build_graph(self._num_layers, edges, self._tie[kept], self._reduced[kept], asked)
         graph.base[0] += part.constant
         planes = Planes(graph, self._most)
         planes.learn(self._prices.rows, 0)
@@ -212,7 +256,7 @@ class _Hunt:
         relaxation = Relaxation(self._num_layers, edges)
         search = Search(graph, self._most, planes, relaxation, self._num_layers, open_pairs)
         best = None if self.best is None else self._values(self.best)
-        found = search.run(target, width, dive=dive, deadline=self._deadline, best=best, budget=budget)
+        found = search.run(target, width, forget=forget, deadline=self._deadline, best=best, budget=budget)
         if found.path is not None:
             self.offer(kept[np.concatenate([graph.settled, graph.edge[found.path]])])
         return found

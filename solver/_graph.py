@@ -8,6 +8,9 @@ import numpy as np
 
 from inlay.solver._relax import Edges
 
+CHANGE = 1e-6
+"""An edge that adds less than this share of the largest addition to the bound is on a best path itself."""
+
 
 @dataclass(frozen=True)
 class Graph:
@@ -50,11 +53,11 @@ class Graph:
         return rest
 
 
-def build_graph(num_layers: int, edges: Edges, tie: np.ndarray, keep_open: np.ndarray) -> Graph:
-    """The graph of `edges`, segments with the widest scores first, so that bounds bite early.
+def build_graph(num_layers: int, edges: Edges, tie: np.ndarray, reduced: np.ndarray, keep_open: np.ndarray) -> Graph:
+    """The graph of `edges`, the segments first whose every change costs most, so that bounds bite early.
 
-    A segment is a run of layers that no choice enters or leaves midway; segments come in any order. `keep_open` (edges)
-    are never settled, because a pair term asks about them.
+    A segment is a run of layers that no choice enters or leaves midway; segments come in any order. `reduced` [E] is
+    what taking an edge adds to the bound. `keep_open` (edges) are never settled, because a pair term asks about them.
     """
     values = np.vstack([edges.score, edges.rows, tie]).astype(float)
     inside = np.zeros(num_layers + 1, dtype=np.int64)
@@ -68,12 +71,11 @@ def build_graph(num_layers: int, edges: Edges, tie: np.ndarray, keep_open: np.nd
     is_settled = (count == 1) & ~asked
     settled = np.flatnonzero(is_settled[of_edge])
 
-    widest = np.full(len(count), -np.inf)
-    np.maximum.at(widest, of_edge, values[0])
-    least = np.full(len(count), np.inf)
-    np.minimum.at(least, of_edge, values[0])
+    change = np.full(len(count), np.inf)
+    changes = reduced > CHANGE * reduced.max(initial=0)
+    np.minimum.at(change, of_edge[changes], reduced[changes])
     rank = np.empty(len(count), dtype=np.int64)
-    rank[np.argsort(least - widest, kind="stable")] = np.arange(len(count))
+    rank[np.argsort(-change, kind="stable")] = np.arange(len(count))
 
     layers = np.flatnonzero(~is_settled[segment])
     layers = layers[np.lexsort((layers, rank[segment[layers]]))]

@@ -63,10 +63,13 @@ class Instance:
         deadline: float = math.inf,
         starts: Sequence[np.ndarray] = (),
         at_most: float = math.inf,
+        at_least: float = -math.inf,
     ) -> Outcome:
         """Exact.minimise, in table indices sorted by layer."""
         begin = [np.sort(self._canonical.place[start]) for start in starts]
-        outcome = self._exact.minimise(most, gap=gap, deadline=deadline, starts=begin, at_most=at_most)
+        outcome = self._exact.minimise(
+            most, gap=gap, deadline=deadline, starts=begin, at_most=at_most, at_least=at_least
+        )
         if outcome.picks is None:
             return outcome
         picks = self._canonical.order[np.sort(outcome.picks)]

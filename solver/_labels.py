@@ -47,7 +47,7 @@ class Trail:
 
 @dataclass
 class States:
-    """States at one node: `values` [m + 2, n], `bound` [n], `memory` [n] of open pair terms, and how they came here."""
+    """States at one node: `values` [m + 2, n], `bound` [n], `memory` [w, n] of pair terms, and how they came here."""
 
     values: np.ndarray
     bound: np.ndarray
@@ -59,7 +59,7 @@ class States:
         return States(
             self.values[:, which],
             self.bound[which],
-            self.memory[which],
+            self.memory[:, which],
             Trail(trail.parents, trail.which[which], trail.index[which], trail.edge[which]),
         )
 
@@ -103,19 +103,20 @@ class Search:
         target: float,
         width: int,
         *,
-        dive: bool,
+        forget: bool,
         deadline: float,
         best: np.ndarray | None = None,
         budget: float = np.inf,
     ) -> Found:
-        """Search with at most `width` states a node; `dive` forgets what does not fit, else it waits on the stack.
+        """Search with at most `width` states of a node at a time; the others wait or, with `forget`, are dropped.
 
         `best` are the values of an answer already at hand: only better ones are returned.
         """
         found = Found()
         start = Trail((), *(np.zeros(1, dtype=np.int32) for _ in range(3)))
         values = self.graph.base[:, None].copy()
-        root = States(values, self.planes.bound(values, 0), np.zeros(1, dtype=np.int64), start)
+        memory = np.zeros((self.pairs.num_words, 1), dtype=np.int64)
+        root = States(values, self.planes.bound(values, 0), memory, start)
         stack: list[dict[int, list[States]]] = [{0: [root]}]
         while stack:
             frontier = stack.pop()
@@ -141,7 +142,7 @@ class Search:
                 if len(states) > width:
                     order = np.argpartition(states.bound, width)
                     rest = states.take(order[width:])
-                    if dive:
+                    if forget:
                         found.bound = min(found.bound, float(rest.bound.min()))
                     else:
                         stack.append({node: [rest]})
@@ -194,13 +195,13 @@ class Search:
 
     def _arrive(self, states: States, node: int, to: int, edge: np.ndarray, index: np.ndarray, target: float) -> States:
         values = states.values[:, index] + self.graph.values[:, edge]
-        memory = states.memory[index]
+        memory = states.memory[:, index]
         if self.pairs.any:
             extra, memory = self.pairs.cross(memory, edge)
             values[0] += extra
         fits = (values[1:-1] + self.least_rows[:, to][:, None] <= self.most[:, None]).all(axis=0)
         if not fits.all():
-            values, memory, edge, index = values[:, fits], memory[fits], edge[fits], index[fits]
+            values, memory, edge, index = values[:, fits], memory[:, fits], edge[fits], index[fits]
         bound = self.planes.bound(values, to)
         if to == self.graph.num_nodes:
             bound = values[0].copy()
@@ -211,7 +212,7 @@ class Search:
             index[fits].astype(np.int32),
             edge[fits].astype(np.int32),
         )
-        return States(values[:, fits], bound[fits], memory[fits], trail)
+        return States(values[:, fits], bound[fits], memory[:, fits], trail)
 
 
 def _join(blocks: list[States]) -> States:
@@ -223,7 +224,7 @@ def _join(blocks: list[States]) -> States:
     return States(
         np.concatenate([block.values for block in blocks], axis=1),
         np.concatenate([block.bound for block in blocks]),
-        np.concatenate([block.memory for block in blocks]),
+        np.concatenate([block.memory for block in blocks], axis=1),
         Trail(
             parents,
             which,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import replace
 from fractions import Fraction
@@ -22,8 +23,8 @@ BACKENDS = ("auto", "highs", "cbc")
 class Solver(Protocol):
     """What finds one answer after another under the same rows and those added since."""
 
-    def minimise(self, most: np.ndarray, *, gap: float, deadline: float) -> Outcome:
-        """The best picks (table indices) with rows at most `most`."""
+    def minimise(self, most: np.ndarray, *, gap: float, deadline: float, at_least: float) -> Outcome:
+        """The best picks (table indices) with rows at most `most`; none is below `at_least`."""
 
     def add_row(self, coefficients: np.ndarray) -> None:
         """One more row over the table's choices."""
@@ -56,9 +57,10 @@ def solve(
     begin = time.monotonic()
     solver: Solver = Instance(problem, rows, spare=solutions) if backend == "auto" else Plain(problem, rows, backend)
     found: list[Solution] = []
+    at_least = -math.inf
     for k in range(solutions):
         end = max(begin, deadline - (deadline - begin) * (solutions - k - 1) / (solutions - k))
-        outcome = solver.minimise(rows.most, gap=pool_gap if k else gap, deadline=end)
+        outcome = solver.minimise(rows.most, gap=pool_gap if k else gap, deadline=end, at_least=at_least)
         seconds = time.monotonic() - begin
         begin = time.monotonic()
         if outcome.picks is None:
@@ -66,6 +68,8 @@ def solve(
             return found or [Solution(status, bound=outcome.bound, seconds=seconds)]
         found.append(describe(problem, rows, outcome, seconds))
         if k + 1 < solutions:
+            # What comes is held to more than this one was.
+            at_least = at_least if outcome.bound is None else outcome.bound
             rows = rows.with_difference(problem, outcome.picks, min_layers)
             solver.add_row(agreement(problem, outcome.picks))
     return found

@@ -1,4 +1,4 @@
-"""A good answer fast: round the relaxation, repair it, then swap one choice or two while that helps."""
+"""A good answer fast: round the relaxation, repair it, swap one choice or two while that helps; shake, and again."""
 
 from __future__ import annotations
 
@@ -9,6 +9,12 @@ from inlay.solver._relax import Edges
 NEAR = 400
 """So many edges of the least reduced cost are tried two at a time."""
 
+NEAR_SHAKEN = 150
+"""The same after a shake, when there are many."""
+
+SHAKEN = 4
+"""Edges that a shake takes at random among the near ones."""
+
 MOST_STEPS = 2000
 
 
@@ -18,16 +24,30 @@ def round_and_swap(edges: Edges, most: np.ndarray, weight: np.ndarray) -> np.nda
     For edges of one layer each, sorted by layer. `weight` [E] is the score plus the rows at the relaxation's prices.
     """
     first = np.flatnonzero(np.diff(edges.start, prepend=-1))
-    scale = np.abs(edges.rows).max(axis=1, initial=1).astype(float)
     cheapest = np.lexsort((weight, edges.start))[first]
-    taken = _repair(edges, most, weight, cheapest, scale)
-    return None if taken is None else _swap(edges, most, weight, taken)
+    taken = _repair(edges, most, weight, cheapest)
+    return None if taken is None else _swap(edges, most, weight, taken, NEAR)
 
 
-def _repair(
-    edges: Edges, most: np.ndarray, weight: np.ndarray, taken: np.ndarray, scale: np.ndarray
+def shake_and_swap(
+    edges: Edges, most: np.ndarray, weight: np.ndarray, taken: np.ndarray, generator: np.random.Generator
 ) -> np.ndarray | None:
+    """The same from `taken` [L], an answer, with some of its edges exchanged at random."""
+    near = _nearest(weight - weight[taken[edges.start]], NEAR_SHAKEN)
+    taken = taken.copy()
+    for edge in generator.choice(near, size=min(SHAKEN, len(near)), replace=False).tolist():
+        taken[edges.start[edge]] = edge
+    repaired = _repair(edges, most, weight, taken)
+    return None if repaired is None else _swap(edges, most, weight, repaired, NEAR_SHAKEN)
+
+
+def _nearest(dearer: np.ndarray, count: int) -> np.ndarray:
+    return np.argpartition(dearer, count)[:count] if len(dearer) > count else np.arange(len(dearer))
+
+
+def _repair(edges: Edges, most: np.ndarray, weight: np.ndarray, taken: np.ndarray) -> np.ndarray | None:
     """Exchange the edge that mends most excess for its weight, until the rows are met."""
+    scale = np.abs(edges.rows).max(axis=1, initial=1).astype(float)
     taken = taken.copy()
     for _ in range(MOST_STEPS):
         total = edges.rows[:, taken].sum(axis=1)
@@ -45,8 +65,8 @@ def _repair(
     return None
 
 
-def _swap(edges: Edges, most: np.ndarray, weight: np.ndarray, taken: np.ndarray) -> np.ndarray:
-    """Exchange one edge, else two at once, for the largest gain in score that keeps the rows."""
+def _swap(edges: Edges, most: np.ndarray, weight: np.ndarray, taken: np.ndarray, num_near: int) -> np.ndarray:
+    """Exchange one edge, else two of the nearest at once, for the largest gain in score that keeps the rows."""
     taken = taken.copy()
     for _ in range(MOST_STEPS):
         room = most - edges.rows[:, taken].sum(axis=1)
@@ -57,8 +77,7 @@ def _swap(edges: Edges, most: np.ndarray, weight: np.ndarray, taken: np.ndarray)
         if one[best] < 0:
             taken[edges.start[best]] = best
             continue
-        dearer = weight - weight[taken[edges.start]]
-        near = np.argpartition(dearer, NEAR)[:NEAR] if len(dearer) > NEAR else np.arange(len(dearer))
+        near = _nearest(weight - weight[taken[edges.start]], num_near)
         both = gain[near][:, None] + gain[near][None]
         fits = (both < 0) & (edges.start[near][:, None] != edges.start[near][None])
         for row, left in zip(change[:, near], room, strict=True):

@@ -16,6 +16,10 @@ MinimizeOption = Annotated[
     str | None,
     typer.Option("--minimize", metavar="COLUMN", help="Column to minimise; default: score or kl_nats."),
 ]
+PairsOption = Annotated[
+    str | None,
+    typer.Option("--pairs", metavar="FILE", help="Table of what two choices together add to the score."),
+]
 TimeLimitOption = Annotated[str, typer.Option("--time-limit", metavar="TIME", help="When the solver stops: 60s, 2min.")]
 
 
@@ -49,6 +53,18 @@ def solve_command(
         ),
     ] = None,
     minimize: MinimizeOption = None,
+    maximize: Annotated[
+        str | None,
+        typer.Option(
+            "--maximize",
+            metavar="RATIO",
+            help="throughput (workspace) or COLUMN/COLUMN (table), such as tokens/runtime_ms; decides the scenario.",
+        ),
+    ] = None,
+    any_scenario: Annotated[
+        bool, typer.Option("--any-scenario", help="Limits hold in one scenario, which is decided too, not in all.")
+    ] = False,
+    pairs: PairsOption = None,
     solutions: Annotated[int, typer.Option("--solutions", min=1, max=1000, help="How many to look for.")] = 1,
     min_difference: Annotated[
         float, typer.Option("--min-difference", min=0, max=1, help="Share of layers in which they differ.")
@@ -65,38 +81,50 @@ def solve_command(
 ) -> None:
     """Choose the best architecture under limits, proven, from a table or a workspace."""
     from inlay.nas.cli import answers
+    from inlay.nas.cli.scenarios import decide_scenario, decided_dict, decided_text
     from inlay.nas.cli.subject import WorkspaceSubject, limited, open_subject, told_to_user, with_limits
-    from inlay.nas.stages.solving import store_solution
+    from inlay.nas.errors import UserError
     from inlay.solver import baseline, sensitivity, solve
 
     seconds = seconds_of(time_limit)
-    subject = open_subject(source, minimize)
-    if isinstance(subject, WorkspaceSubject) and not limit:
-        problem = limited(subject, subject.budget())
+    decided = None
+    if any_scenario or maximize is not None:
+        if solutions > 1 or backend is not Backend.auto:
+            raise UserError("--any-scenario and --maximize give one solution of the exact solver; leave out "
+                            f"{'--solutions' if solutions > 1 else '--backend'}")  # fmt: skip
+        decided = decide_scenario(source, limit or [], minimize, maximize, pairs, seconds)
+        assert decided.decision.name is not None
+        subject, problem = decided.subjects[decided.decision.name], decided.problems[decided.decision.name]
+        found = [decided.decision.solution]
     else:
-        problem = with_limits(subject, limit or [])
-    with told_to_user():
-        found = solve(
-            problem,
-            solutions=solutions,
-            min_difference=min_difference,
-            time_limit=seconds,
-            backend=backend.value,
-        )
+        subject = open_subject(source, minimize, pairs)
+        if isinstance(subject, WorkspaceSubject) and not limit:
+            problem = limited(subject, subject.budget())
+        else:
+            problem = with_limits(subject, limit or [])
+        with told_to_user():
+            found = solve(
+                problem,
+                solutions=solutions,
+                min_difference=min_difference,
+                time_limit=seconds,
+                backend=backend.value,
+            )
         if found[0].objective is None:
             give_up(subject, problem, found[0], seconds, as_json)
+    with told_to_user():
         simple = [] if method is Method.exact else [baseline(problem, method.value)]
     moved = sensitivity(problem, time_limit=seconds) if changes else []
-    ids = []
-    if isinstance(subject, WorkspaceSubject):
-        ids = [store_solution(subject.place, problem, solution) for solution in found]
-        ids += [store_solution(subject.place, problem, each) if each.status == "feasible" else "" for each in simple]
+    ids = _store(subject, problem, [*found, *simple], None if decided is None else decided.decision.name)
     if as_json:
         told: dict[str, Any] = {"source": subject.source, "minimize": subject.score.name}
         told["limits"] = answers.limits_dict(subject, problem)
         told["solutions"] = [answers.solution_dict(subject, solution) for solution in [*found, *simple]]
-        for entry, name in zip(told["solutions"], ids, strict=False):
+        for entry, solution, name in zip(told["solutions"], [*found, *simple], ids, strict=False):
             entry["id"] = name or None
+        if decided is not None:
+            for entry, solution in zip(told["solutions"], [*found, *simple], strict=True):
+                entry |= decided_dict(decided, solution)
         if changes:
             told["sensitivity"] = [answers.sensitivity_dict(subject, each) for each in moved]
         print_json(told)
@@ -105,12 +133,29 @@ def solve_command(
     if len(found) < solutions:
         print(f"No more than {len(found)} differ by {100 * min_difference:g} % of the layers.")
     lines = [answers.architecture_text(found[0])]
+    if decided is not None:
+        lines.append(decided_text(decided))
     if backend is Backend.auto:
         lines.append(answers.binding_text(subject, problem, found[0]))
     lines += [answers.sensitivity_text(subject, each) for each in moved]
     if ids:
         lines.append(f"Take its true KL and times with: inlay evaluate {source} --solution {ids[0]}")
     print("\n".join(line for line in lines if line))
+
+
+def _store(subject: Any, problem: Any, solutions: list[Any], scenario: str | None) -> list[str]:
+    """Keeps a workspace's solutions, a decided scenario's in terms of all; their ids, "" for one that breaks a limit."""
+    from inlay.nas.cli.scenarios import restated, whole_problem
+    from inlay.nas.cli.subject import WorkspaceSubject
+    from inlay.nas.stages.solving import store_solution
+
+    if not isinstance(subject, WorkspaceSubject):
+        return []
+    if scenario is not None:
+        problem = whole_problem(subject, scenario, problem)
+        solutions = [restated(problem, solution) for solution in solutions]
+    kept = ("optimal", "feasible")
+    return [store_solution(subject.place, problem, each) if each.status in kept else "" for each in solutions]
 
 
 def seconds_of(time_limit: str) -> float:
