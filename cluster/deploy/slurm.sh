@@ -49,6 +49,7 @@ until [ "$(nodes)" -ge "$SLURM_JOB_NUM_NODES" ]; do
 done
 
 again() {
+  trap '' TERM
   inlay stop "$id" --address "$server" || true
   scontrol requeue "$SLURM_JOB_ID"
   exit 0
