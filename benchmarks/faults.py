@@ -333,10 +333,10 @@ def page(state: dict[str, Any]) -> str:
     repeated, starts = (sum(search[name] for search in searches) for name in ("repeated", "starts"))
     return f"""# What it survives
 
-Written by `benchmarks/faults.py`, which breaks whole searches on purpose and compares what comes out, byte for byte, with
-an undisturbed one. The cluster: a head without CPUs for pieces and {NODES} nodes of one CPU, processes of one machine, token
-on; the parent that ships with inlay; costs given. Undisturbed, a search commits {expected["records"]} pieces in
-{expected["seconds"]:g} s.
+Written by `benchmarks/faults.py`, which breaks whole searches on purpose and compares what comes out, byte for byte,
+with an undisturbed one. The cluster: a head without CPUs for pieces and {NODES} nodes of one CPU, processes of one
+machine, token on; the parent that ships with inlay; costs given. Undisturbed, a search commits
+{expected["records"]} pieces in {expected["seconds"]:g} s.
 
 | fault | what is done | done | noticed |
 |---|---|---|---|
@@ -345,13 +345,13 @@ on; the parent that ships with inlay; costs given. Undisturbed, a search commits
 - **{len(faults)} faults** over {len(searches)} searches, {FAULTS_A_SEARCH} a search, seed {state["seed"]}.
 - **{equal}** ended with the undisturbed search's tables, trained variants and models{_named(unequal)}.
 - **{repeated} pieces** were done more than once, of {len(searches) * expected["records"]} that were committed.
-- The command was given {starts} times for {len(searches)} searches. A search took {times[0]:g} to {times[-1]:g} s, median
-  {times[len(times) // 2]:g} s.
+- The command was given {starts} times for {len(searches)} searches. A search took {times[0]:g} to
+  {times[-1]:g} s, median {times[len(times) // 2]:g} s.
 - **{left} processes** were left running.
 
-Compared are the tables {", ".join(TABLES)} and corrections, the library, the packed texts, and the weights of the three
-recovered models. Noticed means that inlay dealt with it by itself, or said in its words why it stopped; a hung piece that
-is not noticed within {HANG_SECONDS:g} s is killed by the script.
+Compared are the tables {", ".join(TABLES)} and corrections, the library, the packed texts, and the weights of the
+three recovered models. Noticed means that inlay dealt with it by itself, or said in its words why it stopped; a hung
+piece that is not noticed within {HANG_SECONDS:g} s is killed by the script.
 
 {footer()}
 """
