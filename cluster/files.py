@@ -17,6 +17,7 @@ import fsspec
 from inlay.cluster.errors import StoreError
 
 TEMPORARY = ".tmp"
+_EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -190,7 +191,11 @@ def open_files(url: str) -> Files:
         return LocalFiles(Path(url).expanduser().absolute())
     try:
         filesystem, root = fsspec.core.url_to_fs(url)
-    except (ValueError, ImportError) as error:
+    except ImportError as error:
+        extra = _EXTRAS.get(url.partition("://")[0])
+        way_out = f"; pip install 'inlay[{extra}]'" if extra else ""
+        raise StoreError(f"the store {url} cannot be opened: {error}{way_out}") from error
+    except ValueError as error:
         raise StoreError(f"the store {url} cannot be opened: {error}") from error
     if isinstance(filesystem, fsspec.implementations.local.LocalFileSystem):
         return LocalFiles(Path(root))

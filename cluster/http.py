@@ -1,7 +1,12 @@
-"""JSON over HTTP to the job server, with its token; one error with one sentence for all that can go wrong."""
+"""JSON over HTTP to the job server and MLflow, with what they ask for; one error with one sentence for all that can go
+wrong.
+
+Neither a proxy nor a redirect is followed: a token goes to the address that was named and nowhere else.
+"""
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import urllib.error
@@ -25,20 +30,14 @@ class HttpError(ClusterError):
         return HttpError, (str(self), self.status)
 
 
-def get_json(url: str) -> Any:
-    """Return the JSON value at `url`; raises HttpError."""
-    return request_json("GET", url)
-
-
-def request_json(method: str, url: str, value: Any = None, *, with_token: bool = True) -> Any:
+def request_json(method: str, url: str, value: Any = None, *, authorization: str | None = None) -> Any:
     """Send a request, with `value` as its JSON body, and return the JSON answer; raises HttpError."""
     request = urllib.request.Request(url, method=method)
     if value is not None:
         request.data = json.dumps(value).encode()
         request.add_header("Content-Type", "application/json")
-    token = ray_token() if with_token else None
-    if token is not None:
-        request.add_header("Authorization", f"Bearer {token}")
+    if authorization is not None:
+        request.add_header("Authorization", authorization)
     try:
         with _direct().open(request, timeout=_TIMEOUT_SECONDS) as answer:
             content = answer.read()
@@ -62,6 +61,24 @@ def is_healthy(url: str) -> bool:
         return False
 
 
+def ray_authorization() -> str | None:
+    """Return the header for Ray's servers, None without a token."""
+    token = ray_token()
+    return None if token is None else f"Bearer {token}"
+
+
+def mlflow_authorization(uri: str) -> str | None:
+    """Return the header for the MLflow server at `uri`; only the one that MLFLOW_TRACKING_URI names gets one."""
+    if uri.rstrip("/") != os.environ.get("MLFLOW_TRACKING_URI", "").rstrip("/"):
+        return None
+    if token := os.environ.get("MLFLOW_TRACKING_TOKEN"):
+        return f"Bearer {token}"
+    name, password = (os.environ.get(f"MLFLOW_TRACKING_{part}") for part in ("USERNAME", "PASSWORD"))
+    if name is None or password is None:
+        return None
+    return f"Basic {base64.b64encode(f'{name}:{password}'.encode()).decode()}"
+
+
 def ray_token() -> str | None:
     """Return the token for Ray's servers: RAY_AUTH_TOKEN, the file RAY_AUTH_TOKEN_PATH, or this account's."""
     if os.environ.get("RAY_AUTH_MODE", "token") != "token":
@@ -77,7 +94,14 @@ def ray_token() -> str | None:
 
 def _direct() -> urllib.request.OpenerDirector:
     """Open without a proxy: what listens on the loopback or inside a cluster is not behind one."""
-    return urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    return urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect())
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Leaves a redirect as the failure it then is: urllib would take the token along to the other host."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
 
 
 def _last_line(text: str) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from inlay.cluster.errors import ClusterError
-from inlay.cluster.http import HttpError, ray_token, request_json
+from inlay.cluster.http import HttpError, ray_authorization, request_json
 from inlay.cluster.ids import is_loopback, parse_job_id, parse_server
 from inlay.cluster.services import JOB_SLOT, find_services, services_folder
 
@@ -58,11 +58,14 @@ class JobServer:
                 )
             given = ray.url
         self.url = parse_server(given)
-        unsafe = self.url.startswith("http://") and not is_loopback(self.url) and ray_token() is None
-        if unsafe and not allow_insecure:
+        near = is_loopback(self.url)
+        # This account's token is that of its own cluster: another machine gets one only where that is asked for.
+        self._with_token = near or os.environ.get("RAY_AUTH_MODE") == "token"
+        safe = near or self.url.startswith("https://") or (self._with_token and ray_authorization() is not None)
+        if not safe and not allow_insecure:
             raise ValueError(
-                f"{self.url} is beyond this machine, and there is no token: whoever listens could run code there; "
-                "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH, use https, or say --insecure"
+                f"{self.url} is beyond this machine, and no token is to be sent: whoever reaches it may run code "
+                "there; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH, use https, or say --insecure"
             )
 
     def versions(self) -> dict[str, str]:
@@ -169,7 +172,8 @@ class JobServer:
 
     def _ask(self, method: str, path: str, value: Any = None, job_id: str = "") -> Any:
         try:
-            return request_json(method, f"{self.url}{path}", value)
+            header = ray_authorization() if self._with_token else None
+            return request_json(method, f"{self.url}{path}", value, authorization=header)
         except HttpError as error:
             if error.status == 401:
                 raise ClusterError(

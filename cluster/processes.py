@@ -30,8 +30,11 @@ class Spawned:
         return _same(self.pid, self.started) is not None
 
 
-def spawn(command: Sequence[str], environment: Mapping[str, str], log: Path) -> Spawned:
-    """Start a command in a session of its own, with its output appended to `log`, readable by this account only."""
+def spawn(command: Sequence[str], environment: Mapping[str, str], log: Path, umask: int = -1) -> Spawned:
+    """Start a command in a session of its own, with its output appended to `log`, readable by this account only.
+
+    `umask` is that of the files it makes; -1 keeps this process's.
+    """
     log.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(log, os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600)
     try:
@@ -42,6 +45,7 @@ def spawn(command: Sequence[str], environment: Mapping[str, str], log: Path) -> 
             stdout=descriptor,
             stderr=descriptor,
             start_new_session=True,
+            umask=umask,
             cwd=log.parent,
         )
     finally:

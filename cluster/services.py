@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from inlay.cluster.errors import ClusterError
-from inlay.cluster.http import HttpError, get_json, is_healthy
+from inlay.cluster.http import HttpError, is_healthy, ray_authorization, request_json
 from inlay.cluster.processes import Spawned, end, free_port, spawn
 from inlay.cluster.runtime import LOOPBACK_ONLY, protect_token, usable_cpus
 
@@ -124,7 +124,7 @@ def _start_mlflow(settings: ServiceSettings) -> Service:
     environment.pop("MLFLOW_TRACKING_URI", None)
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     log = settings.folder / "logs" / "mlflow.log"
-    return Service(spawn(command, environment, log), f"http://127.0.0.1:{port}", log)
+    return Service(spawn(command, environment, log, umask=0o077), f"http://127.0.0.1:{port}", log)
 
 
 def _start_ray(settings: ServiceSettings, tracking_uri: str) -> Service:
@@ -172,8 +172,8 @@ def _wait(service: Service, name: str, settings: ServiceSettings, answers: Calla
 
 def _ray_answers(url: str) -> bool:
     try:
-        get_json(f"{url}/api/version")
-        get_json(f"{url}/api/jobs/")
+        for path in ("/api/version", "/api/jobs/"):
+            request_json("GET", f"{url}{path}", authorization=ray_authorization())
     except HttpError:
         return False
     return True

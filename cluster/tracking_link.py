@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from inlay.cluster.errors import ClusterError
-from inlay.cluster.http import request_json
+from inlay.cluster.http import mlflow_authorization, request_json
 from inlay.cluster.tracking import JOB_TAG
 
 
@@ -13,12 +13,12 @@ def job_page(uri: str, experiment: str, job_id: str) -> str | None:
         return None
     interface = f"{uri.rstrip('/')}/api/2.0/mlflow"
     try:
-        found = request_json(
-            "GET", f"{interface}/experiments/get-by-name?experiment_name={_quoted(experiment)}", with_token=False
-        )
+        header = mlflow_authorization(uri)
+        named = f"{interface}/experiments/get-by-name?experiment_name={_quoted(experiment)}"
+        found = request_json("GET", named, authorization=header)
         experiment_id = str(found["experiment"]["experiment_id"])
         query = {"experiment_ids": [experiment_id], "filter": f"tags.`{JOB_TAG}` = '{job_id}'", "max_results": 1}
-        runs = request_json("POST", f"{interface}/runs/search", query, with_token=False).get("runs", [])
+        runs = request_json("POST", f"{interface}/runs/search", query, authorization=header).get("runs", [])
         return f"{uri.rstrip('/')}/#/experiments/{experiment_id}/runs/{runs[0]['info']['run_id']}" if runs else None
     except (ClusterError, KeyError, TypeError):
         return None

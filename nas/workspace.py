@@ -20,11 +20,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from inlay.cluster.ids import has_password
 from inlay.cluster.store import Store
 from inlay.nas.errors import InlayError, UserError
 
 SCHEMA = 1
 OWN_BEFORE_CLAIM = frozenset({".tmp", "lock", "scratch"})
+
+
+def check_workspace_url(url: str) -> None:
+    """Raises UserError for a URL with a password in it."""
+    if has_password(url):
+        raise UserError(
+            "workspace: the URL has a password in it, which would be kept with the results; leave it out and set the "
+            "store's own variables, such as AWS_SECRET_ACCESS_KEY"
+        )
 
 
 class Workspace:
@@ -34,10 +44,11 @@ class Workspace:
         url: a local folder or any fsspec URL; it need not exist yet.
 
     Raises:
-        UserError: the folder exists and is not a workspace.
+        UserError: the URL has a password in it.
     """
 
     def __init__(self, url: str | Path) -> None:
+        check_workspace_url(str(url))
         self.url = str(url) if "://" in str(url) else str(Path(url).resolve())
         self.store = Store(self.url)
 

@@ -39,6 +39,7 @@ class Submission:
 def submission(job: Job, workspace: str | None, job_id: str, tags: Mapping[str, str]) -> Submission:
     """Return what runs `job` on a cluster; raises UserError for a job that is too large to travel."""
     from inlay.cluster.tracking import JOB_TAG, TAGS_VARIABLE
+    from inlay.nas.workspace import check_workspace_url
 
     versions = {
         "inlay": importlib.metadata.version("inlay"),
@@ -46,6 +47,7 @@ def submission(job: Job, workspace: str | None, job_id: str, tags: Mapping[str, 
         "python": ".".join(platform.python_version_tuple()[:2]),
     }
     place = str(workspace) if workspace is not None else str(job.default_workspace())
+    check_workspace_url(place)
     if "://" not in place:
         place = str(Path(place).expanduser().absolute())
     values = {"job": job.to_dict(), "folder": str(job.folder), "workspace": place, "versions": versions}

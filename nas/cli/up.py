@@ -10,6 +10,7 @@ import typer
 
 from inlay.nas.cli.output import JsonOption, print_json
 from inlay.nas.cli.service_shared import FolderOption, user_errors
+from inlay.nas.errors import UserError
 
 
 def up_command(
@@ -24,7 +25,14 @@ def up_command(
     as_json: JsonOption = False,
 ) -> None:
     """Start Ray with its job server and MLflow here, on the loopback, with a token; what runs already is left alone."""
+    from inlay.cluster.ids import has_password
     from inlay.cluster.services import ServiceSettings, services_folder, start_services
+
+    if mlflow_store is not None and has_password(mlflow_store):
+        raise UserError(
+            "--mlflow-store: the URL has a password in it, and a command line is seen by everybody on this machine; "
+            "set INLAY_MLFLOW_STORE instead"
+        )
 
     settings = ServiceSettings(
         folder=services_folder(folder),

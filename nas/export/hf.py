@@ -17,6 +17,7 @@ from typing import Any
 from inlay.nas import modeling
 from inlay.nas.errors import UserError
 from inlay.nas.families import Parent
+from inlay.nas.families.remote_code import tokenizer_code
 from inlay.nas.job import Job
 from inlay.nas.stages.evaluate import Recovered
 from inlay.nas.stages.whole import entries_of
@@ -62,6 +63,8 @@ def write_folder(place: Workspace, parent: Parent, model: Recovered, output: Pat
         for file in COPIED:
             if (parent.folder / file).is_file():
                 shutil.copyfile(parent.folder / file, beside / file)
+        for code in tokenizer_code(parent.folder):
+            shutil.copyfile(code, beside / code.name)
         for file in modeling.MODELING_FILES:
             shutil.copyfile(Path(modeling.__file__).parent / file, beside / file)
         (beside / "README.md").write_text(text)

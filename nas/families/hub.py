@@ -6,6 +6,7 @@ from typing import Final
 
 from inlay.nas.errors import UserError
 from inlay.nas.families.checkpoint import INDEX
+from inlay.nas.families.remote_code import remote_code_allowed
 from inlay.nas.families.tokenizer import TOKENIZER_FILES
 
 _HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -38,7 +39,8 @@ def download(name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(_WANTED)))
+        wanted = [*_WANTED, "*.py"] if remote_code_allowed() else list(_WANTED)
+        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
     except Exception as error:  # the hub client's HTTP library, and so its errors, change between its versions
         reason = " ".join(str(error).split())
         raise UserError(

@@ -16,6 +16,7 @@ from inlay.nas.families.checkpoint import Checkpoint, open_checkpoint
 from inlay.nas.families.checks import check_finite, check_tensors, stored_name
 from inlay.nas.families.hub import download, is_hub_id
 from inlay.nas.families.reading import family_of, read_config, shape_of
+from inlay.nas.families.remote_code import tokenizer_code
 from inlay.nas.families.shape import (
     EMBEDDING,
     HEAD,
@@ -52,6 +53,7 @@ def open_parent(name: str | Path, revision: str | None = None) -> "Parent":
     shape = shape_of(config, _stored_dtype(checkpoint))
     check_tensors(checkpoint, shape)
     check_tokenizer_files(folder, shape.vocab)
+    tokenizer_code(folder)
     return Parent(folder, shape, checkpoint)
 
 
@@ -140,8 +142,9 @@ class Parent:
         """The parent's tokenizer. Raises `UserError` when it cannot be loaded or has ids that the embedding lacks."""
         from transformers import AutoTokenizer
 
+        trusted = bool(tokenizer_code(self.folder))
         try:
-            tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True, trust_remote_code=trusted)
         except Exception as error:  # the tokenizers library raises bare `Exception` for a file it cannot parse
             reason = " ".join(str(error).split())
             raise UserError(
@@ -157,7 +160,8 @@ class Parent:
         return stored.read().to(getattr(torch, self.shape.dtype) if dtype is None else dtype)
 
     def _tokenizer_files(self) -> list[Path]:
-        return [self.folder / name for name in TOKENIZER_FILES if (self.folder / name).is_file()]
+        there = [self.folder / name for name in TOKENIZER_FILES if (self.folder / name).is_file()]
+        return there + tokenizer_code(self.folder)
 
 
 def _folder(name: str, revision: str | None) -> Path:

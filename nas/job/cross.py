@@ -7,16 +7,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from inlay.cluster.ids import has_password
 from inlay.nas.job.locations import EMBEDDED, is_hub_id, resolve
 from inlay.nas.job.problems import Problem, did_you_mean, plain_key, show
 
+_STORE_KEYS = "the store's own variables, such as AWS_SECRET_ACCESS_KEY"
+_URLS = {
+    "parent": _STORE_KEYS,
+    "data.distill.path": _STORE_KEYS,
+    "data.validate.path": _STORE_KEYS,
+    "hardware.costs": _STORE_KEYS,
+    "tracking.uri": "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_URI",
+    "cluster.address": "RAY_AUTH_TOKEN_PATH",
+}
 EMBEDDED_PARENT = "inlay:pystdlib"
 EMBEDDED_TEXTS = ("inlay:pystdlib/train", "inlay:pystdlib/held_out")
 
 
 def cross_problems(sections: Mapping[str, Any], folder: Path) -> list[Problem]:
     """Problems between fields; a check whose sections are not there is left out."""
-    found: list[Problem] = []
+    found = _passwords(sections)
     if "parent" in sections:
         found += _parent(sections["parent"], sections.get("revision"), folder)
     if "data" in sections:
@@ -26,6 +36,21 @@ def cross_problems(sections: Mapping[str, Any], folder: Path) -> list[Problem]:
         found += _scenarios(sections["hardware"])
         if "budget" in sections:
             found += _budget(sections["budget"], [scenario.name for scenario in sections["hardware"].scenarios])
+    return found
+
+
+def _passwords(sections: Mapping[str, Any]) -> list[Problem]:
+    """URLs with a password: a job is kept with its results and shown in MLflow."""
+    found = []
+    for field, way_out in _URLS.items():
+        value: Any = sections
+        for name in field.split("."):
+            value = value.get(name) if isinstance(value, Mapping) else getattr(value, name)
+            if value is None:
+                break
+        if isinstance(value, str) and has_password(value):
+            text = f"has a password in it, which would be kept with the results; leave it out and set {way_out}"
+            found.append(Problem(field, text))
     return found
 
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from inlay.cluster.tracking_send import redacted
 from inlay.nas.job.quantities import show_bytes, show_seconds
 from inlay.nas.report.figures import evaluation_table
 from inlay.nas.report.records import Evaluation, StageRow, stages_of
@@ -64,7 +65,7 @@ def closing_lines(result: Mapping[str, Any]) -> list[str]:
     lines.append(f"pictures   inlay report {workspace}")
     if run_id := run.get("mlflow_run_id"):
         named = run.get("job", {}).get("tracking", {}).get("uri")
-        uri = named or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db"
+        uri = redacted(named or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db")
         where = uri if uri.startswith("http") else f"mlflow ui --backend-store-uri {uri}"
         lines += [f"mlflow     {where}", f"           run {run_id}"]
     if failed := run.get("failed_variants"):

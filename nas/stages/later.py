@@ -26,7 +26,9 @@ from inlay.nas.workspace import Workspace
 
 def find_solution(place: Workspace, name: str) -> dict[str, Any]:
     """A stored solution by its id; UserError naming those that there are."""
-    stored: dict[str, Any] | None = place.find_json(f"solutions/{name}.json") if name.isalnum() else None
+    stored: dict[str, Any] | None = (
+        place.find_json(f"solutions/{name}.json") if name.isascii() and name.isalnum() else None
+    )
     if stored is None:
         ids = [key.removeprefix("solutions/").removesuffix(".json") for key in place.store.list("solutions/")]
         there = ", ".join(sorted(ids)) or "none yet; `inlay solve` stores them"

@@ -218,3 +218,8 @@ def test_job_files_that_are_none(inlay: Inlay, tmp_path: Path, content: bytes, w
 def test_no_job_file(inlay: Inlay, tmp_path: Path) -> None:
     refused(inlay("run", tmp_path / "job.yaml"), "there is no job file")
     refused(inlay("validate", tmp_path), "is a folder")
+
+
+def test_a_password_in_a_url_is_refused_where_it_would_be_kept_or_seen(inlay: Inlay, write_job: WriteJob) -> None:
+    refused(inlay("run", write_job({}), "-w", "s3://key:word@bucket/x"), "workspace: the URL has a password in it")
+    refused(inlay("up", "--mlflow-store", "postgresql://ada:word@db/x"), "set INLAY_MLFLOW_STORE instead")

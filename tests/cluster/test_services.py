@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from inlay.cluster.errors import ClusterError
-from inlay.cluster.http import request_json
+from inlay.cluster.http import ray_authorization, request_json
 from inlay.cluster.jobs import JobServer
 from inlay.cluster.services import Services, ServiceSettings, find_services, start_services, stop_services
 
@@ -72,7 +72,7 @@ def test_they_answer_on_the_loopback_only_and_with_a_token(services: Services, s
     assert services.mlflow is not None
     with urllib.request.urlopen(f"{services.mlflow.url}/health", timeout=10) as answer:
         assert answer.read() == b"OK"
-    assert "ray_version" in request_json("GET", f"{services.ray.url}/api/version")
+    assert "ray_version" in request_json("GET", f"{services.ray.url}/api/version", authorization=ray_authorization())
     submit(server, "opens-all-ports", "true")
     assert server.wait("opens-all-ports", 120).state == "SUCCEEDED"
     pids = {process.pid for process in family(services)}
@@ -117,11 +117,19 @@ def test_what_is_not_there_and_what_is_no_job_server(services: Services) -> None
 
 
 def test_http_to_elsewhere_without_a_token_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "none"))
-    with pytest.raises(ValueError, match=r"head\.example:8265 is beyond this machine, and there is no token"):
+    said = r"head\.example:8265 is beyond this machine, and no token is to be sent: .* or say --insecure"
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "of this account's own cluster")
+    with pytest.raises(ValueError, match=said):
         JobServer("http://head.example:8265")
     JobServer("https://head.example:8265")
     JobServer("http://head.example:8265", allow_insecure=True)
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    JobServer("http://head.example:8265")
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "none"))
+    with pytest.raises(ValueError, match=said):
+        JobServer("http://head.example:8265")
 
 
 def test_no_server_is_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

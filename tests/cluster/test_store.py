@@ -128,6 +128,12 @@ def test_an_unknown_scheme_is_refused() -> None:
         Store("gopher://x")
 
 
+def test_a_missing_library_of_a_store_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(StoreError, match=r"the store gs://bucket/x cannot be opened: .*; pip install 'inlay\[gcs\]'"):
+        Store("gs://bucket/x")
+
+
 WRITE_TOO_MUCH = """
 import resource, sys
 from pathlib import Path

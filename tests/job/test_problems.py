@@ -73,6 +73,8 @@ CASES: list[tuple[Path, object, str]] = [
     (("data", "distill", "path"), "inlay:other/train", "data.distill.path: 'inlay:other/train' does not ship"),
     (("seed",), -1, "seed: -1 is out of range"),
     (("cluster", "memory_per_worker"), "2G", "cluster.memory_per_worker: '2G' has the unit `G`"),
+    (("tracking",), {"uri": "postgresql://ada:word@db/x"}, "tracking.uri: has a password in it, which would be kept"),
+    (("data", "distill", "path"), "s3://key:word@b/x", "data.distill.path: has a password in it"),
 ]  # fmt: skip
 
 
