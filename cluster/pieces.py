@@ -24,7 +24,7 @@ class Resources:
     """What one piece holds while it runs."""
 
     cpus: float = 1.0
-    """CPUs in Ray's books, above 0."""
+    """CPUs in Ray's books; 0 for a piece that only waits for what others compute."""
     gpus: float = 0.0
     """GPUs in Ray's books; fractions share one."""
     memory_bytes: int = 0
@@ -33,8 +33,8 @@ class Resources:
     """Threads of OpenMP, MKL and torch inside the worker, at least 1."""
 
     def __post_init__(self) -> None:
-        if self.cpus <= 0 or self.gpus < 0 or self.memory_bytes < 0 or self.threads < 1:
-            raise ValueError(f"a piece needs cpus > 0, gpus >= 0, memory_bytes >= 0 and threads >= 1, not {self}")
+        if self.cpus < 0 or self.gpus < 0 or self.memory_bytes < 0 or self.threads < 1:
+            raise ValueError(f"a piece needs cpus >= 0, gpus >= 0, memory_bytes >= 0 and threads >= 1, not {self}")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ Shapes: B batch, S sequence, D model width, N tokens, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -17,10 +17,12 @@ from torch.nn import functional
 
 from inlay.distill.checkpoint import Checkpoint, TrainingState
 from inlay.distill.optimize import adamw, set_learning_rate, warmup_cosine
+from inlay.distill.parallel import Ranks, is_sharded, laid_out_like, local, whole_number
 from inlay.kernels import kl_loss
 
 OnStep = Callable[[int, int, dict[str, float]], None]
 _SNAPSHOT_STEPS = 32
+_MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class GlobalSettings:
     clip: float = 1.0
     """Largest norm of the gradient; above 0."""
     micro_batch: int | None = None
-    """Sequences of a batch that are worked on at once; None for all. Gradients of the parts are added up."""
+    """Sequences of a batch that a rank works on at once; None for all. Gradients of the parts are added up."""
 
     def __post_init__(self) -> None:
         if self.steps < 1 or (self.micro_batch is not None and self.micro_batch < 1):
@@ -79,6 +81,7 @@ def distill_globally(
     settings: GlobalSettings,
     on_step: OnStep | None = None,
     checkpoint: Checkpoint | None = None,
+    ranks: Ranks | None = None,
 ) -> GlobalResult:
     """Trains the child in place against its frozen parent.
 
@@ -87,11 +90,18 @@ def distill_globally(
     [B, S], the same ones at every call: with a `checkpoint` that holds a state, training goes on behind it, bit for
     bit as if it had never stopped. `on_step(step, steps, losses)` is called after every step, 1-based.
 
+    With `ranks`, every one of their processes calls this with the same whole batches and its own copy (or, sharded, its
+    shard) of both models: each works on its rows, and loss, gradients and clipping are those of the whole batch. Losses
+    are the same in all of them. A state saved by any number of ranks can be continued by any other; by the same
+    number, bit for bit.
+
     Raises:
-        ValueError: too few batches, or a checkpoint of other settings or of another child.
+        ValueError: too few batches, a batch that cannot be cut by rank, or a checkpoint of other settings or of another
+            child.
     """
     parameters = {name: p for name, p in child.named_parameters() if p.requires_grad}
-    run = _Run(parameters, settings)
+    ranks = ranks or Ranks()
+    run = _Run(parameters, settings, ranks)
     if checkpoint is not None:
         saved = checkpoint.load()
         if saved is not None:
@@ -102,11 +112,14 @@ def distill_globally(
         if step < run.done:
             continue
         run.optimizer.zero_grad(set_to_none=True)
-        losses = _accumulate_gradients(parent, child, ids_BS, settings)
+        losses = _accumulate_gradients(parent, child, ids_BS, settings, ranks)
+        ranks.add_gradients(parameters.values())
         run.advance(step, losses, ids_BS.numel())
         if on_step is not None:
             on_step(run.done, settings.steps, losses)
-        if checkpoint is not None and (run.done == settings.steps or checkpoint.due(run.done)):
+        if checkpoint is not None and (
+            run.done == settings.steps or ranks.agree(checkpoint.due(run.done), ids_BS.device)
+        ):
             checkpoint.save(run.state())
     if run.done < settings.steps and not run.reason:
         raise ValueError(f"{run.done} batches came but {settings.steps} steps were wanted: give more text or epochs")
@@ -116,9 +129,10 @@ def distill_globally(
 class _Run:
     """Weights, optimizer, history: all that a checkpoint holds."""
 
-    def __init__(self, parameters: dict[str, nn.Parameter], settings: GlobalSettings) -> None:
+    def __init__(self, parameters: dict[str, nn.Parameter], settings: GlobalSettings, ranks: Ranks) -> None:
         self.parameters = parameters
         self.settings = settings
+        self.ranks = ranks
         self.rate = settings.learning_rate
         self.optimizer = self._new_optimizer()
         self.last_finite = self._copy()
@@ -134,7 +148,7 @@ class _Run:
         self.tokens += tokens
         self.curve.append(losses)
         weights = list(self.parameters.values())
-        gradient_norm = float(nn.utils.clip_grad_norm_(weights, self.settings.clip))
+        gradient_norm = whole_number(nn.utils.clip_grad_norm_(weights, self.settings.clip))
         if not (abs(losses["loss"]) < float("inf") and gradient_norm < float("inf")):
             self._set_back(step)
             return
@@ -145,6 +159,7 @@ class _Run:
         self.optimizer.step()
 
     def state(self) -> TrainingState:
+        """All of it from the first rank; from the others their rows of what is sharded."""
         tensors: dict[str, Tensor] = {}
         for name, parameter in self.parameters.items():
             tensors[f"weight.{name}"] = parameter.detach()
@@ -152,33 +167,38 @@ class _Run:
             for moment, value in self.optimizer.state[parameter].items():
                 tensors[f"{moment}.{name}"] = value
         progress = {
-            "settings": repr(self.settings), "done": self.done, "tokens": self.tokens, "curve": self.curve,
+            "settings": self._named_settings(), "done": self.done, "tokens": self.tokens, "curve": self.curve,
             "rate": self.rate, "setbacks": self.setbacks, "reason": self.reason,
         }  # fmt: skip
-        return TrainingState(tensors, progress)
+        return TrainingState(
+            {name: local(t) for name, t in tensors.items() if self.ranks.index == 0 or is_sharded(t)}, progress
+        )
 
     def restore(self, saved: TrainingState) -> None:
         progress = saved.progress
-        if progress["settings"] != repr(self.settings):
+        if progress["settings"] != self._named_settings():
             raise ValueError(
                 f"the checkpoint was written with other settings ({progress['settings']}), now they are "
-                f"{self.settings!r}: restore them or remove the checkpoint"
+                f"{self._named_settings()}: restore them or remove the checkpoint"
             )
         names = {name.removeprefix("weight.") for name in saved.tensors if name.startswith("weight.")}
         if names != set(self.parameters):
             raise ValueError("the checkpoint belongs to a child with other weights: remove it to start anew")
         self.done, self.tokens, self.curve = progress["done"], progress["tokens"], progress["curve"]
         self.rate, self.setbacks, self.reason = progress["rate"], progress["setbacks"], progress["reason"]
-        self.last_finite = {name: saved.tensors[f"last_finite.{name}"] for name in self.parameters}
-        self._load({name: saved.tensors[f"weight.{name}"] for name in self.parameters})
+        # One tensor after the other: a sharded run never holds more of the state than its shards and one whole tensor.
         for name, parameter in self.parameters.items():
-            moments = {
-                moment: saved.tensors[f"{moment}.{name}"].to(parameter.device)
-                for moment in ("step", "exp_avg", "exp_avg_sq")
-                if f"{moment}.{name}" in saved.tensors
-            }
-            if moments:
-                self.optimizer.state[parameter] = moments
+            self.last_finite[name] = laid_out_like(saved.tensors[f"last_finite.{name}"], parameter)
+            self._load({name: laid_out_like(saved.tensors[f"weight.{name}"], parameter)})
+            if f"step.{name}" in saved.tensors:
+                self.optimizer.state[parameter] = {
+                    "step": saved.tensors[f"step.{name}"].to(parameter.device, copy=True),
+                    **{moment: laid_out_like(saved.tensors[f"{moment}.{name}"], parameter) for moment in _MOMENTS},
+                }
+
+    def _named_settings(self) -> str:
+        """What a checkpoint must agree with: all but how many sequences fit at once, which may shrink on the way."""
+        return repr(replace(self.settings, micro_batch=None))
 
     def _set_back(self, step: int) -> None:
         self._load(self.last_finite)
@@ -200,22 +220,30 @@ class _Run:
 
     def _load(self, values: dict[str, Tensor]) -> None:
         with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.copy_(values[name])
+            for name, value in values.items():
+                self.parameters[name].copy_(value)
 
 
-def _accumulate_gradients(parent: Any, child: Any, ids_BS: Tensor, settings: GlobalSettings) -> dict[str, float]:
-    """Adds the batch's gradients to the child, part by part; returns its mean losses."""
-    sums: dict[str, float] = {}
-    size = settings.micro_batch or len(ids_BS)
-    for first in range(0, len(ids_BS), size):
-        part_BS = ids_BS[first : first + size]
+def _accumulate_gradients(
+    parent: Any, child: Any, ids_BS: Tensor, settings: GlobalSettings, ranks: Ranks
+) -> dict[str, float]:
+    """Adds the gradients of this rank's rows to the child, part by part; returns the whole batch's mean losses.
+
+    A part's mean loss counts by its share of the whole batch, so that sums over parts and ranks are the batch's mean
+    however it is cut.
+    """
+    own_BS = ranks.part(ids_BS)
+    cosine_sum, kl_sum = 0.0, 0.0
+    size = settings.micro_batch or len(own_BS)
+    for first in range(0, len(own_BS), size):
+        part_BS = own_BS[first : first + size]
         share = len(part_BS) / len(ids_BS)
         cosine, kl = _losses(parent, child, part_BS)
         ((cosine + kl) * share).backward()  # type: ignore[no-untyped-call]
-        for name, value in (("cosine", cosine), ("kl_nats", kl)):
-            sums[name] = sums.get(name, 0.0) + float(value.detach()) * share
-    return {"loss": sums["cosine"] + sums["kl_nats"], **sums}
+        cosine_sum += float(cosine.detach()) * share
+        kl_sum += float(kl.detach()) * share
+    cosine_sum, kl_sum = ranks.add([cosine_sum, kl_sum], ids_BS.device)
+    return {"loss": cosine_sum + kl_sum, "cosine": cosine_sum, "kl_nats": kl_sum}
 
 
 def _losses(parent: Any, child: Any, ids_BS: Tensor) -> tuple[Tensor, Tensor]:

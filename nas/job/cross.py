@@ -36,6 +36,8 @@ def cross_problems(sections: Mapping[str, Any], folder: Path) -> list[Problem]:
         found += _scenarios(sections["hardware"])
         if "budget" in sections:
             found += _budget(sections["budget"], [scenario.name for scenario in sections["hardware"].scenarios])
+    if "recover" in sections:
+        found += _ranks(sections)
     return found
 
 
@@ -113,6 +115,26 @@ def _budget(budget: Any, names: list[str]) -> list[Problem]:
         )
         for name in unknown
     ]
+
+
+def _ranks(sections: Mapping[str, Any]) -> list[Problem]:
+    recover = sections["recover"]
+    ranks = recover.workers
+    found = []
+    if recover.batch_size % ranks:
+        text = f"{ranks} ranks cannot share a batch of {recover.batch_size} sequences evenly; make it a divisor of"
+        found.append(Problem("recover.workers", f"{text} recover.batch_size"))
+    if recover.sharding == "full" and ranks == 1:
+        text = "'full' has nothing to share the weights with; set recover.workers to at least 2, or leave it out"
+        found.append(Problem("recover.sharding", text))
+    if ranks > 1 and "hardware" in sections and ":" in (device := sections["hardware"].device):
+        text = f"{ranks} ranks cannot all use the device {device}; set hardware.device to cuda, and each gets its own"
+        found.append(Problem("recover.workers", text))
+    most = sections["cluster"].workers if "cluster" in sections else None
+    if most is not None and ranks > 1 and most < ranks:
+        text = f"{ranks} ranks need as many of the job's workers, and cluster.workers is {most}; raise it"
+        found.append(Problem("recover.workers", text))
+    return found
 
 
 def _sequences(count: int) -> str:

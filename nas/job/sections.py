@@ -124,6 +124,10 @@ class Recover(Section):
     batch_size: Count = Field(default=8, ge=1, le=65_536, description="Sequences in a step.")
     warmup: Number = Field(default=0.05, ge=0, lt=1, description="Share of the steps in which the rate climbs.")
     weight_decay: Number = Field(default=0.0, ge=0, lt=1, description="AdamW weight decay, norms and biases excepted.")
+    workers: Count = Field(default=1, ge=1, le=65_536, description="Ranks that train one model together.")
+    sharding: Literal["none", "full"] = Field(
+        default="none", description="full: each rank holds its share of the weights (FSDP2); none: all of them."
+    )
 
 
 class Tracking(Section):

@@ -1,46 +1,57 @@
 """recover: global distillation of the child and of both baselines, the same text, seed and settings for each.
 
 One piece an architecture; its weights are one blob in the parent's dtype. A killed piece goes on from its checkpoint.
+With `recover.workers` above 1 the piece only waits: the model is trained by as many ranks of Ray Train, each with its
+rows of every batch. The same text in the same order gives the same loss, so neither the ranks nor the sharding are part
+of the piece's key: what one number of ranks began or finished, another takes as it is.
 """
 
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from inlay.cluster.pieces import PieceContext, PieceOutput, Record
-from inlay.distill.checkpoint import Checkpoint
-from inlay.distill.globally import GlobalSettings, distill_globally
+from inlay.cluster.pieces import Piece, PieceContext, PieceOutput, Record, Resources
+from inlay.cluster.train import Rank, TrainSettings, train
+from inlay.distill.checkpoint import Checkpoint, TrainingState, read_state, write_state
+from inlay.distill.globally import GlobalResult, GlobalSettings, distill_globally
+from inlay.distill.parallel import Ranks
 from inlay.distill.text import training_order
-from inlay.nas.errors import InlayError
+from inlay.nas.errors import InlayError, UserError
 from inlay.nas.stages.boundaries import worker_source
 from inlay.nas.stages.candidates import Blocks, identify, used_weights
 from inlay.nas.stages.search import Search, Stage
-from inlay.nas.stages.source import Library
+from inlay.nas.stages.source import Library, WorkerSource
 from inlay.nas.stages.text import Ids, load_ids
-from inlay.nas.stages.whole import build_whole, stored_state
-from inlay.nas.tables import PARENT_BLOCK
+from inlay.nas.stages.whole import build_sharded, build_whole, stored_state
+from inlay.nas.tables import PARENT_BLOCK, Block
 
 MICRO_TOKENS = 2048
 """Tokens of a micro-batch; gradients add up to the effective batch."""
 CURVE_POINTS = 200
+CHECKPOINT_SECONDS = 60.0
+"""Between two states of a training on several ranks."""
 
 
 def recover(search: Search, ids: Ids, library: Library, architectures: dict[str, Blocks]) -> dict[str, Record]:
     """Trains each architecture once, equal ones together; records by the names given.
 
     Raises:
+        UserError: this machine has fewer CPUs than one model's ranks.
         InlayError: the training of one diverged twice.
     """
     distinct = {identify(architecture): architecture for architecture in architectures.values()}
     pieces = [_piece(search, ids, library, architecture) for architecture in distinct.values()]
-    records = dict(zip(distinct, search.run(pieces), strict=True))
+    records = dict(zip(distinct, _run(search, pieces), strict=True))
+    for piece in pieces:
+        shutil.rmtree(piece.arguments["checkpoint"], ignore_errors=True)
     found = {name: records[identify(architecture)] for name, architecture in architectures.items()}
     for name, record in found.items():
         if record.values["status"] == "failed":
@@ -53,26 +64,67 @@ def recover(search: Search, ids: Ids, library: Library, architectures: dict[str,
 
 def recover_model(arguments: dict[str, Any], context: PieceContext) -> PieceOutput:
     """Trains one assembled model against the parent."""
-    library = Library({int(layer): held for layer, held in arguments["library"].items()})
-    source = worker_source(arguments, library)
-    architecture = [tuple(block) for block in arguments["architecture"]]
+    source, architecture = _source(arguments)
     parent = build_whole(source, [PARENT_BLOCK] * source.num_layers, source.dtype).requires_grad_(False)
     child = build_whole(source, architecture, torch.float32)
-    settings = GlobalSettings(**arguments["settings"])
-    folder = Path(arguments["checkpoint"])
+    settings = _settings(arguments, context.memory_retries)
     result = distill_globally(
         parent,
         child,
         _Batches(source.store, arguments, settings.steps, source.device),
         settings,
         on_step=lambda step, steps, losses: context.progress(step / steps),
-        checkpoint=Checkpoint(folder),
+        checkpoint=Checkpoint(Path(arguments["checkpoint"])),
     )
-    every = max(1, len(result.curve) // CURVE_POINTS)
-    values = {"status": result.status, "reason": result.reason, "tokens": result.tokens, "curve": result.curve[::every]}
     state = stored_state(child, getattr(torch, source.parent.shape.dtype))
-    shutil.rmtree(folder, ignore_errors=True)
-    return PieceOutput(values=values, blobs={"model": state} if result.status == "trained" else {})
+    return PieceOutput(values=_values(result), blobs={"model": state} if result.status == "trained" else {})
+
+
+def recover_with_ranks(arguments: dict[str, Any], context: PieceContext) -> PieceOutput:
+    """Has one assembled model trained by ranks of Ray Train, and takes its weights from what they committed."""
+    settings = TrainSettings(
+        ranks=arguments["ranks"],
+        folder=Path(arguments["checkpoint"]),
+        resources=arguments["rank_resources"],
+        may_grow=arguments["may_grow"],
+    )
+    told = {**arguments, "memory_retries": context.memory_retries}
+    trained = train(recover_in_rank, told, settings, context.progress)
+    if trained.value["status"] != "trained" or trained.folder is None:
+        return PieceOutput(values=trained.value)
+    dtype = getattr(torch, _source(arguments)[0].parent.shape.dtype)
+    tensors = read_state(_parts(trained.folder)).tensors
+    weights = {name.removeprefix("weight."): tensors[name].to(dtype) for name in tensors if name.startswith("weight.")}
+    return PieceOutput(values=trained.value, blobs={"model": weights})
+
+
+def recover_in_rank(arguments: dict[str, Any], rank: Rank) -> dict[str, Any]:
+    """One rank's part of the training; the values of the piece's record, the same in every rank."""
+    source, architecture = _source({**arguments, "device": rank.device})
+    parents = [PARENT_BLOCK] * source.num_layers
+    ranks = Ranks(rank.index, rank.count, sharded=arguments["sharding"] == "full")
+    if ranks.sharded:
+        parent = build_sharded(source, parents, source.dtype, trained=False)
+        child = build_sharded(source, architecture, torch.float32, trained=True)
+    else:
+        parent = build_whole(source, parents, source.dtype).requires_grad_(False)
+        child = build_whole(source, architecture, torch.float32)
+    settings = _settings(arguments, arguments["memory_retries"])
+
+    def on_step(step: int, steps: int, losses: dict[str, float]) -> None:
+        if rank.index == 0:
+            rank.progress(step / steps)
+
+    result = distill_globally(
+        parent,
+        child,
+        _Batches(source.store, arguments, settings.steps, source.device),
+        settings,
+        on_step=on_step,
+        checkpoint=_Committed(rank.folder, every_seconds=arguments["checkpoint_seconds"], rank=rank, ranks=ranks),
+        ranks=ranks,
+    )
+    return _values(result)
 
 
 RECOVER = Stage("recover", 1, recover_model)
@@ -88,6 +140,32 @@ def global_settings(search: Search, ids: Ids) -> GlobalSettings:
         weight_decay=chosen.weight_decay,
         micro_batch=max(1, min(chosen.batch_size, MICRO_TOKENS // length)),
     )
+
+
+@dataclass(kw_only=True)
+class _Committed(Checkpoint):
+    """The state of a training on several ranks: each writes what it holds of it, and all commit it together."""
+
+    rank: Rank
+    ranks: Ranks
+
+    def save(self, state: TrainingState) -> None:
+        def write(folder: Path) -> None:
+            if state.tensors:
+                write_state(folder / f"rank_{self.rank.index:05d}.safetensors", state)
+
+        # Other ranks, or another layout, never write into a folder that these left half done.
+        layout = "shards" if self.ranks.sharded else "whole"
+        self.rank.commit(f"step_{state.progress['done']:09d}_{layout}_{self.rank.count}", write)
+        self._saved_at = time.monotonic()
+
+    def load(self) -> TrainingState | None:
+        folder = self.rank.last()
+        return None if folder is None else read_state(_parts(folder))
+
+
+def _parts(folder: Path) -> list[Path]:
+    return sorted(folder.glob("rank_*.safetensors"))
 
 
 class _Batches:
@@ -106,7 +184,23 @@ class _Batches:
             yield torch.from_numpy(self.ids[rows].astype("int64")).to(self.device)
 
 
-def _piece(search: Search, ids: Ids, library: Library, architecture: Blocks) -> Any:
+def _run(search: Search, pieces: list[Piece]) -> list[Record]:
+    """All pieces; as many at a time as their ranks have room for."""
+    ranks = search.job.recover.workers
+    if ranks == 1:
+        return search.run(pieces)
+    workers = search.cluster.workers
+    if ranks > workers and not search.cluster.elastic:
+        raise UserError(
+            f"recover.workers: {ranks} ranks need as many CPUs, and this machine has {workers}; lower it, or name a "
+            "cluster in cluster.address; all else is kept"
+        )
+    at_once = max(1, workers // ranks)
+    groups = [pieces[first : first + at_once] for first in range(0, len(pieces), at_once)]
+    return [record for group in groups for record in search.run(group)]
+
+
+def _piece(search: Search, ids: Ids, library: Library, architecture: Blocks) -> Piece:
     job = search.job
     depends = {
         "ids": ids.digest,
@@ -116,7 +210,31 @@ def _piece(search: Search, ids: Ids, library: Library, architecture: Blocks) -> 
         "batch_size": job.recover.batch_size,
         "seed": job.seed,
     }
-    name = identify(architecture)
-    piece = search.piece(RECOVER, name, {**depends, "store": search.workspace.url}, depends)
+    piece = search.piece(RECOVER, identify(architecture), {**depends, "store": search.workspace.url}, depends)
     piece.arguments["checkpoint"] = str(search.scratch / "recover" / piece.key)
-    return piece
+    if job.recover.workers == 1:
+        return piece
+    piece.arguments.update(
+        ranks=job.recover.workers,
+        sharding=job.recover.sharding,
+        rank_resources=piece.resources,
+        may_grow=search.cluster.elastic,
+        checkpoint_seconds=CHECKPOINT_SECONDS,
+    )
+    return replace(piece, function=recover_with_ranks, resources=Resources(cpus=0))
+
+
+def _source(arguments: dict[str, Any]) -> tuple[WorkerSource, list[Block]]:
+    library = Library({int(layer): held for layer, held in arguments["library"].items()})
+    return worker_source(arguments, library), [tuple(block) for block in arguments["architecture"]]
+
+
+def _settings(arguments: dict[str, Any], memory_retries: int) -> GlobalSettings:
+    """The trainer's settings; after every want of memory half as many sequences at once, and the same batch."""
+    chosen = arguments["settings"]
+    return GlobalSettings(**{**chosen, "micro_batch": max(1, chosen["micro_batch"] >> memory_retries)})
+
+
+def _values(result: GlobalResult) -> dict[str, Any]:
+    every = max(1, len(result.curve) // CURVE_POINTS)
+    return {"status": result.status, "reason": result.reason, "tokens": result.tokens, "curve": result.curve[::every]}

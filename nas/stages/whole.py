@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from inlay.distill.parallel import shard, world_mesh
 from inlay.distill.sweep import Slot
 from inlay.nas.modeling import Ends, InlayForCausalLM, InlayLayer, build_layer
 from inlay.nas.stages.source import WorkerSource, slot_state
@@ -33,17 +34,21 @@ def assemble_state(source: WorkerSource, architecture: Sequence[Block]) -> dict[
     """Whole-model tensors of an architecture, from the parent and the library, as they are stored."""
     state = dict(source.parent.ends_state())
     for index, block in enumerate(architecture):
-        layer_state = source.parent.layer_state(index)
-        for slot, label in zip(("attention", "ffn"), block, strict=True):
-            kind = parse_variant(label).kind
-            if kind == "no_op":
-                continue
-            own = (
-                slot_state(layer_state, slot)
-                if kind == "parent"
-                else source.store_state(source.library.digests[index][label])
-            )
-            state.update({f"model.layers.{index}.{name}": tensor for name, tensor in own.items()})
+        own = layer_state(source, index, block)
+        state.update({f"model.layers.{index}.{name}": tensor for name, tensor in own.items()})
+    return state
+
+
+def layer_state(source: WorkerSource, index: int, block: Block) -> dict[str, Tensor]:
+    """The tensors of one layer of an architecture by layer-local names, as they are stored."""
+    parents = source.parent.layer_state(index)
+    state: dict[str, Tensor] = {}
+    for slot, label in zip(("attention", "ffn"), block, strict=True):
+        kind = parse_variant(label).kind
+        if kind == "parent":
+            state.update(slot_state(parents, slot))
+        elif kind != "no_op":
+            state.update(source.store_state(source.library.digests[index][label]))
     return state
 
 
@@ -54,6 +59,36 @@ def build_whole(source: WorkerSource, architecture: Sequence[Block], dtype: torc
     model: Any = InlayForCausalLM.from_pretrained(None, config=config, state_dict=state, dtype=dtype)
     built: InlayForCausalLM = model.to(source.device)
     return built
+
+
+def build_sharded(
+    source: WorkerSource, architecture: Sequence[Block], dtype: torch.dtype, *, trained: bool
+) -> InlayForCausalLM:
+    """The same model sharded with FSDP2 among the processes of torch.distributed's group; frozen unless `trained`.
+
+    A process reads one layer at a time and keeps its shard of it: it never holds more than its shards, one layer and
+    the two ends.
+    """
+    config = source.parent.config.with_blocks(entries_of(source.parent.shape, architecture))
+    with torch.device("meta"):
+        model: Any = InlayForCausalLM(config)
+    model.requires_grad_(trained).eval()
+    # Its frequencies are in no checkpoint, and stay in float32.
+    model.model.rotary_emb = type(model.model.rotary_emb)(config=config.family_config()).to(source.device)
+    mesh = world_mesh(source.device)
+    for index, (layer, block) in enumerate(zip(model.model.layers, architecture, strict=True)):
+        layer.load_state_dict(_moved(layer_state(source, index, block), dtype, source.device), strict=True, assign=True)
+        shard(layer, mesh)
+    model.load_state_dict(_moved(source.parent.ends_state(), dtype, source.device), strict=False, assign=True)
+    if config.tie_word_embeddings:
+        model.lm_head.weight = model.model.embed_tokens.weight
+    shard(model, mesh)
+    built: InlayForCausalLM = model
+    return built
+
+
+def _moved(state: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device) -> dict[str, Tensor]:
+    return {name: tensor.to(device, dtype) for name, tensor in state.items()}
 
 
 def stored_state(model: InlayForCausalLM, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -331,8 +331,8 @@ def test_errors_survive_pickling() -> None:
 
 
 def test_resources_are_checked() -> None:
-    with pytest.raises(ValueError, match="cpus > 0"):
-        Resources(cpus=0)
+    with pytest.raises(ValueError, match="cpus >= 0"):
+        Resources(cpus=-1)
     with pytest.raises(ValueError, match="`workers` must be at least 1, not 0"):
         ClusterSettings(workers=0)
 

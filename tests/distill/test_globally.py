@@ -141,6 +141,19 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path, killed_after: int) -> 
     assert same(resumed_weights, expected_weights)
 
 
+def test_a_run_that_lacked_memory_goes_on_in_smaller_parts(tmp_path: Path) -> None:
+    def kill(step: int, steps: int, losses: dict[str, float]) -> None:
+        if step == 6:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(on_step=kill, checkpoint=Checkpoint(tmp_path, every_steps=3))
+    expected, _ = run()
+    result, _ = run(replace(SETTINGS, micro_batch=2), checkpoint=Checkpoint(tmp_path))
+    assert result.curve[:3] == expected.curve[:3]
+    assert result.curve[-1]["loss"] == pytest.approx(expected.curve[-1]["loss"], rel=1e-2)
+
+
 def test_a_finished_run_does_nothing_again(tmp_path: Path) -> None:
     expected, expected_weights = run(checkpoint=Checkpoint(tmp_path))
     told: list[int] = []

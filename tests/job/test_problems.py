@@ -72,6 +72,11 @@ CASES: list[tuple[Path, object, str]] = [
     (("data", "validate", "path"), "./stories.txt", "data.validate.path: './stories.txt' is the text that is trained"),
     (("data", "distill", "path"), "inlay:other/train", "data.distill.path: 'inlay:other/train' does not ship"),
     (("seed",), -1, "seed: -1 is out of range"),
+    (("recover", "workers"), 0, "recover.workers: 0 is out of range; it must be at least 1"),
+    (("recover", "workers"), 3, "recover.workers: 3 ranks cannot share a batch of 8 sequences evenly; make it a"),
+    (("recover", "sharding"), "full", "recover.sharding: 'full' has nothing to share the weights with; set"),
+    (("recover", "sharding"), "half", "recover.sharding: 'half' is not known here; write 'none' or 'full'"),
+    (("recover",), {"workers": 4, "batch_size": 6}, "recover.workers: 4 ranks cannot share a batch of 6 sequences"),
     (("cluster", "memory_per_worker"), "2G", "cluster.memory_per_worker: '2G' has the unit `G`"),
     (("tracking",), {"uri": "postgresql://ada:word@db/x"}, "tracking.uri: has a password in it, which would be kept"),
     (("data", "distill", "path"), "s3://key:word@b/x", "data.distill.path: has a password in it"),
@@ -98,6 +103,28 @@ def test_one_mistake_is_one_line(values: dict[str, Any], path: Path, value: obje
     assert str(caught.value).startswith(f"job: {start}")
     assert "\n" not in str(caught.value)
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("section", "change", "message"),
+    [
+        ("cluster", {"workers": 2}, "4 ranks need as many of the job's workers, and cluster.workers is 2; raise it"),
+        ("cluster", {"workers": 1}, "4 ranks need as many of the job's workers, and cluster.workers is 1; raise it"),
+        (
+            "hardware",
+            {"device": "cuda:1"},
+            "4 ranks cannot all use the device cuda:1; set hardware.device to cuda, and",
+        ),
+    ],
+)
+def test_ranks_must_find_their_places(
+    values: dict[str, Any], section: str, change: dict[str, Any], message: str
+) -> None:
+    wrong = values | {"recover": {"workers": 4}, section: values.get(section, {}) | change}
+    with pytest.raises(UserError) as caught:
+        Job.from_dict(wrong)
+    assert str(caught.value).startswith(f"job: recover.workers: {message}")
+    assert Job.from_dict(wrong | {"recover": {"workers": 1}}).recover.workers == 1
 
 
 def test_all_at_once_and_in_their_words(values: dict[str, Any]) -> None:

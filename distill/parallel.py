@@ -1,0 +1,127 @@
+"""Several processes that train one model: each takes its rows of every batch, and their gradients are added up.
+
+The processes are those of torch.distributed's default group (gloo on CPUs, NCCL on GPUs). Weights are either whole in
+every process, or sharded with FSDP2 (`shard`): then a process holds its rows of every tensor, and a decoder layer is
+gathered only while it computes. What every process does is fixed by the number of processes, so a run repeats bit for
+bit. Shapes: B batch, S sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+_BUCKET_ELEMENTS = 1 << 24
+"""Gradients sent at once: 64 MiB in float32, what is held beside them."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes of one training run, as one of them sees them; alone by default."""
+
+    index: int = 0
+    """This process, from 0."""
+    count: int = 1
+    """All of them, at least 1."""
+    sharded: bool = False
+    """Whether the weights are sharded among them, so that FSDP2 adds the gradients up."""
+
+    def part(self, batch_BS: Tensor) -> Tensor:
+        """This process's rows of a batch: consecutive ones, as many as the others' or one more.
+
+        Raises:
+            ValueError: a process would have no row, or, sharded, another number than the others.
+        """
+        if len(batch_BS) < self.count or (self.sharded and len(batch_BS) % self.count):
+            wanted = "a multiple of it" if self.sharded else "at least as many"
+            raise ValueError(f"a batch of {len(batch_BS)} sequences for {self.count} ranks: give {wanted}")
+        return batch_BS.tensor_split(self.count)[self.index]
+
+    def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replaces the gradients of whole weights by their sum over the processes; FSDP2 did it for sharded ones."""
+        if self.count == 1 or self.sharded:
+            return
+        for bucket in _buckets([p.grad for p in parameters if p.grad is not None]):
+            flat = torch.cat([gradient.flatten() for gradient in bucket])
+            dist.all_reduce(flat)
+            sizes = [gradient.numel() for gradient in bucket]
+            for gradient, part in zip(bucket, torch.split(flat, sizes), strict=True):
+                gradient.copy_(part.view_as(gradient))
+
+    def add(self, values: Sequence[float], device: torch.device) -> list[float]:
+        """The sum of each value over the processes, the same in all of them; `device` is where the group works."""
+        if self.count == 1:
+            return list(values)
+        summed = torch.tensor(values, dtype=torch.float64, device=device)
+        dist.all_reduce(summed)
+        added: list[float] = summed.tolist()
+        return added
+
+    def agree(self, answer: bool, device: torch.device) -> bool:
+        """The answer of the first process, in all of them: clocks differ."""
+        return bool(self.add([float(answer and self.index == 0)], device)[0])
+
+
+def world_mesh(device: torch.device) -> Any:
+    """All processes of the group as the one dimension that `shard` cuts along."""
+    from torch.distributed.device_mesh import init_device_mesh
+
+    return init_device_mesh(device.type, (dist.get_world_size(),))
+
+
+def shard(module: Any, mesh: Any) -> None:
+    """Shards the weights of a module with FSDP2, in place, as one unit that is gathered while it computes.
+
+    Shard a model's decoder layers first and the model itself last: what is left (embedding, final norm, head) is its
+    unit, and stays gathered from `forward_hidden` to the end of the backward. Gradients of the processes are added, not
+    averaged.
+    """
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+
+    fully_shard(module, mesh=mesh)
+    module.set_gradient_divide_factor(1.0)
+    module.set_force_sum_reduction_for_comms(True)  # gloo has no scaled sum
+    if hasattr(module, "forward_hidden"):
+        register_fsdp_forward_method(module, "forward_hidden")
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What this process holds of a tensor: its own rows when it is sharded, else all."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether the processes hold different rows of it."""
+    return isinstance(tensor, DTensor)
+
+
+def laid_out_like(whole: Tensor, like: Tensor) -> Tensor:
+    """A copy of a whole tensor on the device of `like`, cut to this process's rows where `like` is sharded."""
+    if not isinstance(like, DTensor):
+        return whole.detach().to(like.device, copy=True)
+    # Every process has the whole tensor at hand, so nothing is sent.
+    cut: Tensor = distribute_tensor(whole.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+    return cut.clone()
+
+
+def whole_number(value: Tensor) -> float:
+    """A scalar as a float, added up over the processes where they hold parts of it."""
+    return float(value.full_tensor() if isinstance(value, DTensor) else value)
+
+
+def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """The tensors in their order, in groups of at most the bucket's size or of one."""
+    bucket: list[Tensor] = []
+    for tensor in tensors:
+        if bucket and sum(each.numel() for each in bucket) + tensor.numel() > _BUCKET_ELEMENTS:
+            yield bucket
+            bucket = []
+        bucket.append(tensor)
+    if bucket:
+        yield bucket

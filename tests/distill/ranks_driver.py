@@ -1,0 +1,119 @@
+"""Run as a program by test_parallel.py, one process a rank: the trainings that are compared there."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import sys
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+
+from inlay.distill.checkpoint import Checkpoint, TrainingState, read_state, write_state
+from inlay.distill.globally import GlobalSettings, distill_globally
+from inlay.distill.parallel import Ranks, is_sharded, shard, world_mesh
+
+INDEX, COUNT, PORT, FOLDER = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], Path(sys.argv[4])
+STEPS = 6
+SETTINGS = GlobalSettings(steps=STEPS, learning_rate=3e-3)
+ALONE, WHOLE, SHARDED = Ranks(), Ranks(INDEX, COUNT), Ranks(INDEX, COUNT, sharded=True)
+
+
+def small() -> Any:
+    """The models and batches of test_globally.py."""
+    spec = importlib.util.spec_from_file_location("small", Path(__file__).with_name("test_globally.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["small"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+SMALL = small()
+
+
+@dataclass(kw_only=True)
+class Parts(Checkpoint):
+    """A file a rank; all are there before anybody goes on."""
+
+    ranks: Ranks
+
+    def save(self, state: TrainingState) -> None:
+        if state.tensors:
+            write_state(Path(self.folder) / f"rank_{self.ranks.index}.safetensors", state)
+        if self.ranks.count > 1:
+            dist.barrier()
+
+    def load(self) -> TrainingState | None:
+        paths = sorted(Path(self.folder).glob("rank_*.safetensors"))
+        return read_state(paths) if paths else None
+
+
+def train(
+    name: str,
+    ranks: Ranks,
+    *,
+    tied: bool = True,
+    size: int = 4,
+    micro_batch: int | None = None,
+    checkpoint: str | None = None,
+    kill_after: int | None = None,
+    spoil: bool = False,
+) -> None:
+    """Trains on these ranks and writes, from every one of them, what came of it under `name`."""
+    parent, child = SMALL.models(tied)
+    if spoil:
+        with torch.no_grad():
+            child.model.layers[3].mlp.down_proj.weight.fill_(float("inf"))
+    if ranks.sharded:
+        mesh = world_mesh(torch.device("cpu"))
+        for model in (parent, child):
+            for unit in (*model.model.layers, model):
+                shard(unit, mesh)
+
+    def on_step(step: int, steps: int, losses: dict[str, float]) -> None:
+        if step == kill_after:
+            raise SMALL.Killed
+
+    kept = None if checkpoint is None else Parts(FOLDER / checkpoint, every_steps=2, every_seconds=None, ranks=ranks)
+    try:
+        result = distill_globally(
+            parent, child, SMALL.batches(STEPS, size), replace(SETTINGS, micro_batch=micro_batch), on_step, kept, ranks
+        )
+    except SMALL.Killed:
+        return
+    weights = {n: (t.full_tensor() if is_sharded(t) else t).detach().clone() for n, t in child.named_parameters()}
+    save_file(weights, FOLDER / f"{name}_{ranks.index}.safetensors")
+    (FOLDER / f"{name}_{ranks.index}.json").write_text(json.dumps(asdict(result)))
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=PORT)
+    dist.init_process_group("gloo", rank=INDEX, world_size=COUNT)
+    if INDEX == 0:
+        train("alone", ALONE, micro_batch=2)
+        train("alone_untied", ALONE, tied=False)
+        train("alone_uneven", ALONE, size=5)
+    train("whole", WHOLE)
+    train("uneven", WHOLE, size=5)
+    train("sharded", SHARDED)
+    train("sharded_untied", SHARDED, tied=False, micro_batch=1)
+    train("diverged", SHARDED, spoil=True)
+    for name, ranks in (("whole", WHOLE), ("sharded", SHARDED)):
+        train(name, ranks, checkpoint=f"{name}_state", kill_after=5)
+        train(f"{name}_resumed", ranks, checkpoint=f"{name}_state")
+    train("moved", SHARDED, checkpoint="moved_state", kill_after=5)
+    if INDEX == 0:
+        train("moved", ALONE, checkpoint="moved_state")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""Global distillation on two real processes over gloo, whole and sharded with FSDP2, beside one process.
+
+Tolerances: two ranks with whole weights add the same two numbers as one process that works in two parts, so they are
+equal bit for bit. FSDP2 takes the norm of the gradients from its shards, in another order; AdamW turns a last bit of a
+gradient near zero into a step of any size up to the rate (3e-3), so weights are compared within 1e-3 and losses within
+one in a thousand.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from inlay.distill.checkpoint import TrainingState, read_state, write_state
+from inlay.distill.parallel import Ranks
+
+DRIVER = Path(__file__).with_name("ranks_driver.py")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that two ranks wrote."""
+    folder = tmp_path_factory.mktemp("ranks")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(DRIVER), str(index), "2", port, str(folder)],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )
+        for index in range(2)
+    ]  # fmt: skip
+    try:
+        for rank in ranks:
+            said, _ = rank.communicate(timeout=300)
+            assert rank.returncode == 0, said
+    finally:
+        for rank in ranks:
+            rank.kill()
+    return folder
+
+
+def weights(folder: Path, name: str, rank: int = 0) -> dict[str, Tensor]:
+    return dict(load_file(folder / f"{name}_{rank}.safetensors"))
+
+
+def result(folder: Path, name: str, rank: int = 0) -> Any:
+    return json.loads((folder / f"{name}_{rank}.json").read_text())
+
+
+def assert_same(folder: Path, one: str, other: str, rank: int = 0) -> None:
+    ours, theirs = weights(folder, one), weights(folder, other, rank)
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert result(folder, one) == result(folder, other, rank)
+
+
+def assert_close(folder: Path, one: str, other: str) -> None:
+    ours, theirs = weights(folder, one), weights(folder, other)
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        torch.testing.assert_close(tensor, theirs[name], rtol=0, atol=1e-3)
+    for step, expected in zip(result(folder, one)["curve"], result(folder, other)["curve"], strict=True):
+        assert step == pytest.approx(expected, rel=1e-3)
+
+
+def test_two_ranks_are_one_process_bit_for_bit(trained: Path) -> None:
+    assert_same(trained, "alone", "whole")
+
+
+def test_unequal_parts_count_by_their_sequences(trained: Path) -> None:
+    assert_close(trained, "alone_uneven", "uneven")  # 3 and 2 of 5
+
+
+def test_sharded_ranks_are_close_to_one_process(trained: Path) -> None:
+    assert_close(trained, "alone", "sharded")
+    assert_close(trained, "alone_untied", "sharded_untied")
+
+
+@pytest.mark.parametrize("name", ["whole", "sharded", "uneven", "diverged"])
+def test_all_ranks_hold_the_same(trained: Path, name: str) -> None:
+    assert_same(trained, name, name, rank=1)
+
+
+@pytest.mark.parametrize("name", ["whole", "sharded"])
+def test_killed_ranks_go_on_bit_for_bit(trained: Path, name: str) -> None:
+    assert_same(trained, name, f"{name}_resumed")
+
+
+def test_another_number_of_ranks_goes_on_from_the_shards(trained: Path) -> None:
+    assert_close(trained, "sharded", "moved")
+
+
+def test_a_divergence_fails_every_rank_alike(trained: Path) -> None:
+    told = result(trained, "diverged", rank=1)
+    assert told["status"] == "failed"
+    assert told["reason"].startswith("loss was not finite at step 2 of 6")
+
+
+def test_a_shard_is_a_part_of_the_state(trained: Path) -> None:
+    whole = (trained / "whole_state" / "rank_0.safetensors").stat().st_size
+    shards = [path.stat().st_size for path in sorted((trained / "sharded_state").glob("*.safetensors"))]
+    assert len(list((trained / "whole_state").glob("*.safetensors"))) == 1
+    assert len(shards) == 2
+    assert max(shards) < 0.6 * whole
+    with safe_open(trained / "sharded_state" / "rank_1.safetensors", framework="pt") as file:
+        assert not [name for name in file.keys() if name.startswith("step.")]  # noqa: SIM118 (not a dict)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "size", "message"),
+    [
+        (Ranks(1, 3), 2, "a batch of 2 sequences for 3 ranks: give at least as many"),
+        (Ranks(0, 2, sharded=True), 5, "a batch of 5 sequences for 2 ranks: give a multiple of it"),
+    ],
+)
+def test_a_batch_that_cannot_be_cut_is_named(ranks: Ranks, size: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ranks.part(torch.zeros(size, 8))
+
+
+def test_parts_make_up_the_batch_in_its_order() -> None:
+    batch = torch.arange(7)[:, None]
+    parts = [Ranks(index, 3).part(batch) for index in range(3)]
+    assert [len(part) for part in parts] == [3, 2, 2]
+    assert torch.equal(torch.cat(parts), batch)
+
+
+def test_rows_are_joined_and_empty_shards_are_none(tmp_path: Path) -> None:
+    paths = [tmp_path / f"rank_{index}.safetensors" for index in range(3)]
+    rows = [torch.ones(2, 3), torch.full((1, 3), 2.0), torch.empty(0, 3)]
+    for index, path in enumerate(paths):
+        own = {"step.a": torch.tensor(4.0)} if index == 0 else {}
+        write_state(path, TrainingState({"weight.a": rows[index], **own}, {"done": 4}))
+    state = read_state(paths)
+    assert state.progress == {"done": 4}
+    assert torch.equal(state.tensors["weight.a"], torch.tensor([[1.0] * 3, [1.0] * 3, [2.0] * 3]))
+    assert state.tensors["step.a"] == 4
+    assert "exp_avg.a" not in state.tensors

@@ -1,0 +1,69 @@
+"""Run as a program by test_recover.py, one process a rank: builds a sharded parent and says what that took."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from inlay.cluster.store import Store
+from inlay.distill.parallel import local
+from inlay.nas.families import open_parent
+from inlay.nas.stages.source import Library, WorkerSource
+from inlay.nas.stages.whole import build_sharded, build_whole
+from inlay.nas.tables import PARENT_BLOCK
+
+INDEX, COUNT, PORT, PARENT, STORE = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4], sys.argv[5]
+
+
+class Peak(threading.Thread):
+    """The most memory of its own (not of mapped files) that this process had, looked at every millisecond."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.bytes, self.on = 0, True
+
+    def run(self) -> None:
+        while self.on:
+            self.bytes = max(self.bytes, anonymous_bytes())
+            time.sleep(0.001)
+
+
+def anonymous_bytes() -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon:"))
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=PORT)
+    dist.init_process_group("gloo", rank=INDEX, world_size=COUNT)
+    source = WorkerSource(open_parent(PARENT), Library({}), Store(STORE), torch.float32, torch.device("cpu"))
+    blocks = [PARENT_BLOCK] * source.num_layers
+    ids_BS = torch.arange(24).reshape(2, 12)
+    before, peak = anonymous_bytes(), Peak()
+    peak.start()
+    model = build_sharded(source, blocks, torch.float32, trained=True)
+    peak.on = False
+    held = sum(local(tensor).nbytes for tensor in model.parameters())
+    with torch.no_grad():
+        layers, hidden_BSD = model.forward_hidden(ids_BS)
+        whole = build_whole(source, blocks, torch.float32)
+        expected_layers, expected_BSD = whole.forward_hidden(ids_BS)
+        equal = torch.equal(hidden_BSD, expected_BSD) and all(map(torch.equal, layers, expected_layers))
+        heads = torch.equal(model.head_VD, whole.head_VD)
+    names = [name for name, _ in model.named_parameters()] == [name for name, _ in whole.named_parameters()]
+    total = sum(tensor.nbytes for tensor in whole.parameters())
+    told = {"peak": peak.bytes - before, "held": held, "total": total, "equal": equal and heads, "names": names}
+    print(json.dumps(told))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

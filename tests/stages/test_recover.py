@@ -1,0 +1,153 @@
+"""The recover stage with ranks: the same piece as one worker's, close to it in every number, and found again by it.
+
+Tolerance: the sums of two ranks, and FSDP2's norm of the gradients, differ from one worker's in the last bits; losses
+are compared within one in a thousand, weights within a third of what the training moves them by.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from inlay.cluster import Cluster, ClusterSettings, Record, connect
+from inlay.nas.errors import UserError
+from inlay.nas.job import Job
+from inlay.nas.report.progress import Reporter
+from inlay.nas.stages.recover import recover
+from inlay.nas.stages.run import open_job_parent
+from inlay.nas.stages.search import Search
+from inlay.nas.stages.source import Library
+from inlay.nas.stages.text import pack_texts, store_texts
+from inlay.nas.workspace import Workspace
+
+DRIVER = Path(__file__).with_name("build_driver.py")
+CHILD = (("attention:parent", "ffn:parent"), ("attention:no_op", "ffn:parent"), ("attention:parent", "ffn:no_op"))
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    with connect(ClusterSettings(workers=2)) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory, cluster: Cluster, small_job: Callable[..., Job]) -> Any:
+    """The workspace and the record of one worker."""
+    place = Workspace(tmp_path_factory.mktemp("one"))
+    return place, trained(place, small_job(), cluster)
+
+
+@pytest.fixture(scope="module")
+def small_job(tiny_parent: Callable[..., Path], texts: tuple[Path, Path]) -> Callable[..., Job]:
+    """`small_job(workers=2)`: a job on a tiny parent, with these keys under `recover`."""
+
+    def make(**recovery: Any) -> Job:
+        return Job.from_dict(
+            {
+                "parent": str(tiny_parent("llama")),
+                "data": {
+                    "distill": {"path": str(texts[0]), "sequence_length": 32},
+                    "validate": {"path": str(texts[1]), "tokens": 512},
+                },
+                "space": {"attention": ["no_op"], "ffn": ["no_op"]},
+                "recover": {"tokens": 2560, "learning_rate": 1e-3, "batch_size": 4, **recovery},
+                "budget": {"parameters": "0.9x"},
+            }
+        )
+
+    return make
+
+
+def trained(place: Workspace, job: Job, cluster: Cluster) -> Record:
+    parent = open_job_parent(job)
+    search = Search(job, place, parent, cluster, Reporter())
+    texts = store_texts(pack_texts(job, parent.tokenizer()), place)
+    record = recover(search, texts.recover, Library({}), {"child": CHILD, "uniform": CHILD})["child"]
+    assert not list((search.scratch / "recover").iterdir())
+    return record
+
+
+def weights(place: Workspace, record: Record) -> dict[str, torch.Tensor]:
+    return dict(load_file(place.store.blob_path(record.blobs["model"])))
+
+
+@pytest.mark.parametrize("sharding", [pytest.param("none", marks=pytest.mark.slow), "full"])
+def test_ranks_train_the_same_piece(
+    sharding: str, one: Any, tmp_path: Path, cluster: Cluster, small_job: Callable[..., Job]
+) -> None:
+    place, record = Workspace(tmp_path), one[1]
+    ours = trained(place, small_job(workers=2, sharding=sharding), cluster)
+    assert (ours.key, ours.label, ours.seed, ours.state) == (record.key, record.label, record.seed, record.state)
+    assert (ours.values["status"], ours.values["tokens"]) == ("trained", record.values["tokens"])
+    for step, expected in zip(ours.values["curve"], record.values["curve"], strict=True):
+        assert step == pytest.approx(expected, rel=1e-3)
+    theirs, mine = weights(one[0], record), weights(place, ours)
+    assert {name: (t.shape, t.dtype) for name, t in mine.items()} == {
+        name: (t.shape, t.dtype) for name, t in theirs.items()
+    }
+    for name, tensor in mine.items():
+        torch.testing.assert_close(tensor, theirs[name], rtol=0, atol=1e-4)
+
+
+def test_what_one_worker_trained_is_not_trained_again(one: Any, small_job: Callable[..., Job]) -> None:
+    place, record = one
+    with connect(ClusterSettings(workers=2)) as untouched:
+        assert trained(place, small_job(workers=2, sharding="full"), untouched) == record
+        assert not untouched.started
+
+
+def test_more_ranks_than_this_machine_has_are_refused(
+    tmp_path: Path, cluster: Cluster, small_job: Callable[..., Job]
+) -> None:
+    with pytest.raises(UserError) as caught:
+        trained(Workspace(tmp_path), small_job(workers=4), cluster)
+    assert str(caught.value) == (
+        "recover.workers: 4 ranks need as many CPUs, and this machine has 2; lower it, or name a cluster in "
+        "cluster.address; all else is kept"
+    )
+
+
+@pytest.mark.parametrize(
+    ("family", "sizes"),
+    [
+        # 60 MB of weights that are tied, and a family with biases, untied, whose rows two ranks cannot share evenly.
+        ("llama", {"num_hidden_layers": 12, "hidden_size": 320, "intermediate_size": 1024}),
+        pytest.param("qwen2", {"num_hidden_layers": 2, "intermediate_size": 49}, marks=pytest.mark.slow),
+    ],
+)
+def test_a_sharded_model_is_the_whole_one_and_takes_its_shard(
+    family: str, sizes: dict[str, int], tmp_path: Path, tiny_parent: Callable[..., Path]
+) -> None:
+    folder = tiny_parent(family, **sizes)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(DRIVER), str(index), "2", port, str(folder), str(tmp_path)],
+            stdout=subprocess.PIPE, text=True,
+        )
+        for index in range(2)
+    ]  # fmt: skip
+    try:
+        told = [json.loads(rank.communicate(timeout=200)[0].splitlines()[-1]) for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    total = told[0]["total"]
+    assert sum(each["held"] for each in told) == total
+    for each in told:
+        assert each["equal"]
+        assert each["names"]
+        if total > 50_000_000:
+            assert each["held"] < 0.51 * total
+            assert each["peak"] < 0.8 * total, "more than a shard, one layer and the ends was held at once"
