@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import secrets
 import shutil
@@ -11,12 +12,15 @@ import signal
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from inlay.cluster.capacity import Growth, misfit, read_growth, room
 from inlay.cluster.errors import ConnectError
+from inlay.cluster.pieces import Resources
 
 _MIB = 1 << 20
 # Nothing is reported anywhere, and a worker's devices stay visible to pieces that book none of them.
@@ -41,7 +45,9 @@ class ClusterSettings:
     """How pieces reach their workers."""
 
     workers: int | None = None
-    """Pieces at once, at least 1; None is the number of CPUs that this process may use (or that the cluster has)."""
+    """Pieces at once at most, at least 1; None is as many shares as this process may use (or the cluster holds)."""
+    share: Resources = field(default_factory=Resources)
+    """What one worker books."""
     address: str | None = None
     """None starts a Ray of our own and looks for no other; `auto` takes RAY_ADDRESS or the cluster of this machine."""
     object_store_bytes: int = 100 * _MIB
@@ -71,13 +77,12 @@ class Cluster:
 
     @property
     def workers(self) -> int:
-        """Pieces at once."""
-        if self.settings.workers is not None:
-            return self.settings.workers
+        """Pieces at once: as many shares as there is room for, within the limit of the settings."""
         if self.settings.address is None:
-            return usable_cpus()
+            return self.settings.workers or max(int(usable_cpus() / self.settings.share.cpus), 1)
         self.start()
-        return max(int(sum(node["Resources"].get("CPU", 0) for node in live_nodes())), 1)
+        found = max(room([node["Resources"] for node in live_nodes()], self.settings.share), 1)
+        return min(found, self.settings.workers or found)
 
     @property
     def elastic(self) -> bool:
@@ -85,9 +90,11 @@ class Cluster:
         return self.settings.address is not None
 
     @property
-    def grows(self) -> bool:
-        """Whether the number of pieces at once follows the cluster's size."""
-        return self.elastic and self.settings.workers is None
+    def window(self) -> int:
+        """Pieces to send at once: where nodes may come, more than fit, which makes an autoscaler add some."""
+        if not self.elastic:
+            return self.workers
+        return self.settings.workers or 2 * self.workers
 
     @property
     def scratch(self) -> Path:
@@ -109,7 +116,7 @@ class Cluster:
         if self.settings.address is None:
             options = {
                 "address": "local",
-                "num_cpus": self.workers,
+                "num_cpus": math.ceil(self.workers * self.settings.share.cpus),
                 "object_store_memory": self.settings.object_store_bytes,
                 "include_dashboard": False,
             }
@@ -140,6 +147,18 @@ class Cluster:
         task = ray.remote(_import_modules).options(num_cpus=1, max_retries=0, scheduling_strategy="SPREAD")
         for _ in range(self.workers):
             task.remote(modules)
+
+    def check_share(self, patience_seconds: float = 30.0) -> None:
+        """Raise ValueError when no node can ever hold a worker; nodes that are just starting are given the patience.
+
+        A cluster that can grow is waited for by the pieces themselves.
+        """
+        self.start()
+        deadline = time.monotonic() + (patience_seconds if self.elastic else 0)
+        while (reason := misfit([node["Resources"] for node in live_nodes()], self.settings.share)) and not growth():
+            if time.monotonic() > deadline:
+                raise ValueError(reason)
+            time.sleep(1)
 
     def close(self) -> None:
         """End our Ray, or leave the cluster; files of ours that may be lost are removed."""
@@ -174,6 +193,22 @@ def live_nodes() -> list[dict[str, Any]]:
 
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     return [node for node in nodes if node["Alive"]]
+
+
+def check_machine(settings: ClusterSettings) -> None:
+    """Raise ValueError when workers are to be on this machine and it has too few CPUs for one; starts nothing."""
+    cpus = Resources(cpus=settings.share.cpus)
+    reason = misfit([{"CPU": usable_cpus()}], cpus) if settings.address is None else None
+    if reason is not None:
+        raise ValueError(reason)
+
+
+def growth() -> Growth | None:
+    """Return what the cluster's autoscaler says, None where there is none."""
+    from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    return read_growth(_internal_kv_get(DEBUG_AUTOSCALING_STATUS))
 
 
 def usable_cpus() -> int:

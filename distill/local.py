@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -21,6 +21,8 @@ from inlay.distill.updates import Slot, error_of, slot_input, update_of
 from inlay.kernels import update_mse, update_scale
 
 Through = Literal["subblock", "layer"]
+Batch = Sequence[tuple[Tensor, Any]]
+"""Parts of a batch: hidden states [B, S, D] and what attention needs beside them."""
 _SNAPSHOT_STEPS = 32
 
 
@@ -101,13 +103,15 @@ def train_layer(
     batches: Iterable[tuple[Tensor, Any]],
     settings: LocalSettings,
     on_step: Callable[[int, int], None] | None = None,
+    cut: Callable[[Tensor, Any], Batch] | None = None,
 ) -> list[BranchResult]:
     """Trains all variants of one layer on the parent's inputs to it; results stand in the order of `branches`.
 
     `parent_layer` has both subblocks and is frozen. `batches` yields (hidden_BSD, context) `settings.steps` +
     `settings.held_out` times: the parent's input to the layer and what its attention needs besides. A variant whose
     loss stops being finite goes back to its last finite weights once, at a third of the rate; the second time it is
-    failed and the others go on unchanged. `on_step(step, steps)` is called after every step, 1-based.
+    failed and the others go on unchanged. `on_step(step, steps)` is called after every step, 1-based. `cut` gives a
+    batch as parts with a context each, whose gradients add up: the same effective batch in less memory.
 
     Raises:
         ValueError: too few or too many batches.
@@ -120,7 +124,7 @@ def train_layer(
     for step, (hidden_BSD, context) in enumerate(_held_back(batches, settings.held_out, held_out), start=1):
         if step > settings.steps:
             raise ValueError(f"more batches than the {settings.steps} steps and {settings.held_out} held out")
-        targets = _Targets(parent_layer, hidden_BSD, context, settings.through)
+        targets = _batch_targets(parent_layer, hidden_BSD, context, settings.through, cut)
         live = [trainer for trainer in trainers if not trainer.reason]
         losses = [trainer.backward(targets) for trainer in live]
         for trainer, loss in zip(live, _values(losses), strict=True):
@@ -132,12 +136,31 @@ def train_layer(
             f"{step + len(held_out)} batches came, but {settings.steps} to train on and {settings.held_out} held out "
             "were wanted: give more text or fewer tokens"
         )
-    judged = [_Targets(parent_layer, hidden_BSD, context, settings.through) for hidden_BSD, context in held_out]
+    judged = [
+        _batch_targets(parent_layer, hidden_BSD, context, settings.through, cut) for hidden_BSD, context in held_out
+    ]
     return [trainer.result(judged) for trainer in trainers]
 
 
+def _batch_targets(
+    parent_layer: Any,
+    hidden_BSD: Tensor,
+    context: Any,
+    through: Through,
+    cut: Callable[[Tensor, Any], Batch] | None,
+) -> list[_Targets]:
+    """The parent's side of a batch, part by part; errors are relative to the whole batch, so that parts' losses add."""
+    parts: Batch = [(hidden_BSD, context)] if cut is None else cut(hidden_BSD, context)
+    found = [_Targets(parent_layer, part_BSD, own, through) for part_BSD, own in parts]
+    if len(found) > 1:
+        scales = {slot: torch.stack([part.scales[slot] for part in found]).sum() for slot in found[0].scales}
+        for part in found:
+            part.scales = scales
+    return found
+
+
 class _Targets:
-    """The parent's side of one batch: what every variant reads, and what it should answer."""
+    """The parent's side of one batch, or a part of one: what every variant reads, and what it should answer."""
 
     def __init__(self, parent_layer: Any, hidden_BSD: Tensor, context: Any, through: Through) -> None:
         with torch.no_grad():
@@ -179,12 +202,15 @@ class _Trainer:
         self.setbacks = 0
         self.reason = ""
 
-    def backward(self, targets: _Targets) -> Tensor:
+    def backward(self, parts: list[_Targets]) -> Tensor:
         """Leaves the gradients of a batch in the parameters; returns its loss."""
         self.optimizer.zero_grad(set_to_none=True)
-        loss = targets.loss(self.branch)
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss.detach()
+        losses = []
+        for part in parts:
+            loss = part.loss(self.branch)
+            loss.backward()  # type: ignore[no-untyped-call]
+            losses.append(loss.detach())
+        return _sum(losses)
 
     def advance(self, step: int, loss: float) -> None:
         """One step of the optimizer, or back to the last finite weights."""
@@ -225,7 +251,7 @@ class _Trainer:
                 parameter.copy_(value)
 
     @torch.no_grad()
-    def result(self, judged: list[_Targets]) -> BranchResult:
+    def result(self, judged: list[list[_Targets]]) -> BranchResult:
         """Start against end on the held-out batches; the better one is kept."""
         label = self.branch.label
         trained = self._copy()
@@ -242,8 +268,13 @@ class _Trainer:
         state = {name: tensor.detach().clone() for name, tensor in self.branch.layer.state_dict().items()}
         return BranchResult(label, "trained", "", kept, state, self.curve, start_loss, min(start_loss, final_loss))
 
-    def _held_out_loss(self, judged: list[_Targets]) -> float:
-        return sum(_values([targets.loss(self.branch) for targets in judged])) / len(judged)
+    def _held_out_loss(self, judged: list[list[_Targets]]) -> float:
+        losses = [_sum([part.loss(self.branch) for part in parts]) for parts in judged]
+        return sum(_values(losses)) / len(judged)
+
+
+def _sum(losses: list[Tensor]) -> Tensor:
+    return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
 
 def _values(losses: list[Tensor]) -> list[float]:

@@ -22,6 +22,8 @@ def cross_problems(sections: Mapping[str, Any], folder: Path) -> list[Problem]:
     if "data" in sections:
         found += _texts(sections["data"], folder)
         found += _token_counts(sections)
+    if "hardware" in sections and "cluster" in sections:
+        found += _shares(sections["cluster"], sections["hardware"].device)
     if "hardware" in sections:
         found += _scenarios(sections["hardware"])
         if "budget" in sections:
@@ -63,6 +65,13 @@ def _token_counts(sections: Mapping[str, Any]) -> list[Problem]:
         for field, tokens in counts.items()
         if tokens < needed[field]
     ]
+
+
+def _shares(cluster: Any, device: str) -> list[Problem]:
+    if device == "cpu" and cluster.gpus_per_worker:
+        text = f"{cluster.gpus_per_worker:g} books GPUs, but hardware.device is cpu; leave it out, or set the device"
+        return [Problem("cluster.gpus_per_worker", text)]
+    return []
 
 
 def _scenarios(hardware: Any) -> list[Problem]:

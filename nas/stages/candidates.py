@@ -126,7 +126,7 @@ def time_architecture(arguments: dict[str, Any], context: PieceContext) -> Piece
         "parent": random_model(config, dtype, device),
         "child": random_model(config.with_blocks(arguments["blocks"]), dtype, device),
     }
-    rounds = rounds_of(models, workload, ROUNDS, device)
+    rounds = rounds_of(models, workload, ROUNDS, device, on_round=context.progress)
     child, parent = (summarise(rounds[name], workload) for name in ("child", "parent"))
     runtime = {name: [p + workload.generate * d for p, d in rounds[name]] for name in models}
     pairs = {
