@@ -136,15 +136,21 @@ class _FanOut:
             self.check_that_all_fit()
         try:
             while self.flights or (self.pending and self.failure is None):
+                if not self.cluster.answers():
+                    time.sleep(_POLL_SECONDS)
+                    continue
                 if self.failure is None:
                     self.send()
                 done, _ = ray.wait(list(self.flights), num_returns=1, timeout=_POLL_SECONDS)
+                if not self.cluster.answers():
+                    continue
                 for reference in done:
                     self.receive(reference)
                 self.poll()
         except BaseException:
-            for reference in self.flights:
-                ray.cancel(reference, force=True)
+            if not self.cluster.lost:
+                for reference in self.flights:
+                    ray.cancel(reference, force=True)
             raise
         if self.failure is not None:
             self.failure.kept = len(self.records)
@@ -207,11 +213,18 @@ class _FanOut:
     def receive(self, reference: Any) -> None:
         import ray
 
+        try:
+            outcome: Outcome | Exception = ray.get(reference)
+        except ray.exceptions.RayError as error:
+            if self.head_went_too():
+                return
+            outcome = error
         flight = self.flights.pop(reference)
         piece = flight.piece
         _forget_progress(flight.progress_key)
         try:
-            outcome: Outcome = ray.get(reference)
+            if isinstance(outcome, Exception):
+                raise outcome
         except ray.exceptions.RayTaskError as error:
             self.fail(piece, type(error.cause or error).__name__, str(error.cause or error), str(error))
         except ray.exceptions.OutOfMemoryError:
@@ -230,6 +243,13 @@ class _FanOut:
                 self.lose(piece, f"it ran out of memory: {outcome.message}", "memory")
             else:
                 self.fail(piece, outcome.kind, outcome.message, outcome.details)
+
+    def head_went_too(self) -> bool:
+        """Tell whether a piece was lost because all is: nothing may be asked of Ray then, and the piece stays."""
+        if not self.cluster.elastic:
+            return False
+        time.sleep(_POLL_SECONDS)  # what ran on the head's machine does not end at the very same moment
+        return not self.cluster.answers()
 
     def commit(self, piece: Piece, record: Record) -> None:
         self.records[piece.key] = record

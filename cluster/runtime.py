@@ -31,6 +31,8 @@ _RAY_ENVIRONMENT = {
 }
 # Ray has no other switch for it: without clusters, as on desktops, every port of its processes is on the loopback.
 LOOPBACK_ONLY = ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+# A head may be silent for so long before its cluster counts as lost; after twice that Ray ends the process itself.
+LOST_SECONDS = 30.0
 _WORKER_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
@@ -72,6 +74,10 @@ class Cluster:
     def __init__(self, settings: ClusterSettings) -> None:
         self.settings = settings
         self.started = False
+        self.lost = False
+        """Whether the head has been silent for so long that Ray is not to be asked anything any more."""
+        self._silent_since: float | None = None
+        self._gcs = ""
         self._session: Path | None = None
         self._sandbox = Path(tempfile.mkdtemp(prefix="inlay-"))
 
@@ -137,7 +143,26 @@ class Cluster:
             raise ConnectError(_refusal(self.settings.address, error)) from error
         _silence(ray)
         self._session = _session_folder(ray)
+        self._gcs = ray.get_runtime_context().gcs_address
         self.started = True
+
+    def answers(self) -> bool:
+        """Tell whether the head of a running cluster is there; raises ConnectError when it was silent for too long.
+
+        Ray waits for a minute inside the calls that need the head, and then ends the process without a word to it.
+        """
+        if self.settings.address is None:
+            return True
+        try:
+            _connect(self._gcs)
+        except OSError:
+            self._silent_since = self._silent_since or time.monotonic()
+            if time.monotonic() - self._silent_since < LOST_SECONDS:
+                return False
+            self.lost = True
+            raise ConnectError(f"the Ray cluster at {self._gcs} was lost: its head does not answer") from None
+        self._silent_since = None
+        return True
 
     def preload(self, *modules: str) -> None:
         """Have every worker import these modules of ours in the background, while this process prepares the pieces."""
@@ -165,7 +190,8 @@ class Cluster:
         if self.started:
             import ray
 
-            ray.shutdown()
+            if not self.lost:
+                ray.shutdown()
             self.started = False
             if self.settings.address is None and self._session is not None:
                 shutil.rmtree(self._session, ignore_errors=True)
@@ -288,12 +314,17 @@ def _check_reachable(address: str) -> None:
     """Raise ConnectionError when nothing listens at `host:port`; Ray itself would say so after minutes only."""
     if address == "auto":
         address = os.environ.get("RAY_ADDRESS", "auto")
-    host, separator, port = address.rpartition(":")
+    _, separator, port = address.rpartition(":")
     if separator and port.isdigit() and "://" not in address:
         try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+            _connect(address)
         except OSError as error:
             raise ConnectionError(f"nothing answers at {address} ({error.strerror or error})") from error
+
+
+def _connect(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def _silence(ray: Any) -> None:

@@ -171,5 +171,31 @@ def test_a_head_that_goes_ends_a_run_with_one_sentence(ray_nodes: Nodes, job: Pa
             process.kill()
     assert process.returncode == 1, errors
     last = errors.strip().splitlines()[-1]
-    assert last.startswith("inlay: the Ray cluster was lost")
+    assert last.startswith("inlay: the Ray cluster at ")
+    assert " was lost: its head does not answer; what is finished is kept in " in last
     assert "Traceback" not in errors
+
+
+FILLED = """
+import sys
+import numpy
+from inlay.cluster import ClusterSettings, Piece, PieceOutput, Store, connect, run_pieces
+
+def work(arguments, context):
+    return PieceOutput({"long": "x" * 3_000_000, "number": arguments["number"]}, {"blob": bytes(5_000_000)})
+
+pieces = [Piece(f"{n:064}", str(n), "work", 1, work, {"number": n}) for n in range(12)]
+with connect(ClusterSettings(workers=2, object_store_bytes=80 << 20)) as cluster:
+    cluster.start()
+    import ray
+    held = [ray.put(numpy.ones(1 << 20)) for _ in range(12)]  # 96 MiB that stay in use
+    records = run_pieces(Store(sys.argv[1]), pieces, cluster)
+    print(sum(record.values["number"] for record in records), {record.attempts for record in records})
+"""
+
+
+def test_a_full_object_store_is_spilled_and_stops_nothing(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FILLED, str(tmp_path / "w")], capture_output=True, text=True, timeout=200, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "66 {1}\n"), done.stderr

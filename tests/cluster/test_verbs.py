@@ -93,7 +93,7 @@ def test_a_failed_job_is_exit_code_4_and_says_why(home: Path, job: Path) -> None
     job.write_text(yaml.safe_dump(values))
     done = inlay(home, "submit", job, "--id", "fails", "--wait")
     assert done.returncode == 4
-    assert "inlay: the job `fails` is FAILED: Job entrypoint command failed with exit code 2" in done.stderr
+    assert "inlay: the job `fails` is FAILED: the node 127.0.0.1 does not have " in done.stderr
     assert "gone.txt" in inlay(home, "logs", "fails").stdout
     assert "gone.txt" in inlay(home, "status", "fails").stdout
 
