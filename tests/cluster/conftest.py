@@ -112,6 +112,8 @@ class RayNodes:
             "--object-store-memory",
             str(_STORE_BYTES),
         ]
+        # Nodes of one address must not share the ports that are the same on every machine.
+        command += ["--dashboard-agent-listen-port", str(free_port(0)), "--metrics-export-port", str(free_port(0))]
         command += ["--resources", json.dumps(resources or {})]
         environment = os.environ | {
             "RAY_AUTH_MODE": "token",
