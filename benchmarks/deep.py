@@ -75,7 +75,7 @@ def job_of(parent: Path) -> inlay.Job:
             "calibrate": {"tokens": 2048},
             "distill": {"tokens": 4096, "batch_size": 4},
             "budget": {"parameters": "0.7x"},
-            "cluster": {"workers": 2},
+            "cluster": {"max_workers": 2},
         }
     )
 

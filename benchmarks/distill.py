@@ -112,7 +112,7 @@ def stage(parent: Path, texts: Path, tokens: int, workers: int) -> tuple[float, 
             "distill": {"tokens": tokens},
             "recover": {"tokens": tokens},
             "budget": {"runtime": "0.6x"},
-            "cluster": {"workers": workers},
+            "cluster": {"max_workers": workers},
         }
     )
     with tempfile.TemporaryDirectory() as folder, connect(ClusterSettings(workers=workers)) as cluster:

@@ -48,7 +48,7 @@ def job_of(parent: str, budget: dict[str, str], seed: int, folder: Path) -> inla
             "hardware": {"scenarios": [{"name": "chat", "batch_size": 4, "prefill": 128, "generate": 32}]},
             "budget": budget,
             "tracking": {"experiment": "searches", "uri": f"sqlite:///{folder / 'mlflow.db'}"},
-            "cluster": {"workers": 2},
+            "cluster": {"max_workers": 2},
             "seed": seed,
         },
         folder=folder,

@@ -4,6 +4,7 @@ record."""
 from __future__ import annotations
 
 import json
+import math
 import time
 import uuid
 from collections import Counter
@@ -11,15 +12,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from inlay.cluster.capacity import fits, misfit, words
 from inlay.cluster.errors import PieceError
 from inlay.cluster.events import PieceEvent, TimeLeft
 from inlay.cluster.pieces import Piece, Record, Resources, read_record
-from inlay.cluster.runtime import Cluster, live_nodes
+from inlay.cluster.runtime import Cluster, growth, live_nodes
 from inlay.cluster.store import Store
 from inlay.cluster.worker import PROGRESS_NAMESPACE, Order, Outcome, execute, execute_on_gpu
 
 _POLL_SECONDS = 0.5
 _WAITING_SECONDS = 30.0
+# How much an attempt counts towards the retries. A piece that wants less memory each time may try more often, and nodes
+# that come and go all day say nothing about the piece.
+_WEIGHTS = {"worker": 1.0, "memory": 0.5, "node": 0.1}
 
 
 def run_pieces(
@@ -38,10 +43,11 @@ def run_pieces(
     that order.
 
     `ready` is asked before a piece is sent, and again after every record; `on_record` gets every record once, the
-    committed ones first. `deadline_seconds` bounds one attempt of one piece. `retries` more attempts follow a lost
-    worker, or want of memory; an exception of the function ends the call by PieceError once the pieces under way are
-    committed. `exclusive` gives a piece all CPUs of one node, one piece at a time. Pieces may be of several stages.
-    Ray is not started when nothing is missing.
+    committed ones first. A piece that reports no progress for `deadline_seconds` is ended and tried again. `retries`
+    more attempts follow a lost worker or a missed deadline, twice as many want of memory, ten times as many a lost
+    node. An exception of the function ends the call by PieceError once the pieces under way are committed.
+    `exclusive` gives a piece all CPUs of one node, one piece at a time. Pieces may be of several stages. Ray is not
+    started when nothing is missing.
     """
     kept, stale = _survey(store, pieces)
     fanout = _FanOut(store, pieces, cluster, kept, on_event, on_record, ready, deadline_seconds, retries, exclusive)
@@ -77,7 +83,10 @@ class _Flight:
     piece: Piece
     progress_key: str
     started: float | None = None
+    moved: float = 0.0
+    """When its progress was last seen to change."""
     fraction: float = 0.0
+    node: str = ""
     overdue: bool = False
 
 
@@ -95,8 +104,7 @@ class _FanOut:
     exclusive: bool
     pending: list[Piece] = field(init=False)
     flights: dict[Any, _Flight] = field(default_factory=dict, init=False)
-    losses: dict[str, list[str]] = field(default_factory=dict, init=False)
-    memory_losses: dict[str, int] = field(default_factory=dict, init=False)
+    losses: dict[str, Counter[str]] = field(default_factory=dict, init=False)
     failure: PieceError | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -104,8 +112,7 @@ class _FanOut:
             raise ValueError("two pieces of one call have the same key: their labels must differ")
         self.pending = [piece for piece in self.pieces if piece.key not in self.records]
         self.waiting = Counter(piece.stage for piece in self.pending)
-        self.workers = 1 if self.exclusive or self.cluster.grows else self.cluster.workers
-        self.window = self.workers
+        self.workers = self.window = 1
         self.time_left = TimeLeft(self.records.values())
         self.run_id = uuid.uuid4().hex[:12]
         self.polled = 0.0
@@ -124,21 +131,26 @@ class _FanOut:
         self.task = ray.remote(execute)
         # A worker that has used a GPU is not used again: Ray may give its next piece another one.
         self.gpu_task = ray.remote(max_calls=1)(execute_on_gpu)
-        if self.cluster.grows:
-            self.size_window()
+        self.size_window()
         if not self.cluster.elastic:
             self.check_that_all_fit()
         try:
             while self.flights or (self.pending and self.failure is None):
+                if not self.cluster.answers():
+                    time.sleep(_POLL_SECONDS)
+                    continue
                 if self.failure is None:
                     self.send()
                 done, _ = ray.wait(list(self.flights), num_returns=1, timeout=_POLL_SECONDS)
+                if not self.cluster.answers():
+                    continue
                 for reference in done:
                     self.receive(reference)
                 self.poll()
         except BaseException:
-            for reference in self.flights:
-                ray.cancel(reference, force=True)
+            if not self.cluster.lost:
+                for reference in self.flights:
+                    ray.cancel(reference, force=True)
             raise
         if self.failure is not None:
             self.failure.kept = len(self.records)
@@ -162,13 +174,13 @@ class _FanOut:
             )
 
     def size_window(self) -> None:
-        """Set how many pieces are sent at once: where the cluster may grow, more than fit, which makes it grow."""
+        """Set how many pieces are sent at once, which follows the size of the cluster."""
         if not self.exclusive:
-            self.workers = self.cluster.workers
-            self.window = 2 * self.workers
+            self.workers, self.window = self.cluster.workers, self.cluster.window
 
     def submit(self, piece: Piece) -> None:
-        attempt = len(self.losses.get(piece.key, ())) + 1
+        losses = self.losses.get(piece.key, Counter())
+        attempt = losses.total() + 1
         flight = _Flight(piece, f"{self.run_id}/{piece.key}/{attempt}")
         order = Order(
             piece=piece,
@@ -176,21 +188,23 @@ class _FanOut:
             scratch=self.cluster.scratch,
             progress_key=flight.progress_key,
             attempt=attempt,
-            memory_retries=self.memory_losses.get(piece.key, 0),
+            memory_retries=losses["memory"],
             memory_limit_bytes=self.cluster.settings.memory_limit_bytes,
         )
         wish = piece.resources
         options = _exclusive(wish) if self.exclusive else {"num_cpus": wish.cpus, "memory": wish.memory_bytes or None}
         task = self.gpu_task if wish.gpus else self.task
-        task = task.options(name=f"{piece.stage}: {piece.label}", max_retries=0, num_gpus=wish.gpus or None, **options)
+        # What is measured shares its GPU with nobody.
+        gpus = math.ceil(wish.gpus) if self.exclusive else wish.gpus
+        task = task.options(name=f"{piece.stage}: {piece.label}", max_retries=0, num_gpus=gpus or None, **options)
         self.flights[task.remote(order)] = flight
 
     def check_that_all_fit(self) -> None:
-        nodes = live_nodes()
+        nodes = [node["Resources"] for node in live_nodes()]
         for piece in self.pending:
-            if not any(_fits(node, piece.resources) for node in nodes):
+            if reason := misfit(nodes, piece.resources):
                 raise PieceError(
-                    f"{piece.stage}, {piece.label}: no node has {_words(piece.resources)}",
+                    f"{piece.stage}, {piece.label}: {reason}",
                     piece.label,
                     len(self.records),
                     "DoesNotFit",
@@ -199,25 +213,43 @@ class _FanOut:
     def receive(self, reference: Any) -> None:
         import ray
 
+        try:
+            outcome: Outcome | Exception = ray.get(reference)
+        except ray.exceptions.RayError as error:
+            if self.head_went_too():
+                return
+            outcome = error
         flight = self.flights.pop(reference)
         piece = flight.piece
         _forget_progress(flight.progress_key)
         try:
-            outcome: Outcome = ray.get(reference)
+            if isinstance(outcome, Exception):
+                raise outcome
         except ray.exceptions.RayTaskError as error:
             self.fail(piece, type(error.cause or error).__name__, str(error.cause or error), str(error))
         except ray.exceptions.OutOfMemoryError:
-            self.lose(piece, "its node ran out of memory and Ray ended the worker", memory=True)
+            self.lose(piece, "its node ran out of memory and Ray ended the worker", "memory")
         except ray.exceptions.RayError as error:
-            overdue = f"it did not finish within {self.deadline_seconds:g} s" if flight.overdue else ""
-            self.lose(piece, overdue or f"its worker was lost: {type(error).__name__}", memory=False)
+            if flight.overdue:
+                self.lose(piece, f"it made no progress for {self.deadline_seconds:g} s", "worker")
+            elif flight.node and flight.node not in {node["NodeID"] for node in live_nodes()}:
+                self.lose(piece, "its node was lost", "node")
+            else:
+                self.lose(piece, f"its worker was lost: {type(error).__name__}", "worker")
         else:
             if outcome.record is not None:
                 self.commit(piece, outcome.record)
             elif outcome.out_of_memory:
-                self.lose(piece, f"it ran out of memory: {outcome.message}", memory=True)
+                self.lose(piece, f"it ran out of memory: {outcome.message}", "memory")
             else:
                 self.fail(piece, outcome.kind, outcome.message, outcome.details)
+
+    def head_went_too(self) -> bool:
+        """Tell whether a piece was lost because all is: nothing may be asked of Ray then, and the piece stays."""
+        if not self.cluster.elastic:
+            return False
+        time.sleep(_POLL_SECONDS)  # what ran on the head's machine does not end at the very same moment
+        return not self.cluster.answers()
 
     def commit(self, piece: Piece, record: Record) -> None:
         self.records[piece.key] = record
@@ -227,19 +259,19 @@ class _FanOut:
             self.on_record(record)
         self.tell("finished", piece, fraction=1.0)
 
-    def lose(self, piece: Piece, how: str, *, memory: bool) -> None:
-        losses = self.losses.setdefault(piece.key, [])
-        losses.append(how)
-        self.memory_losses[piece.key] = self.memory_losses.get(piece.key, 0) + memory
-        if len(losses) <= self.retries:
+    def lose(self, piece: Piece, how: str, what: Literal["worker", "memory", "node"]) -> None:
+        losses = self.losses.setdefault(piece.key, Counter())
+        losses[what] += 1
+        if sum(_WEIGHTS[kind] * count for kind, count in losses.items()) <= self.retries:
             self.pending.insert(0, piece)
             self.waiting[piece.stage] += 1
             self.tell("retried", piece, note=how)
             return
         self.failure = self.failure or PieceError(
-            f"{piece.stage}, {piece.label}: given up after {len(losses)} attempts, because {how}; finished pieces stay",
+            f"{piece.stage}, {piece.label}: given up after {losses.total()} attempts, because {how}; "
+            "finished pieces stay",
             piece.label,
-            kind="OutOfMemory" if memory else "Lost",
+            kind="OutOfMemory" if what == "memory" else "Lost",
         )
 
     def fail(self, piece: Piece, kind: str, message: str, details: str) -> None:
@@ -252,24 +284,21 @@ class _FanOut:
         if now - self.polled < _POLL_SECONDS:
             return
         self.polled = now
-        if self.cluster.grows:
+        if self.cluster.elastic:
             self.size_window()
         for reference, flight in self.flights.items():
-            fraction = _read_progress(flight.progress_key)
-            if fraction is None:
+            progress = _read_progress(flight.progress_key)
+            if progress is None:
                 continue
+            fraction, flight.node = progress
             self.idle_since = now
             if flight.started is None:
-                flight.started = now
+                flight.started = flight.moved = now
                 self.tell("started", flight.piece)
             if fraction > flight.fraction:
-                flight.fraction = fraction
+                flight.fraction, flight.moved = fraction, now
                 self.tell("progress", flight.piece, fraction=fraction)
-            if (
-                self.deadline_seconds is not None
-                and now - flight.started > self.deadline_seconds
-                and not flight.overdue
-            ):
+            if self.deadline_seconds is not None and now - flight.moved > self.deadline_seconds and not flight.overdue:
                 import ray
 
                 flight.overdue = True
@@ -277,7 +306,7 @@ class _FanOut:
         if self.flights and now - self.idle_since > _WAITING_SECONDS:
             self.idle_since = now
             piece = next(iter(self.flights.values())).piece
-            self.tell("waiting", piece, note=f"no worker with {_words(piece.resources)} has come yet")
+            self.tell("waiting", piece, note=_what_is_waited_for(piece.resources))
 
     def tell(
         self,
@@ -307,7 +336,7 @@ def _exclusive(wish: Resources) -> dict[str, Any]:
     """
     import ray
 
-    fitting = [node for node in live_nodes() if _fits(node, wish)]
+    fitting = [node for node in live_nodes() if fits(node["Resources"], wish)]
     if not fitting:
         return {"num_cpus": wish.cpus, "memory": wish.memory_bytes or None}
     node = max(fitting, key=lambda node: (node["Resources"]["CPU"], node["NodeID"]))
@@ -315,26 +344,25 @@ def _exclusive(wish: Resources) -> dict[str, Any]:
     return {"num_cpus": node["Resources"]["CPU"], "scheduling_strategy": pinned}
 
 
-def _fits(node: dict[str, Any], wish: Resources) -> bool:
-    has = node["Resources"]
-    wishes = {"CPU": wish.cpus, "GPU": wish.gpus, "memory": wish.memory_bytes}
-    return all(has.get(name, 0) >= amount for name, amount in wishes.items())
+def _what_is_waited_for(wish: Resources) -> str:
+    nodes = [node["Resources"] for node in live_nodes()]
+    lacking = misfit(nodes, wish)
+    grows = growth()
+    if lacking is None:
+        taken = f"every node that can hold a worker with {words(wish)} is taken by other work"
+        return taken if grows is None else f"{taken}; {grows}"
+    return f"{lacking}; {'it waits for such a node to come' if grows is None else grows}"
 
 
-def _words(wish: Resources) -> str:
-    parts = [f"{wish.cpus:g} CPU"]
-    if wish.gpus:
-        parts.append(f"{wish.gpus:g} GPU")
-    if wish.memory_bytes:
-        parts.append(f"{wish.memory_bytes} bytes of memory")
-    return ", ".join(parts)
-
-
-def _read_progress(key: str) -> float | None:
+def _read_progress(key: str) -> tuple[float, str] | None:
+    """Return the fraction done and the node where the piece runs, None while it waits."""
     from ray.experimental.internal_kv import _internal_kv_get
 
     value = _internal_kv_get(key, namespace=PROGRESS_NAMESPACE)
-    return None if value is None else float(json.loads(value)["fraction"])
+    if value is None:
+        return None
+    told = json.loads(value)
+    return float(told["fraction"]), str(told["node"])
 
 
 def _forget_progress(key: str) -> None:

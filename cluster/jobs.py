@@ -6,14 +6,17 @@ Talks plain HTTP, so that looking costs no import of Ray. User mistakes raise Va
 from __future__ import annotations
 
 import os
+import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from inlay.cluster.capacity import Amounts, Growth, misfit, read_growth
 from inlay.cluster.errors import ClusterError
 from inlay.cluster.http import HttpError, ray_authorization, request_json
 from inlay.cluster.ids import is_loopback, parse_job_id, parse_server
+from inlay.cluster.pieces import Resources
 from inlay.cluster.services import JOB_SLOT, find_services, services_folder
 
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
@@ -92,7 +95,7 @@ class JobServer:
             "runtime_env": {"env_vars": dict(environment)},
             "metadata": {f"{_TAG}{name}": value for name, value in tags.items()} | dict(details),
         }
-        if self._has_slots():
+        if any(node.get(JOB_SLOT) for node in self.nodes()):
             request["entrypoint_resources"] = {JOB_SLOT: 1}
         deadline = time.monotonic() + _AGENT_SECONDS
         while True:
@@ -126,11 +129,15 @@ class JobServer:
         lines = str(answer["logs"] or "").splitlines(keepends=True)
         return "".join(line for line in lines if not any(text in line for text in _SERVERS_OWN))
 
-    def follow(self, job_id: str) -> Iterator[str]:
-        """Give what a job writes, as it comes, until it ends."""
-        written = 0
+    def follow(self, job_id: str, on_wait: Callable[[str], None] = lambda reason: None) -> Iterator[str]:
+        """Give what a job writes, as it comes, until it ends; `on_wait` is told what it waits for, at every change."""
+        written, reason = 0, ""
         while True:
-            over = self.job(job_id).is_over
+            job = self.job(job_id)
+            over = job.is_over
+            if job.state == "PENDING" and (now := self.waits_for(job)) != reason:
+                reason = now
+                on_wait(reason)
             text = self.logs(job_id)
             if len(text) > written:
                 yield text[written:]
@@ -160,15 +167,40 @@ class JobServer:
             raise ValueError(f"the job `{job_id}` is {job.state}; stop it first: inlay stop {job_id}")
         self._ask("DELETE", f"/api/jobs/{job_id}", job_id=job_id)
 
-    def _has_slots(self) -> bool:
+    def nodes(self) -> list[Amounts]:
+        """Return the resources of every live node, by Ray's names."""
+        answer = self._ask("GET", "/api/v0/nodes?limit=10000")
         try:
-            status = self._ask("GET", "/api/cluster_status")
-            usage = status["data"]["clusterStatus"]["loadMetricsReport"]["usage"]
-        except (ClusterError, KeyError, TypeError):
-            return False
+            found = answer["data"]["result"]["result"]
+            return [node["resources_total"] for node in found if node["state"] == "ALIVE"]
+        except (KeyError, TypeError):
+            raise ClusterError(f"{self.url} answers, but is not a Ray job server") from None
+
+    def growth(self) -> Growth | None:
+        """Return what the cluster's autoscaler says, None where there is none."""
+        status = (self._ask("GET", "/api/cluster_status").get("data") or {}).get("clusterStatus") or {}
         # The dashboard writes names in camel case.
-        first, *rest = JOB_SLOT.split("_")
-        return JOB_SLOT in usage or first + "".join(part.title() for part in rest) in usage
+        report = {_snake(name): value for name, value in (status.get("autoscalerReport") or {}).items()}
+        return read_growth({"autoscaler_report": report})
+
+    def check_share(self, share: Resources) -> None:
+        """Raise ValueError when no node can ever hold a worker with this share; a cluster that grows may get one."""
+        reason = misfit(self.nodes(), share)
+        if reason is not None and self.growth() is None:
+            raise ValueError(f"cluster: {reason} at {self.url}; ask for less per worker")
+
+    def waits_for(self, job: JobInfo) -> str:
+        """Return what a job that has not started waits for."""
+        slots = int(sum(node.get(JOB_SLOT, 0) for node in self.nodes()))
+        others = [other for other in self.jobs() if other.job_id != job.job_id]
+        running = [other.job_id for other in others if other.state == "RUNNING"]
+        if slots == 0 or len(running) < slots:
+            return "it is being started"
+        before = sum(o.state == "PENDING" and (o.submitted or 0) < (job.submitted or 0) for o in others)
+        turn = "it waits for its turn" + (f" behind {before} other{'' if before == 1 else 's'}" if before else "")
+        shown = ", ".join(running[:5]) + (f" and {len(running) - 5} more" if len(running) > 5 else "")
+        many = "job runs" if slots == 1 else "jobs run"
+        return f"{turn}: {slots} {many} at once here, now {shown}"
 
     def _ask(self, method: str, path: str, value: Any = None, job_id: str = "") -> Any:
         try:
@@ -207,6 +239,10 @@ def _job_info(value: Mapping[str, Any]) -> JobInfo:
         tags={name.removeprefix(_TAG): text for name, text in metadata.items() if name.startswith(_TAG)},
         details={name: text for name, text in metadata.items() if not name.startswith(_TAG)},
     )
+
+
+def _snake(name: str) -> str:
+    return re.sub(r"(?<!^)([A-Z])", r"_\1", name).lower()
 
 
 def _seconds(milliseconds: int | None) -> float | None:

@@ -1,8 +1,9 @@
 """The lock of a workspace: one run at a time, a dead owner is taken over, a live one is named.
 
 A lock is a chain of records `lock/<generation>.json`: the owner is whoever created the highest one, with
-`put_if_absent`, so two newcomers never both take over. A run of the same machine is dead when its process is; of
-another machine, or of another container, when it has not renewed its record for `STALE_SECONDS`.
+`put_if_absent`, so two newcomers never both take over. A run of the same machine is dead when its process is. One of
+another machine, or of another container, is watched: it is alive as soon as it renews its record, and dead when it has
+not for `STALE_SECONDS`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from inlay.cluster.errors import LockedError, StoreError
 from inlay.cluster.store import Store, json_bytes
 
 RENEW_SECONDS = 20.0
-STALE_SECONDS = 180.0
+STALE_SECONDS = 90.0
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,13 @@ class Owner:
 
 
 @contextlib.contextmanager
-def locked(store: Store, name: str = "") -> Iterator[Owner]:
-    """Hold the store's lock as `name` for the body; raises LockedError naming a live owner."""
+def locked(store: Store, name: str = "", on_watch: Callable[[str], None] = lambda text: None) -> Iterator[Owner]:
+    """Hold the store's lock as `name` for the body; raises LockedError naming a live owner.
+
+    `on_watch` is told when an owner elsewhere has to be watched for a while to know whether it lives.
+    """
     owner = _myself(name)
+    _watch(store, on_watch)
     generation = _acquire(store, owner)
     stop = threading.Event()
     renewal = threading.Thread(target=_renew, args=(store, generation, owner, stop), daemon=True, name="inlay-lock")
@@ -84,6 +89,23 @@ def _acquire(store: Store, owner: Owner) -> int:
     return generation
 
 
+def _watch(store: Store, on_watch: Callable[[str], None]) -> None:
+    """Wait until an owner on another machine, who may be dead, shows that it lives or does not."""
+    state = _state(store)
+    if state is None or not _holds(state[1]) or _is_here(_owner(state[1])):
+        return
+    owner = _owner(state[1])
+    on_watch(f"the workspace is held by {owner}; watching for up to {STALE_SECONDS:g} s whether it still lives")
+    while (now := _state(store)) is not None and now[0] == state[0] and _holds(now[1]):
+        if now[1]["renewed"] != state[1]["renewed"]:
+            raise LockedError(_in_use(store, owner))
+        time.sleep(1)
+
+
+def _is_here(owner: Owner) -> bool:
+    return bool(owner.machine) and owner.machine == _machine()
+
+
 def _state(store: Store) -> tuple[int, dict[str, Any]] | None:
     """Return the highest generation and its record; a record that vanished or is damaged counts as a released one."""
     keys = store.list("lock/")
@@ -100,7 +122,7 @@ def _holds(record: dict[str, Any]) -> bool:
     if record.get("released"):
         return False
     owner = _owner(record)
-    if owner.machine and owner.machine == _machine():
+    if _is_here(owner):
         return _process_started(owner.pid) == owner.process_started
     return time.time() - float(record["renewed"]) < STALE_SECONDS
 

@@ -112,7 +112,7 @@ class Record:
     """Peak resident memory of the worker process while the piece ran, libraries included."""
     host: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
-    """Versions of what ran the piece."""
+    """Versions and threads of what ran the piece."""
 
     def identity(self) -> dict[str, Any]:
         """Return what must be equal in every run of the same job, whatever the workers, kills and hosts."""

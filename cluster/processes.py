@@ -91,6 +91,13 @@ def _same(pid: int, started: float) -> psutil.Process | None:
     return None
 
 
+def _started(pid: int) -> float:
+    try:
+        return float(psutil.Process(pid).create_time())
+    except psutil.NoSuchProcess:
+        return 0.0
+
+
 def _family(leader: psutil.Process) -> list[psutil.Process]:
     try:
         return [leader, *leader.children(recursive=True)]
@@ -108,8 +115,13 @@ def _running(processes: Sequence[psutil.Process]) -> list[psutil.Process]:
 
 
 def _session(spawned: Spawned) -> list[psutil.Process]:
-    """Return what still runs in the session that the process led; nobody else's, since it began no earlier."""
-    members = []
+    """Return what still runs in the session that the process led; nobody else's.
+
+    The kernel gives no process the id of a session that has members: where another process has the id, ours is gone.
+    """
+    members: list[psutil.Process] = []
+    if _started(spawned.pid) - spawned.started > 1.0:
+        return members
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError, PermissionError):
             if os.getsid(process.pid) == spawned.pid and process.create_time() >= spawned.started - 1.0:

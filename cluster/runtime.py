@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import secrets
 import shutil
@@ -11,12 +12,15 @@ import signal
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from inlay.cluster.capacity import Growth, misfit, read_growth, room
 from inlay.cluster.errors import ConnectError
+from inlay.cluster.pieces import Resources
 
 _MIB = 1 << 20
 # Nothing is reported anywhere, and a worker's devices stay visible to pieces that book none of them.
@@ -27,6 +31,8 @@ _RAY_ENVIRONMENT = {
 }
 # Ray has no other switch for it: without clusters, as on desktops, every port of its processes is on the loopback.
 LOOPBACK_ONLY = ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+# A head may be silent for so long before its cluster counts as lost; after twice that Ray ends the process itself.
+LOST_SECONDS = 30.0
 _WORKER_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
@@ -41,7 +47,9 @@ class ClusterSettings:
     """How pieces reach their workers."""
 
     workers: int | None = None
-    """Pieces at once, at least 1; None is the number of CPUs that this process may use (or that the cluster has)."""
+    """Pieces at once at most, at least 1; None is as many shares as this process may use (or the cluster holds)."""
+    share: Resources = field(default_factory=Resources)
+    """What one worker books."""
     address: str | None = None
     """None starts a Ray of our own and looks for no other; `auto` takes RAY_ADDRESS or the cluster of this machine."""
     object_store_bytes: int = 100 * _MIB
@@ -66,18 +74,21 @@ class Cluster:
     def __init__(self, settings: ClusterSettings) -> None:
         self.settings = settings
         self.started = False
+        self.lost = False
+        """Whether the head has been silent for so long that Ray is not to be asked anything any more."""
+        self._silent_since: float | None = None
+        self._gcs = ""
         self._session: Path | None = None
         self._sandbox = Path(tempfile.mkdtemp(prefix="inlay-"))
 
     @property
     def workers(self) -> int:
-        """Pieces at once."""
-        if self.settings.workers is not None:
-            return self.settings.workers
+        """Pieces at once: as many shares as there is room for, within the limit of the settings."""
         if self.settings.address is None:
-            return usable_cpus()
+            return self.settings.workers or max(int(usable_cpus() / self.settings.share.cpus), 1)
         self.start()
-        return max(int(sum(node["Resources"].get("CPU", 0) for node in live_nodes())), 1)
+        found = max(room([node["Resources"] for node in live_nodes()], self.settings.share), 1)
+        return min(found, self.settings.workers or found)
 
     @property
     def elastic(self) -> bool:
@@ -85,9 +96,11 @@ class Cluster:
         return self.settings.address is not None
 
     @property
-    def grows(self) -> bool:
-        """Whether the number of pieces at once follows the cluster's size."""
-        return self.elastic and self.settings.workers is None
+    def window(self) -> int:
+        """Pieces to send at once: where nodes may come, more than fit, which makes an autoscaler add some."""
+        if not self.elastic:
+            return self.workers
+        return self.settings.workers or 2 * self.workers
 
     @property
     def scratch(self) -> Path:
@@ -109,7 +122,7 @@ class Cluster:
         if self.settings.address is None:
             options = {
                 "address": "local",
-                "num_cpus": self.workers,
+                "num_cpus": math.ceil(self.workers * self.settings.share.cpus),
                 "object_store_memory": self.settings.object_store_bytes,
                 "include_dashboard": False,
             }
@@ -130,7 +143,26 @@ class Cluster:
             raise ConnectError(_refusal(self.settings.address, error)) from error
         _silence(ray)
         self._session = _session_folder(ray)
+        self._gcs = ray.get_runtime_context().gcs_address
         self.started = True
+
+    def answers(self) -> bool:
+        """Tell whether the head of a running cluster is there; raises ConnectError when it was silent for too long.
+
+        Ray waits for a minute inside the calls that need the head, and then ends the process without a word to it.
+        """
+        if self.settings.address is None:
+            return True
+        try:
+            _connect(self._gcs)
+        except OSError:
+            self._silent_since = self._silent_since or time.monotonic()
+            if time.monotonic() - self._silent_since < LOST_SECONDS:
+                return False
+            self.lost = True
+            raise ConnectError(f"the Ray cluster at {self._gcs} was lost: its head does not answer") from None
+        self._silent_since = None
+        return True
 
     def preload(self, *modules: str) -> None:
         """Have every worker import these modules of ours in the background, while this process prepares the pieces."""
@@ -141,12 +173,25 @@ class Cluster:
         for _ in range(self.workers):
             task.remote(modules)
 
+    def check_share(self, patience_seconds: float = 30.0) -> None:
+        """Raise ValueError when no node can ever hold a worker; nodes that are just starting are given the patience.
+
+        A cluster that can grow is waited for by the pieces themselves.
+        """
+        self.start()
+        deadline = time.monotonic() + (patience_seconds if self.elastic else 0)
+        while (reason := misfit([node["Resources"] for node in live_nodes()], self.settings.share)) and not growth():
+            if time.monotonic() > deadline:
+                raise ValueError(reason)
+            time.sleep(1)
+
     def close(self) -> None:
         """End our Ray, or leave the cluster; files of ours that may be lost are removed."""
         if self.started:
             import ray
 
-            ray.shutdown()
+            if not self.lost:
+                ray.shutdown()
             self.started = False
             if self.settings.address is None and self._session is not None:
                 shutil.rmtree(self._session, ignore_errors=True)
@@ -174,6 +219,22 @@ def live_nodes() -> list[dict[str, Any]]:
 
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     return [node for node in nodes if node["Alive"]]
+
+
+def check_machine(settings: ClusterSettings) -> None:
+    """Raise ValueError when workers are to be on this machine and it has too few CPUs for one; starts nothing."""
+    cpus = Resources(cpus=settings.share.cpus)
+    reason = misfit([{"CPU": usable_cpus()}], cpus) if settings.address is None else None
+    if reason is not None:
+        raise ValueError(reason)
+
+
+def growth() -> Growth | None:
+    """Return what the cluster's autoscaler says, None where there is none."""
+    from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    return read_growth(_internal_kv_get(DEBUG_AUTOSCALING_STATUS))
 
 
 def usable_cpus() -> int:
@@ -253,12 +314,17 @@ def _check_reachable(address: str) -> None:
     """Raise ConnectionError when nothing listens at `host:port`; Ray itself would say so after minutes only."""
     if address == "auto":
         address = os.environ.get("RAY_ADDRESS", "auto")
-    host, separator, port = address.rpartition(":")
+    _, separator, port = address.rpartition(":")
     if separator and port.isdigit() and "://" not in address:
         try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+            _connect(address)
         except OSError as error:
             raise ConnectionError(f"nothing answers at {address} ({error.strerror or error})") from error
+
+
+def _connect(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 def _silence(ray: Any) -> None:

@@ -75,6 +75,7 @@ def start_services(settings: ServiceSettings, on_note: Callable[[str], None] = l
     with _one_at_a_time(settings.folder):
         found = find_services(settings.folder)
         ray, mlflow = found.ray, found.mlflow
+        _end_leftovers(settings.folder, found)
         if mlflow is None:
             on_note("starting MLflow")
             mlflow = _start_mlflow(settings)
@@ -92,6 +93,7 @@ def stop_services(folder: Path) -> Services:
     """End the services of `folder` with everything they started, and return what ran; nobody else's are touched."""
     with _one_at_a_time(folder):
         services = find_services(folder)
+        _end_leftovers(folder, services)
         for service in (services.ray, services.mlflow):
             if service is not None:
                 end(service.process)
@@ -101,13 +103,23 @@ def stop_services(folder: Path) -> Services:
 
 def find_services(folder: Path) -> Services:
     """Return the services of `folder` whose processes run."""
+    alive = {name: service for name, service in _known_services(folder).items() if service.process.alive}
+    return Services(alive.get("ray"), alive.get("mlflow"))
+
+
+def _known_services(folder: Path) -> dict[str, Service]:
     try:
         state = json.loads(_state_path(folder).read_text())
     except (FileNotFoundError, ValueError):
-        return Services(None, None)
-    found = {name: _service(state[name]) for name in ("ray", "mlflow") if state.get(name)}
-    alive = {name: service for name, service in found.items() if service.process.alive}
-    return Services(alive.get("ray"), alive.get("mlflow"))
+        return {}
+    return {name: _service(state[name]) for name in ("ray", "mlflow") if state.get(name)}
+
+
+def _end_leftovers(folder: Path, alive: Services) -> None:
+    """End what a service whose first process was killed has left: it would hold ports and CPUs for ever."""
+    for service in _known_services(folder).values():
+        if service not in (alive.ray, alive.mlflow):
+            end(service.process)
 
 
 def _start_mlflow(settings: ServiceSettings) -> Service:

@@ -105,7 +105,7 @@ def _record(order: Order, output: PieceOutput, blobs: dict[str, str], seconds: f
         seconds=round(seconds, 4),
         peak_bytes=_peak_bytes(),
         host=socket.gethostname(),
-        environment=_environment(),
+        environment=_environment() | ({"memory_retries": str(order.memory_retries)} if order.memory_retries else {}),
     )
 
 
@@ -175,7 +175,11 @@ def _peak_bytes() -> int:
 
 
 def _environment() -> dict[str, str]:
-    versions = {"python": platform.python_version(), "machine": platform.machine()}
+    versions = {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "threads": os.environ["OMP_NUM_THREADS"],
+    }
     for name in ("torch", "transformers", "numpy"):
         if name in sys.modules:
             versions[name] = str(getattr(sys.modules[name], "__version__", "unknown"))
@@ -194,7 +198,10 @@ class _Progress:
     """Writes the fraction done to Ray's key-value table, at most twice a second, where the driver looks for it."""
 
     def __init__(self, key: str) -> None:
+        import ray
+
         self._key = key
+        self._node = ray.get_runtime_context().get_node_id()
         self._written = 0.0
 
     def start(self) -> None:
@@ -209,4 +216,5 @@ class _Progress:
         from ray.experimental.internal_kv import _internal_kv_put
 
         self._written = time.monotonic()
-        _internal_kv_put(self._key, json.dumps({"fraction": fraction}), namespace=PROGRESS_NAMESPACE)
+        told = {"fraction": fraction, "node": self._node}
+        _internal_kv_put(self._key, json.dumps(told), namespace=PROGRESS_NAMESPACE)

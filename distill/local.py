@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -113,12 +113,14 @@ def train_layer(
     batches: Iterable[LayerBatch],
     settings: LocalSettings,
     on_step: Callable[[int, int], None] | None = None,
+    cut: Callable[[LayerBatch], Sequence[LayerBatch]] | None = None,
 ) -> list[BranchResult]:
     """Trains all variants of one layer on the parent's inputs to it; results stand in the order of `branches`.
 
     `parent_layer` has both subblocks and is frozen. `batches` yields `settings.steps` + `settings.held_out` times. A
     variant whose loss stops being finite goes back to its last finite weights once, at a third of the rate; the second
-    time it is failed and the others go on unchanged. `on_step(step, steps)` is called after every step, 1-based.
+    time it is failed and the others go on unchanged. `on_step(step, steps)` is called after every step, 1-based. `cut`
+    gives a batch as parts, whose gradients add up: the same effective batch in less memory.
 
     Raises:
         ValueError: too few or too many batches.
@@ -131,7 +133,7 @@ def train_layer(
     for step, batch in enumerate(_held_back(batches, settings.held_out, held_out), start=1):
         if step > settings.steps:
             raise ValueError(f"more batches than the {settings.steps} steps and {settings.held_out} held out")
-        targets = _Targets(parent_layer, batch, settings.through)
+        targets = _batch_targets(parent_layer, batch, settings.through, cut)
         live = [trainer for trainer in trainers if not trainer.reason]
         losses = [trainer.backward(targets) for trainer in live]
         for trainer, loss in zip(live, _values(losses), strict=True):
@@ -143,12 +145,28 @@ def train_layer(
             f"{step + len(held_out)} batches came, but {settings.steps} to train on and {settings.held_out} held out "
             "were wanted: give more text or fewer tokens"
         )
-    judged = [_Targets(parent_layer, batch, settings.through) for batch in held_out]
+    judged = [_batch_targets(parent_layer, batch, settings.through, cut) for batch in held_out]
     return [trainer.result(judged) for trainer in trainers]
 
 
+def _batch_targets(
+    parent_layer: Any,
+    batch: LayerBatch,
+    through: Through,
+    cut: Callable[[LayerBatch], Sequence[LayerBatch]] | None,
+) -> list[_Targets]:
+    """The parent's side of a batch, part by part; errors are relative to the whole batch, so that parts' losses add."""
+    parts = [batch] if cut is None else cut(batch)
+    found = [_Targets(parent_layer, part, through) for part in parts]
+    if len(found) > 1:
+        scales = {slot: torch.stack([part.scales[slot] for part in found]).sum() for slot in found[0].scales}
+        for part in found:
+            part.scales = scales
+    return found
+
+
 class _Targets:
-    """The parent's side of one batch: what every variant reads, and what it should answer."""
+    """The parent's side of one batch, or a part of one: what every variant reads, and what it should answer."""
 
     def __init__(self, parent_layer: Any, batch: LayerBatch, through: Through) -> None:
         with torch.no_grad():
@@ -195,12 +213,15 @@ class _Trainer:
         self.setbacks = 0
         self.reason = ""
 
-    def backward(self, targets: _Targets) -> Tensor:
+    def backward(self, parts: list[_Targets]) -> Tensor:
         """Leaves the gradients of a batch in the parameters; returns its loss."""
         self.optimizer.zero_grad(set_to_none=True)
-        loss = targets.loss(self.branch)
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss.detach()
+        losses = []
+        for part in parts:
+            loss = part.loss(self.branch)
+            loss.backward()  # type: ignore[no-untyped-call]
+            losses.append(loss.detach())
+        return _sum(losses)
 
     def advance(self, step: int, loss: float) -> None:
         """One step of the optimizer, or back to the last finite weights."""
@@ -241,7 +262,7 @@ class _Trainer:
                 parameter.copy_(value)
 
     @torch.no_grad()
-    def result(self, judged: list[_Targets]) -> BranchResult:
+    def result(self, judged: list[list[_Targets]]) -> BranchResult:
         """Start against end on the held-out batches; the better one is kept."""
         label = self.branch.label
         trained = self._copy()
@@ -258,8 +279,13 @@ class _Trainer:
         state = {name: tensor.detach().clone() for name, tensor in self.branch.layer.state_dict().items()}
         return BranchResult(label, "trained", "", kept, state, self.curve, start_loss, min(start_loss, final_loss))
 
-    def _held_out_loss(self, judged: list[_Targets]) -> float:
-        return sum(_values([targets.loss(self.branch) for targets in judged])) / len(judged)
+    def _held_out_loss(self, judged: list[list[_Targets]]) -> float:
+        losses = [_sum([part.loss(self.branch) for part in parts]) for parts in judged]
+        return sum(_values(losses)) / len(judged)
+
+
+def _sum(losses: list[Tensor]) -> Tensor:
+    return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
 
 def _values(losses: list[Tensor]) -> list[float]:

@@ -36,7 +36,7 @@ def read_pairs(path: Path, problem: Problem, score: Column) -> tuple[PairTerm, .
     found: dict[tuple[tuple[int, int], tuple[int, int]], PairTerm] = {}
     for row in range(table.num_rows):
         where = f"--pairs: {path.name}: row {row + 1}"
-        first, second = sorted(_choice(where, places, *(held[name][row] for name in side), side) for side in SIDES)
+        first, second = sorted(_choice(where, places, held[a][row], held[b][row], (a, b)) for a, b in SIDES)
         if first[0] == second[0]:
             raise UserError(f"{where} joins two variants of layer {first[0]}; a pair is of two layers")
         if (first, second) in found:

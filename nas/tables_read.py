@@ -68,7 +68,7 @@ def _table(name: str, held: Mapping[str, Any], layer: np.ndarray, span: np.ndarr
     _check_keys(name, layer[~is_base], [label for label, base in zip(labels, is_base, strict=True) if not base], span)
     numbers, base, texts = _numbers(name, held, layer, labels)
     chosen = np.flatnonzero(~is_base)
-    return BareTable(name, layer[chosen], span[chosen], [labels[row] for row in chosen], numbers, base, texts)
+    return BareTable(name, layer[chosen], span[chosen], [labels[row] for row in chosen.tolist()], numbers, base, texts)
 
 
 def _joined(name: str, parts: Mapping[str, BareTable]) -> BareTable:

@@ -108,7 +108,7 @@ def _processors(environment: Mapping[str, str]) -> Iterator[Check]:
     text = f"{usable} CPUs"
     if quota is not None and quota < usable:
         yield Check(
-            "processors", "look", f"{text}, but a quota of {quota:g}; set cluster.workers to {max(1, int(quota))}"
+            "processors", "look", f"{text}, but a quota of {quota:g}; set cluster.max_workers to {max(1, int(quota))}"
         )
     else:
         yield Check("processors", "ok", f"{text}, {platform.machine()}")
@@ -145,7 +145,7 @@ def _memory(environment: Mapping[str, str]) -> Iterator[Check]:
     text = f"{show_bytes(free)} of {show_bytes(total)} free"
     few = free < LEAST_MEMORY_BYTES
     yield Check(
-        "memory", "look" if few else "ok", f"{text}; a search wants 4 GiB, lower cluster.workers" if few else text
+        "memory", "look" if few else "ok", f"{text}; a search wants 4 GiB, lower cluster.max_workers" if few else text
     )
 
 

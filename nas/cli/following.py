@@ -16,7 +16,7 @@ INTERRUPTED = 130
 def follow(server: JobServer, job_id: str, stream: TextIO) -> None:
     """Print what the job writes, as it comes, to `stream`."""
     try:
-        for text in server.follow(job_id):
+        for text in server.follow(job_id, lambda reason: print(f"inlay: {reason}", file=sys.stderr, flush=True)):
             stream.write(text)
             stream.flush()
     except KeyboardInterrupt:

@@ -26,6 +26,9 @@ def logs_command(
             follow(server, job_id, sys.stdout)
             return
         text = server.logs(job_id)
+        job = server.job(job_id) if not text else None
+        if job is not None and job.state == "PENDING":
+            print(f"inlay: the job `{job_id}` has not started: {server.waits_for(job)}", file=sys.stderr)
     if as_json:
         print_json({"job_id": job_id, "log": text})
     else:

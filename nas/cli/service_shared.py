@@ -46,6 +46,19 @@ def job_server(address: str | None, insecure: bool) -> Iterator[JobServer]:
         yield JobServer(address, allow_insecure=insecure)
 
 
+def explained(server: JobServer, job: JobInfo) -> JobInfo:
+    """Return the job with a message in our words: what it waits for, or the sentence that it failed with."""
+    from dataclasses import replace
+
+    if job.state == "PENDING":
+        return replace(job, message=server.waits_for(job))
+    if job.state == "FAILED":
+        lines = [line.strip() for line in server.logs(job.job_id).splitlines()]
+        said = next((line.removeprefix("inlay: ") for line in reversed(lines) if line.startswith("inlay: ")), None)
+        return replace(job, message=said or job.message)
+    return job
+
+
 def job_values(job: JobInfo) -> dict[str, Any]:
     """Return a job as JSON-able values."""
     return {

@@ -120,7 +120,7 @@ def solve_command(
         told: dict[str, Any] = {"source": subject.source, "minimize": subject.score.name}
         told["limits"] = answers.limits_dict(subject, problem)
         told["solutions"] = [answers.solution_dict(subject, solution) for solution in [*found, *simple]]
-        for entry, solution, name in zip(told["solutions"], [*found, *simple], ids, strict=False):
+        for entry, name in zip(told["solutions"], ids, strict=False):
             entry["id"] = name or None
         if decided is not None:
             for entry, solution in zip(told["solutions"], [*found, *simple], strict=True):
@@ -144,7 +144,7 @@ def solve_command(
 
 
 def _store(subject: Any, problem: Any, solutions: list[Any], scenario: str | None) -> list[str]:
-    """Keeps a workspace's solutions, a decided scenario's in terms of all; their ids, "" for one that breaks a limit."""
+    """Keeps a workspace's solutions, a decided scenario's in terms of all; ids, "" for one that breaks a limit."""
     from inlay.nas.cli.scenarios import restated, whole_problem
     from inlay.nas.cli.subject import WorkspaceSubject
     from inlay.nas.stages.solving import store_solution

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from inlay.nas.cli.output import JobArgument, JsonOption, print_json
-from inlay.nas.cli.service_shared import AddressOption, InsecureOption, job_server, job_values
+from inlay.nas.cli.service_shared import AddressOption, InsecureOption, explained, job_server, job_values
 from inlay.nas.errors import JobFailedError, UserError
 
 
@@ -31,6 +31,7 @@ def submit_command(
     from inlay.nas.cli.following import follow
     from inlay.nas.cli.submitted import submission
     from inlay.nas.job import Job
+    from inlay.nas.stages.shares import share_of
 
     loaded = Job.load(job)
     with job_server(address, insecure) as server:
@@ -42,6 +43,7 @@ def submit_command(
             raise UserError(
                 f"the cluster at {server.url} has Ray {theirs}, this side has {order.details['ray']}; use the same"
             )
+        server.check_share(share_of(loaded))
         server.submit(identifier, order.entrypoint, order.environment, tags, order.details)
         if not as_json:
             print(identifier, flush=True)
@@ -51,7 +53,7 @@ def submit_command(
             )
         if wait:
             follow(server, identifier, sys.stderr)
-        state = server.job(identifier)
+        state = explained(server, server.job(identifier))
         if as_json:
             print_json(job_values(state))
         if wait and state.state != "SUCCEEDED":

@@ -11,12 +11,14 @@ import json
 import os
 import platform
 import sys
+import traceback
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from inlay.cluster.errors import ClusterError
 from inlay.nas.errors import InlayError, UserError
 
 if TYPE_CHECKING:
@@ -51,6 +53,7 @@ def submission(job: Job, workspace: str | None, job_id: str, tags: Mapping[str, 
     if "://" not in place:
         place = str(Path(place).expanduser().absolute())
     values = {"job": job.to_dict(), "folder": str(job.folder), "workspace": place, "versions": versions}
+    values["job_id"] = job_id
     packed = base64.b64encode(zlib.compress(json.dumps(values).encode(), 9)).decode()
     if len(packed) > LARGEST_BYTES:
         raise UserError(f"the job is {len(packed)} bytes long when packed, and at most {LARGEST_BYTES} can travel")
@@ -64,15 +67,26 @@ def submission(job: Job, workspace: str | None, job_id: str, tags: Mapping[str, 
 
 
 def main() -> int:
-    """Run the submitted job here, on a node of the cluster; every failure is one sentence in its log."""
+    """Run the submitted job here, on a node of the cluster; every failure is one sentence in its log, the last one."""
     try:
         values = json.loads(zlib.decompress(base64.b64decode(os.environ[VARIABLE])))
         check_versions(values["versions"])
         run(values)
     except InlayError as error:
-        print(f"inlay: {error}", file=sys.stderr, flush=True)
-        return error.exit_code
+        return _say(str(error), error.exit_code)
+    except ClusterError as error:
+        return _say(str(error), InlayError.exit_code)
+    except SystemExit as error:  # what SIGTERM becomes while Ray is up
+        return _say("stopped; what is finished is kept, the same job goes on from there", int(error.code or 0))
+    except Exception as error:
+        traceback.print_exc()
+        return _say(f"unexpected error ({type(error).__name__}: {error}); its traceback is above", 1)
     return 0
+
+
+def _say(text: str, code: int) -> int:
+    print(f"inlay: {' '.join(text.split())}", file=sys.stderr, flush=True)
+    return code
 
 
 def check_versions(theirs: Mapping[str, str]) -> None:
@@ -96,14 +110,15 @@ def run(values: dict[str, Any]) -> None:
 
     values["job"]["cluster"]["address"] = "auto"
     job = Job.from_dict(values["job"], values["folder"])
+    scratch = job.resolve(job.cluster.scratch) if job.cluster.scratch else None
     with connect(ClusterSettings(workers=1, address="auto")) as cluster:
-        problems = probe_nodes(cluster, named_paths(job), values["workspace"])
+        problems = probe_nodes(cluster, named_paths(job), values["workspace"], values["versions"]["inlay"], scratch)
     if problems:
         raise UserError("; ".join(problems))
     from inlay.nas.stages.run import run_job
 
     with Reporter() as reporter:
-        result = run_job(job, values["workspace"], reporter)
+        result = run_job(job, values["workspace"], reporter, name=f"the job {values['job_id']}")
         reporter.summary(result.to_dict())
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,9 +77,17 @@ def random_model(
 
 
 def rounds_of(
-    models: Mapping[str, Any], workload: Workload, rounds: int, device: torch.device, warm_up: int = 1
+    models: Mapping[str, Any],
+    workload: Workload,
+    rounds: int,
+    device: torch.device,
+    warm_up: int = 1,
+    on_round: Callable[[float], None] = lambda share: None,
 ) -> dict[str, list[tuple[int, int]]]:
-    """(prefill ns, mean decode step ns) of every model in every round; the order turns from round to round."""
+    """(prefill ns, mean decode step ns) of every model in every round; the order turns from round to round.
+
+    `on_round` is told the share of the rounds that is done, between them.
+    """
     torch.set_num_threads(workload.threads)
     names = list(models)
     found: dict[str, list[tuple[int, int]]] = {name: [] for name in names}
@@ -93,6 +101,7 @@ def rounds_of(
             times = _time_once(models[name], ids_BT, workload, device)
             if number >= 0:
                 found[name].append(times)
+        on_round((number + warm_up + 1) / (rounds + warm_up))
     return found
 
 

@@ -32,6 +32,8 @@ def cross_problems(sections: Mapping[str, Any], folder: Path) -> list[Problem]:
     if "data" in sections:
         found += _texts(sections["data"], folder)
         found += _token_counts(sections)
+    if "hardware" in sections and "cluster" in sections:
+        found += _shares(sections["cluster"], sections["hardware"].device)
     if "hardware" in sections:
         found += _scenarios(sections["hardware"])
         if "budget" in sections:
@@ -92,6 +94,13 @@ def _token_counts(sections: Mapping[str, Any]) -> list[Problem]:
     ]
 
 
+def _shares(cluster: Any, device: str) -> list[Problem]:
+    if device == "cpu" and cluster.gpus_per_worker:
+        text = f"{cluster.gpus_per_worker:g} books GPUs, but hardware.device is cpu; leave it out, or set the device"
+        return [Problem("cluster.gpus_per_worker", text)]
+    return []
+
+
 def _scenarios(hardware: Any) -> list[Problem]:
     names = [scenario.name for scenario in hardware.scenarios]
     twice = [name for name, count in Counter(names).items() if count > 1]
@@ -130,9 +139,9 @@ def _ranks(sections: Mapping[str, Any]) -> list[Problem]:
     if ranks > 1 and "hardware" in sections and ":" in (device := sections["hardware"].device):
         text = f"{ranks} ranks cannot all use the device {device}; set hardware.device to cuda, and each gets its own"
         found.append(Problem("recover.workers", text))
-    most = sections["cluster"].workers if "cluster" in sections else None
+    most = sections["cluster"].max_workers if "cluster" in sections else None
     if most is not None and ranks > 1 and most < ranks:
-        text = f"{ranks} ranks need as many of the job's workers, and cluster.workers is {most}; raise it"
+        text = f"{ranks} ranks need as many of the job's workers, and cluster.max_workers is {most}; raise it"
         found.append(Problem("recover.workers", text))
     return found
 

@@ -142,13 +142,22 @@ class Tracking(Section):
 
 
 class Cluster(Section):
-    """What Ray may use; nothing here changes a result."""
+    """What Ray may use; nothing here changes a result, but for the last bits where a worker has several CPUs."""
 
-    workers: Count | None = Field(default=None, ge=1, le=100_000, description="Pieces at once; default: one a CPU.")
-    address: str | None = Field(default=None, min_length=1, description="A running Ray cluster; default: this machine.")
-    memory_per_worker: Bytes | None = Field(
-        default=None, ge=2**26, description="Memory a worker may use, such as 2GiB; default: no limit."
+    max_workers: Count | None = Field(
+        default=None, ge=1, le=100_000, description="Pieces at once at most; default: as many as fit."
     )
+    cpus_per_worker: Count = Field(default=1, ge=1, le=4_096, description="CPUs of a worker, and its threads.")
+    gpus_per_worker: Number | None = Field(
+        default=None, ge=0, le=1, description="GPUs of a worker, 0.5 is half of one; default: 1 on cuda, else 0."
+    )
+    memory_per_worker: Bytes | None = Field(
+        default=None, ge=2**26, description="Memory that a worker books on its node, such as 2GiB; default: none."
+    )
+    address: str | None = Field(default=None, min_length=1, description="A running Ray cluster; default: this machine.")
     scratch: str | None = Field(
         default=None, min_length=1, description="Folder for what is dropped after use; default: in the workspace."
+    )
+    patience: Seconds = Field(
+        default=1800.0, ge=1, le=864_000, description="A piece without progress for so long is tried again."
     )

@@ -5,6 +5,7 @@ Progress goes to stderr, so that stdout holds results only.
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from typing import Any, Protocol, Self, TextIO
 from inlay.nas.job.quantities import show_bytes, show_seconds
 
 SECONDS_BETWEEN_LINES = 10.0
+_PROGRESS = re.compile(r"([a-z]+) +(?:started|waiting: .*|.* retried: .*|(\d+) of (\d+) pieces(?:, (.+) left)?.*)")
 
 
 class PieceEventLike(Protocol):
@@ -122,6 +124,24 @@ class Reporter:
 
     def _line(self, name: str, text: str) -> None:
         print(f"{name:<10} {text}" if name else text, file=self.stream, flush=True)
+
+
+def read_progress(log: str) -> dict[str, Any] | None:
+    """The last line of a run's log that tells how far it is: `stage`, `done`, `total`, `time_left` and the `line`.
+
+    A number that the line does not have is None.
+    """
+    for line in reversed(log.splitlines()):
+        if found := _PROGRESS.fullmatch(line.strip()):
+            stage, done, total, left = found.groups()
+            return {
+                "stage": stage,
+                "done": int(done) if done else None,
+                "total": int(total) if total else None,
+                "time_left": left,
+                "line": " ".join(line.split()),
+            }
+    return None
 
 
 def counts(done: int, total: int, seconds_left: float | None) -> str:

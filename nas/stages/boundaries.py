@@ -124,7 +124,7 @@ def advance_shard(arguments: dict[str, Any], context: PieceContext) -> PieceOutp
         scratch.write(0, shard, hidden.cpu())
     else:
         raise FileNotFoundError(f"{scratch.path(start, shard)}: freed before its layers were done")
-    size = micro_batch(hidden.shape[1])
+    size = micro_batch(hidden.shape[1], context.memory_retries)
     with torch.inference_mode():
         for index in range(start, last):
             states = [hidden]
@@ -159,6 +159,6 @@ def embed_rows(source: WorkerSource, ids: str, rows: tuple[int, int]) -> torch.T
     return hidden
 
 
-def micro_batch(sequence_length: int) -> int:
-    """Sequences computed at a time."""
-    return max(1, MICRO_BATCH_TOKENS // sequence_length)
+def micro_batch(sequence_length: int, memory_retries: int = 0) -> int:
+    """Sequences computed at a time: half as many after each attempt that ran out of memory."""
+    return max(1, (MICRO_BATCH_TOKENS >> memory_retries) // sequence_length)

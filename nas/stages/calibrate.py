@@ -66,7 +66,7 @@ def calibrate_layer(arguments: dict[str, Any], context: PieceContext) -> PieceOu
     with torch.inference_mode():
         for shard in range(arguments["shards"]):
             hidden = scratch.read(layer_index, shard).to(source.device)
-            for start, end in micro_batches(len(hidden), micro_batch(hidden.shape[1])):
+            for start, end in micro_batches(len(hidden), micro_batch(hidden.shape[1], context.memory_retries)):
                 where = source.context(end - start, hidden.shape[1])
                 sums, _ = CalibrationSums.of(layer, hidden[start:end], where, arguments["products"])
                 total = sums if total is None else total + sums

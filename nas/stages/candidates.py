@@ -124,7 +124,7 @@ def time_architecture(arguments: dict[str, Any], context: PieceContext) -> Piece
     workload = Workload(**arguments["workload"])
     own = random_model(config, dtype, device)
     models = {"parent": own, "child": random_model(config.with_blocks(arguments["blocks"]), dtype, device, own)}
-    rounds = rounds_of(models, workload, ROUNDS, device)
+    rounds = rounds_of(models, workload, ROUNDS, device, on_round=context.progress)
     child, parent = (summarise(rounds[name], workload) for name in ("child", "parent"))
     runtime = {name: [p + workload.generate * d for p, d in rounds[name]] for name in models}
     pairs = {

@@ -19,7 +19,8 @@ from inlay.distill.boundary import BoundaryScratch
 from inlay.distill.sweep import micro_batches, sweep
 from inlay.kernels import compare_next_token
 from inlay.nas.modeling import Ends
-from inlay.nas.stages.boundaries import embed_rows, micro_batch, worker_source
+from inlay.nas.stages.boundaries import embed_rows, worker_source
+from inlay.nas.stages.boundaries import micro_batch as sequences_at_once
 from inlay.nas.stages.source import Library
 from inlay.nas.stages.text import load_ids
 
@@ -46,7 +47,12 @@ class Comparison:
 
 
 def compare(
-    ends: Ends, ids_NS: Tensor, parent_NSD: Tensor, children: Sequence[Tensor], child_ends: Sequence[Ends] | None = None
+    ends: Ends,
+    ids_NS: Tensor,
+    parent_NSD: Tensor,
+    children: Sequence[Tensor],
+    child_ends: Sequence[Ends] | None = None,
+    micro_batch: int | None = None,
 ) -> dict[str, Tensor]:
     """Per-sequence means of every measure: `kl`, `child_nll`, `agree` [C, N] and `parent_nll` [N], float64.
 
@@ -56,12 +62,13 @@ def compare(
         parent_NSD: the parent's last layer output, before the final norm.
         children: the architectures' last layer outputs.
         child_ends: the children's own norms and heads; by default they keep the parent's.
+        micro_batch: sequences compared at a time; by default as many as are computed at a time.
     """
     num, length = ids_NS.shape
     norms = child_ends if child_ends is not None else [ends] * len(children)
     heads = [own.head_VD for own in child_ends] if child_ends is not None else None
     rows: dict[str, list[Tensor]] = {name: [] for name in (*MEASURES, "parent_nll")}
-    for start, end in micro_batches(num, micro_batch(length)):
+    for start, end in micro_batches(num, micro_batch or sequences_at_once(length)):
         labels = ids_NS[start:end, 1:].reshape(-1).to(parent_NSD.device)
         parent_ND, *child_ND = (
             own.norm(hidden[start:end, :-1]).reshape(labels.numel(), -1)
@@ -97,12 +104,27 @@ def compare_architectures(arguments: dict[str, Any], context: PieceContext) -> P
             scratch = BoundaryScratch(Path(arguments["scratch"]), arguments["num_shards"])
             hidden = scratch.read(first, shard).to(source.device)
         ids_NS = torch.from_numpy(load_ids(source.store, arguments["ids"])[rows[0] : rows[1]].astype("int64"))
-        with torch.inference_mode():
-            parent, *children = sweep(source, architectures, hidden, first, micro_batch(hidden.shape[1]))
-            parts.append(compare(ends, ids_NS, parent, children))
-        context.progress((number + 1) / (len(arguments["shards"])))
+        for start, end, size in shares_of(len(ids_NS), ids_NS.shape[1], context.memory_retries):
+            with torch.inference_mode():
+                parent, *children = sweep(source, architectures, hidden[start:end], first, size)
+                parts.append(compare(ends, ids_NS[start:end], parent, children, micro_batch=size))
+            context.progress((number + end / len(ids_NS)) / len(arguments["shards"]))
     joined = {name: torch.cat([part[name] for part in parts], dim=-1) for name in (*MEASURES, "parent_nll")}
     return PieceOutput(values={"labels": list(arguments["labels"])}, blobs={"sequences": joined})
+
+
+def shares_of(num: int, length: int, memory_retries: int) -> list[tuple[int, int, int]]:
+    """(start, end, micro-batch) of the runs of sequences whose hidden states are held at once.
+
+    All of a shard at first, half as many after each attempt that ran out of memory. Runs are whole micro-batches for as
+    long as they can be, so that every product has the same shape and every number the same bits; then these halve.
+    """
+    size = sequences_at_once(length)
+    held = -(-num // size) >> memory_retries
+    if held == 0 and memory_retries:
+        size = sequences_at_once(length, memory_retries - (-(-num // size)).bit_length() + 1)
+    run = max(1, held) * size
+    return [(start, min(start + run, num), size) for start in range(0, num, run)]
 
 
 def summaries(labels: Sequence[str], sequences: Sequence[dict[str, Tensor]]) -> dict[str, Comparison]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,13 @@ from torch import Tensor
 
 from inlay.cluster.pieces import Piece, PieceContext, PieceOutput, Record
 from inlay.distill.boundary import BoundaryScratch
-from inlay.distill.local import Branch, LayerBatch, LocalSettings, train_layer
+from inlay.distill.local import Branch, BranchResult, LayerBatch, LocalSettings, train_layer
 from inlay.distill.text import training_order
 from inlay.nas.modeling import build_layer
 from inlay.nas.stages.boundaries import scratch_of, spans_with_boundaries, worker_source
 from inlay.nas.stages.calibrate import calibrate_piece, sums_of
 from inlay.nas.stages.search import Search, Stage
-from inlay.nas.stages.source import Library, slot_state
+from inlay.nas.stages.source import Library, WorkerSource, slot_state
 from inlay.nas.stages.text import Ids
 from inlay.nas.variants import Variant, parse_variant, variants_of
 from inlay.nas.variants.sums import CalibrationSums
@@ -108,26 +109,23 @@ def distill_layer(arguments: dict[str, Any], context: PieceContext) -> PieceOutp
     entries = {slot: parent.shape.parent_entry(index, slot) for slot in ("attention", "ffn")}
     source.use(entries["attention"])
     parent_layer = build_layer(parent.config, index, entries["attention"], entries["ffn"], state, source.dtype)
+    parent_layer = parent_layer.to(source.device)
     sums = CalibrationSums.from_dict(source.store_state(arguments["sums"]))
-    branches = []
-    for label in arguments["variants"]:
-        variant = parse_variant(label)
-        # Copies: training changes them in place, and the parent's own must stay as they are.
-        own = {name: tensor.to(torch.float32, copy=True) for name, tensor in slot_state(state, variant.slot).items()}
-        start = variant.start(parent.shape, own, sums)
-        entry = variant.entry(parent.shape, index)
-        if variant.slot == "attention":
-            source.use(entry)
-        attention, ffn = (entry, None) if variant.slot == "attention" else (None, entry)
-        module = build_layer(parent.config, index, attention, ffn, start, torch.float32).to(source.device)
-        branches.append(Branch(label, variant.slot, module.requires_grad_(True)))
-    results = train_layer(
-        parent_layer.to(source.device),
-        branches,
-        _Batches(arguments, source.device, source.context),
-        LocalSettings(**arguments["settings"]),
-        on_step=lambda step, steps: context.progress(step / steps),
-    )
+    labels: list[str] = arguments["variants"]
+    groups = in_groups(labels, 2**context.memory_retries)
+    # A group's variants are trained as if the others were not there: less memory, the same weights to the last bit.
+    # Only when every variant is alone is the batch cut, too.
+    parts = max(1, 2**context.memory_retries // max(1, len(groups)))
+    settings = LocalSettings(**arguments["settings"])
+    results: list[BranchResult] = []
+    for number, group in enumerate(groups):
+
+        def on_step(step: int, steps: int, number: int = number) -> None:
+            context.progress((number + step / steps) / len(groups))
+
+        branches = [_branch(source, index, label, state, sums) for label in group]
+        batches = _Batches(arguments, source.device, source.context)
+        results += train_layer(parent_layer, branches, batches, settings, on_step, _cutter(parts, source))
     dtype = getattr(torch, parent.shape.dtype)
     values: dict[str, Any] = {"layer": index, "variants": {}}
     blobs: dict[str, Any] = {}
@@ -143,6 +141,44 @@ def distill_layer(arguments: dict[str, Any], context: PieceContext) -> PieceOutp
         if result.status == "trained":
             blobs[result.label] = {name: tensor.to(dtype).cpu() for name, tensor in result.state.items()}
     return PieceOutput(values=values, blobs=blobs)
+
+
+def _cutter(parts: int, source: WorkerSource) -> Callable[[LayerBatch], list[LayerBatch]] | None:
+    """What cuts batches, None where they stay whole."""
+    if parts == 1:
+        return None
+
+    def cut(batch: LayerBatch) -> list[LayerBatch]:
+        states = [state.chunk(parts) for state in (batch.hidden_BSD, *(batch.outcome or ()))]
+        return [
+            LayerBatch(
+                hidden, source.context(len(hidden), hidden.shape[1]), (outcome[0], outcome[1]) if outcome else None
+            )
+            for hidden, *outcome in zip(*states, strict=True)
+        ]
+
+    return cut
+
+
+def in_groups(labels: Sequence[str], count: int) -> list[list[str]]:
+    """The labels in at most `count` groups of neighbours, as even as can be."""
+    count = min(count, len(labels))
+    cuts = [len(labels) * number // count for number in range(count + 1)] if count else []
+    return [list(labels[start:end]) for start, end in itertools.pairwise(cuts)]
+
+
+def _branch(source: WorkerSource, index: int, label: str, state: Any, sums: CalibrationSums) -> Branch:
+    """A variant with its training-free start, in float32."""
+    shape, variant = source.parent.shape, parse_variant(label)
+    # Copies: training changes them in place, and the parent's own must stay as they are.
+    own = {name: tensor.to(torch.float32, copy=True) for name, tensor in slot_state(state, variant.slot).items()}
+    entry = variant.entry(shape, index)
+    if variant.slot == "attention":
+        source.use(entry)
+    attention, ffn = (entry, None) if variant.slot == "attention" else (None, entry)
+    start = variant.start(shape, own, sums)
+    module = build_layer(source.parent.config, index, attention, ffn, start, torch.float32).to(source.device)
+    return Branch(label, variant.slot, module.requires_grad_(True))
 
 
 def _finite(loss: float) -> float | None:

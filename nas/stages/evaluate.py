@@ -61,7 +61,7 @@ def evaluate_model(arguments: dict[str, Any], context: PieceContext) -> PieceOut
     stored = StoredModel(source, arguments["blob"], architecture)
     first, end = arguments["rows"]
     ids_NS = torch.from_numpy(load_ids(source.store, arguments["ids"])[first:end].astype("int64")).to(source.device)
-    size = micro_batch(ids_NS.shape[1])
+    size = micro_batch(ids_NS.shape[1], context.memory_retries)
     parent_ends, child_ends = source.ends(), stored.ends()
     (parent_NSD,) = sweep(source, [[PARENT_BLOCK] * source.num_layers], parent_ends.embed(ids_NS), 0, size)
     context.progress(0.5)

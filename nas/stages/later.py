@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from inlay.cluster.runtime import ClusterSettings, connect
+from inlay.cluster.runtime import connect
 from inlay.nas.errors import UserError
 from inlay.nas.families import Parent
 from inlay.nas.hardware.costs import CostTable
@@ -17,7 +17,7 @@ from inlay.nas.stages.boundaries import worker_source
 from inlay.nas.stages.candidates import Blocks, true_scores
 from inlay.nas.stages.evaluate import rows_of
 from inlay.nas.stages.run import open_job_parent
-from inlay.nas.stages.search import Search, scratch_of_job
+from inlay.nas.stages.search import Search, cluster_settings
 from inlay.nas.stages.source import Library
 from inlay.nas.stages.text import Ids
 from inlay.nas.stages.whole import assemble_state
@@ -47,8 +47,7 @@ def evaluate_solution(place: Workspace, name: str) -> dict[str, Any]:
     architecture = blocks_of(stored)
     report = place.read_json("texts.json")["report"]
     ids = Ids(report["digest"], (report["shape"][0], report["shape"][1]))
-    settings = ClusterSettings(workers=job.cluster.workers, scratch=scratch_of_job(job, place) / "local")
-    with connect(settings) as cluster:
+    with connect(cluster_settings(job, place)) as cluster:
         search = Search(job, place, parent, cluster, Reporter())
         library = library_of_workspace(place)
         unchanged: Blocks = tuple([("attention:parent", "ffn:parent")] * parent.shape.num_layers)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from inlay.cluster.pieces import PieceContext, PieceOutput
 from inlay.nas.errors import UserError
 from inlay.nas.families import Shape
 from inlay.nas.hardware.costs import ENDS, CostTable
-from inlay.nas.hardware.timing import Workload, random_model, rounds_of, summarise
+from inlay.nas.hardware.timing import Times, Workload, random_model, rounds_of, summarise
 from inlay.nas.job.sections import Scenario
 from inlay.nas.stages.search import Search, Stage
 from inlay.nas.stages.source import parent_of
@@ -66,16 +66,30 @@ def measure_subblocks(arguments: dict[str, Any], context: PieceContext) -> Piece
     config = parent_of(arguments["parent"]).config
     dtype, device = getattr(torch, arguments["dtype"]), torch.device(arguments["device"])
     workload = Workload(**arguments["workload"])
-    blocks = {key: _block(key) for key in arguments["entries"]}
+    entries: list[str] = arguments["entries"]
     nothing = {"attention": NO_OP, "ffn": NO_OP}
     ends_only = random_model(config.with_blocks([nothing] * COPIES), dtype, device)
-    models = {
-        key: random_model(config.with_blocks([block] * COPIES), dtype, device, ends_only)
-        for key, block in blocks.items()
-    }
-    models["ends"] = ends_only
-    rounds = rounds_of(models, workload, ROUNDS, device)
-    times = {key: summarise(found, workload) for key, found in rounds.items()}
+    # One turn of all; after an attempt that ran out of memory half as many models are held at once, beside the ends.
+    held = max(1, -(-len(entries) // 2**context.memory_retries))
+    values: dict[str, dict[str, int]] = {}
+    for start in range(0, len(entries), held):
+        models = {
+            key: random_model(config.with_blocks([_block(key)] * COPIES), dtype, device, ends_only)
+            for key in entries[start : start + held]
+        }
+        models["ends"] = ends_only
+        share = len(models) / (len(entries) + 1)
+
+        def on_round(done: float, start: int = start, share: float = share) -> None:
+            context.progress(start / len(entries) + done * share)
+
+        rounds = rounds_of(models, workload, ROUNDS, device, on_round=on_round)
+        values |= _own_times({key: summarise(found, workload) for key, found in rounds.items()}, workload)
+    return PieceOutput(values={"times": values}, blobs={})
+
+
+def _own_times(times: Mapping[str, Times], workload: Workload) -> dict[str, dict[str, int]]:
+    """What a subblock adds to the ends, which were timed beside it."""
     ends = times["ends"]
     values = {}
     for key, found in times.items():
@@ -87,7 +101,7 @@ def measure_subblocks(arguments: dict[str, Any], context: PieceContext) -> Piece
             spread = (found.spread_ns + ends.spread_ns) // COPIES
         runtime = prefill + workload.generate * decode
         values[key] = {"prefill_ns": prefill, "decode_ns": decode, "runtime_ns": runtime, "spread_ns": spread}
-    return PieceOutput(values={"times": values}, blobs={})
+    return values
 
 
 MEASURE = Stage("measure", 1, measure_subblocks)

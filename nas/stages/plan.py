@@ -72,7 +72,7 @@ def _log10_blocks(layer: tuple[Variant, ...]) -> float:
 
 def _stages(job: Job, parent: Parent, space: list[tuple[Variant, ...]], trained: int) -> list[dict[str, Any]]:
     shape, length = parent.shape, job.data.distill.sequence_length
-    workers = job.cluster.workers or 2
+    workers = job.cluster.max_workers or 2
     own = parent_parameters(parent) - ends_parameters(shape)
     layer = own / shape.num_layers
     head = shape.vocab * shape.hidden

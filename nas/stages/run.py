@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from inlay.cluster.errors import ClusterError, LockedError
 from inlay.cluster.lock import locked
-from inlay.cluster.runtime import ClusterSettings, connect
+from inlay.cluster.runtime import check_machine, connect
 from inlay.nas.check import check_job
 from inlay.nas.embedded import embedded_parent
 from inlay.nas.errors import InlayError, UserError
@@ -46,13 +47,16 @@ class RunResult:
         return asdict(self)
 
 
-def run_job(job: Job, workspace: str | Path | None = None, reporter: Reporter | None = None) -> RunResult:
+def run_job(
+    job: Job, workspace: str | Path | None = None, reporter: Reporter | None = None, name: str | None = None
+) -> RunResult:
     """Runs a job, or what is left of it.
 
     Args:
         job: the job.
         workspace: folder or URL; by default `<job file's stem>.search` beside the job file.
         reporter: told of stages and pieces; by default plain lines on stderr.
+        name: what others who want the workspace meanwhile are told; by default the job file.
 
     Raises:
         UserError: the job, its parent or its text is wrong; nothing was written.
@@ -68,7 +72,7 @@ def run_job(job: Job, workspace: str | Path | None = None, reporter: Reporter | 
         return done
     check_job(job)
     try:
-        return _run(job, place, parent, fingerprint, reporter)
+        return _run(job, place, parent, fingerprint, reporter, name or str(job.file or place.url))
     except LockedError as error:
         raise UserError(f"workspace: {error}") from error
     except ClusterError as error:
@@ -105,23 +109,32 @@ def _finished(place: Workspace, fingerprint: str) -> RunResult | None:
     return RunResult(place.url, place.read_json("evaluation.json"), run, True)
 
 
-def _run(job: Job, place: Workspace, parent: Parent, fingerprint: str, reporter: Reporter) -> RunResult:
+def _run(job: Job, place: Workspace, parent: Parent, fingerprint: str, reporter: Reporter, name: str) -> RunResult:
     from inlay.nas.stages.pipeline import Pipeline
-    from inlay.nas.stages.search import scratch_of_job
+    from inlay.nas.stages.search import cluster_settings
     from inlay.nas.stages.text import pack_texts
 
     parent.check_finite()
     place.check_parent(parent.digest, job.parent)
     packed = pack_texts(job, parent.tokenizer())
+    settings = cluster_settings(job, place)
+    with _share_errors():
+        check_machine(settings)
     with ExitStack() as stack:
-        stack.enter_context(locked(place.store, str(job.file or place.url)))
-        place.claim(parent.digest, job.parent)
-        settings = ClusterSettings(
-            workers=job.cluster.workers,
-            address=job.cluster.address,
-            scratch=scratch_of_job(job, place) / "local",
-        )
+        stack.enter_context(locked(place.store, name, reporter.message))
         cluster = stack.enter_context(connect(settings))
+        with _share_errors():
+            cluster.check_share()
+        place.claim(parent.digest, job.parent)
         pipeline = Pipeline(job, place, parent, cluster, reporter, fingerprint)
         evaluation, run = stack.enter_context(pipeline).run(packed)
     return RunResult(place.url, evaluation, run, False)
+
+
+@contextmanager
+def _share_errors() -> Iterator[None]:
+    """A share that fits nowhere is the job's mistake."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(f"cluster: {error}; ask for less per worker") from error

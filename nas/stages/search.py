@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from inlay.cluster.fanout import run_pieces
-from inlay.cluster.pieces import Piece, PieceFunction, Record, Resources, piece_key, piece_seed
-from inlay.cluster.runtime import Cluster
+from inlay.cluster.pieces import Piece, PieceFunction, Record, piece_key, piece_seed
+from inlay.cluster.runtime import Cluster, ClusterSettings
 from inlay.cluster.store import Store
 from inlay.nas.families import Parent
 from inlay.nas.job import Job
 from inlay.nas.report.progress import Reporter
+from inlay.nas.stages.shares import share_of
 from inlay.nas.workspace import Workspace
 
 
@@ -74,7 +75,6 @@ class Search:
             arguments: what the function is given beside `base`; paths and handles may stand here.
             depends_on: JSON data that decides the result; never paths of this machine.
         """
-        gpus = 1.0 if self.job.hardware.device.startswith("cuda") else 0.0
         return Piece(
             key=piece_key(stage.name, stage.version, depends_on, self.identity, label),
             label=label,
@@ -82,7 +82,7 @@ class Search:
             version=stage.version,
             function=stage.function,
             arguments={**self.base, **arguments},
-            resources=Resources(gpus=gpus, memory_bytes=self.job.cluster.memory_per_worker or 0),
+            resources=share_of(self.job),
             seed=piece_seed(self.job.seed, label),
         )
 
@@ -95,6 +95,7 @@ class Search:
             pieces,
             self.cluster,
             on_event=self.reporter.piece_event if news else None,
+            deadline_seconds=self.job.cluster.patience,
             exclusive=exclusive,
         )
         self.records |= {record.key: record for record in records}
@@ -106,9 +107,25 @@ class Search:
             return
         folder = self.scratch / f"advance-{uuid.uuid4().hex}"
         try:
-            run_pieces(Store(str(folder)), pieces, self.cluster, on_event=self.reporter.piece_event)
+            run_pieces(
+                Store(str(folder)),
+                pieces,
+                self.cluster,
+                on_event=self.reporter.piece_event,
+                deadline_seconds=self.job.cluster.patience,
+            )
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def cluster_settings(job: Job, workspace: Workspace) -> ClusterSettings:
+    """How a job reaches its workers, and what each of them books."""
+    return ClusterSettings(
+        workers=job.cluster.max_workers,
+        share=share_of(job),
+        address=job.cluster.address,
+        scratch=scratch_of_job(job, workspace) / "local",
+    )
 
 
 def scratch_of_job(job: Job, workspace: Workspace) -> Path:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from inlay.cluster import LockedError, Store, lock_owner, locked
+from inlay.cluster.lock import STALE_SECONDS
 
 HOLD = """
 import sys, time
@@ -83,20 +88,36 @@ def test_a_process_id_used_again_is_another_process(store: Store) -> None:
         pass
 
 
-@pytest.mark.parametrize(("age", "free"), [(10, False), (10_000, True)])
-def test_an_owner_elsewhere_counts_as_dead_when_it_stops_renewing(store: Store, age: float, free: bool) -> None:
+def held_elsewhere(store: Store, age: float) -> dict[str, Any]:
+    """Return the lock record of a run on another machine, renewed `age` seconds ago."""
     with locked(store, "far"):
-        record = json.loads(store.get("lock/000000001.json"))
-    record["released"] = False
-    record["renewed"] -= age
+        record: dict[str, Any] = json.loads(store.get("lock/000000001.json"))
+    record |= {"released": False, "renewed": record["renewed"] - age}
     record["owner"] |= {"machine": "another", "host": "node-7", "pid": 1}
     store.put_json("lock/000000001.json", record)
-    if free:
-        with locked(store, "near"):
-            pass
-    else:
-        with pytest.raises(LockedError, match=r"in use by far .*node-7"), locked(store, "near"):
-            pass
+    return record
+
+
+def test_an_owner_elsewhere_that_does_not_renew_is_watched_and_taken_over(store: Store) -> None:
+    held_elsewhere(store, STALE_SECONDS - 2.5)
+    told: list[str] = []
+    started = time.monotonic()
+    with locked(store, "near", told.append) as owner:
+        assert 1 < time.monotonic() - started < 10
+        assert lock_owner(store) == owner
+    (text,) = told
+    assert re.fullmatch(
+        r"the workspace is held by far \(process 1 on node-7.*\); watching for up to 90 s whether.*", text
+    )
+
+
+def test_an_owner_elsewhere_that_renews_is_alive(store: Store) -> None:
+    record = held_elsewhere(store, 10)
+    renewal = threading.Timer(1.5, store.put_json, ("lock/000000001.json", record | {"renewed": time.time()}))
+    renewal.start()
+    with pytest.raises(LockedError, match=r"in use by far .*node-7"), locked(store, "near"):
+        pass
+    renewal.join()
 
 
 def test_a_damaged_lock_record_does_not_block(store: Store, tmp_path: Path) -> None:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 import yaml
 
-from inlay.nas.cli.submitted import check_versions
+from inlay.nas.cli.submitted import VARIABLE, check_versions, submission
 from inlay.nas.errors import UserError
+from inlay.nas.job import Job
 
 COMMAND = [sys.executable, "-m", "inlay.nas.cli"]
 
@@ -48,30 +53,6 @@ def inlay(home: Path, *arguments: str | Path, **more: str) -> subprocess.Complet
         timeout=500,
         check=False,
     )
-
-
-@pytest.fixture
-def job(tmp_path: Path, tiny_parent: Callable[..., Path]) -> Path:
-    """A right job on a tiny parent, that takes seconds."""
-    for name, count in (("train", 60), ("held_out", 40)):
-        (tmp_path / f"{name}.txt").write_text("".join(f"{name} story {n}\n<|endoftext|>\n" for n in range(count)))
-    values = {
-        "parent": str(tiny_parent("llama")),
-        "data": {
-            "distill": {"path": "train.txt", "sequence_length": 16},
-            "validate": {"path": "held_out.txt", "tokens": 256},
-        },
-        "space": {"attention": [{"kv_heads": 1}, "no_op"], "ffn": [{"width": 0.5}, "no_op"]},
-        "calibrate": {"tokens": 64},
-        "distill": {"tokens": 64, "batch_size": 2},
-        "recover": {"tokens": 64, "batch_size": 2},
-        "hardware": {"scenarios": [{"prefill": 8, "generate": 4}]},
-        "budget": {"parameters": "0.95x"},
-        "tracking": {"experiment": "verbs"},
-    }
-    path = tmp_path / "stories.yaml"
-    path.write_text(yaml.safe_dump(values))
-    return path
 
 
 @pytest.mark.slow
@@ -112,7 +93,7 @@ def test_a_failed_job_is_exit_code_4_and_says_why(home: Path, job: Path) -> None
     job.write_text(yaml.safe_dump(values))
     done = inlay(home, "submit", job, "--id", "fails", "--wait")
     assert done.returncode == 4
-    assert "inlay: the job `fails` is FAILED: Job entrypoint command failed with exit code 2" in done.stderr
+    assert "inlay: the job `fails` is FAILED: the node 127.0.0.1 does not have " in done.stderr
     assert "gone.txt" in inlay(home, "logs", "fails").stdout
     assert "gone.txt" in inlay(home, "status", "fails").stdout
 
@@ -153,16 +134,45 @@ def test_ctrl_c_leaves_the_job_alone(home: Path, job: Path) -> None:
         (("stop", "nobody"), 2, "has no job `nobody`"),
         (("logs", "nobody"), 2, "has no job `nobody`"),
         (("delete", "nobody"), 2, "has no job `nobody`"),
-        (("status", "../etc"), 2, "is not a job id"),
+        (("status", "../etc"), 2, "'../etc' is not a job id: 1 to 63 lower-case letters, digits and dashes"),
+        (("delete", "a/../../b"), 2, "is not a job id"),
+        (("logs", "a\nb"), 2, r"'a\nb' is not a job id"),
+        (("stop", "a\x1b[31mb"), 2, r"'a\x1b[31mb' is not a job id"),
         (("list", "--tag", "team"), 2, "is not a tag"),
+        (("list", "--tag", "team=a\nb"), 2, "has control characters"),
         (("list", "--address", "ray://head:10001"), 2, "is not the address of a job server"),
-        (("list", "--address", "127.0.0.1:9"), 1, "no job server answers at http://127.0.0.1:9"),
+        (("list", "--address", "http://10.255.255.1:8265"), 2, "is beyond this machine, and there is no token"),
+        (("list", "--address", "127.0.0.1:9"), 1, "no job server answers at http://127.0.0.1:9; is the cluster up?"),
         (("submit", "nowhere.yaml"), 2, "there is no job file nowhere.yaml"),
     ],
 )
 def test_mistakes_are_one_sentence(home: Path, arguments: tuple[str, ...], code: int, text: str) -> None:
-    done = inlay(home, *arguments)
-    assert (done.returncode, done.stdout) == (code, "")
+    token = {"RAY_AUTH_TOKEN_PATH": "/nowhere"} if "10.255" in arguments[-1] else {}
+    refused(inlay(home, *arguments, **token), code, text)
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        (b"#" * 1_000_001, "is larger than 1000000 bytes; a job file is a page"),
+        (b"a: &a [x, x]\n" + b"b: &b [*a, *a, *a]\n" * 1 + b"c: [" + b"*b, " * 9000 + b"*b]", "more than 20000 values"),
+        (b"a: &a [*a]", "an alias that contains itself"),
+        (b"parent: !!python/object/apply:os.system [true]", "could not determine a constructor"),
+        (b"a: " + b"[" * 3000, "nested too deeply"),
+        (b"\xff\xfe", "is not UTF-8"),
+    ],
+    ids=["large", "bomb", "cycle", "tag", "deep", "bytes"],
+)
+def test_a_job_file_from_anybody_is_refused_in_one_sentence(
+    home: Path, tmp_path: Path, content: bytes, text: str
+) -> None:
+    (tmp_path / "job.yaml").write_bytes(content)
+    refused(inlay(home, "submit", tmp_path / "job.yaml"), 2, text)
+
+
+def refused(done: subprocess.CompletedProcess[str], code: int, text: str) -> None:
+    """One sentence on stderr, nothing on stdout, this exit code."""
+    assert (done.returncode, done.stdout) == (code, ""), done.stderr
     assert done.stderr.startswith("inlay: ")
     assert text in done.stderr
     assert done.stderr.count("\n") == 1
@@ -175,10 +185,84 @@ def test_wrong_ids_and_tags_are_refused_before_anything_is_sent(home: Path, job:
         assert text in done.stderr
 
 
-def test_without_a_token_it_says_which_side(home: Path) -> None:
-    done = inlay(home, "list", RAY_AUTH_TOKEN="0" * 64)
-    assert done.returncode == 1
-    assert "refuses the token of this side: set RAY_AUTH_TOKEN_PATH" in done.stderr
+def test_a_wrong_or_missing_token_says_which_side_and_how_to_set_it(home: Path, tmp_path: Path) -> None:
+    refused(inlay(home, "list", RAY_AUTH_TOKEN="0" * 64), 1, "refuses the token of this side: set RAY_AUTH_TOKEN_PATH")
+    missing = "asks for a token and there is none here: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN_PATH to the file"
+    refused(inlay(home, "list", RAY_AUTH_MODE="disabled"), 1, missing)
+    refused(inlay(home, "list", RAY_AUTH_TOKEN_PATH=str(tmp_path / "none")), 1, missing)
+
+
+def test_what_is_no_ray_job_server_is_told(home: Path) -> None:
+    state = json.loads((home / ".local" / "state" / "inlay" / "services.json").read_text())
+    text = "answers, but is not a Ray job server"
+    refused(inlay(home, "list", "--address", state["mlflow"]["url"]), 1, text)
+
+
+def test_a_cluster_of_another_ray_is_refused(home: Path, job: Path) -> None:
+    class Old(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'{"version": "4", "ray_version": "1.13.0", "ray_commit": "0"}')
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Old) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"127.0.0.1:{server.server_port}"
+        done = inlay(home, "submit", job, "--address", address)
+        server.shutdown()
+    refused(done, 2, f"the cluster at http://{address} has Ray 1.13.0, this side has {version('ray')}; use the same")
+
+
+def test_a_node_with_another_inlay_ends_the_job_with_one_sentence(home: Path, job: Path, tmp_path: Path) -> None:
+    order = submission(Job.load(job), str(tmp_path / "w"), "old", {})
+    values = json.loads(zlib.decompress(base64.b64decode(order.environment[VARIABLE])))
+    values["versions"]["inlay"] = "0.0.1"
+    packed = base64.b64encode(zlib.compress(json.dumps(values).encode())).decode()
+    done = subprocess.run(
+        [sys.executable, "-m", "inlay.nas.cli.submitted"],
+        env=environment(home) | {VARIABLE: packed},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    said = f"the job was submitted with inlay 0.0.1, this node has {version('inlay')}; use the same"
+    refused(done, 2, said)
+
+
+def test_a_workspace_that_workers_cannot_write(home: Path, job: Path) -> None:
+    done = inlay(home, "submit", job, "--id", "no-place", "-w", "/proc/nowhere/search", "--wait")
+    assert done.returncode == 4
+    said = "the node of the job cannot write the workspace /proc/nowhere/search: "
+    assert f"inlay: the job `no-place` is FAILED: {said}" in done.stderr
+    assert said in json.loads(inlay(home, "status", "no-place", "--json").stdout)["message"]
+    assert said in inlay(home, "logs", "no-place").stdout
+    assert "Traceback" not in inlay(home, "logs", "no-place").stdout
+
+
+def test_a_second_job_on_a_workspace_is_told_whose_it_is(home: Path, job: Path, tmp_path: Path) -> None:
+    values = yaml.safe_load(job.read_text())
+    values["distill"]["tokens"] = "20M"
+    job.write_text(yaml.safe_dump(values))
+    assert inlay(home, "submit", job, "--id", "holder", "-w", tmp_path / "one").returncode == 0
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "one" / "workspace.json").exists():
+        assert time.monotonic() < deadline, inlay(home, "logs", "holder").stdout
+        time.sleep(0.5)
+    refused(inlay(home, "delete", "holder"), 2, "the job `holder` is RUNNING; stop it first: inlay stop holder")
+    done = inlay(home, "submit", job, "--id", "second", "-w", tmp_path / "one", "--wait")
+    assert done.returncode == 4
+    assert re.search(
+        r"the job `second` is FAILED: workspace: .* is in use by the job holder \(process \d+ on", done.stderr
+    )
+    started = time.monotonic()
+    assert "holder is STOPPED; its workspace can be resumed" in inlay(home, "stop", "holder").stdout
+    assert time.monotonic() - started < 10
+    assert inlay(home, "logs", "holder").stdout.endswith(
+        "inlay: stopped; what is finished is kept, the same job goes on from there\n"
+    )
 
 
 def test_no_services_is_one_sentence(tmp_path: Path) -> None:

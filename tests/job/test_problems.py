@@ -108,8 +108,16 @@ def test_one_mistake_is_one_line(values: dict[str, Any], path: Path, value: obje
 @pytest.mark.parametrize(
     ("section", "change", "message"),
     [
-        ("cluster", {"workers": 2}, "4 ranks need as many of the job's workers, and cluster.workers is 2; raise it"),
-        ("cluster", {"workers": 1}, "4 ranks need as many of the job's workers, and cluster.workers is 1; raise it"),
+        (
+            "cluster",
+            {"max_workers": 2},
+            "4 ranks need as many of the job's workers, and cluster.max_workers is 2; raise it",
+        ),
+        (
+            "cluster",
+            {"max_workers": 1},
+            "4 ranks need as many of the job's workers, and cluster.max_workers is 1; raise it",
+        ),
         (
             "hardware",
             {"device": "cuda:1"},

@@ -78,5 +78,5 @@ def values(parent: Path) -> dict[str, object]:
         "recover": {"tokens": 64, "batch_size": 2},
         "hardware": {"scenarios": [{"prefill": 8, "generate": 4}]},
         "budget": {"parameters": "0.95x"},
-        "cluster": {"workers": 2, "scratch": "scratch"},
+        "cluster": {"max_workers": 2, "scratch": "scratch"},
     }

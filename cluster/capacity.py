@@ -1,0 +1,96 @@
+"""What a cluster can hold: whether a worker's share fits on a node, how many do, and what is on its way, in words."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from inlay.cluster.pieces import Resources
+
+Amounts = Mapping[str, float]
+"""Resources by Ray's names: CPU, GPU, memory (bytes)."""
+
+
+@dataclass(frozen=True)
+class Growth:
+    """What the autoscaler of a cluster says of itself."""
+
+    starting: Mapping[str, int]
+    """Nodes on their way, by kind."""
+    failed: Mapping[str, int]
+    """Nodes that could not be started or were lost, by kind."""
+
+    def __str__(self) -> str:
+        parts = [f"{_counted(count)} of the kind {kind} on the way" for kind, count in sorted(self.starting.items())]
+        parts += [f"{_counted(count)} of the kind {kind} failed" for kind, count in sorted(self.failed.items())]
+        return "; ".join(parts) or "its autoscaler has no node on the way"
+
+
+def fits(node: Amounts, share: Resources) -> bool:
+    """Tell whether a node with these resources in all can hold one worker with this share."""
+    return all(node.get(name, 0) >= amount for name, amount in _wanted(share).items())
+
+
+def room(nodes: Sequence[Amounts], share: Resources) -> int:
+    """Return how many workers with this share the nodes hold together."""
+    wanted = _wanted(share)
+    return sum(min(int(node.get(name, 0) / amount + 1e-9) for name, amount in wanted.items()) for node in nodes)
+
+
+def words(share: Resources) -> str:
+    """`2 CPUs, 1 GPU, 4 GiB of memory`; what is not asked for is left out."""
+    return _listed(_wanted(share))
+
+
+def misfit(nodes: Sequence[Amounts], share: Resources) -> str | None:
+    """Return why no node can ever hold a worker with this share, as a sentence without its subject; None when one can.
+
+    The node that is named is the one that has the most of what is asked for first: GPUs, then memory, then CPUs.
+    """
+    if any(fits(node, share) for node in nodes):
+        return None
+    if not nodes:
+        return f"a worker needs {words(share)}, and the cluster has no node"
+    wanted = _wanted(share)
+    largest = max(nodes, key=lambda node: [node.get(name, 0) for name in _SCARCEST if name in wanted])
+    return f"a worker needs {words(share)}, and the largest node has {_listed({n: largest.get(n, 0) for n in wanted})}"
+
+
+def read_growth(status: str | bytes | Mapping[str, Any] | None) -> Growth | None:
+    """Return what Ray's autoscaler wrote into the cluster's table, None where nothing can make the cluster grow.
+
+    Every Ray head runs a monitor. One that was given no kinds of nodes calls each node's kind `node_<its id>`.
+    """
+    if not status:
+        return None
+    report = (json.loads(status) if isinstance(status, str | bytes) else status).get("autoscaler_report") or {}
+    kinds: Mapping[str, str] = report.get("node_type_mapping") or {}
+    if not kinds or all(kind == f"node_{node}" for node, kind in kinds.items()):
+        return None
+    starting = Counter(report.get("pending_launches") or {})
+    starting.update(kind for _, kind, *_ in report.get("pending_nodes") or ())
+    return Growth(dict(starting), dict(Counter(kind for _, kind, *_ in report.get("failed_nodes") or ())))
+
+
+_SCARCEST = ("GPU", "memory", "CPU")
+
+
+def _wanted(share: Resources) -> dict[str, float]:
+    amounts: dict[str, float] = {"CPU": share.cpus, "GPU": share.gpus, "memory": share.memory_bytes}
+    return {name: amount for name, amount in amounts.items() if amount}
+
+
+def _listed(amounts: Amounts) -> str:
+    parts = [
+        f"{amounts[name]:g} {name}{'' if amounts[name] == 1 else 's'}" for name in ("CPU", "GPU") if name in amounts
+    ]
+    if "memory" in amounts:
+        parts.append(f"{amounts['memory'] / 2**30:.3g} GiB of memory")
+    return ", ".join(parts)
+
+
+def _counted(count: int) -> str:
+    return "1 node" if count == 1 else f"{count} nodes"

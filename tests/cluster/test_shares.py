@@ -1,0 +1,179 @@
+"""Shares of a cluster, admission, and clusters that grow: real nodes, token on, the command line as a process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from inlay.cluster.jobs import JobServer
+from inlay.cluster.pieces import Resources
+
+Nodes = Callable[..., AbstractContextManager[Any]]
+
+PIECES = """
+import json, sys
+from inlay.cluster import ClusterSettings, Piece, PieceOutput, Resources, Store, connect, run_pieces
+
+def work(arguments, context):
+    import time
+    begun = time.time()
+    time.sleep(arguments["seconds"])
+    return PieceOutput({"begun": begun, "ended": time.time(), "threads": context.threads})
+
+folder, address, count, seconds, share, workers = sys.argv[1], sys.argv[2], *map(json.loads, sys.argv[3:7])
+resources = Resources(**share, threads=int(share["cpus"]))
+pieces = [Piece(f"{n:064}", str(n), "work", 1, work, {"seconds": seconds}, resources) for n in range(count)]
+notes = []
+
+def on_event(event):
+    if event.note:
+        print(event.kind, event.note, file=sys.stderr, flush=True)
+
+with connect(ClusterSettings(address=address, share=resources, workers=workers)) as cluster:
+    records = run_pieces(Store(folder), pieces, cluster, on_event=on_event)
+times = [record.values for record in records]
+together = max(sum(a["begun"] <= b["begun"] < a["ended"] for a in times) for b in times)
+print(json.dumps({"together": together, "threads": times[0]["threads"]}))
+"""
+
+
+def run(
+    nodes: Any, folder: Path, count: int, seconds: float, workers: int | None = None, **share: float
+) -> tuple[dict[str, int], str]:
+    """Runs pieces from outside the cluster; how many ran together, and what was told."""
+    arguments = [str(folder), nodes.address, *map(json.dumps, (count, seconds, {"cpus": 1, **share}, workers))]
+    done = subprocess.run(
+        [sys.executable, "-c", PIECES, *arguments],
+        env=os.environ | {"RAY_AUTH_MODE": "token"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    told: dict[str, int] = json.loads(done.stdout)
+    return told, done.stderr
+
+
+def test_a_job_takes_its_share_of_a_cluster_and_no_more(ray_nodes: Nodes, tmp_path: Path) -> None:
+    with ray_nodes(cpus=1) as nodes:
+        nodes.add(2)
+        nodes.wait(2)
+        # Long enough for a slow machine to start all workers while the first piece runs.
+        assert run(nodes, tmp_path / "all", 4, 8)[0] == {"together": 3, "threads": 1}
+        assert run(nodes, tmp_path / "two-each", 3, 1, cpus=2)[0] == {"together": 1, "threads": 2}
+        assert run(nodes, tmp_path / "at-most", 4, 3, workers=2)[0]["together"] == 2
+        server = JobServer(nodes.url)
+        assert sorted(node["CPU"] for node in server.nodes()) == [1, 2]
+        server.check_share(Resources(cpus=2, memory_bytes=2**30))
+        with pytest.raises(ValueError, match="cluster: a worker needs 5 CPUs, and the largest node has 2 CPUs at http"):
+            server.check_share(Resources(cpus=5))
+        with pytest.raises(
+            ValueError, match=r"a worker needs 1 CPU, 0\.5 GPUs, and the largest node has . CPUs?, 0 GPUs"
+        ):
+            server.check_share(Resources(gpus=0.5))
+
+
+def test_a_cluster_that_grows_is_waited_for_with_the_reason(ray_nodes: Nodes, tmp_path: Path) -> None:
+    kind = {"resources": {"CPU": 3, "object_store_memory": 90 * 2**20}, "min_workers": 0, "max_workers": 1}
+    with ray_nodes(cpus=1, growth={"large": kind}) as nodes:
+        server = JobServer(nodes.url)
+        deadline = time.monotonic() + 60
+        while server.growth() is None:
+            assert time.monotonic() < deadline
+            time.sleep(1)
+        server.check_share(Resources(cpus=3))
+        told, notes = run(nodes, tmp_path / "grown", 2, 0.5, cpus=3)
+        assert told == {"together": 1, "threads": 3}
+        assert len(server.nodes()) == 2
+        for line in notes.splitlines():
+            assert line.startswith("waiting a worker needs 3 CPUs, and the largest node has 1 CPU; ")
+
+
+def verb(nodes: Any, *arguments: str, code: int = 0) -> str:
+    """Runs a verb against the cluster's job server as a process; what it printed."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "INLAY_SERVICES"))}
+    done = subprocess.run(
+        [sys.executable, "-m", "inlay.nas.cli", *arguments, "--address", nodes.url],
+        env=environment | {"COLUMNS": "80"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout if code == 0 else done.stderr
+
+
+def reach(server: JobServer, job_id: str, state: str) -> None:
+    deadline = time.monotonic() + 120
+    while server.job(job_id).state != state:
+        assert time.monotonic() < deadline, server.job(job_id)
+        time.sleep(0.3)
+
+
+def test_jobs_wait_for_their_turn_and_say_for_what(ray_nodes: Nodes, tmp_path: Path) -> None:
+    with ray_nodes(cpus=1, slots=2) as nodes:
+        server = JobServer(nodes.url)
+        for name in ("one", "two", "three", "four"):
+            server.submit(name, "sleep 600", {}, {}, {"workspace": f"/searches/{name}"})
+            if name in ("one", "two"):
+                reach(server, name, "RUNNING")
+        time.sleep(3)
+        assert [server.job(name).state for name in ("one", "two", "three", "four")] == ["RUNNING"] * 2 + ["PENDING"] * 2
+        status = json.loads(verb(nodes, "status", "four", "--json"))
+        assert status["state"] == "PENDING"
+        assert status["message"] == "it waits for its turn behind 1 other: 2 jobs run at once here, now two, one"
+        assert "it waits for its turn: 2 jobs run at once here, now two, one" in verb(nodes, "status", "three")
+        started = time.monotonic()
+        assert "four had not started and will not: it is STOPPED when its turn comes" in verb(nodes, "stop", "four")
+        assert time.monotonic() - started < 10
+        started = time.monotonic()
+        assert "one is STOPPED" in verb(nodes, "stop", "one")
+        assert time.monotonic() - started < 10
+        reach(server, "three", "RUNNING")
+        verb(nodes, "stop", "two")
+        reach(server, "four", "STOPPED")
+        assert server.logs("four") == ""
+        verb(nodes, "stop", "three")
+
+
+def test_a_job_that_can_never_fit_is_told_so_before_it_is_sent(ray_nodes: Nodes, tmp_path: Path) -> None:
+    for name in ("train", "held_out"):
+        (tmp_path / f"{name}.txt").write_text("once\n<|endoftext|>\n")
+    job = {
+        "parent": str(tmp_path),
+        "data": {"distill": {"path": "train.txt"}, "validate": {"path": "held_out.txt"}},
+        "space": {"ffn": ["no_op"]},
+        "budget": {"parameters": "0.9x"},
+        "cluster": {"memory_per_worker": "900GiB", "cpus_per_worker": 2},
+    }
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
+    with ray_nodes(cpus=1) as nodes:
+        said = verb(nodes, "submit", str(tmp_path / "job.yaml"), code=2)
+        start = "inlay: cluster: a worker needs 2 CPUs, 900 GiB of memory, and the largest node has 1 CPU, "
+        assert said.startswith(start)
+        assert said.rstrip().endswith(f"at {nodes.url}; ask for less per worker")
+        assert verb(nodes, "list") == "no jobs\n"
+
+
+def test_a_machine_that_is_too_small_is_told_before_anything_is_written(tmp_path: Path, job: Path) -> None:
+    values = yaml.safe_load(job.read_text())
+    job.write_text(yaml.safe_dump(values | {"cluster": {"cpus_per_worker": 4000}}))
+    command = [sys.executable, "-m", "inlay.nas.cli", "run", str(job)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith(
+        "inlay: cluster: a worker needs 4000 CPUs, and the largest node has "
+    )
