@@ -8,6 +8,7 @@ was observed, at most three times.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -82,7 +83,8 @@ def assemble(search: Search, ids: Ids, library: Library, tables: Tables) -> Asse
             return Assembled(kept, baselines, loop.candidates, loop.scores, loop.rounds)
         if attempt < TIGHTENINGS:
             loop.tighten()
-            loop.pool()
+            with suppress(InfeasibleError):  # what is left of the pool may still meet the budget
+                loop.pool()
     raise InfeasibleError(loop.reached())
 
 
@@ -162,10 +164,15 @@ class _Loop:
         return found
 
     def first_within(self) -> Candidate | None:
-        """The best by true KL whose measured times are within the budget; measures few of them."""
+        """The best by true KL whose measured times are within the budget; measures few of them.
+
+        Those that the tightened limits rule out are not measured: what was observed of others speaks against them.
+        """
         measured = 0
         for candidate in self._by_kl():
             if candidate.measured is None:
+                if not self._may_fit(candidate.architecture):
+                    continue
                 if measured == MEASURED_AT_MOST:
                     return None
                 candidate.measured = measure(self.search, candidate.architecture)
@@ -212,6 +219,13 @@ class _Loop:
         )
         return True
 
+    def _may_fit(self, architecture: Blocks) -> bool:
+        """Whether the predicted costs are within the limits as tightened so far."""
+        predicted = excess_of(self.search, self.tables.costs, architecture, None)
+        return within(
+            [replace(e, ratio=e.ratio / self.factor.get(_TIMED_AS.get(e.quantity, e.quantity), 1.0)) for e in predicted]
+        )
+
     def _by_kl(self) -> list[Candidate]:
         return sorted(self.candidates, key=lambda c: (c.true.kl_nats, c.id))
 
@@ -221,6 +235,7 @@ class _Loop:
 
 
 _PAIRED = {"runtime": "throughput"}
+_TIMED_AS = {"throughput": "runtime"}
 
 
 def _neighbours(architecture: Blocks, scores: ScoreTable, problem: Problem) -> list[Blocks]:

@@ -6,6 +6,8 @@ the files are there already, so boundaries need no records: they are never resul
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -40,8 +42,12 @@ class Span:
 
 
 def scratch_of(search: Search, ids: Ids, outcomes: bool = False) -> BoundaryScratch:
-    """The scratch folder of one text under this search's parent and compute type, with or without outcomes."""
-    name = f"{ids.digest[:16]}-{search.identity['dtype']}{'-outcomes' if outcomes else ''}"
+    """The scratch folder of one text in this search, with or without outcomes.
+
+    Its name holds all that its files depend on, and the workspace: searches may share one folder for scratch.
+    """
+    told = [search.workspace.url, search.identity, ids.digest, ids.shards, outcomes, ADVANCE.version]
+    name = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:24]
     return BoundaryScratch(search.scratch / "boundaries" / name, len(ids.shards))
 
 

@@ -75,7 +75,7 @@ def calibrate_layer(arguments: dict[str, Any], context: PieceContext) -> PieceOu
     return PieceOutput(values={"tokens": int(total.tokens)}, blobs={"sums": total.to_dict()})
 
 
-CALIBRATE = Stage("calibrate", 1, calibrate_layer)
+CALIBRATE = Stage("calibrate", 2, calibrate_layer)
 
 
 def sums_of(record: Record) -> str:

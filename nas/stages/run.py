@@ -89,17 +89,24 @@ def open_job_parent(job: Job) -> Parent:
 
 
 def fingerprint_of(job: Job, parent: Parent) -> str:
-    """Changes whenever a finished run would have to do something again: job, parent files, text files, version."""
+    """Changes whenever a finished run would have to do something again: job, parent files, texts, costs, version."""
     values = job.to_dict()
     for free in ("cluster", "tracking"):
         values.pop(free)
     texts = []
     for source in (job.data.distill, job.data.validate):
         path = job.resolve(source.path)
-        stat = os.stat(path) if os.path.exists(path) else None
-        texts.append([path, stat.st_size, stat.st_mtime_ns] if stat else [path])
+        texts.append(_stamp(path))
+    if job.hardware.costs is not None:
+        texts.append(_stamp(job.resolve(job.hardware.costs)))
     told = [values, parent.fingerprint, texts, __version__]
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def _stamp(path: str) -> list[object]:
+    """A file's path and, where it is there, what changes with its contents."""
+    stat = os.stat(path) if os.path.exists(path) else None
+    return [path, stat.st_size, stat.st_mtime_ns] if stat else [path]
 
 
 def _finished(place: Workspace, fingerprint: str) -> RunResult | None:
