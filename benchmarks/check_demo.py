@@ -19,7 +19,7 @@ def main(workspace: str) -> int:
     stages = json.loads((Path(workspace) / "run.json").read_text())["stages"]
     child = evaluation["child"]
     faster = 1 / child["runtime_ratio"]
-    left = child["kl_nats"] / child["before_recover"]["kl_nats"]
+    left = child["kl_nats"] / child["before_recover"]
     seconds = sum(stage["seconds"] for stage in stages)
     print(f"\nthe child runs {faster:.2f} times as fast as its parent (promised: {FASTER})")
     print(f"recovery lowered its KL by {100 * (1 - left):.0f} % (promised: a third)")

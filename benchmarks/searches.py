@@ -131,7 +131,7 @@ def page(rows: list[dict[str, Any]]) -> str:
 
 def kl(model: dict[str, Any], when: str) -> float:
     """KL before or after recovery."""
-    return float(model["before_recover"]["kl_nats"] if when == "before" else model["kl_nats"])
+    return float(model["before_recover"] if when == "before" else model["kl_nats"])
 
 
 def margin(row: dict[str, Any], when: str = "after") -> float:

@@ -22,7 +22,7 @@ Block = tuple[str, str]
 class Figures:
     """One model of `evaluation.json`: quality on the text kept for the report, exact sizes, measured speed.
 
-    `before_kl_nats` is the KL before recovery (None for the parent); `runtime_ratio` is to the parent, measured in
+    `before_kl_nats` is the KL before recovery (None: unknown); `runtime_ratio` is to the parent, measured in
     turns with it; `over_budget` has the limits that are missed, each with value over limit (1.07 is 7 % over).
     """
 
@@ -45,11 +45,10 @@ class Figures:
     @classmethod
     def of(cls, name: str, values: Mapping[str, Any]) -> Figures:
         """From the JSON; raises KeyError for a figure that is not there."""
-        before = values.get("before_recover") or {}
         return cls(
             name=name,
             **{key: values[key] for key in _REQUIRED},
-            before_kl_nats=before.get("kl_nats"),
+            before_kl_nats=values.get("before_recover"),
             kl_standard_error=values.get("kl_standard_error"),
             runtime_ratio=values.get("runtime_ratio"),
             over_budget=values.get("over_budget") or {},

@@ -83,8 +83,8 @@ def side_by_side(
 ) -> dict[str, Any]:
     """What evaluation.json holds: quality on the report text before and after recovery, sizes, speed."""
     rows = rows_of(search, costs, after, parent, architectures)
-    for name, was in before.items():
-        rows[name]["before_recover"] = {"kl_nats": was.kl_nats, "top1_agreement": was.top1_agreement}
+    for name, was in {"parent": parent, **before}.items():
+        rows[name]["before_recover"] = was.kl_nats
     return rows
 
 

@@ -41,8 +41,13 @@ def score_blocks(search: Search, ids: Ids, library: Library) -> list[dict[str, A
 
 
 def layer_blocks(search: Search, layer: int, library: Library) -> list[tuple[str, str]]:
-    """(attention, ffn) labels scored at one layer: each variant beside the parent's other slot, then its pairs."""
+    """(attention, ffn) labels scored at one layer: each variant beside the parent's other slot, then its pairs.
+
+    A layer that offers nothing has the parent's own block, so that every layer is in the table.
+    """
     singles = offered(search, layer, library)
+    if not singles:
+        return [(PARENT["attention"], PARENT["ffn"])]
     blocks = [(v.label, PARENT["ffn"]) if v.slot == "attention" else (PARENT["attention"], v.label) for v in singles]
     return sorted(blocks) + pairs_at(search, layer, singles)
 

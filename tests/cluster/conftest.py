@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from inlay.cluster import Cluster, ClusterSettings, Store, connect
-from inlay.cluster.http import HttpError, get_json
+from inlay.cluster.http import HttpError, ray_authorization, request_json
 from inlay.cluster.processes import Spawned, end, free_port, spawn
 from inlay.cluster.runtime import protect_token
 from inlay.cluster.services import JOB_SLOT
@@ -135,14 +135,18 @@ class RayNodes:
         deadline = time.monotonic() + patience_seconds
         while True:
             try:
-                answer = get_json(f"{self.url}/api/v0/nodes?limit=100")["data"]["result"]["result"]
-                get_json(f"{self.url}/api/jobs/")
+                answer = self._get("/api/v0/nodes?limit=100")["data"]["result"]["result"]
+                self._get("/api/jobs/")
                 if sum(node["state"] == "ALIVE" for node in answer) == count:
                     return
             except HttpError:
                 pass  # it is starting
             assert time.monotonic() < deadline, (self.folder / "logs" / "node0.log").read_text()[-2000:]
             time.sleep(0.5)
+
+    def _get(self, path: str) -> Any:
+        """The JSON value at a path of the cluster's own address, asked for with its token."""
+        return request_json("GET", f"{self.url}{path}", authorization=ray_authorization())
 
     def close(self) -> None:
         """Ends all nodes."""

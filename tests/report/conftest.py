@@ -81,7 +81,7 @@ def figures(blocks: list[tuple[str, str]], kl: float, ratio: float, before: floa
         "architecture": [list(block) for block in blocks],
     }
     if before is not None:
-        row |= {"before_recover": {"kl_nats": before, "top1_agreement": 0.6}, "runtime_ratio": ratio, "over_budget": {}}
+        row |= {"before_recover": before, "runtime_ratio": ratio, "over_budget": {}}
     return row
 
 
