@@ -26,6 +26,9 @@ SURFACE = {
     "solve": {
         "--limit",
         "--minimize",
+        "--maximize",
+        "--any-scenario",
+        "--pairs",
         "--solutions",
         "--min-difference",
         "--method",
