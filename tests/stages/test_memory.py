@@ -12,10 +12,10 @@ from inlay.cluster.pieces import Piece, PieceContext, PieceOutput
 from inlay.cluster.runtime import ClusterSettings, connect
 from inlay.nas.job import Job
 from inlay.nas.report.progress import Reporter
-from inlay.nas.stages.boundaries import micro_batch, spans_with_boundaries
+from inlay.nas.stages.boundaries import micro_batch, scratch_of, spans_with_boundaries
 from inlay.nas.stages.calibrate import calibrate_piece, sums_of
 from inlay.nas.stages.comparison import shares_of
-from inlay.nas.stages.distill import distill_piece, in_groups, layer_variants
+from inlay.nas.stages.distill import distill_piece, in_groups, keeps_outcomes, layer_variants
 from inlay.nas.stages.run import open_job_parent
 from inlay.nas.stages.score import layer_blocks, score_piece
 from inlay.nas.stages.search import Search
@@ -58,8 +58,9 @@ def attempts(
     with connect(ClusterSettings(workers=1)) as cluster:
         search = Search(job, place, parent, cluster, Reporter())
         variants = layer_variants(search, 1)
-        for _ in spans_with_boundaries(search, packed.distill, [1]):
-            piece = calibrate_piece(search, packed.distill, 1, variants)
+        outcomes = keeps_outcomes(search)
+        for _ in spans_with_boundaries(search, packed.distill, [1], outcomes):
+            piece = calibrate_piece(search, packed.distill, 1, variants, scratch_of(search, packed.distill, outcomes))
             found["calibrate"] = attempt(piece)
             (sums,) = search.run([piece])
             found["distill"] = attempt(distill_piece(search, packed.distill, 1, variants, sums_of(sums)))
