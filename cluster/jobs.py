@@ -22,6 +22,7 @@ from inlay.cluster.services import JOB_SLOT, find_services, services_folder
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 _POLL_SECONDS = 1.0
 _AGENT_SECONDS = 90.0
+_REGISTER_SECONDS = 30.0
 _SERVERS_OWN = (" -- Runtime env is setting up.", "Running entrypoint for job ")
 _TAG = "tag."
 
@@ -185,7 +186,11 @@ class JobServer:
 
     def check_share(self, share: Resources) -> None:
         """Raise ValueError when no node can ever hold a worker with this share; a cluster that grows may get one."""
-        reason = misfit(self.nodes(), share)
+        deadline = time.monotonic() + _REGISTER_SECONDS
+        # A job server that has just come up does not know its own node yet.
+        while not any(nodes := self.nodes()) and self.growth() is None and time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS)
+        reason = misfit(nodes, share)
         if reason is not None and self.growth() is None:
             raise ValueError(f"cluster: {reason} at {self.url}; ask for less per worker")
 

@@ -141,7 +141,7 @@ def test_ctrl_c_leaves_the_job_alone(home: Path, job: Path) -> None:
         (("list", "--tag", "team"), 2, "is not a tag"),
         (("list", "--tag", "team=a\nb"), 2, "has control characters"),
         (("list", "--address", "ray://head:10001"), 2, "is not the address of a job server"),
-        (("list", "--address", "http://10.255.255.1:8265"), 2, "is beyond this machine, and there is no token"),
+        (("list", "--address", "http://10.255.255.1:8265"), 2, "is beyond this machine, and no token is to be sent"),
         (("list", "--address", "127.0.0.1:9"), 1, "no job server answers at http://127.0.0.1:9; is the cluster up?"),
         (("submit", "nowhere.yaml"), 2, "there is no job file nowhere.yaml"),
     ],
