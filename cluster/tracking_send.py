@@ -26,7 +26,7 @@ _ENVIRONMENT = {
 _REFUSED = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE"}
 _SECRET_VARIABLES = re.compile(r"TOKEN|PASSWORD|SECRET|ACCESS_KEY|CREDENTIAL", re.IGNORECASE)
 _REF_TAG = "inlay.run"
-# MLflow's pages then show curves and comparisons of models, not conversations.
+# A search is model development in MLflow's own words.
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 _METRICS_A_CALL = 500
 
