@@ -294,8 +294,8 @@ assert not {"torch", "transformers", "ray", "mlflow", "matplotlib"} & set(sys.mo
 
 def test_the_docs_are_true(tmp_path: Path, inlay: Inlay) -> None:
     page = (Path(__file__).parents[2] / "docs" / "solving.md").read_text()
-    (script,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True)
+    for script in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True)
     blocks = re.findall(r"```console\n\$ inlay ([^\n]*)\n(.*?)```", page, re.DOTALL)
     assert len(blocks) >= 5
     for words, shown in blocks:
