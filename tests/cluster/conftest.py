@@ -130,7 +130,7 @@ class RayNodes:
         """Kills a node with everything on it, as a machine that loses power does."""
         end(self.nodes[number], patience_seconds=0)
 
-    def wait(self, count: int, patience_seconds: float = 120.0) -> None:
+    def wait(self, count: int, patience_seconds: float = 240.0) -> None:
         """Returns when the job server answers and knows this many live nodes."""
         deadline = time.monotonic() + patience_seconds
         while True:
