@@ -17,6 +17,8 @@ from typing import Any
 
 import psutil
 
+from inlay.cluster.processes import free_port
+
 MARK = "INLAY_FAULTS"
 NODES = 2
 STAGES = ("advance", "calibrate", "distill", "score", "true_kl", "true_times", "recover", "evaluate")
@@ -54,7 +56,8 @@ class Machines:
         """A new cluster."""
         from ray.cluster_utils import Cluster
 
-        head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": STORE_BYTES}
+        head = {"num_cpus": 0, "object_store_memory": STORE_BYTES}
+        head |= {"include_dashboard": False, "dashboard_port": free_port(0)}
         self._cluster = Cluster(initialize_head=True, head_node_args=head)
         self._nodes: list[Any] = []
         for _ in range(NODES):

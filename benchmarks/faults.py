@@ -60,7 +60,7 @@ class Search:
     index: int
     workspace: Path
     log: Path
-    process: subprocess.Popen[bytes] | None = None
+    process: subprocess.Popen[bytes] = field(init=False)
     starts: int = 0
     in_flight: int = 0
     """Pieces that were under way when the driver or the head was lost."""
@@ -73,7 +73,7 @@ class Search:
 
     @property
     def alive(self) -> bool:
-        return self.process is not None and self.process.poll() is None
+        return self.process.poll() is None
 
 
 class Campaign:
@@ -146,12 +146,9 @@ class Campaign:
         started = time.monotonic()
         self.give(search)
         chance = random.Random(f"{self.seed}/{index}/faults")
-        while search.alive or plan:
+        while search.alive or search.process.returncode != 0:
             self.keep_tracker()
             if not search.alive:
-                assert search.process is not None
-                if search.process.returncode == 0:
-                    break
                 self.give(search)
             elif plan and search.records >= plan[0][0]:
                 at, kind = plan.pop(0)
@@ -163,9 +160,6 @@ class Campaign:
                 raise SystemExit(f"search {index} did not end within {PATIENCE_SECONDS:g} s; its log is {search.log}")
             time.sleep(0.02)
         self.seconds = round(time.monotonic() - started, 1)
-        assert search.process is not None
-        if search.process.returncode != 0:
-            raise SystemExit(f"search {index} ended with {search.process.returncode}; its log is {search.log}")
         return search
 
     def give(self, search: Search) -> None:
@@ -237,7 +231,6 @@ class Campaign:
     def full_disk(self, search: Search, chance: random.Random, fault: dict[str, Any]) -> bool:
         self.disk.fill()
         try:
-            assert search.process is not None
             search.process.wait(timeout=120)
         finally:
             self.disk.free()
@@ -253,7 +246,6 @@ class Campaign:
         return None
 
     def kill_driver(self, search: Search) -> bool:
-        assert search.process is not None
         alive = search.alive
         search.process.kill()
         search.process.wait()
