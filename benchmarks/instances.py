@@ -70,7 +70,7 @@ def correlated(num_layers: int, num_choices: int, num_limits: int, seed: int) ->
 
 
 def even_subset_sum(num_layers: int, num_choices: int, num_limits: int, seed: int) -> Problem:
-    """Score and cost add up to the same in every choice, all even, under odd limits: no relaxation meets its bound."""
+    """Scores and costs of a choice add up to the same, all even, under odd limits: no relaxation's bound is met."""
     rng = np.random.default_rng(seed)
     costs = 2 * np.sort(rng.integers(0, 10**7, (num_layers, num_choices, num_limits)), axis=1)
     score = (costs.max(axis=1, keepdims=True) - costs).sum(axis=2)
@@ -81,13 +81,13 @@ Maker = Callable[[int, int, int, int], Problem]
 
 
 def _problem(score: np.ndarray, costs: np.ndarray, names: tuple[str, ...], most: np.ndarray) -> Problem:
+    num_layers, num_choices = score.shape
     layers = tuple(
-        tuple(
-            Choice(f"v{k}", int(s), tuple(map(int, c))) for k, (s, c) in enumerate(zip(score_V, costs_VK, strict=True))
-        )
-        for score_V, costs_VK in zip(score, costs, strict=True)
+        tuple(Choice(f"v{v}", int(score[n, v]), tuple(map(int, costs[n, v]))) for v in range(num_choices))
+        for n in range(num_layers)
     )
-    return Problem(names, layers, limits=tuple(Limit(name, upper=int(m)) for name, m in zip(names, most, strict=True)))
+    limits = tuple(Limit(name, upper=int(value)) for name, value in zip(names, most, strict=True))
+    return Problem(names, layers, limits=limits)
 
 
 def _subblock(

@@ -68,10 +68,15 @@ def build_table(problem: Problem) -> Table:
     span = values[:, 1].copy()
     if (values[:, 2:] < 0).any() or (span < 1).any() or (layer + span > num_layers).any():
         _refuse_numbers(problem)
-    largest = int(np.abs(np.delete(values, 1, axis=1)).max())
+    amounts = np.delete(values, 1, axis=1)
+    sizes_of = np.abs(np.maximum(amounts, -MAX_TOTAL))  # the least number of 64 bits has no absolute value
+    largest = int(sizes_of.max())
     pair_total = sum(abs(int(pair.score)) for pair in problem.pairs if _is_whole(pair.score))
     if (largest + 1) * num_layers + max(problem.base_costs, default=0) + pair_total >= MAX_TOTAL:
-        raise ProblemError(f"a score or cost of {largest} is too large to add up below 2**53; use a coarser unit")
+        row, column = (int(place) for place in np.argwhere(sizes_of == largest)[0])
+        where = _where(int(layer[row]), problem.layers[layer[row]][row - int(sizes[: layer[row]].sum())])
+        name, value = ("score", *problem.cost_names)[column], amounts[row, column]
+        raise ProblemError(f"{where}: `{name}` is {value}, too large to add up below 2**53; use a coarser unit")
     _check_cover(layer, span, num_layers)
     first = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
     return Table(layer, span, values[:, 0].copy(), np.ascontiguousarray(values[:, 2:]), first)

@@ -101,7 +101,7 @@ def table_of(subject: Subject, problem: Problem, solutions: Sequence[Solution], 
     heads = ["id" if ids else "#", "method", "status", subject.score.name.replace("predicted_kl_nats", "predicted KL")]
     names = _shown(subject, problem)
     for head in [*heads, *names]:
-        table.add_column(head, justify="left" if head in heads[:3] else "right")
+        table.add_column(head, justify="left" if head in heads[:3] else "right", overflow="fold")
     for number, solution in enumerate(solutions):
         objective = "" if solution.objective is None else subject.score.show(solution.objective)
         totals = [_cell(subject, name, solution) for name in names]
@@ -120,7 +120,8 @@ def binding_text(subject: Subject, problem: Problem, solution: Solution) -> str:
         step, unit = STEPS.get(column.kind, (column.scale, ""))
         worth = price * step / subject.score.scale
         more = f"1 {unit} more" if unit else "1 more"
-        parts.append(f"`{name}` binds: {more} is worth about {worth:.2g} {_score_unit(subject)}")
+        told = f"{worth:.0f}" if worth >= 100 else f"{worth:.2g}"
+        parts.append(f"`{name}` binds: {more} is worth about {told} {_score_unit(subject)}")
     return "; ".join(parts) + "."
 
 

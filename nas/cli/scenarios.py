@@ -132,17 +132,17 @@ def decided_text(decided: Decided) -> str:
     """The scenario decided for, what it reaches, and what the others can reach at best."""
     name, solution = decided.decision.name, decided.decision.solution
     assert name is not None
+    own = decided.most(name) if decided.rate is None else decided.rate_of(name, solution)
+    side = "at least" if decided.rate is None else "at most"
     others = []
     for other in decided.subjects:
         most = decided.most(other)
-        if other == name:
-            continue
         if most is None:
             others.append(f"`{other}` cannot meet the limits")
-        elif decided.rate is None:
-            others.append(f"`{other}` has at least {most:.6g}")
-        else:
-            others.append(f"`{other}` has at most {most:.6g}")
+        elif other != name:
+            # A scenario is solved only as far as it could be better.
+            is_open = own is None or f"{most:.6g}" != f"{own:.6g}"
+            others.append(f"`{other}` has {side} {most:.6g}" if is_open else f"`{other}` is no better")
     reached = ""
     if decided.rate is not None:
         reached = f" with a {decided.rate.name} of {decided.rate_of(name, solution):.6g}"

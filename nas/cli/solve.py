@@ -69,6 +69,9 @@ def solve_command(
     min_difference: Annotated[
         float, typer.Option("--min-difference", min=0, max=1, help="Share of layers in which they differ.")
     ] = 0.2,
+    gap: Annotated[
+        float, typer.Option("--gap", min=0, max=1, help="Share within which all but the first are proven; 0: exactly.")
+    ] = 0.0,
     method: Annotated[
         Method, typer.Option("--method", help="A simpler rule to show beside the optimum.")
     ] = Method.exact,
@@ -90,8 +93,8 @@ def solve_command(
     decided = None
     if any_scenario or maximize is not None:
         if solutions > 1 or backend is not Backend.auto:
-            raise UserError("--any-scenario and --maximize give one solution of the exact solver; leave out "
-                            f"{'--solutions' if solutions > 1 else '--backend'}")  # fmt: skip
+            extra = "--solutions" if solutions > 1 else "--backend"
+            raise UserError(f"{extra}: a decided scenario has one solution, of the exact solver; leave {extra} out")
         decided = decide_scenario(source, limit or [], minimize, maximize, pairs, seconds)
         assert decided.decision.name is not None
         subject, problem = decided.subjects[decided.decision.name], decided.problems[decided.decision.name]
@@ -108,6 +111,7 @@ def solve_command(
                 solutions=solutions,
                 min_difference=min_difference,
                 time_limit=seconds,
+                pool_gap=gap,
                 backend=backend.value,
             )
         if found[0].objective is None:

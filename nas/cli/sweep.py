@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from inlay.nas.cli.output import JsonOption, print_json, print_rich
-from inlay.nas.cli.solve import MinimizeOption, SourceArgument, TimeLimitOption, give_up, seconds_of
+from inlay.nas.cli.solve import MinimizeOption, PairsOption, SourceArgument, TimeLimitOption, give_up, seconds_of
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -29,6 +29,7 @@ def sweep_command(
     ],
     points: Annotated[int, typer.Option("--points", min=1, max=1000, help="Values of each swept limit.")] = 20,
     minimize: MinimizeOption = None,
+    pairs: PairsOption = None,
     gap: Annotated[
         float, typer.Option("--gap", min=0, max=1, help="Share within which each point is proven; 0: exactly.")
     ] = 1e-4,
@@ -43,7 +44,7 @@ def sweep_command(
     from inlay.solver import Limit, front
 
     seconds = seconds_of(time_limit)
-    subject = open_subject(source, minimize)
+    subject = open_subject(source, minimize, pairs)
     asked = [parse_asked(text) for text in limit]
     axes = [_axis(subject, each, points) for each in asked if each.range]
     if not 1 <= len(axes) <= 2:
