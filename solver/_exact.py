@@ -27,9 +27,10 @@ NEARLY_ALL = 0.8
 """From this share on a search looks all the way: what is left is not worth a search of its own."""
 
 SHAKES = 40
-"""Tries to better the best answer by exchanges, once the searches have seen SHAKE_AFTER states."""
+"""Tries to better the best answer by exchanges, made each time the searches have seen so many states more."""
 
 SHAKE_AFTER = 3000
+"""States of all searches after which shaking comes first; four times as many after each time."""
 
 FIRST_BUDGET = 60_000
 """States after which a complete search is given up for a dive; four times as many after each dive."""
@@ -161,6 +162,7 @@ class _Hunt:
         """Keep these edges, which meet the rows, if better in score, rows and tie weight than the best so far."""
         if picks is None:
             return
+        picks = np.sort(picks)  # by layer
         values = tuple(self._values(picks))
         if values[0] <= self._at_most and (self.best is None or values < tuple(self._values(self.best))):
             self.best, self.ceiling = picks, float(values[0])
@@ -172,11 +174,12 @@ class _Hunt:
         too many states, a better answer first makes them smaller: a dive looks for one.
         """
         share, budget, dive_width, dive = FIRST_SHARE, FIRST_BUDGET, DIVE_WIDTH, False
-        num_states = 0
+        num_states, shake_after = 0, SHAKE_AFTER
+        generator = np.random.default_rng(0)
         while self._is_open(gap):
-            if may_shake and num_states > SHAKE_AFTER:
-                may_shake = False
-                self._shake(gap)
+            if may_shake and num_states > shake_after:
+                shake_after *= 4
+                self._shake(gap, generator)
                 continue
             wanted = self._wanted(gap)
             room = wanted - self._floor
@@ -211,9 +214,8 @@ class _Hunt:
         none_left = self.bound == math.inf or self.bound > self._at_most
         self.closed = none_left if self.best is None else self.bound == self.ceiling
 
-    def _shake(self, gap: float) -> None:
+    def _shake(self, gap: float, generator: np.random.Generator) -> None:
         """Look for better answers near the best one, until it is within the share `gap` or some tries are over."""
-        generator = np.random.default_rng(0)
         for _ in range(SHAKES):
             if self.best is None or self.bound >= self._wanted(gap) or time.monotonic() > self._deadline:
                 return

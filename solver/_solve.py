@@ -59,7 +59,9 @@ def solve(
     found: list[Solution] = []
     at_least = -math.inf
     for k in range(solutions):
-        end = max(begin, deadline - (deadline - begin) * (solutions - k - 1) / (solutions - k))
+        # The first may take half of the time, each other an equal share of what is left.
+        share = 1 / (solutions - k) if k else 1 / min(2, solutions)
+        end = begin + max(0.0, deadline - begin) * share
         outcome = solver.minimise(rows.most, gap=pool_gap if k else gap, deadline=end, at_least=at_least)
         seconds = time.monotonic() - begin
         begin = time.monotonic()
@@ -78,9 +80,13 @@ def solve(
 def describe(problem: Problem, rows: Rows, outcome: Outcome, seconds: float) -> Solution:
     """An outcome with picks as a Solution, every figure recomputed in Python's integers.
 
-    Raises RuntimeError if a limit is broken, which would be a fault of the solver.
+    Raises RuntimeError if a limit is broken or a layer is not covered exactly once, which would be a fault of the
+    solver.
     """
     assert outcome.picks is not None
+    start, span = problem.table.layer[outcome.picks], problem.table.span[outcome.picks]
+    if not np.array_equal(np.cumsum(span), np.append(start[1:], problem.table.num_layers)) or start[0] != 0:
+        raise RuntimeError("the solver returned an answer that leaves layers out; please report the problem")
     plain = describe_picks(problem, rows, outcome.picks, seconds, "exact")
     if plain.status == "infeasible":
         raise RuntimeError("the solver returned an answer that breaks a limit; please report the problem")

@@ -123,6 +123,30 @@ def test_pools_agree_with_the_plain_program():
     assert {each.status for each in one} == {"optimal"}
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_answers_of_large_problems_are_what_they_say(seed):
+    """Beyond trying all, with searches, dives and exchanges: every answer is recomputed from its choices."""
+    draw = random.Random(seed)
+    layers = tuple(
+        tuple(Choice(f"v{k}", draw.randrange(10**8), tuple(draw.randrange(10**9) for _ in range(3))) for k in range(30))
+        for _ in range(40)
+    )
+    limits = tuple(Limit(name, upper=10 * 10**9) for name in "abc")
+    pool = solve(Problem(("a", "b", "c"), layers, limits=limits), solutions=8, pool_gap=1e-3, time_limit=8.0)
+    assert pool[0].status == "optimal"
+    for k, found in enumerate(pool):
+        assert min(found.choices) >= 0
+        taken = [layer[index] for layer, index in zip(layers, found.choices, strict=True)]
+        assert found.labels == tuple(choice.label for choice in taken)
+        assert found.objective == sum(choice.score for choice in taken)
+        assert list(found.totals.values()) == [sum(choice.costs[c] for choice in taken) for c in range(3)]
+        assert max(found.totals.values()) <= 10 * 10**9
+        assert found.bound <= found.objective
+        for earlier in pool[:k]:
+            assert sum(a != b for a, b in zip(found.choices, earlier.choices, strict=True)) >= 8
+            assert found.objective >= earlier.bound
+
+
 def hard(num_layers: int = 60) -> Problem:
     """Even costs that scores mirror, under odd limits: no bound of a relaxation is ever met."""
     draw = random.Random(5)
