@@ -1,0 +1,262 @@
+"""The solver's times, gaps and proofs beside the plain program in HiGHS and CBC.
+
+    python benchmarks/solver.py [--part small single pool front large hard shell]
+
+Five instances of each kind and size; medians are quoted, then every run. One thread. Results are kept in a JSON file
+between parts, and the page is written anew after each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import functools
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = "1"
+sys.path.insert(0, str(Path(__file__).parent))
+from instances import Maker, correlated, even_subset_sum, realistic, uniform
+from machine import footer
+
+from inlay.solver import Axis, Problem, Solution, front, solve
+
+RUNS = 5
+KINDS: dict[str, Maker] = {"realistic": realistic, "uniform": uniform}
+ADVERSARIAL: dict[str, Maker] = {"strongly correlated": correlated, "even subset sums": even_subset_sum}
+SMALL, USUAL, LARGE = (80, 16, 2), (80, 54, 3), (1000, 100, 3)
+PLAIN_LIMIT = 10.0
+"""Seconds after which a back end on the plain program is stopped."""
+
+Row = dict[str, Any]
+
+
+def measured(case: str, kind: str, seed: int, run: Callable[[], list[Solution]], backend: str = "inlay") -> Row:
+    """One run: its wall time, how many answers, the status of the first and the largest gap (None: no answer)."""
+    begin = time.perf_counter()
+    found = run()
+    seconds = time.perf_counter() - begin
+    gaps = [solution.gap for solution in found]
+    gap = None if None in gaps else max(gap for gap in gaps if gap is not None)
+    print(f"{case} {kind} {seed} {backend}: {seconds:.3f} s, {found[0].status}, gap {gap}", flush=True)
+    return {
+        "case": case,
+        "kind": kind,
+        "seed": seed,
+        "backend": backend,
+        "seconds": seconds,
+        "answers": len(found),
+        "first": found[0].status,
+        "gap": gap,
+        "objective": found[0].objective,
+    }
+
+
+def single(size: tuple[int, int, int]) -> list[Row]:
+    """One answer, proven; the plain program beside it."""
+    rows = []
+    for kind, make in KINDS.items():
+        for seed in range(RUNS):
+            problem = make(*size, seed)
+            rows.append(measured(name_of(size), kind, seed, functools.partial(solve, problem)))
+            for backend in ("highs", "cbc"):
+                run = functools.partial(solve, problem, backend=backend, time_limit=PLAIN_LIMIT)
+                rows.append(measured(name_of(size), kind, seed, run, backend))
+    return rows
+
+
+def pool() -> list[Row]:
+    """Sixteen that differ in a fifth of the layers: the first proven, the others within 0.1 %."""
+    return each(f"pool of 16, {name_of(USUAL)}", USUAL, _pool)
+
+
+def front_of_50() -> list[Row]:
+    """Fifty values of the runtime, each within 0.01 %."""
+    return each(f"front of 50, {name_of(USUAL)}", USUAL, _front)
+
+
+def large() -> list[Row]:
+    """A thousand layers in ten seconds."""
+    return each(name_of(LARGE), LARGE, lambda problem: solve(problem, time_limit=10.0))
+
+
+def hard() -> list[Row]:
+    """Adversarial ones, five seconds each."""
+    rows = []
+    for kind, make in ADVERSARIAL.items():
+        for num_limits in (1, 3):
+            size = (*USUAL[:2], num_limits)
+            for seed in range(RUNS):
+                run = functools.partial(solve, make(*size, seed), time_limit=5.0)
+                rows.append(measured(f"{name_of(size)} in 5 s", kind, seed, run))
+    return rows
+
+
+def shell() -> list[Row]:
+    """`inlay solve` on a table: its wall time less the solver's own."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for seed in range(RUNS):
+            problem = realistic(*USUAL, seed)
+            path = Path(folder) / f"{seed}.csv"
+            with path.open("w", newline="") as file:
+                lines = csv.writer(file)
+                lines.writerow(["layer", "variant", "score", *problem.cost_names])
+                lines.writerow(["", "ends", "", *problem.base_costs])
+                for number, layer in enumerate(problem.layers):
+                    lines.writerows([number, choice.label, choice.score / 1e9, *choice.costs] for choice in layer)
+            words = [sys.executable, "-m", "inlay.nas.cli", "solve", str(path), "--json"]
+            for limit in problem.limits:
+                words += ["--limit", f"{limit.name}={limit.upper}"]
+            begin = time.perf_counter()
+            done = subprocess.run(words, capture_output=True, text=True, check=True)
+            seconds = time.perf_counter() - begin
+            (told,) = json.loads(done.stdout)["solutions"]
+            print(f"inlay solve {seed}: {seconds:.3f} s, {told['seconds']:.3f} s of it the solver's", flush=True)
+            row = {"case": "inlay solve", "kind": "realistic", "seed": seed, "backend": "inlay"}
+            answer = {"answers": 1, "first": told["status"], "gap": told["gap"], "objective": told["objective"]}
+            rows.append({**row, "seconds": seconds - told["seconds"], **answer})
+    return rows
+
+
+def each(case: str, size: tuple[int, int, int], run: Callable[[Problem], list[Solution]]) -> list[Row]:
+    """Five runs of both kinds."""
+    return [
+        measured(case, kind, seed, functools.partial(run, make(*size, seed)))
+        for kind, make in KINDS.items()
+        for seed in range(RUNS)
+    ]
+
+
+def _pool(problem: Problem) -> list[Solution]:
+    return solve(problem, solutions=16, min_difference=0.2, pool_gap=1e-3, time_limit=10.0)
+
+
+def _front(problem: Problem) -> list[Solution]:
+    return [point.solution for point in front(problem, [Axis("runtime_ns", 50)], gap=1e-4, time_limit=20.0)]
+
+
+def name_of(size: tuple[int, int, int]) -> str:
+    """How a size is written: layers x choices x limits."""
+    return " x ".join(f"{number:,}" for number in size)
+
+
+PARTS: dict[str, Callable[[], list[Row]]] = {
+    "small": functools.partial(single, SMALL),
+    "single": functools.partial(single, USUAL),
+    "pool": pool,
+    "front": front_of_50,
+    "large": large,
+    "hard": hard,
+    "shell": shell,
+}
+ASKED: dict[str, tuple[str, float, float]] = {
+    name_of(SMALL): ("proven in 0.3 s", 0.3, 0.0),
+    name_of(USUAL): ("proven in 1 s", 1.0, 0.0),
+    f"pool of 16, {name_of(USUAL)}": ("first proven, others within 0.1 %, in 2 s", 2.0, 1e-3),
+    f"front of 50, {name_of(USUAL)}": ("each within 0.01 %, in 10 s", 10.0, 1e-4),
+    name_of(LARGE): ("within 0.1 % in 10 s", 10.1, 1e-3),
+    "inlay solve": ("1.5 s beside the solver", 1.5, 0.0),
+}
+"""What each case is asked for, and that as seconds and gap, both of the median run."""
+
+
+def is_missed(runs: list[Row]) -> bool:
+    """Whether the medians of a case are above what is asked for."""
+    _, seconds, gap = ASKED[runs[0]["case"]]
+    return median(runs, "seconds") > seconds or median(runs, "gap") > gap
+
+
+def median(runs: list[Row], key: str) -> float:
+    """The median over the runs; no answer counts as endless."""
+    return statistics.median(float("inf") if row[key] is None else row[key] for row in runs)
+
+
+def page(held: dict[str, list[Row]]) -> str:
+    """The results as Markdown: what is missed first, then every case, then every run."""
+    rows = [row for part in PARTS for row in held.get(part, [])]
+    groups: dict[tuple[str, str, str], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row["case"], row["kind"], row["backend"]), []).append(row)
+    asked = {key for key in groups if key[2] == "inlay" and key[0] in ASKED}
+    lines = [
+        "# The solver",
+        "",
+        "Layers x choices x limits; five instances of each kind, one thread. `realistic`: scores of a few early and",
+        "late layers ten times the median, convex in width, costs in proportion to width plus a constant, noise.",
+        "`uniform`: everything random. `highs` and `cbc` solve the plain PuLP program of the same instance, to their",
+        f"own tolerance, stopped after {PLAIN_LIMIT:g} s. Pools and fronts count as proven by their first answer, and",
+        "their gap is the largest of all their answers. `inlay solve` is the command's wall time less its `seconds`.",
+        "Of adversarial ones an honest status, bound and gap are asked. Written by `benchmarks/solver.py`.",
+        "",
+    ]
+    missed = [key for key in groups if key in asked and is_missed(groups[key])]
+    if missed:
+        lines += ["## Missed", ""]
+    for key in missed:
+        told = ", ".join(f"{row['seconds']:.2f} s (gap {show_gap(row['gap'])})" for row in groups[key])
+        lines += [f"- {key[0]}, {key[1]}: asked for is {ASKED[key[0]][0]}; the five runs: {told}.", ""]
+    lines += [
+        "## Medians",
+        "",
+        "| case | instances | | asked for | seconds | slowest | proven | gap |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for key, runs in groups.items():
+        proven = sum(row["first"] == "optimal" for row in runs)
+        lines.append(
+            f"| {' | '.join(key)} | {ASKED[key[0]][0] if key in asked else ''} | {median(runs, 'seconds'):.3f} | "
+            f"{max(row['seconds'] for row in runs):.2f} | {proven} of {len(runs)} | {show_gap(median(runs, 'gap'))} |"
+        )
+    lines += ["", disagreements(rows), "", "## Every run", ""]
+    lines += ["| case | instances | seed | | seconds | answers | first | gap |", "|---|---|---|---|---|---|---|---|"]
+    for row in rows:
+        names = f"| {row['case']} | {row['kind']} | {row['seed']} | {row['backend']} |"
+        lines.append(f"{names} {row['seconds']:.3f} | {row['answers']} | {row['first']} | {show_gap(row['gap'])} |")
+    return "\n".join([*lines, "", footer(), ""])
+
+
+def disagreements(rows: list[Row]) -> str:
+    """Whether those that call an answer optimal agree to the integer."""
+    claims: dict[tuple[str, str, int], dict[str, int]] = {}
+    for row in rows:
+        if row["case"] in (name_of(SMALL), name_of(USUAL)) and row["first"] == "optimal":
+            claims.setdefault((row["case"], row["kind"], row["seed"]), {})[row["backend"]] = row["objective"]
+    apart = [f"{key}: {told}" for key, told in claims.items() if len(set(told.values())) > 1]
+    several = sum(len(told) > 1 for told in claims.values())
+    if apart:
+        return f"Answers called optimal that differ: {'; '.join(apart)}."
+    return f"Of {several} instances with two or three answers called optimal, all agree to the integer."
+
+
+def show_gap(gap: float | None) -> str:
+    """A gap for reading."""
+    return "no answer" if gap is None or gap == float("inf") else "0" if gap == 0 else f"{100 * gap:.2g} %"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--part", nargs="*", default=list(PARTS), choices=list(PARTS))
+    parser.add_argument("--held", type=Path, default=Path("build/solver.json"), help="results between parts")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "solver.md")
+    options = parser.parse_args()
+    held: dict[str, list[Row]] = json.loads(options.held.read_text()) if options.held.exists() else {}
+    solve(realistic(4, 16, 2, 0))  # the library is loaded once
+    for part in options.part:
+        held[part] = PARTS[part]()
+        options.held.parent.mkdir(parents=True, exist_ok=True)
+        options.held.write_text(json.dumps(held))
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        options.output.write_text(page(held))
+
+
+if __name__ == "__main__":
+    main()
