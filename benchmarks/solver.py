@@ -206,8 +206,9 @@ def page(held: dict[str, list[Row]]) -> str:
         lines += [f"- {key[0]}, {key[1]}: asked for is {ASKED[key[0]][0]}; the five runs: {told}.", ""]
     if any(key[0].startswith("pool") for key in missed):
         lines += [
-            "Every answer of a pool adds a row, which the relaxation meets by mixing choices, so that bounds weaken",
-            "from answer to answer; where scores and costs are unrelated, too much is left to search.",
+            "A guess at the reason, not isolated: every answer adds a row, which the relaxation meets by mixing",
+            "choices, so that bounds weaken from answer to answer; where scores and costs are unrelated, too much",
+            "is left to search.",
             "",
         ]
     lines += [
