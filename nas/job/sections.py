@@ -83,7 +83,7 @@ class Solve(Section):
     min_difference: Number = Field(default=0.2, ge=0, le=1, description="Share of layers in which two of them differ.")
     time_limit: Seconds = Field(default=60.0, gt=0, le=86_400, description="Longest time for one solution.")
     corrections: Count = Field(
-        default=1, ge=0, le=20, description="Rounds in which the pool's true KL corrects the scores."
+        default=3, ge=0, le=20, description="Rounds at most in which the pool's true KL corrects the scores."
     )
 
 
@@ -124,6 +124,12 @@ class Recover(Section):
     batch_size: Count = Field(default=8, ge=1, le=65_536, description="Sequences in a step.")
     warmup: Number = Field(default=0.05, ge=0, lt=1, description="Share of the steps in which the rate climbs.")
     weight_decay: Number = Field(default=0.0, ge=0, lt=1, description="AdamW weight decay, norms and biases excepted.")
+    probes: Count = Field(
+        default=8,
+        ge=0,
+        le=1_000,
+        description="Candidates whose short recovery, a quarter of the tokens, decides; 0: their KL before it does.",
+    )
     workers: Count = Field(default=1, ge=1, le=65_536, description="Ranks that train one model together.")
     sharding: Literal["none", "full"] = Field(
         default="none", description="full: each rank holds its share of the weights (FSDP2); none: all of them."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from types import TracebackType
@@ -138,10 +139,13 @@ class Pipeline:
 
     def _assemble(self, texts: Texts, library: Library, tables: Tables) -> Assembled:
         with self.stage("assemble") as told:
-            assembled = assemble(self.search, texts.score, library, tables)
+            assembled = assemble(self.search, texts, library, tables)
             self.record.assembled(assembled, tables)
             kept = assembled.kept
-            told.note = f"{len(assembled.candidates)} candidates, kept {kept.id} (KL {kept.true.kl_nats:.4f})"
+            probed = sum(candidate.probe_kl is not None for candidate in assembled.candidates)
+            told.note = (
+                f"{len(assembled.candidates)} candidates, {probed} probed, kept {kept.id} (KL {kept.true.kl_nats:.4f})"
+            )
         return assembled
 
     def _recover(self, texts: Texts, library: Library, architectures: dict[str, Blocks]) -> dict[str, Recovered]:
@@ -205,6 +209,7 @@ def pool_rows(assembled: Assembled, tables: Tables) -> list[dict[str, Any]]:
                 "predicted_kl_nats": candidate.predicted_kl,
                 "kl_nats": candidate.true.kl_nats,
                 "standard_error": candidate.true.standard_error,
+                "probe_kl_nats": None if candidate.probe_kl == math.inf else candidate.probe_kl,
                 "predicted_runtime_ns": total["runtime_ns"],
                 "measured_runtime_ns": measured.runtime_ns if measured else None,
                 "measured_ratio": measured.ratios["runtime"] if measured else None,
@@ -225,9 +230,10 @@ def solution_of(assembled: Assembled, tables: Tables) -> dict[str, Any]:
         "origin": kept.origin,
         "predicted_kl_nats": kept.predicted_kl,
         "kl_nats": kept.true.kl_nats,
+        "probe_kl_nats": kept.probe_kl,
         "totals": {scenario: tables.costs.total(scenario, kept.architecture) for scenario in tables.costs.scenarios},
         "measured": {scenario: asdict(times) for scenario, times in (kept.measured or {}).items()},
-        "limits": {e.field: e.ratio for e in kept.excesses},
+        "limits": {e.field: e.ratio for e in kept.excesses or ()},
         "gamma": assembled.scores.gamma,
         "rounds": assembled.rounds,
     }

@@ -105,7 +105,8 @@ class SearchRecord:
         self.place.write_json("tables/corrections.json", corrections)
         self.tracker.json("solution.json", solution_of(assembled, tables))
         for row in assembled.rounds:
-            self.tracker.metrics({"assemble.best_kl_nats": row["best_kl_nats"]}, step=row["round"])
+            figures = {name: row[name] for name in ("best_kl_nats", "gain_nats", "prediction_error")}
+            self.tracker.metrics({f"assemble.{name}": value for name, value in figures.items()}, step=row["round"])
 
     def curves(self, curves: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
         """Recovery losses, step by step."""

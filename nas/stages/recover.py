@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,19 +40,14 @@ CHECKPOINT_SECONDS = 60.0
 """Between two states of a training on several ranks."""
 
 
-def recover(search: Search, ids: Ids, library: Library, architectures: dict[str, Blocks]) -> dict[str, Record]:
+def recover(search: Search, ids: Ids, library: Library, architectures: Mapping[str, Blocks]) -> dict[str, Record]:
     """Trains each architecture once, equal ones together; records by the names given.
 
     Raises:
         UserError: this machine has fewer CPUs than one model's ranks.
         InlayError: the training of one diverged twice.
     """
-    distinct = {identify(architecture): architecture for architecture in architectures.values()}
-    pieces = [_piece(search, ids, library, architecture) for architecture in distinct.values()]
-    records = dict(zip(distinct, _run(search, pieces), strict=True))
-    for piece in pieces:
-        shutil.rmtree(piece.arguments["checkpoint"], ignore_errors=True)
-    found = {name: records[identify(architecture)] for name, architecture in architectures.items()}
+    found = train_models(search, ids, library, architectures, search.job.recover.tokens)
     for name, record in found.items():
         if record.values["status"] == "failed":
             raise InlayError(
@@ -60,6 +55,24 @@ def recover(search: Search, ids: Ids, library: Library, architectures: dict[str,
                 f"(now {search.job.recover.learning_rate:g}) and run again: all else is kept"
             )
     return found
+
+
+def train_models(
+    search: Search, ids: Ids, library: Library, architectures: Mapping[str, Blocks], tokens: int
+) -> dict[str, Record]:
+    """Trains each architecture once for so many tokens, equal ones together; records by the names given.
+
+    A record's `values["status"]` is `trained`, with the weights in its blob `model`, or `failed`, with a reason.
+
+    Raises:
+        UserError: this machine has fewer CPUs than one model's ranks.
+    """
+    distinct = {identify(architecture): architecture for architecture in architectures.values()}
+    pieces = [_piece(search, ids, library, architecture, tokens) for architecture in distinct.values()]
+    records = dict(zip(distinct, _run(search, pieces), strict=True))
+    for piece in pieces:
+        shutil.rmtree(piece.arguments["checkpoint"], ignore_errors=True)
+    return {name: records[identify(architecture)] for name, architecture in architectures.items()}
 
 
 def recover_model(arguments: dict[str, Any], context: PieceContext) -> PieceOutput:
@@ -130,11 +143,11 @@ def recover_in_rank(arguments: dict[str, Any], rank: Rank) -> dict[str, Any]:
 RECOVER = Stage("recover", 1, recover_model)
 
 
-def global_settings(search: Search, ids: Ids) -> GlobalSettings:
-    """The trainer's settings from the job."""
+def global_settings(search: Search, ids: Ids, tokens: int) -> GlobalSettings:
+    """The trainer's settings from the job, for so many tokens."""
     chosen, length = search.job.recover, ids.shape[1]
     return GlobalSettings(
-        steps=max(1, chosen.tokens // (chosen.batch_size * length)),
+        steps=max(1, tokens // (chosen.batch_size * length)),
         learning_rate=chosen.learning_rate,
         warmup=chosen.warmup,
         weight_decay=chosen.weight_decay,
@@ -200,13 +213,13 @@ def _run(search: Search, pieces: list[Piece]) -> list[Record]:
     return [record for group in groups for record in search.run(group)]
 
 
-def _piece(search: Search, ids: Ids, library: Library, architecture: Blocks) -> Piece:
+def _piece(search: Search, ids: Ids, library: Library, architecture: Blocks, tokens: int) -> Piece:
     job = search.job
     depends = {
         "ids": ids.digest,
         "architecture": [list(block) for block in architecture],
         "library": used_weights(library, [architecture]),
-        "settings": asdict(global_settings(search, ids)),
+        "settings": asdict(global_settings(search, ids, tokens)),
         "batch_size": job.recover.batch_size,
         "seed": job.seed,
     }

@@ -43,7 +43,7 @@ def job_values(parent: Path, texts: tuple[Path, Path]) -> dict[str, Any]:
         "solve": {"pool": 4},
         "hardware": {"scenarios": [{"name": "chat", "batch_size": 2, "prefill": 32, "generate": 16}]},
         "budget": {"parameters": "0.8x"},
-        "recover": {"tokens": "24k", "learning_rate": 1e-3},
+        "recover": {"tokens": "24k", "learning_rate": 1e-3, "probes": 4},
         "cluster": {"max_workers": 2},
     }
 

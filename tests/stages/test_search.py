@@ -9,6 +9,7 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -184,3 +185,23 @@ def test_another_budget_reuses_what_is_there(finished: Path, inlay_command: Run,
 
 def _contents(folder: Path) -> dict[str, int]:
     return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_kept_child_recovered_best_of_those_that_no_baseline_beats(finished: Path) -> None:
+    place = Workspace(finished / "job.search")
+    rows = place.read_table("pool")
+    probed = [row for row in rows if row["probe_kl_nats"] is not None]
+    assert len(probed) == 4  # recover.probes
+    baselines = [row["kl_nats"] for row in rows if row["origin"] in ("uniform", "depth")]
+    (kept,) = (row for row in rows if row["kept"])
+    allowed = [row["probe_kl_nats"] for row in probed if row["kl_nats"] <= min(baselines, default=float("inf"))]
+    assert kept["probe_kl_nats"] == min(allowed)
+    assert all(row["probe_kl_nats"] < row["kl_nats"] for row in probed)
+
+
+def test_every_round_says_what_it_gained_and_how_well_it_was_predicted(finished: Path) -> None:
+    rounds = Workspace(finished / "job.search").read_json("solution.json")["rounds"]
+    best = [row["best_kl_nats"] for row in rounds]
+    assert rounds[0]["origin"] == "pool"
+    assert [row["gain_nats"] for row in rounds[1:]] == pytest.approx([a - b for a, b in pairwise(best)])
+    assert all(isinstance(row["prediction_error"], float) and row["seconds"] > 0 for row in rounds)

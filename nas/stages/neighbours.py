@@ -1,0 +1,54 @@
+"""Changes of one or two layers of an architecture within the limits: where the local search looks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from inlay.nas.stages.candidates import Blocks
+from inlay.nas.tables import Block, ScoreTable
+from inlay.solver import Problem
+
+NEIGHBOURS = 12
+SWAPS_PAIRED = 1000
+"""Single swaps, those that change the prediction least, that are tried in pairs."""
+
+
+def neighbours(architecture: Blocks, scores: ScoreTable, problem: Problem) -> list[Blocks]:
+    """Single swaps and pairs of swaps (one layer cheaper, one better) of the least predicted KL, that first.
+
+    The limits are upper ones, as those of every budget are: a throughput is a runtime here.
+    """
+    limits = {limit.name: limit.upper for limit in problem.limits if limit.upper is not None}
+    columns = [problem.cost_names.index(name) for name in limits]
+    room_K = np.array(list(limits.values()), dtype=np.int64) - np.array([problem.base_costs[c] for c in columns])
+    moves: list[tuple[int, Block]] = []
+    costs, gains = [], []
+    for layer, own in enumerate(architecture):
+        held = {choice.label: np.array([choice.costs[c] for c in columns]) for choice in problem.layers[layer]}
+        own_K = held[" + ".join(own)]
+        room_K = room_K - own_K
+        for block in scores.blocks(layer):
+            if block != own:
+                moves.append((layer, block))
+                costs.append(held[" + ".join(block)] - own_K)
+                gains.append(scores.score(layer, block) - scores.score(layer, own))
+    nearest = np.argsort(np.abs(gains), kind="stable")[:SWAPS_PAIRED]
+    cost_MK, gain_M = np.array(costs)[nearest], np.array(gains)[nearest]
+    kept = [moves[index] for index in nearest]
+    layer_M = np.array([layer for layer, _ in kept])
+    pair_fits = np.all(cost_MK[:, None] + cost_MK[None] <= room_K, axis=-1) & (layer_M[:, None] < layer_M[None])
+    found = [(float(gain_M[m]), ((kept[m]),)) for m in np.flatnonzero(np.all(cost_MK <= room_K, axis=-1))]
+    pairs = np.argwhere(pair_fits)
+    gain_P = gain_M[pairs[:, 0]] + gain_M[pairs[:, 1]]
+    best = [
+        (float(gain_P[p]), (kept[pairs[p, 0]], kept[pairs[p, 1]]))
+        for p in np.argsort(gain_P, kind="stable")[:NEIGHBOURS]
+    ]
+    ranked = sorted([*found, *best], key=lambda item: item[0])
+    return [_swapped(architecture, dict(changes)) for _, changes in ranked][:NEIGHBOURS]
+
+
+def _swapped(architecture: Blocks, changes: dict[int, Any]) -> Blocks:
+    return tuple(changes.get(layer, block) for layer, block in enumerate(architecture))

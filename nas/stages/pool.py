@@ -1,0 +1,188 @@
+"""The candidates of a search: predicted, true and measured figures of each, and what the rounds brought."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from inlay.nas.errors import InfeasibleError
+from inlay.nas.stages.candidates import Blocks, Excess, Measured, excess_of, identify, measure, true_scores, within
+from inlay.nas.stages.comparison import Comparison
+from inlay.nas.stages.factors import fit_factors
+from inlay.nas.stages.search import Search
+from inlay.nas.stages.solving import Tables, solve_pool
+from inlay.nas.stages.source import Library
+from inlay.nas.stages.text import Ids
+from inlay.nas.tables import PARENT_BLOCK, Block, ScoreTable, architecture_of
+from inlay.solver import Limit, Problem
+
+SMALLEST_KL = 1e-9
+CORRECTION_WEIGHT = 1e-2
+LEAST_CORRECTION = 0.05
+
+
+@dataclass
+class Candidate:
+    """An architecture of the pool with all that is known of it; KL in nats per token.
+
+    Args:
+        predicted_kl: the sum of the scores, as corrected when it was found.
+        true: against the parent, as assembled.
+        probe_kl: its KL after a short recovery, where it had one.
+    """
+
+    architecture: Blocks
+    origin: str
+    round: int
+    predicted_kl: float
+    true: Comparison
+    probe_kl: float | None = None
+    measured: dict[str, Measured] | None = None
+    excesses: list[Excess] | None = None
+
+    @property
+    def id(self) -> str:
+        """Name of the architecture."""
+        return identify(self.architecture)
+
+
+@dataclass
+class Pool:
+    """All candidates, the scores as corrected by them, and the limits as tightened by their measured times."""
+
+    search: Search
+    ids: Ids
+    library: Library
+    tables: Tables
+    scores: ScoreTable = field(init=False)
+    candidates: list[Candidate] = field(default_factory=list)
+    rounds: list[dict[str, Any]] = field(default_factory=list)
+    tightened: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("runtime", "prefill", "decode"), 1.0))
+
+    def __post_init__(self) -> None:
+        self.scores = self.tables.scores
+
+    def problem(self, scores: ScoreTable | None = None) -> Problem:
+        """The problem under the corrected (or given) scores and the tightened limits."""
+        problem = replace(self.tables, scores=scores or self.scores).problem(self.search.job.budget)
+        return problem.with_limits(*(self._tight(limit) for limit in problem.limits))
+
+    def solve(self) -> list[Candidate]:
+        """Solves for a diverse pool and takes the true KL of what is new.
+
+        Raises:
+            InfeasibleError: nothing meets the limits.
+        """
+        chosen = self.search.job.solve
+        found = solve_pool(self.problem(), chosen.pool, chosen.min_difference, chosen.time_limit)
+        return self.add([tuple(architecture_of(solution.labels)) for solution in found], "pool")
+
+    def add(self, architectures: Sequence[Blocks], origin: str) -> list[Candidate]:
+        """Takes the true KL of architectures that are new, as one round; the new candidates."""
+        held = {candidate.architecture for candidate in self.candidates}
+        new = [a for a in dict.fromkeys(architectures) if a not in held]
+        if not new:
+            return []
+        start, number = time.monotonic(), len(self.rounds)
+        best_before = min((c.true.kl_nats for c in self.candidates), default=None)
+        found = [
+            # Dropped layers need not be in the search space: nothing predicts them, so they are what they were seen as.
+            Candidate(a, origin, number, self.scores.predict(a) if self.knows(a) else true.kl_nats, true)
+            for a, true in zip(new, true_scores(self.search, self.ids, self.library, new), strict=True)
+        ]
+        self.candidates += found
+        best, best_new = self.by_kl()[0].true.kl_nats, min(found, key=lambda c: (c.true.kl_nats, c.id))
+        self.rounds.append(
+            {
+                "round": number,
+                "origin": origin,
+                "tried": len(new),
+                "best_kl_nats": best,
+                "gain_nats": 0.0 if best_before is None else best_before - best,
+                "prediction_error": best_new.predicted_kl / max(best_new.true.kl_nats, SMALLEST_KL) - 1,
+                "seconds": time.monotonic() - start,
+            }
+        )
+        return found
+
+    def correct(self) -> None:
+        """Corrects the scores of the blocks that candidates hold, so that their sums come nearer to the true KL."""
+        base = replace(self.scores, factors={})
+        seen = [c for c in self.candidates if self.knows(c.architecture)]
+        terms: list[dict[tuple[int, Block], float]] = [
+            {
+                (layer, block): base.score(layer, block)
+                for layer, block in enumerate(candidate.architecture)
+                if block != PARENT_BLOCK
+            }
+            for candidate in seen
+        ]
+        true = [max(candidate.true.kl_nats, SMALLEST_KL) for candidate in seen]
+        factors = fit_factors(terms, true, CORRECTION_WEIGHT, LEAST_CORRECTION)
+        self.scores = replace(self.scores, factors=factors)
+
+    def knows(self, architecture: Blocks) -> bool:
+        """Whether the scores predict it: dropped layers need not be in the search space."""
+        return all(block in self.scores.blocks(layer) for layer, block in enumerate(architecture))
+
+    def by_kl(self) -> list[Candidate]:
+        """All of them, least true KL first."""
+        return sorted(self.candidates, key=lambda c: (c.true.kl_nats, c.id))
+
+    def judge(self, candidate: Candidate) -> bool:
+        """Whether it meets the budget when measured; times are taken once."""
+        if candidate.excesses is None:
+            candidate.measured = measure(self.search, candidate.architecture)
+            candidate.excesses = excess_of(self.search, self.tables.costs, candidate.architecture, candidate.measured)
+        return within(candidate.excesses)
+
+    def may_fit(self, candidate: Candidate) -> bool:
+        """Whether what was measured, or else the costs predicted within the limits as tightened, meets the budget."""
+        if candidate.excesses is not None:
+            return within(candidate.excesses)
+        predicted = excess_of(self.search, self.tables.costs, candidate.architecture, None)
+        return within(
+            [
+                replace(e, ratio=e.ratio / self.tightened.get(_TIMED_AS.get(e.quantity, e.quantity), 1.0))
+                for e in predicted
+            ]
+        )
+
+    def tighten(self, judged: Sequence[Candidate]) -> None:
+        """Lowers the time limits by the least excess that was measured among some candidates."""
+        for name in self.tightened:
+            ratios = [
+                max((e.ratio for e in c.excesses or () if _TIMED_AS.get(e.quantity, e.quantity) == name), default=1.0)
+                for c in judged
+            ]
+            if ratios and min(ratios) > 1:
+                self.tightened[name] /= min(ratios)
+
+    def solve_again(self, judged: Sequence[Candidate]) -> list[Candidate]:
+        """Tightens by what was measured and solves; nothing where the limits have become too tight to be met."""
+        self.tighten(judged)
+        with suppress(InfeasibleError):
+            return self.solve()
+        return []
+
+    def reached(self) -> str:
+        """What the nearest measured candidate reached."""
+        nearest = min((c for c in self.candidates if c.excesses), key=_worst)
+        parts = [
+            f"{e.field} is {100 * (e.ratio - 1):.1f} % over its limit" for e in nearest.excesses or () if e.ratio > 1
+        ]
+        return f"the nearest, {nearest.id}: {'; '.join(parts)}"
+
+    def _tight(self, limit: Limit) -> Limit:
+        factor = self.tightened.get(limit.name.rsplit(".", 1)[-1], 1.0)
+        return limit if limit.upper is None else Limit(limit.name, upper=int(limit.upper * factor), lower=limit.lower)
+
+
+_TIMED_AS = {"throughput": "runtime"}
+
+
+def _worst(candidate: Candidate) -> float:
+    return max(e.ratio for e in candidate.excesses or ())

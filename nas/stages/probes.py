@@ -1,0 +1,213 @@
+"""Probes: short recoveries that decide between candidates, because the KL before recovery does not say what comes back.
+
+What global distillation wins back differs by the kind of variant: an ffn that lost channels recovers most of its KL, an
+attention that lost its view of the context much less. Some diverse candidates get a short recovery; their KL after it
+gives every variant a factor; the program is solved again with these; what it finds is probed in turn. A candidate whose
+KL before recovery is above a baseline's is never kept.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+
+from inlay.nas.errors import InfeasibleError
+from inlay.nas.stages.candidates import Blocks
+from inlay.nas.stages.evaluate import Recovered, true_scores_of_models
+from inlay.nas.stages.factors import fit_factors
+from inlay.nas.stages.pool import SMALLEST_KL, Candidate, Pool
+from inlay.nas.stages.recover import train_models
+from inlay.nas.stages.solving import solve_pool
+from inlay.nas.stages.text import Texts
+from inlay.nas.tables import NANO, PARENT_BLOCK, Block, ScoreTable, architecture_of
+from inlay.solver import Choice, Limit, Problem
+
+PROBE_SHARE = 4
+"""A probe has one part in so many of recovery's tokens, with a whole schedule of its own."""
+AT_ONCE = 2
+"""Probes between two fits, once the diverse ones are done."""
+DOUBT = 4.0
+"""How much dearer the variants of one kind are made to find what does without them."""
+FACTOR_WEIGHT = 0.05
+LEAST_FACTOR = 0.05
+
+Labels = Callable[[str], float]
+
+
+class Probes:
+    """The probed candidates, and what they teach.
+
+    Args:
+        pool: the candidates; those that the fit suggests are added to it.
+        texts: `recover` trains, `score` judges.
+        most_kl: candidates of a larger KL before recovery are not looked for; inf where no baseline meets the budget.
+    """
+
+    def __init__(self, pool: Pool, texts: Texts, most_kl: float) -> None:
+        self.pool, self.texts, self.most_kl = pool, texts, most_kl
+        self.probed: list[Candidate] = []
+
+    @property
+    def left(self) -> int:
+        """How many probes the job still allows."""
+        return self.pool.search.job.recover.probes - len(self.probed)
+
+    def doubt(self) -> None:
+        """Adds, for every kind of variant, the best candidate if that kind were to recover worst."""
+        scores = self.pool.scores
+        labels = {label for layer in scores.measured for block in scores.blocks(layer) for label in block}
+        found: list[Blocks] = []
+        for kind in sorted({kind_of(label) for label in labels - set(PARENT_BLOCK)}):
+            found += self._solve(weighted(scores, partial(_doubted, kind)), 1)
+        self.pool.add(found, "doubt")
+
+    def first(self) -> list[Candidate]:
+        """Candidates in the order of their probes: the best, the baselines, then the least like those before."""
+        fit = [c for c in self.pool.by_kl() if self.pool.may_fit(c)]
+        allowed = [c for c in fit if c.true.kl_nats <= self.most_kl]
+        order = [*allowed[:1], *(c for c in fit if c.origin in ("uniform", "depth") and c not in allowed[:1])]
+        rest = [c for c in allowed if c not in order]
+        while rest:
+            farthest = max(rest, key=lambda c: (min((_distance(c, o) for o in order), default=0.0), -c.true.kl_nats))
+            order.append(farthest)
+            rest.remove(farthest)
+        return order
+
+    def probe(self, candidates: Sequence[Candidate]) -> None:
+        """Trains each for a while and takes its KL; one whose training diverges has none that is finite."""
+        search, pool = self.pool.search, self.pool
+        tokens = max(1, search.job.recover.tokens // PROBE_SHARE)
+        wanted = {candidate.id: candidate.architecture for candidate in candidates}
+        records = train_models(search, self.texts.recover, pool.library, wanted, tokens)
+        models = {
+            name: Recovered(wanted[name], record.blobs["model"])
+            for name, record in records.items()
+            if record.values["status"] == "trained"
+        }
+        found = true_scores_of_models(search, self.texts.score, models)
+        for candidate in candidates:
+            candidate.probe_kl = found[candidate.id].kl_nats if candidate.id in found else math.inf
+        self.probed += candidates
+
+    def refine(self) -> None:
+        """Solves with what the probes taught and probes what that finds, until they are used or nothing is new."""
+        for _ in range(self.left):
+            if self.left <= 0:
+                return
+            taught = self.taught()
+            found = self.pool.add(self._solve(taught, AT_ONCE), "probe")
+            open_ = [
+                c
+                for c in self.pool.candidates
+                if c.probe_kl is None
+                and c.true.kl_nats <= self.most_kl
+                and self.pool.knows(c.architecture)
+                and self.pool.may_fit(c)
+            ]
+            open_.sort(key=lambda c: (taught.predict(c.architecture), c.id))
+            tried = open_[: min(AT_ONCE, self.left)]
+            affordable = [c for c in tried if self.pool.judge(c)]
+            if affordable:
+                self.probe(affordable)
+            elif tried:
+                self.pool.tighten(tried)
+            elif not found:
+                return
+
+    def taught(self) -> ScoreTable:
+        """Scores whose sums are the KL after a probe, as far as the probed candidates tell.
+
+        A common shrink, then a factor a variant that is the mean of its own and its kind's.
+        """
+        scores = self.pool.scores
+        seen = [c for c in self.probed if self.pool.knows(c.architecture) and c.probe_kl not in (None, math.inf)]
+        after = [max(c.probe_kl or 0.0, SMALLEST_KL) for c in seen]
+        shrinks = sorted(kl / max(c.predicted_kl, SMALLEST_KL) for c, kl in zip(seen, after, strict=True))
+        if not shrinks:
+            return scores
+        shrink = shrinks[len(shrinks) // 2]
+        terms = []
+        for candidate in seen:
+            held: defaultdict[str, float] = defaultdict(float)
+            for layer, block in enumerate(candidate.architecture):
+                for label, part in shares(scores, layer, block).items():
+                    amount = shrink * part * scores.score(layer, block) / 2
+                    held[label] += amount
+                    held[kind_of(label) + ":"] += amount
+            terms.append(held)
+        factors = fit_factors(terms, after, FACTOR_WEIGHT, LEAST_FACTOR)
+        return weighted(
+            scores, lambda label: shrink * (factors.get(label, 1.0) + factors.get(kind_of(label) + ":", 1.0)) / 2
+        )
+
+    def _solve(self, scores: ScoreTable, number: int) -> list[Blocks]:
+        chosen = self.pool.search.job.solve
+        problem = with_most_kl(self.pool.problem(scores), self.pool.scores, self.most_kl)
+        with suppress(InfeasibleError):  # such as a KL that no other architecture stays below
+            found = solve_pool(problem, number, chosen.min_difference, chosen.time_limit)
+            return [tuple(architecture_of(solution.labels)) for solution in found]
+        return []
+
+
+def kind_of(label: str) -> str:
+    """`attention:kv_heads` of `attention:kv_heads=2`."""
+    return label.partition("=")[0]
+
+
+def shares(scores: ScoreTable, layer: int, block: Block) -> dict[str, float]:
+    """How a block's score is divided between its two variants: in proportion to what each costs alone."""
+    held = scores.measured[layer]
+    alone = {
+        label: held[pair]
+        for label, pair in zip(block, ((block[0], PARENT_BLOCK[1]), (PARENT_BLOCK[0], block[1])), strict=True)
+        if label not in PARENT_BLOCK
+    }
+    total = sum(alone.values())
+    return {label: value / total if total > 0 else 1 / len(alone) for label, value in alone.items()}
+
+
+def _doubted(kind: str, label: str) -> float:
+    return DOUBT if kind_of(label) == kind else 1.0
+
+
+def weighted(scores: ScoreTable, factor: Labels) -> ScoreTable:
+    """The scores with every block's multiplied by its variants' factors, each by its share of the block."""
+    factors = {
+        (layer, block): scores.factors.get((layer, block), 1.0)
+        * sum(part * factor(label) for label, part in shares(scores, layer, block).items())
+        for layer in scores.measured
+        for block in scores.blocks(layer)
+        if block != PARENT_BLOCK
+    }
+    return replace(scores, factors=factors)
+
+
+def with_most_kl(problem: Problem, scores: ScoreTable, most: float) -> Problem:
+    """The problem with the predicted KL before recovery as one more cost, which has a limit."""
+    if math.isinf(most):
+        return problem
+
+    def priced(layer: int, choice: Choice) -> Choice:
+        block = architecture_of([choice.label])[0]
+        return replace(choice, costs=(*choice.costs, max(0, round(scores.score(layer, block) * NANO))))
+
+    return Problem(
+        cost_names=(*problem.cost_names, "kl"),
+        layers=tuple(tuple(priced(layer, choice) for choice in held) for layer, held in enumerate(problem.layers)),
+        base_costs=(*problem.base_costs, 0),
+        limits=(*problem.limits, Limit("kl", upper=int(most * NANO))),
+    )
+
+
+def _distance(one: Candidate, other: Candidate) -> float:
+    """How differently two architectures use the variants: the sum over labels of the difference in their numbers."""
+    ours, theirs = _usage(one.architecture), _usage(other.architecture)
+    return sum(abs(ours[label] - theirs[label]) for label in ours.keys() | theirs.keys())
+
+
+def _usage(architecture: Iterable[Block]) -> Counter[str]:
+    return Counter(label for block in architecture for label in block)
