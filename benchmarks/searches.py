@@ -1,6 +1,6 @@
 """Whole searches on pretrained parents: the child beside both baselines, three seeds, two budgets.
 
-    INLAY_PARENTS=... INLAY_TEXT=... python benchmarks/searches.py [--parent stories260K]
+    INLAY_PARENTS=... INLAY_TEXT=... python benchmarks/searches.py [--parent stories260K] [--budget parameters]
 
 Each seed has one workspace a parent; the second budget reuses its library and scores. The worst seed is quoted.
 """
@@ -67,6 +67,7 @@ def split_text(folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--parent", nargs="*", default=list(SETTINGS))
+    parser.add_argument("--budget", nargs="*", default=[name for each in BUDGETS for name in each])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=Path("searches.search"))
     parser.add_argument("--output", type=Path, default=Path("docs/results/searches.md"))
@@ -77,7 +78,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = json.loads(results.read_text()) if results.exists() else []
     for parent in options.parent:
         for seed in range(options.seeds):
-            for budget in BUDGETS:
+            for budget in (each for each in BUDGETS if set(each) & set(options.budget)):
                 job = job_of(parent, budget, seed, options.folder)
                 place = options.folder / f"{parent}-{seed}"
                 evaluation = run_job(job, place, Reporter()).evaluation
