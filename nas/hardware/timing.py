@@ -1,7 +1,8 @@
 """Wall-clock times of models on the device, as the export runs: eager, with its own cache, greedy.
 
 Models of one comparison take turns round by round, so that a machine that slows down slows all of them; what is
-reported is the median over the rounds and half the distance between the quartiles.
+reported is the median over the rounds and half the distance between the quartiles. Where other work makes times
+scatter, more rounds are taken, within bounds.
 """
 
 from __future__ import annotations
@@ -16,6 +17,11 @@ import torch
 
 from inlay.nas.modeling import InlayConfig, InlayForCausalLM
 
+ROUNDS = 7
+"""Rounds that are always taken."""
+ROUNDS_AT_MOST = 21
+SETTLED = 0.1
+"""Spread over median of the runtime, for every model, at which no more rounds are needed."""
 LONGEST_RUN = 48
 """Decode steps that are run one after the other; longer generations are sampled at growing contexts."""
 SAMPLED_STEPS = 8
@@ -79,14 +85,13 @@ def random_model(
 def rounds_of(
     models: Mapping[str, Any],
     workload: Workload,
-    rounds: int,
     device: torch.device,
-    warm_up: int = 1,
     on_round: Callable[[float], None] = lambda share: None,
 ) -> dict[str, list[tuple[int, int]]]:
-    """(prefill ns, mean decode step ns) of every model in every round; the order turns from round to round.
+    """(prefill ns, mean decode step ns) of every model in every round, one round of warm-up excepted.
 
-    `on_round` is told the share of the rounds that is done, between them.
+    The order turns from round to round. `on_round` is told between them which share of the rounds is done, of all that
+    there may be where times have not settled.
     """
     torch.set_num_threads(workload.threads)
     names = list(models)
@@ -95,14 +100,20 @@ def rounds_of(
     vocab = next(iter(models.values())).config.vocab_size
     longest = workload.prefill + workload.generate
     ids_BT = torch.randint(0, vocab, (workload.batch_size, longest), generator=generator).to(device)
-    for number in range(-warm_up, rounds):
+    for number in range(-1, ROUNDS_AT_MOST):
         turn = number % len(names)
         for name in names[turn:] + names[:turn]:
             times = _time_once(models[name], ids_BT, workload, device)
             if number >= 0:
                 found[name].append(times)
-        on_round((number + warm_up + 1) / (rounds + warm_up))
+        on_round((number + 2) / ((ROUNDS if number < ROUNDS else ROUNDS_AT_MOST) + 1))
+        if number + 1 >= ROUNDS and all(_settled(summarise(own, workload)) for own in found.values()):
+            break
     return found
+
+
+def _settled(times: Times) -> bool:
+    return times.spread_ns <= SETTLED * times.runtime_ns
 
 
 def summarise(rounds: Sequence[tuple[int, int]], workload: Workload) -> Times:

@@ -27,7 +27,6 @@ from inlay.nas.variants import Variant, ends_parameters, kv_bytes, parameters, v
 
 COPIES = 4
 """Copies of a subblock in the model that is timed: enough to rise above the noise of the ends."""
-ROUNDS = 7
 NO_OP = {"kind": "no_op"}
 
 
@@ -83,7 +82,7 @@ def measure_subblocks(arguments: dict[str, Any], context: PieceContext) -> Piece
         def on_round(done: float, start: int = start, share: float = share) -> None:
             context.progress(start / len(entries) + done * share)
 
-        rounds = rounds_of(models, workload, ROUNDS, device, on_round=on_round)
+        rounds = rounds_of(models, workload, device, on_round=on_round)
         values |= _own_times({key: summarise(found, workload) for key, found in rounds.items()}, workload)
     return PieceOutput(values={"times": values}, blobs={})
 
@@ -104,7 +103,7 @@ def _own_times(times: Mapping[str, Times], workload: Workload) -> dict[str, dict
     return values
 
 
-MEASURE = Stage("measure", 1, measure_subblocks)
+MEASURE = Stage("measure", 2, measure_subblocks)
 
 
 def scenario_rows(search: Search, scenario: Scenario, times: dict[str, dict[str, int]]) -> list[dict[str, Any]]:
