@@ -298,7 +298,7 @@ def write_job(folder: Path, address: str, tracking: str) -> Path:
         "distill": {"tokens": 2048, "batch_size": 4},
         "score": {"pairs": 2},
         "solve": {"pool": 3},
-        "recover": {"tokens": 512, "batch_size": 4},
+        "recover": {"tokens": 512, "batch_size": 4, "probes": 2},
         "hardware": {"scenarios": [{"prefill": 8, "generate": 4}]} | ({"costs": str(costs)} if costs.exists() else {}),
         "budget": {"parameters": "0.85x"},
         "tracking": {"experiment": "faults", "uri": tracking},

@@ -224,7 +224,7 @@ def write_job(path: Path, *, distill: str, recover: str, kinds: int) -> Path:
         "distill": {"tokens": distill},
         "score": {"pairs": 2},
         "solve": {"pool": 2, "corrections": 0},
-        "recover": {"tokens": recover, "learning_rate": 1e-3},
+        "recover": {"tokens": recover, "learning_rate": 1e-3, "probes": 2},
         "hardware": {"scenarios": [{"name": "chat", "batch_size": 1, "prefill": 8, "generate": 4}]},
         "budget": {"parameters": "0.9x"},
     }

@@ -75,7 +75,7 @@ def values(parent: Path) -> dict[str, object]:
         "space": {"attention": [{"kv_heads": 1}, "no_op"], "ffn": [{"width": 0.5}, "no_op"]},
         "calibrate": {"tokens": 64},
         "distill": {"tokens": 64, "batch_size": 2},
-        "recover": {"tokens": 64, "batch_size": 2},
+        "recover": {"tokens": 64, "batch_size": 2, "probes": 2},
         "hardware": {"scenarios": [{"prefill": 8, "generate": 4}]},
         "budget": {"parameters": "0.95x"},
         "cluster": {"max_workers": 2, "scratch": "scratch"},
