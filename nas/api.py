@@ -27,7 +27,8 @@ def solve(
     Args:
         workspace: a search whose score and cost tables are there.
         limits: as the job's `budget`: `{"runtime": "0.5x"}`.
-        solutions: how many, each differing from all before it in `min_difference` of the layers.
+        solutions: how many, each differing from all before it in `min_difference` of the layers; the first is
+            proven, the others are within 0.1 % of the best.
 
     Raises:
         UserError: a limit or the workspace is wrong.

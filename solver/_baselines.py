@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -12,6 +14,7 @@ from inlay.solver._instance import Instance
 from inlay.solver._problem import Problem, Solution
 from inlay.solver._rows import Rows, limit_rows
 from inlay.solver._solve import describe_picks
+from inlay.solver._table import Table
 
 TRIES = 1000
 """Random architectures tried."""
@@ -21,10 +24,11 @@ def baseline(problem: Problem, method: str, *, seed: int = 0) -> Solution:
     """What a simple rule chooses: feasible or, where it breaks a limit, infeasible, with its choices all the same.
 
     `greedy`: from the best of every layer, exchange the choice that costs least score for what it saves until the
-    limits hold. `uniform`: one label in every layer, the best that holds the limits (else the nearest to them); no
-    choices when no label is everywhere. `random`: the best of 1,000 drawn with `seed` that holds the limits (else the
-    nearest). `largest` and `no_op`: in every layer the choice that costs most, or least, in all costs together. No
-    bound is given. Raises ProblemError for an unknown method, and for `greedy` where a choice covers several layers.
+    limits hold; it weighs choices by their own scores, pair terms count in the result only. `uniform`: one label in
+    every layer, the best that holds the limits (else the nearest to them); no choices when no label is everywhere.
+    `random`: the best of 1,000 drawn with `seed` that holds the limits (else the nearest). `largest` and `no_op`: the
+    choices that cost most, or least, in all costs together. No bound is given. Raises ProblemError for an unknown
+    method.
     """
     if method not in METHODS:
         raise ProblemError(f"`method` is `{method}`; use one of {', '.join(METHODS)}")
@@ -37,34 +41,105 @@ def baseline(problem: Problem, method: str, *, seed: int = 0) -> Solution:
 
 
 def _greedy(problem: Problem, rows: Rows, seed: int) -> np.ndarray:
-    table = problem.table
-    if int(table.span.max()) > 1:
-        raise ProblemError("`greedy` exchanges choices of single layers; this problem has choices of several")
-    order = np.lexsort((table.score, table.layer))
-    picks: np.ndarray = order[table.first[:-1]]
+    table, most = problem.table, rows.most
+    values = np.vstack([table.score, rows.coefficients])
     scale = np.maximum(np.abs(rows.coefficients).max(axis=1, initial=1), 1)[:, None]
+    between = functools.cache(functools.partial(_cheapest, table))
+    picks = between(0, table.num_layers)
+    assert picks is not None
     while True:
         total = rows.coefficients[:, picks].sum(axis=1)
-        excess = np.maximum(total - rows.most, 0)[:, None] / scale
+        excess = np.maximum(total - most, 0)[:, None] / scale
         if not excess.any():
-            return picks.copy()
-        change = rows.coefficients - rows.coefficients[:, picks[table.layer]]
-        saved = (excess - np.maximum((total - rows.most)[:, None] + change, 0) / scale).sum(axis=0)
-        paid = np.maximum(table.score - table.score[picks[table.layer]], 0)
-        rate = np.where(saved > 1e-12, (paid + 1e-9) / np.maximum(saved, 1e-12), np.inf)
-        best = int(rate.argmin())
-        if not np.isfinite(rate[best]):
             return picks
-        picks[table.layer[best]] = best
+        exchanges = _exchanges(table, values, picks, between)
+        saved = (excess - np.maximum((total - most)[:, None] + exchanges.change[1:], 0) / scale).sum(axis=0)
+        useful = exchanges.possible & (saved > 1e-12)
+        if not useful.any():
+            return picks
+        paid = np.maximum(exchanges.change[0], 0) + 1e-9
+        rate = np.where(useful, paid / np.maximum(saved, 1e-12), np.inf)
+        picks = exchanges.make(table, picks, int(rate.argmin()))
+
+
+@dataclass(frozen=True)
+class _Exchanges:
+    """For every choice: what taking it `change`s [m + 1, N] (score, rows), and whether that is `possible` [N].
+
+    Where it covers a picked choice only in part, the rest of that one is filled anew: `begin`, `end` [L + 1] are those
+    of the picked choice around each boundary of layers, `before`, `after` the fillers from and to them.
+    """
+
+    change: np.ndarray
+    possible: np.ndarray
+    begin: np.ndarray
+    end: np.ndarray
+    before: dict[int, np.ndarray | None]
+    after: dict[int, np.ndarray | None]
+
+    def make(self, table: Table, picks: np.ndarray, choice: int) -> np.ndarray:
+        """`picks` with `choice` taken."""
+        start, stop = int(table.layer[choice]), int(table.layer[choice] + table.span[choice])
+        stays = (table.layer[picks] < self.begin[start]) | (table.layer[picks] >= self.end[stop])
+        fillers = [fill for fill in (self.before.get(start), self.after.get(stop)) if fill is not None]
+        made = np.concatenate([picks[stays], [choice], *fillers])
+        return made[np.argsort(table.layer[made])]
+
+
+def _exchanges(
+    table: Table, values: np.ndarray, picks: np.ndarray, between: Callable[[int, int], np.ndarray | None]
+) -> _Exchanges:
+    bounds = table.num_layers + 1
+    begin, end = np.arange(bounds), np.arange(bounds)
+    fills = np.zeros((2, len(values), bounds), dtype=np.int64)
+    possible = np.ones((2, bounds), dtype=bool)
+    sides: tuple[dict[int, np.ndarray | None], ...] = ({}, {})
+    upto = np.zeros((len(values), bounds), dtype=np.int64)
+    upto[:, table.layer[picks] + table.span[picks]] = values[:, picks].cumsum(axis=1)
+    for pick in picks[table.span[picks] > 1].tolist():
+        first, last = int(table.layer[pick]), int(table.layer[pick] + table.span[pick])
+        for at in range(first + 1, last):
+            begin[at], end[at] = first, last
+            for side, ends in enumerate(((first, at), (at, last))):
+                sides[side][at] = fill = between(*ends)
+                possible[side, at] = fill is not None
+                fills[side, :, at] = 0 if fill is None else values[:, fill].sum(axis=1)
+    start, stop = table.layer, table.layer + table.span
+    change = values + fills[0][:, start] + fills[1][:, stop] - upto[:, end[stop]] + upto[:, begin[start]]
+    return _Exchanges(change, possible[0, start] & possible[1, stop], begin, end, *sides)
+
+
+def _cheapest(table: Table, begin: int, end: int) -> np.ndarray | None:
+    """The choices of least score, pair terms aside, that cover the layers from `begin` to before `end` exactly."""
+    least = np.full(end - begin + 1, np.inf)
+    least[0] = 0.0
+    last = np.full(end - begin + 1, -1, dtype=np.int64)
+    for layer in range(begin, end):
+        for choice in range(int(table.first[layer]), int(table.first[layer + 1])):
+            to = layer + int(table.span[choice]) - begin
+            score = least[layer - begin] + int(table.score[choice])
+            if to < len(least) and score < least[to]:
+                least[to], last[to] = score, choice
+    if not np.isfinite(least[-1]):
+        return None
+    picks: list[int] = []
+    while end > begin:
+        picks.append(int(last[end - begin]))
+        end = int(table.layer[picks[-1]])
+    return np.array(picks[::-1], dtype=np.int64)
 
 
 def _uniform(problem: Problem, rows: Rows, seed: int) -> np.ndarray | None:
-    places = [{choice.label: k for k, choice in enumerate(layer) if choice.layers == 1} for layer in problem.layers]
-    everywhere = [label for label in places[0] if all(label in place for place in places)]
-    first = problem.table.first
-    candidates = [
-        np.array([int(first[layer]) + place[label] for layer, place in enumerate(places)]) for label in everywhere
-    ]
+    first, candidates = problem.table.first, []
+    places = [{choice.label: k for k, choice in enumerate(layer)} for layer in problem.layers]
+    for label in places[0]:
+        picks, layer = [], 0
+        while layer < len(places) and label in places[layer]:
+            index = places[layer][label]
+            picks.append(int(first[layer]) + index)
+            layer += problem.layers[layer][index].layers
+        if layer == len(places):
+            candidates.append(np.array(picks))
     return _nearest(problem, rows, candidates) if candidates else None
 
 
@@ -106,12 +181,19 @@ def _extreme(problem: Problem, sign: int) -> np.ndarray:
 
 
 def _nearest(problem: Problem, rows: Rows, candidates: list[np.ndarray]) -> np.ndarray:
-    """The candidate of the best score among those that hold the limits, else the one with the least excess."""
+    """The candidate of the best objective among those that hold the limits, else the one with the least excess."""
+    table = problem.table
+    sides = [
+        np.array([table.first[layer] + index for layer, index in ends], dtype=np.int64)
+        for ends in ([pair.first for pair in problem.pairs], [pair.second for pair in problem.pairs])
+    ]
+    together = np.array([int(pair.score) for pair in problem.pairs], dtype=np.int64)
 
-    def key(picks: np.ndarray) -> tuple[float, float]:
+    def key(picks: np.ndarray) -> tuple[float, int]:
         total = rows.coefficients[:, picks].sum(axis=1)
         excess = np.maximum(total - rows.most, 0) / np.maximum(np.abs(rows.most), 1)
-        return float(excess.sum()), float(problem.table.score[picks].sum())
+        both = np.isin(sides[0], picks) & np.isin(sides[1], picks)
+        return float(excess.sum()), int(table.score[picks].sum() + together[both].sum())
 
     return min(candidates, key=key)
 

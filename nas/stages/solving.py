@@ -19,6 +19,9 @@ from inlay.nas.tables import NANO, ScoreTable, architecture_of, build_problem
 from inlay.nas.workspace import Workspace
 from inlay.solver import Problem, Solution, explain_infeasible, solve
 
+POOL_GAP = 1e-3
+"""Share of the objective within which the solutions of a pool after the first are proven: their true KL ranks them."""
+
 
 @dataclass(frozen=True)
 class Tables:
@@ -65,10 +68,12 @@ def load_problem(workspace: Workspace, limits: Iterable[BudgetLimit] = ()) -> tu
 def solve_pool(problem: Problem, pool: int, min_difference: float, time_limit: float) -> list[Solution]:
     """Up to `pool` solutions, the best first, each differing from every earlier one in `min_difference` of the layers.
 
+    The first is searched to the end, the others until they are proven to be within `POOL_GAP` of the best.
+
     Raises:
         InfeasibleError: no architecture meets the limits; the text gives the nearest reachable value of each.
     """
-    found = solve(problem, solutions=pool, min_difference=min_difference, time_limit=time_limit)
+    found = solve(problem, solutions=pool, min_difference=min_difference, time_limit=time_limit, pool_gap=POOL_GAP)
     answers = [solution for solution in found if solution.status in ("optimal", "feasible")]
     if not answers:
         raise InfeasibleError(infeasible_sentence(problem, found[0].status if found else "infeasible"))

@@ -1,7 +1,8 @@
-"""The command as a process, and a right job on a tiny parent to bend."""
+"""The command as a process and in this one, and a right job on a tiny parent to bend."""
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from typing import Any
 
 import pytest
 import yaml
+
+from inlay.nas.cli import main
 
 Inlay = Callable[..., "subprocess.CompletedProcess[str]"]
 WriteJob = Callable[..., Path]
@@ -30,6 +33,31 @@ def inlay() -> Inlay:
             timeout=300,
             check=False,
         )
+
+    return run
+
+
+@pytest.fixture
+def answer(capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+    """`answer("solve", table)` runs the command in this process and gives what it prints as JSON."""
+
+    def run(*words: object, code: int = 0) -> Any:
+        assert main([*map(str, words), "--json"]) == code
+        return json.loads(capsys.readouterr().out)
+
+    return run
+
+
+@pytest.fixture
+def refusal(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """`refusal("solve", table)` gives what a command says when it refuses; nothing goes to stdout."""
+
+    def run(*words: object, code: int = 2) -> str:
+        assert main([*map(str, words)]) == code
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.startswith("inlay: ")
+        return err
 
     return run
 

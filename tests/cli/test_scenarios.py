@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from inlay.nas.cli import main
 from inlay.nas.workspace import Workspace
 
 Captured = pytest.CaptureFixture[str]
+Answer = Callable[..., Any]
+Refusal = Callable[..., str]
 
 BATCHES = {"b1": 1, "b8": 8, "b32": 32}
 SCORES = {"parent": 0.0, "half": 0.02, "no_op": 0.1}
@@ -54,36 +56,21 @@ def everything() -> list[tuple[int, dict[str, float], dict[str, int], tuple[str,
     return found
 
 
-def answer(capsys: Captured, *words: object) -> Any:
-    """What a command prints as JSON."""
-    assert main([*map(str, words), "--json"]) == 0
-    return json.loads(capsys.readouterr().out)
-
-
-def refusal(capsys: Captured, *words: object, code: int = 2) -> str:
-    """What a command says when it refuses; nothing goes to stdout."""
-    assert main([*map(str, words)]) == code
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("inlay: ")
-    return err
-
-
-def test_limits_hold_in_every_scenario_or_in_the_one_named(table: Path, capsys: Captured) -> None:
-    told = answer(capsys, "solve", table, "--limit", "memory_bytes=30MiB", "--limit", "b1.runtime_ms=6")
+def test_limits_hold_in_every_scenario_or_in_the_one_named(table: Path, answer: Answer) -> None:
+    told = answer("solve", table, "--limit", "memory_bytes=30MiB", "--limit", "b1.runtime_ms=6")
     best = min(s for s, times, sizes, _ in everything() if times["b1"] <= 6 and max(sizes.values()) <= 30 * MIB)
     assert told["solutions"][0]["objective"] == best / 1e9
     assert [limit["name"] for limit in told["limits"]] == [
         "b1.memory_bytes", "b8.memory_bytes", "b32.memory_bytes", "b1.runtime_ms"
     ]  # fmt: skip
     assert set(told["solutions"][0]["totals"]) >= {"score", "b1.runtime_ms", "b32.memory_bytes"}
-    half = answer(capsys, "solve", table, "--limit", "b8.runtime_ms=0.5x")["limits"]
+    half = answer("solve", table, "--limit", "b8.runtime_ms=0.5x")["limits"]
     assert half == [{"name": "b8.runtime_ms", "side": "upper", "value": 8.2}]  # of 16.5, in tenths as all values are
 
 
-def test_the_highest_throughput_that_fits(table: Path, capsys: Captured) -> None:
+def test_the_highest_throughput_that_fits(table: Path, answer: Answer, capsys: Captured) -> None:
     words = ["solve", table, "--maximize", "tokens/runtime_ms", "--limit", "memory_bytes=20MiB", "--limit", "score=0.3"]
-    (solution,) = answer(capsys, *words)["solutions"]
+    (solution,) = answer(*words)["solutions"]
     rates = {
         name: max(
             (64 * batch / times[name] for s, times, sizes, _ in everything()
@@ -100,9 +87,9 @@ def test_the_highest_throughput_that_fits(table: Path, capsys: Captured) -> None
     assert f"Scenario: `{solution['scenario']}` with a tokens/runtime_ms of " in capsys.readouterr().out
 
 
-def test_the_scenario_of_the_least_score(table: Path, capsys: Captured) -> None:
+def test_the_scenario_of_the_least_score(table: Path, answer: Answer, capsys: Captured) -> None:
     words = ["solve", table, "--any-scenario", "--limit", "tokens>=500", "--limit", "memory_bytes=14MiB"]
-    (solution,) = answer(capsys, *words)["solutions"]
+    (solution,) = answer(*words)["solutions"]
     best = min(
         (s, name)
         for s, _, sizes, _ in everything()
@@ -116,8 +103,8 @@ def test_the_scenario_of_the_least_score(table: Path, capsys: Captured) -> None:
     assert "greedy" in shown
 
 
-def test_nothing_fits_in_any_scenario(table: Path, capsys: Captured) -> None:
-    said = refusal(capsys, "solve", table, "--any-scenario", "--limit", "memory_bytes=1000", code=3)
+def test_nothing_fits_in_any_scenario(table: Path, refusal: Refusal) -> None:
+    said = refusal("solve", table, "--any-scenario", "--limit", "memory_bytes=1000", code=3)
     assert said.startswith("inlay: scenario `b1`: no architecture meets the limits\n")
     assert said.count("out of reach by itself: memory_bytes <= 1000 B") == 3
 
@@ -141,8 +128,8 @@ def test_nothing_fits_in_any_scenario(table: Path, capsys: Captured) -> None:
         (["--limit", "b8.runtme_ms=9"], "--limit: t.csv has no column `b8.runtme_ms`; did you mean `b8.runtime_ms`?"),
     ],
 )  # fmt: skip
-def test_refusals(words: list[str], said: str, table: Path, capsys: Captured) -> None:
-    told = refusal(capsys, "solve", table, *words)
+def test_refusals(words: list[str], said: str, table: Path, refusal: Refusal) -> None:
+    told = refusal("solve", table, *words)
     assert told.startswith(f"inlay: {said}")
     assert told.count("\n") == 1
 
@@ -157,20 +144,20 @@ def test_refusals(words: list[str], said: str, table: Path, capsys: Captured) ->
         ("x,0,a,1\ny,0,a,2\n", "t.csv: layer 0, variant `a`: `score` is 1 in scenario `x` and 2 in `y`"),
     ],
 )
-def test_tables_of_scenarios_that_are_refused(rows: str, said: str, tmp_path: Path, capsys: Captured) -> None:
+def test_tables_of_scenarios_that_are_refused(rows: str, said: str, tmp_path: Path, refusal: Refusal) -> None:
     (tmp_path / "t.csv").write_text("scenario,layer,variant,score\n" + rows)
-    assert refusal(capsys, "solve", tmp_path / "t.csv").startswith(f"inlay: {said}")
+    assert refusal("solve", tmp_path / "t.csv").startswith(f"inlay: {said}")
 
 
-def test_one_scenario_is_a_plain_table(tmp_path: Path, capsys: Captured) -> None:
+def test_one_scenario_is_a_plain_table(tmp_path: Path, answer: Answer, refusal: Refusal) -> None:
     (tmp_path / "t.csv").write_text("scenario,layer,variant,score,time_ms\nchat,0,a,1,2\nchat,0,b,2,1\n")
-    (solution,) = answer(capsys, "solve", tmp_path / "t.csv", "--limit", "time_ms=1")["solutions"]
+    (solution,) = answer("solve", tmp_path / "t.csv", "--limit", "time_ms=1")["solutions"]
     assert solution["choices"] == ["b"]
-    said = refusal(capsys, "solve", tmp_path / "t.csv", "--any-scenario")
+    said = refusal("solve", tmp_path / "t.csv", "--any-scenario")
     assert said.startswith("inlay: --any-scenario: t.csv, scenario `chat` has no column `scenario` with several")
 
 
-def test_pair_terms(table: Path, tmp_path: Path, capsys: Captured) -> None:
+def test_pair_terms(table: Path, tmp_path: Path, answer: Answer, refusal: Refusal) -> None:
     pairs = {((0, "half"), (2, "half")): -0.05, ((1, "half"), (3, "no_op")): 0.25, ((0, "half"), (3, "half")): 0.03}
     lines = [f"{a},{b},{c},{d},{value}" for ((a, b), (c, d)), value in pairs.items()]
     file = tmp_path / "pairs.csv"
@@ -182,10 +169,10 @@ def test_pair_terms(table: Path, tmp_path: Path, capsys: Captured) -> None:
         if times["b8"] <= 9.5
     )
     for backend in ("auto", "highs"):
-        assert answer(capsys, "solve", *words, "--backend", backend)["solutions"][0]["objective"] == best / 1e9
-    swept = answer(capsys, "sweep", table, "--limit", "b8.runtime_ms=9.5..9.5", "--pairs", file, "--gap", "0")
+        assert answer("solve", *words, "--backend", backend)["solutions"][0]["objective"] == best / 1e9
+    swept = answer("sweep", table, "--limit", "b8.runtime_ms=9.5..9.5", "--pairs", file, "--gap", "0")
     assert {point["objective"] for point in swept["points"]} == {best / 1e9}
-    said = refusal(capsys, "solve", *words, "--limit", "score=0.3")
+    said = refusal("solve", *words, "--limit", "score=0.3")
     assert said.startswith("inlay: --limit score=0.3: `score` has pair terms, so it can be minimised but not limited")
 
 
@@ -202,23 +189,23 @@ def test_pair_terms(table: Path, tmp_path: Path, capsys: Captured) -> None:
         ("0,half,1,half,1e300", "row 1: `score` is 1e+300; write a finite number"),
     ],
 )
-def test_pair_terms_that_are_refused(row: str, said: str, table: Path, tmp_path: Path, capsys: Captured) -> None:
+def test_pair_terms_that_are_refused(row: str, said: str, table: Path, tmp_path: Path, refusal: Refusal) -> None:
     file = tmp_path / "p.csv"
     file.write_text(f"layer,variant,other_layer,other_variant,score\n{row}\n")
-    told = refusal(capsys, "solve", table, "--pairs", file)
+    told = refusal("solve", table, "--pairs", file)
     assert told.startswith(f"inlay: --pairs: p.csv: {said}")
     assert told.count("\n") == 1
 
 
-def test_pair_tables_that_are_none(table: Path, tmp_path: Path, capsys: Captured) -> None:
+def test_pair_tables_that_are_none(table: Path, tmp_path: Path, refusal: Refusal) -> None:
     file = tmp_path / "p.csv"
     file.write_text("layer,variant,other,score\n0,half,1,1\n")
-    said = refusal(capsys, "solve", table, "--pairs", file)
+    said = refusal("solve", table, "--pairs", file)
     assert said.startswith("inlay: --pairs: p.csv has no column `other_layer`; it takes layer, variant, other_layer")
-    assert "there is no file" in refusal(capsys, "solve", table, "--pairs", tmp_path / "none.csv")
+    assert "there is no file" in refusal("solve", table, "--pairs", tmp_path / "none.csv")
     (tmp_path / "t.csv").write_text("layer,variant,score\n0,a,1\n1,a,1\n")
     file.write_text("layer,variant,other_layer,other_variant,score\n0,a,1,a,0.5\n")
-    said = refusal(capsys, "solve", tmp_path / "t.csv", "--pairs", file)
+    said = refusal("solve", tmp_path / "t.csv", "--pairs", file)
     assert said.startswith("inlay: --pairs: p.csv: row 1: `score` is 0.5, but all scores are whole numbers")
 
 
@@ -250,9 +237,9 @@ def place(tmp_path: Path) -> Workspace:
     return found
 
 
-def test_a_workspaces_batch_size_is_decided(place: Workspace, capsys: Captured) -> None:
+def test_a_workspaces_batch_size_is_decided(place: Workspace, answer: Answer) -> None:
     words = ["solve", place.url, "--maximize", "throughput", "--limit", "memory=300KB", "--limit", "kl=0.12"]
-    (solution,) = answer(capsys, *words)["solutions"]
+    (solution,) = answer(*words)["solutions"]
     name = solution["scenario"]
     tokens = {"b1": 64, "b16": 1024}[name]
     assert solution["throughput"] == pytest.approx(tokens * 1e9 / solution["totals"]["runtime"])
@@ -260,7 +247,7 @@ def test_a_workspaces_batch_size_is_decided(place: Workspace, capsys: Captured) 
     assert solution["totals"]["predicted_kl_nats"] <= 0.12
     faster = f"throughput={solution['throughput'] * 1.001:.3f}"
     words = ["solve", place.url, "--any-scenario", "--limit", "memory=300KB", "--limit", faster]
-    assert answer(capsys, *words)["solutions"][0]["objective"] > 0.12
+    assert answer(*words)["solutions"][0]["objective"] > 0.12
     stored = place.read_json(f"solutions/{solution['id']}.json")
     assert stored["predicted_kl_nats"] == pytest.approx(solution["totals"]["predicted_kl_nats"])
     assert stored["totals"][f"{name}.runtime"] == solution["totals"]["runtime"]
@@ -281,7 +268,7 @@ def test_a_workspaces_batch_size_is_decided(place: Workspace, capsys: Captured) 
          "--limit b1.runtime=1ms: the limits hold in the scenario that is decided for; write runtime"),
     ],
 )  # fmt: skip
-def test_a_workspace_refuses(words: list[str], said: str, place: Workspace, capsys: Captured) -> None:
-    told = refusal(capsys, "solve", place.url, *words)
+def test_a_workspace_refuses(words: list[str], said: str, place: Workspace, refusal: Refusal) -> None:
+    told = refusal("solve", place.url, *words)
     assert told.startswith(f"inlay: {said}")
     assert not place.store.list("solutions/")

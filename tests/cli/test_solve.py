@@ -19,6 +19,8 @@ from inlay.nas.workspace import Workspace
 
 Inlay = Callable[..., Any]
 Captured = pytest.CaptureFixture[str]
+Answer = Callable[..., Any]
+Refusal = Callable[..., str]
 
 LAYERS = 6
 TIMES = {"parent": 2.25, "w50": 1.5, "w25": 1.1, "no_op": 0.0}
@@ -61,23 +63,8 @@ def place(tmp_path: Path) -> Workspace:
     return found
 
 
-def answer(capsys: Captured, *words: object, code: int = 0) -> Any:
-    """What a command prints as JSON."""
-    assert main([*map(str, words), "--json"]) == code
-    return json.loads(capsys.readouterr().out)
-
-
-def refusal(capsys: Captured, *words: object, code: int = 2) -> str:
-    """What a command says when it refuses; nothing goes to stdout."""
-    assert main([*map(str, words)]) == code
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("inlay: ")
-    return err
-
-
-def test_the_answer_is_the_best_of_all(table: Path, capsys: Captured) -> None:
-    told = answer(capsys, "solve", table, "--limit", "runtime_ms=9", "--limit", "memory_bytes=8MiB")
+def test_the_answer_is_the_best_of_all(table: Path, answer: Answer) -> None:
+    told = answer("solve", table, "--limit", "runtime_ms=9", "--limit", "memory_bytes=8MiB")
     (solution,) = told["solutions"]
     best = min(
         sum(round(SCORES[v] * (1 + n % 4) * 1e9) for n, v in enumerate(choice))
@@ -95,32 +82,32 @@ def test_the_answer_is_the_best_of_all(table: Path, capsys: Captured) -> None:
     assert told["limits"][1] == {"name": "memory_bytes", "side": "upper", "value": 8 * 2**20}
 
 
-def test_a_ratio_is_of_the_rows_named_parent(table: Path, capsys: Captured) -> None:
-    told = answer(capsys, "solve", table, "--limit", "runtime_ms=0.6x")
+def test_a_ratio_is_of_the_rows_named_parent(table: Path, answer: Answer, refusal: Refusal) -> None:
+    told = answer("solve", table, "--limit", "runtime_ms=0.6x")
     assert told["limits"][0]["value"] == 8.4
     table.write_text(table.read_text().replace("3,parent", "3,own"))
-    said = refusal(capsys, "solve", table, "--limit", "runtime_ms=0.6x")
+    said = refusal("solve", table, "--limit", "runtime_ms=0.6x")
     assert "--limit runtime_ms=0.6x: '0.6x' is of the parent, but layer 3 has no variant `parent`" in said
 
 
-def test_pools_differ_and_lower_limits_hold(table: Path, capsys: Captured) -> None:
+def test_pools_differ_and_lower_limits_hold(table: Path, answer: Answer) -> None:
     words = ["solve", table, "--limit", "runtime_ms=9", "--limit", "memory_bytes>=6MiB", "--solutions", "4"]
-    found = answer(capsys, *words, "--min-difference", "0.5")["solutions"]
+    found = answer(*words, "--min-difference", "0.5")["solutions"]
     assert len(found) == 4
     assert all(one["totals"]["memory_bytes"] >= 6 * 2**20 for one in found)
     for one, other in itertools.combinations(found, 2):
         assert sum(a != b for a, b in zip(one["choices"], other["choices"], strict=True)) >= 3
 
 
-def test_another_column_can_be_minimised(table: Path, capsys: Captured) -> None:
-    told = answer(capsys, "solve", table, "--minimize", "runtime_ms", "--limit", "score=0.1")
+def test_another_column_can_be_minimised(table: Path, answer: Answer) -> None:
+    told = answer("solve", table, "--minimize", "runtime_ms", "--limit", "score=0.1")
     assert told["minimize"] == "runtime_ms"
     assert told["solutions"][0]["totals"]["score"] <= 0.1
 
 
 @pytest.mark.parametrize("method", ["greedy", "uniform", "random", "largest", "no_op"])
-def test_baselines_stand_beside_the_optimum(method: str, table: Path, capsys: Captured) -> None:
-    best, simple = answer(capsys, "solve", table, "--limit", "runtime_ms=9", "--method", method)["solutions"]
+def test_baselines_stand_beside_the_optimum(method: str, table: Path, answer: Answer) -> None:
+    best, simple = answer("solve", table, "--limit", "runtime_ms=9", "--method", method)["solutions"]
     assert (best["method"], simple["method"]) == ("exact", method)
     assert simple["status"] == ("infeasible" if method == "largest" else "feasible")
     assert simple["status"] == "infeasible" or best["objective"] <= simple["objective"]
@@ -135,24 +122,24 @@ def test_stdout_is_json_alone_and_back_ends_agree(backend: str, table: Path, inl
     assert json.loads(done.stdout)["solutions"][0]["objective"] == 0.291
 
 
-def test_infeasible_is_explained(table: Path, capsys: Captured) -> None:
+def test_infeasible_is_explained(table: Path, answer: Answer, refusal: Refusal) -> None:
     words = ["solve", table, "--limit", "runtime_ms=3", "--limit", "memory_bytes>=12MiB"]
-    said = refusal(capsys, *words, code=3)
+    said = refusal(*words, code=3)
     assert said.startswith("inlay: no architecture meets the limits\n  runtime_ms <= 3: reaches 0.5 (0.0357x) alone, ")
     assert "in conflict: runtime_ms <= 3 and memory_bytes >= 12 MiB\n" in said
     assert "nearest: with every limit " in said
-    told = answer(capsys, *words, code=3)
+    told = answer(*words, code=3)
     assert told["solutions"][0]["status"] == "infeasible"
     assert [near["alone"] for near in told["infeasible"]["nearest"]] == [0.5, int(14.5 * 2**20)]
     assert {each["name"] for each in told["infeasible"]["conflict"]} == {"runtime_ms", "memory_bytes"}
     assert told["infeasible"]["together"]["status"] in ("optimal", "feasible")
-    alone = refusal(capsys, "solve", table, "--limit", "runtime_ms=0.4", code=3)
+    alone = refusal("solve", table, "--limit", "runtime_ms=0.4", code=3)
     assert "out of reach by itself: runtime_ms <= 0.4" in alone
 
 
-def test_sensitivity_and_prices(table: Path, capsys: Captured) -> None:
+def test_sensitivity_and_prices(table: Path, answer: Answer, capsys: Captured) -> None:
     words = ["solve", table, "--limit", "runtime_ms=9", "--sensitivity"]
-    (found,) = answer(capsys, *words)["sensitivity"]
+    (found,) = answer(*words)["sensitivity"]
     assert found["looser"]["gain"] > 0 > found["tighter"]["gain"]
     assert main([*map(str, words)]) == 0
     told = capsys.readouterr().out
@@ -185,19 +172,19 @@ def test_no_time_says_so_with_the_bound(table: Path, capsys: Captured) -> None:
         (["--method", "gredy"], "invalid value for '--method': 'gredy' is not one of "),
     ],
 )  # fmt: skip
-def test_refusals(words: list[str], said: str, table: Path, capsys: Captured) -> None:
-    told = refusal(capsys, "solve", table, *words)
+def test_refusals(words: list[str], said: str, table: Path, refusal: Refusal) -> None:
+    told = refusal("solve", table, *words)
     assert told.startswith(f"inlay: {said}")
     assert told.count("\n") == 1
 
 
-def test_a_front_marks_what_is_dominated(table: Path, capsys: Captured) -> None:
-    told = answer(capsys, "sweep", table, "--limit", "runtime_ms=0.3x..1x", "--points", "8")
+def test_a_front_marks_what_is_dominated(table: Path, answer: Answer, capsys: Captured) -> None:
+    told = answer("sweep", table, "--limit", "runtime_ms=0.3x..1x", "--points", "8")
     scores = [point["objective"] for point in told["points"]]
     assert len(scores) == 8
     assert scores == sorted(scores, reverse=True)
     assert told["points"][-1]["objective"] == 0
-    both = answer(capsys, "sweep", table, "--limit", "runtime_ms=..", "--limit", "memory_bytes=..9MiB", "--points", "4")
+    both = answer("sweep", table, "--limit", "runtime_ms=..", "--limit", "memory_bytes=..9MiB", "--points", "4")
     assert any(point["dominated"] for point in both["points"])
     assert not all(point["dominated"] for point in both["points"])
     assert main(["sweep", str(table), "--limit", "runtime_ms=..", "--limit", "memory_bytes=9MiB"]) == 0
@@ -213,18 +200,18 @@ def test_a_front_marks_what_is_dominated(table: Path, capsys: Captured) -> None:
         (["runtme_ms=.."], "--limit: t.csv has no column `runtme_ms`; did you mean `runtime_ms`?"),
     ],
 )
-def test_sweeps_that_are_refused(limits: list[str], said: str, table: Path, capsys: Captured) -> None:
+def test_sweeps_that_are_refused(limits: list[str], said: str, table: Path, refusal: Refusal) -> None:
     words = [word for limit in limits for word in ("--limit", limit)]
-    assert refusal(capsys, "sweep", table, *words).startswith(f"inlay: {said}")
+    assert refusal("sweep", table, *words).startswith(f"inlay: {said}")
 
 
-def test_a_front_without_any_answer_is_explained(table: Path, capsys: Captured) -> None:
-    said = refusal(capsys, "sweep", table, "--limit", "runtime_ms=0.1..0.4", code=3)
+def test_a_front_without_any_answer_is_explained(table: Path, refusal: Refusal) -> None:
+    said = refusal("sweep", table, "--limit", "runtime_ms=0.1..0.4", code=3)
     assert "out of reach by itself: runtime_ms <= 0.4" in said
 
 
-def test_a_workspace_is_solved_and_its_solutions_stored(place: Workspace, capsys: Captured) -> None:
-    told = answer(capsys, "solve", place.url, "--limit", "runtime=0.5x", "--limit", "chat.memory=0.9x",
+def test_a_workspace_is_solved_and_its_solutions_stored(place: Workspace, answer: Answer, capsys: Captured) -> None:
+    told = answer("solve", place.url, "--limit", "runtime=0.5x", "--limit", "chat.memory=0.9x",
                   "--solutions", "2")  # fmt: skip
     assert told["minimize"] == "predicted_kl_nats"
     for solution in told["solutions"]:
@@ -238,10 +225,10 @@ def test_a_workspace_is_solved_and_its_solutions_stored(place: Workspace, capsys
     assert f"inlay evaluate {place.url} --solution " in shown
 
 
-def test_without_limits_a_workspace_takes_its_jobs_budget(place: Workspace, capsys: Captured) -> None:
-    assert "no search has finished" in refusal(capsys, "solve", place.url)
+def test_without_limits_a_workspace_takes_its_jobs_budget(place: Workspace, answer: Answer, refusal: Refusal) -> None:
+    assert "no search has finished" in refusal("solve", place.url)
     place.write_json("run.json", {"job": {"budget": {"runtime": "0.4x"}}})
-    told = answer(capsys, "solve", place.url)
+    told = answer("solve", place.url)
     assert told["limits"] == [{"name": "runtime", "side": "upper", "value": 483600}]
 
 
@@ -255,24 +242,24 @@ def test_without_limits_a_workspace_takes_its_jobs_budget(place: Workspace, caps
         (["--minimize", "runtime"], "--minimize: a workspace is solved for its predicted KL"),
     ],
 )
-def test_a_workspace_refuses(words: list[str], said: str, place: Workspace, capsys: Captured) -> None:
-    assert refusal(capsys, "solve", place.url, *words).startswith(f"inlay: {said}")
+def test_a_workspace_refuses(words: list[str], said: str, place: Workspace, refusal: Refusal) -> None:
+    assert refusal("solve", place.url, *words).startswith(f"inlay: {said}")
     assert not place.store.list("solutions/")
 
 
-def test_a_workspace_explains_and_sweeps(place: Workspace, capsys: Captured) -> None:
-    said = refusal(capsys, "solve", place.url, "--limit", "throughput=1000x", code=3)
+def test_a_workspace_explains_and_sweeps(place: Workspace, answer: Answer, refusal: Refusal) -> None:
+    said = refusal("solve", place.url, "--limit", "throughput=1000x", code=3)
     assert "out of reach by itself: runtime <= 1.21 us" in said
-    points = answer(capsys, "sweep", place.url, "--limit", "runtime=0.2x..0.9x", "--points", "5")["points"]
+    points = answer("sweep", place.url, "--limit", "runtime=0.2x..0.9x", "--points", "5")["points"]
     assert len(points) == 5
     assert "`throughput` cannot be swept; sweep `runtime`" in refusal(
-        capsys, "sweep", place.url, "--limit", "throughput=2x..3x"
+        "sweep", place.url, "--limit", "throughput=2x..3x"
     )
 
 
-def test_what_is_neither_table_nor_workspace(tmp_path: Path, capsys: Captured) -> None:
-    assert "has no workspace.json" in refusal(capsys, "solve", tmp_path)
-    assert "there is no file" in refusal(capsys, "solve", tmp_path / "nowhere.csv")
+def test_what_is_neither_table_nor_workspace(tmp_path: Path, refusal: Refusal) -> None:
+    assert "has no workspace.json" in refusal("solve", tmp_path)
+    assert "there is no file" in refusal("solve", tmp_path / "nowhere.csv")
 
 
 def test_no_torch(table: Path, place: Workspace) -> None:
