@@ -13,10 +13,12 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from inlay.cluster.capacity import Growth, misfit, read_growth, room
 from inlay.cluster.errors import ConnectError
@@ -33,6 +35,7 @@ _RAY_ENVIRONMENT = {
 LOOPBACK_ONLY = ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 # A head may be silent for so long before its cluster counts as lost; after twice that Ray ends the process itself.
 LOST_SECONDS = 30.0
+_LOOK_SECONDS = 0.5
 _WORKER_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
@@ -40,6 +43,9 @@ _WORKER_ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_DISABLE_TELEMETRY": "1",
 }
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -87,7 +93,7 @@ class Cluster:
         if self.settings.address is None:
             return self.settings.workers or max(int(usable_cpus() / self.settings.share.cpus), 1)
         self.start()
-        found = max(room([node["Resources"] for node in live_nodes()], self.settings.share), 1)
+        found = max(room([node["Resources"] for node in self.nodes()], self.settings.share), 1)
         return min(found, self.settings.workers or found)
 
     @property
@@ -160,9 +166,37 @@ class Cluster:
             if time.monotonic() - self._silent_since < LOST_SECONDS:
                 return False
             self.lost = True
-            raise ConnectError(f"the Ray cluster at {self._gcs} was lost: its head does not answer") from None
+            raise self._loss() from None
         self._silent_since = None
         return True
+
+    def ask(self, call: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
+        """Return what a call of Ray's returns; raises ConnectError as `answers` does.
+
+        All that the driver asks of a running cluster goes through here. The call is made in a thread of its own, which
+        is left behind when the head is lost: nothing else ends such a call before Ray ends the process.
+        """
+        if self.settings.address is None:
+            return call(*args, **options)
+        if self.lost:
+            raise self._loss()
+        future: Future[T] = Future()
+        threading.Thread(target=_fulfil, args=(future, partial(call, *args, **options)), daemon=True).start()
+        while not wait([future], timeout=_LOOK_SECONDS).done:
+            self.answers()
+        if future.exception() is not None:
+            time.sleep(_LOOK_SECONDS)  # what ran on the head's machine does not end at the very same moment
+            while not self.answers():
+                time.sleep(_LOOK_SECONDS)
+        return future.result()
+
+    def nodes(self) -> list[dict[str, Any]]:
+        """Return Ray's description of every node that is alive; raises ConnectError as `answers` does."""
+        return self.ask(live_nodes)
+
+    def growth(self) -> Growth | None:
+        """Return what the cluster's autoscaler says, None where there is none; raises as `nodes` does."""
+        return self.ask(_read_growth)
 
     def preload(self, *modules: str) -> None:
         """Have every worker import these modules of ours in the background, while this process prepares the pieces."""
@@ -171,7 +205,7 @@ class Cluster:
         self.start()
         task = ray.remote(_import_modules).options(num_cpus=1, max_retries=0, scheduling_strategy="SPREAD")
         for _ in range(self.workers):
-            task.remote(modules)
+            self.ask(task.remote, modules)
 
     def check_share(self, patience_seconds: float = 30.0) -> None:
         """Raise ValueError when no node can ever hold a worker; nodes that are just starting are given the patience.
@@ -180,7 +214,7 @@ class Cluster:
         """
         self.start()
         deadline = time.monotonic() + (patience_seconds if self.elastic else 0)
-        while (reason := misfit([node["Resources"] for node in live_nodes()], self.settings.share)) and not growth():
+        while (reason := misfit([n["Resources"] for n in self.nodes()], self.settings.share)) and not self.growth():
             if time.monotonic() > deadline:
                 raise ValueError(reason)
             time.sleep(1)
@@ -190,12 +224,20 @@ class Cluster:
         if self.started:
             import ray
 
-            if not self.lost:
+            if not self.lost and self._is_there():
                 ray.shutdown()
             self.started = False
             if self.settings.address is None and self._session is not None:
                 shutil.rmtree(self._session, ignore_errors=True)
         shutil.rmtree(self._sandbox, ignore_errors=True)
+
+    def _is_there(self) -> bool:
+        with contextlib.suppress(ConnectError):
+            return self.answers()
+        return False
+
+    def _loss(self) -> ConnectError:
+        return ConnectError(f"the Ray cluster at {self._gcs} was lost: its head does not answer")
 
 
 @contextlib.contextmanager
@@ -214,7 +256,7 @@ def connect(settings: ClusterSettings | None = None) -> Iterator[Cluster]:
 
 
 def live_nodes() -> list[dict[str, Any]]:
-    """Return Ray's description of every node that is alive."""
+    """Return Ray's description of every node that is alive; for workers, the driver asks its `Cluster`."""
     import ray
 
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
@@ -227,14 +269,6 @@ def check_machine(settings: ClusterSettings) -> None:
     reason = misfit([{"CPU": usable_cpus()}], cpus) if settings.address is None else None
     if reason is not None:
         raise ValueError(reason)
-
-
-def growth() -> Growth | None:
-    """Return what the cluster's autoscaler says, None where there is none."""
-    from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
-    from ray.experimental.internal_kv import _internal_kv_get
-
-    return read_growth(_internal_kv_get(DEBUG_AUTOSCALING_STATUS))
 
 
 def usable_cpus() -> int:
@@ -280,6 +314,20 @@ def _terminate_politely() -> Iterator[None]:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def _fulfil(future: Future[T], call: Callable[[], T]) -> None:
+    try:
+        future.set_result(call())
+    except BaseException as error:
+        future.set_exception(error)
+
+
+def _read_growth() -> Growth | None:
+    from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    return read_growth(_internal_kv_get(DEBUG_AUTOSCALING_STATUS))
 
 
 def _import_modules(modules: tuple[str, ...]) -> None:
