@@ -85,6 +85,7 @@ class Cluster:
         self._silent_since: float | None = None
         self._gcs = ""
         self._session: Path | None = None
+        self._variables: dict[str, str | None] = {}
         self._sandbox = Path(tempfile.mkdtemp(prefix="inlay-"))
 
     @property
@@ -117,10 +118,7 @@ class Cluster:
         """Start or reach Ray, once; raises ConnectError with the reason and what to do."""
         if self.started:
             return
-        for name, value in _RAY_ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-        if self.settings.address is None:
-            os.environ.setdefault(*LOOPBACK_ONLY)
+        self._set_environment()
         protect_token()
         import ray
 
@@ -144,7 +142,8 @@ class Cluster:
         try:
             if self.settings.address is not None:
                 _check_reachable(self.settings.address)
-            _init_patiently(ray, options)
+            with _on_the_loopback() if self.settings.address is None else contextlib.nullcontext():
+                _init_patiently(ray, options)
         except Exception as error:  # Ray raises its own, builtin ones, and bare Exception for a slow start
             raise ConnectError(_refusal(self.settings.address, error)) from error
         _silence(ray)
@@ -229,7 +228,24 @@ class Cluster:
             self.started = False
             if self.settings.address is None and self._session is not None:
                 shutil.rmtree(self._session, ignore_errors=True)
+        self._restore_environment()
         shutil.rmtree(self._sandbox, ignore_errors=True)
+
+    def _set_environment(self) -> None:
+        """Set what Ray reads when it starts, where it is not set; with the mode that Ray sets itself it is undone."""
+        wanted = _RAY_ENVIRONMENT | (dict([LOOPBACK_ONLY]) if self.settings.address is None else {})
+        for name in (*wanted, "RAY_AUTH_MODE"):
+            self._variables.setdefault(name, os.environ.get(name))
+        for name, value in wanted.items():
+            os.environ.setdefault(name, value)
+
+    def _restore_environment(self) -> None:
+        for name, value in self._variables.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        self._variables = {}
 
     def _is_there(self) -> bool:
         with contextlib.suppress(ConnectError):
@@ -335,6 +351,19 @@ def _import_modules(modules: tuple[str, ...]) -> None:
 
     for name in modules:
         importlib.import_module(name)
+
+
+@contextlib.contextmanager
+def _on_the_loopback() -> Iterator[None]:
+    """Have Ray heed LOOPBACK_ONLY in this process too, which may have imported it, and thereby read it, long before."""
+    from ray._private import ray_constants
+
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def _init_patiently(ray: Any, options: dict[str, Any]) -> None:
