@@ -29,6 +29,12 @@ class Growth:
         return "; ".join(parts) or "its autoscaler has no node on the way"
 
 
+def live_resources(answer: Any) -> list[Amounts]:
+    """Return what every live node has, from the answer of a dashboard's `/api/v0/nodes`; raises KeyError, TypeError."""
+    found = answer["data"]["result"]["result"]
+    return [node["resources_total"] for node in found if node["state"] == "ALIVE"]
+
+
 def fits(node: Amounts, share: Resources) -> bool:
     """Tell whether a node with these resources in all can hold one worker with this share."""
     return all(node.get(name, 0) >= amount for name, amount in _wanted(share).items())
