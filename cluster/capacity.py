@@ -65,6 +65,14 @@ def misfit(nodes: Sequence[Amounts], share: Resources) -> str | None:
     return f"a worker needs {words(share)}, and the largest node has {_listed({n: largest.get(n, 0) for n in wanted})}"
 
 
+def crowded(nodes: Sequence[Amounts], share: Resources, count: int) -> str | None:
+    """Return why `count` workers with this share can never run at once, as a sentence; None when they can."""
+    places = room(nodes, share)
+    if places >= count:
+        return None
+    return f"{count} workers with {words(share)} each are to run at once, and there is room for {places}"
+
+
 def read_growth(status: str | bytes | Mapping[str, Any] | None) -> Growth | None:
     """Return what Ray's autoscaler wrote into the cluster's table, None where nothing can make the cluster grow.
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from inlay.cluster.capacity import Amounts, Growth, live_resources, misfit, read_growth
+from inlay.cluster.capacity import Amounts, Growth, crowded, live_resources, misfit, read_growth
 from inlay.cluster.errors import ClusterError
 from inlay.cluster.http import HttpError, ray_authorization, request_json
 from inlay.cluster.ids import is_loopback, parse_job_id, parse_server
@@ -188,6 +188,12 @@ class JobServer:
         reason = misfit(self._known_nodes(), share)
         if reason is not None and self.growth() is None:
             raise ValueError(f"cluster: {reason} at {self.url}; ask for less per worker")
+
+    def check_together(self, share: Resources, count: int) -> None:
+        """Raise ValueError when `count` workers with this share can never run at once; a cluster that grows may."""
+        reason = crowded(self._known_nodes(), share, count)
+        if reason is not None and self.growth() is None:
+            raise ValueError(f"{reason} at {self.url}")
 
     def _known_nodes(self) -> list[Amounts]:
         """Return what `nodes` does, once there is one: a job server that has just come up does not know its own yet."""

@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from inlay.cluster.capacity import Growth, misfit, read_growth, room
+from inlay.cluster.capacity import Amounts, Growth, crowded, misfit, read_growth, room
 from inlay.cluster.errors import ConnectError
 from inlay.cluster.pieces import Resources
 
@@ -211,9 +211,16 @@ class Cluster:
 
         A cluster that can grow is waited for by the pieces themselves.
         """
+        self._check_nodes(lambda nodes: misfit(nodes, self.settings.share), patience_seconds)
+
+    def check_together(self, count: int, patience_seconds: float = 30.0) -> None:
+        """Raise ValueError when `count` workers can never run at once; patience and growth are as for `check_share`."""
+        self._check_nodes(lambda nodes: crowded(nodes, self.settings.share, count), patience_seconds)
+
+    def _check_nodes(self, problem: Callable[[list[Amounts]], str | None], patience_seconds: float) -> None:
         self.start()
         deadline = time.monotonic() + (patience_seconds if self.elastic else 0)
-        while (reason := misfit([n["Resources"] for n in self.nodes()], self.settings.share)) and not self.growth():
+        while (reason := problem([node["Resources"] for node in self.nodes()])) and not self.growth():
             if time.monotonic() > deadline:
                 raise ValueError(reason)
             time.sleep(1)

@@ -24,7 +24,7 @@ from inlay.distill.checkpoint import Checkpoint, TrainingState, read_state, writ
 from inlay.distill.globally import GlobalResult, GlobalSettings, distill_globally
 from inlay.distill.parallel import Ranks
 from inlay.distill.text import training_order
-from inlay.nas.errors import InlayError, UserError
+from inlay.nas.errors import InlayError
 from inlay.nas.stages.boundaries import worker_source
 from inlay.nas.stages.candidates import Blocks, identify, used_weights
 from inlay.nas.stages.search import Search, Stage
@@ -44,7 +44,6 @@ def recover(search: Search, ids: Ids, library: Library, architectures: dict[str,
     """Trains each architecture once, equal ones together; records by the names given.
 
     Raises:
-        UserError: this machine has fewer CPUs than one model's ranks.
         InlayError: the training of one diverged twice.
     """
     distinct = {identify(architecture): architecture for architecture in architectures.values()}
@@ -189,13 +188,7 @@ def _run(search: Search, pieces: list[Piece]) -> list[Record]:
     ranks = search.job.recover.workers
     if ranks == 1:
         return search.run(pieces)
-    workers = search.cluster.workers
-    if ranks > workers and not search.cluster.elastic:
-        raise UserError(
-            f"recover.workers: {ranks} ranks need as many CPUs, and this machine has {workers}; lower it, or name a "
-            "cluster in cluster.address; all else is kept"
-        )
-    at_once = max(1, workers // ranks)
+    at_once = max(1, search.cluster.workers // ranks)
     groups = [pieces[first : first + at_once] for first in range(0, len(pieces), at_once)]
     return [record for group in groups for record in search.run(group)]
 
