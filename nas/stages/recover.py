@@ -90,11 +90,11 @@ def recover_with_ranks(arguments: dict[str, Any], context: PieceContext) -> Piec
     told = {**arguments, "memory_retries": context.memory_retries}
     trained = train(recover_in_rank, told, settings, context.progress)
     if trained.value["status"] != "trained" or trained.folder is None:
-        return PieceOutput(values=trained.value)
+        return PieceOutput(values=trained.value, peak_bytes=trained.peak_bytes)
     dtype = getattr(torch, _source(arguments)[0].parent.shape.dtype)
     tensors = read_state(_parts(trained.folder)).tensors
     weights = {name.removeprefix("weight."): tensors[name].to(dtype) for name in tensors if name.startswith("weight.")}
-    return PieceOutput(values=trained.value, blobs={"model": weights})
+    return PieceOutput(values=trained.value, blobs={"model": weights}, peak_bytes=trained.peak_bytes)
 
 
 def recover_in_rank(arguments: dict[str, Any], rank: Rank) -> dict[str, Any]:
