@@ -29,6 +29,12 @@ class Growth:
         return "; ".join(parts) or "its autoscaler has no node on the way"
 
 
+def live_resources(answer: Any) -> list[Amounts]:
+    """Return what every live node has, from the answer of a dashboard's `/api/v0/nodes`; raises KeyError, TypeError."""
+    found = answer["data"]["result"]["result"]
+    return [node["resources_total"] for node in found if node["state"] == "ALIVE"]
+
+
 def fits(node: Amounts, share: Resources) -> bool:
     """Tell whether a node with these resources in all can hold one worker with this share."""
     return all(node.get(name, 0) >= amount for name, amount in _wanted(share).items())
@@ -57,6 +63,14 @@ def misfit(nodes: Sequence[Amounts], share: Resources) -> str | None:
     wanted = _wanted(share)
     largest = max(nodes, key=lambda node: [node.get(name, 0) for name in _SCARCEST if name in wanted])
     return f"a worker needs {words(share)}, and the largest node has {_listed({n: largest.get(n, 0) for n in wanted})}"
+
+
+def crowded(nodes: Sequence[Amounts], share: Resources, count: int) -> str | None:
+    """Return why `count` workers with this share can never run at once, as a sentence; None when they can."""
+    places = room(nodes, share)
+    if places >= count:
+        return None
+    return f"{count} workers with {words(share)} each are to run at once, and there is room for {places}"
 
 
 def read_growth(status: str | bytes | Mapping[str, Any] | None) -> Growth | None:

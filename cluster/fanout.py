@@ -16,9 +16,9 @@ from inlay.cluster.capacity import fits, misfit, words
 from inlay.cluster.errors import PieceError
 from inlay.cluster.events import PieceEvent, TimeLeft
 from inlay.cluster.pieces import Piece, Record, Resources, read_record
-from inlay.cluster.runtime import Cluster, growth, live_nodes
+from inlay.cluster.runtime import Cluster
 from inlay.cluster.store import Store
-from inlay.cluster.worker import PROGRESS_NAMESPACE, Order, Outcome, execute, execute_on_gpu
+from inlay.cluster.worker import PROGRESS_NAMESPACE, Order, execute, execute_on_gpu
 
 _POLL_SECONDS = 0.5
 _WAITING_SECONDS = 30.0
@@ -141,16 +141,14 @@ class _FanOut:
                     continue
                 if self.failure is None:
                     self.send()
-                done, _ = ray.wait(list(self.flights), num_returns=1, timeout=_POLL_SECONDS)
-                if not self.cluster.answers():
-                    continue
+                done, _ = self.cluster.ask(ray.wait, list(self.flights), num_returns=1, timeout=_POLL_SECONDS)
                 for reference in done:
                     self.receive(reference)
                 self.poll()
         except BaseException:
             if not self.cluster.lost:
                 for reference in self.flights:
-                    ray.cancel(reference, force=True)
+                    self.cancel(reference)
             raise
         if self.failure is not None:
             self.failure.kept = len(self.records)
@@ -192,15 +190,34 @@ class _FanOut:
             memory_limit_bytes=self.cluster.settings.memory_limit_bytes,
         )
         wish = piece.resources
-        options = _exclusive(wish) if self.exclusive else {"num_cpus": wish.cpus, "memory": wish.memory_bytes or None}
+        options = self.alone(wish) if self.exclusive else {"num_cpus": wish.cpus, "memory": wish.memory_bytes or None}
         task = self.gpu_task if wish.gpus else self.task
         # What is measured shares its GPU with nobody.
         gpus = math.ceil(wish.gpus) if self.exclusive else wish.gpus
         task = task.options(name=f"{piece.stage}: {piece.label}", max_retries=0, num_gpus=gpus or None, **options)
-        self.flights[task.remote(order)] = flight
+        self.flights[self.cluster.ask(task.remote, order)] = flight
+
+    def alone(self, wish: Resources) -> dict[str, Any]:
+        """Return the Ray options that give a piece all CPUs of the largest node that has what it wishes.
+
+        Where no such node is there yet, the piece waits for one, and then holds only its own CPUs.
+        """
+        import ray
+
+        fitting = [node for node in self.cluster.nodes() if fits(node["Resources"], wish)]
+        if not fitting:
+            return {"num_cpus": wish.cpus, "memory": wish.memory_bytes or None}
+        node = max(fitting, key=lambda node: (node["Resources"]["CPU"], node["NodeID"]))
+        pinned = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node_id=node["NodeID"], soft=False)
+        return {"num_cpus": node["Resources"]["CPU"], "scheduling_strategy": pinned}
+
+    def cancel(self, reference: Any) -> None:
+        import ray
+
+        self.cluster.ask(ray.cancel, reference, force=True)
 
     def check_that_all_fit(self) -> None:
-        nodes = [node["Resources"] for node in live_nodes()]
+        nodes = [node["Resources"] for node in self.cluster.nodes()]
         for piece in self.pending:
             if reason := misfit(nodes, piece.resources):
                 raise PieceError(
@@ -214,14 +231,12 @@ class _FanOut:
         import ray
 
         try:
-            outcome: Outcome | Exception = ray.get(reference)
+            outcome: Any = self.cluster.ask(ray.get, reference)
         except ray.exceptions.RayError as error:
-            if self.head_went_too():
-                return
             outcome = error
         flight = self.flights.pop(reference)
         piece = flight.piece
-        _forget_progress(flight.progress_key)
+        self.cluster.ask(_forget_progress, flight.progress_key)
         try:
             if isinstance(outcome, Exception):
                 raise outcome
@@ -232,7 +247,7 @@ class _FanOut:
         except ray.exceptions.RayError as error:
             if flight.overdue:
                 self.lose(piece, f"it made no progress for {self.deadline_seconds:g} s", "worker")
-            elif flight.node and flight.node not in {node["NodeID"] for node in live_nodes()}:
+            elif flight.node and flight.node not in {node["NodeID"] for node in self.cluster.nodes()}:
                 self.lose(piece, "its node was lost", "node")
             else:
                 self.lose(piece, f"its worker was lost: {type(error).__name__}", "worker")
@@ -243,13 +258,6 @@ class _FanOut:
                 self.lose(piece, f"it ran out of memory: {outcome.message}", "memory")
             else:
                 self.fail(piece, outcome.kind, outcome.message, outcome.details)
-
-    def head_went_too(self) -> bool:
-        """Tell whether a piece was lost because all is: nothing may be asked of Ray then, and the piece stays."""
-        if not self.cluster.elastic:
-            return False
-        time.sleep(_POLL_SECONDS)  # what ran on the head's machine does not end at the very same moment
-        return not self.cluster.answers()
 
     def commit(self, piece: Piece, record: Record) -> None:
         self.records[piece.key] = record
@@ -286,8 +294,8 @@ class _FanOut:
         self.polled = now
         if self.cluster.elastic:
             self.size_window()
-        for reference, flight in self.flights.items():
-            progress = _read_progress(flight.progress_key)
+        told = self.cluster.ask(_read_progress, [flight.progress_key for flight in self.flights.values()])
+        for (reference, flight), progress in zip(self.flights.items(), told, strict=True):
             if progress is None:
                 continue
             fraction, flight.node = progress
@@ -299,14 +307,12 @@ class _FanOut:
                 flight.fraction, flight.moved = fraction, now
                 self.tell("progress", flight.piece, fraction=fraction)
             if self.deadline_seconds is not None and now - flight.moved > self.deadline_seconds and not flight.overdue:
-                import ray
-
                 flight.overdue = True
-                ray.cancel(reference, force=True)
+                self.cancel(reference)
         if self.flights and now - self.idle_since > _WAITING_SECONDS:
             self.idle_since = now
             piece = next(iter(self.flights.values())).piece
-            self.tell("waiting", piece, note=_what_is_waited_for(piece.resources))
+            self.tell("waiting", piece, note=_what_is_waited_for(self.cluster, piece.resources))
 
     def tell(
         self,
@@ -329,40 +335,22 @@ class _FanOut:
         self.on_event(PieceEvent(kind, label, stage, len(self.records), len(self.pieces), left, fraction, note))
 
 
-def _exclusive(wish: Resources) -> dict[str, Any]:
-    """Return the Ray options that give a piece all CPUs of the largest node that has what it wishes.
-
-    Where no such node is there yet, the piece waits for one, and then holds only its own CPUs.
-    """
-    import ray
-
-    fitting = [node for node in live_nodes() if fits(node["Resources"], wish)]
-    if not fitting:
-        return {"num_cpus": wish.cpus, "memory": wish.memory_bytes or None}
-    node = max(fitting, key=lambda node: (node["Resources"]["CPU"], node["NodeID"]))
-    pinned = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node_id=node["NodeID"], soft=False)
-    return {"num_cpus": node["Resources"]["CPU"], "scheduling_strategy": pinned}
-
-
-def _what_is_waited_for(wish: Resources) -> str:
-    nodes = [node["Resources"] for node in live_nodes()]
-    lacking = misfit(nodes, wish)
-    grows = growth()
+def _what_is_waited_for(cluster: Cluster, wish: Resources) -> str:
+    lacking = misfit([node["Resources"] for node in cluster.nodes()], wish)
+    grows = cluster.growth()
     if lacking is None:
         taken = f"every node that can hold a worker with {words(wish)} is taken by other work"
         return taken if grows is None else f"{taken}; {grows}"
     return f"{lacking}; {'it waits for such a node to come' if grows is None else grows}"
 
 
-def _read_progress(key: str) -> tuple[float, str] | None:
-    """Return the fraction done and the node where the piece runs, None while it waits."""
+def _read_progress(keys: Sequence[str]) -> list[tuple[float, str] | None]:
+    """Return of every piece the fraction done and the node where it runs, None while it waits."""
     from ray.experimental.internal_kv import _internal_kv_get
 
-    value = _internal_kv_get(key, namespace=PROGRESS_NAMESPACE)
-    if value is None:
-        return None
-    told = json.loads(value)
-    return float(told["fraction"]), str(told["node"])
+    values = [_internal_kv_get(key, namespace=PROGRESS_NAMESPACE) for key in keys]
+    found = [None if value is None else json.loads(value) for value in values]
+    return [None if told is None else (float(told["fraction"]), str(told["node"])) for told in found]
 
 
 def _forget_progress(key: str) -> None:

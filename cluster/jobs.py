@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from inlay.cluster.capacity import Amounts, Growth, misfit, read_growth
+from inlay.cluster.capacity import Amounts, Growth, crowded, live_resources, misfit, read_growth
 from inlay.cluster.errors import ClusterError
 from inlay.cluster.http import HttpError, ray_authorization, request_json
 from inlay.cluster.ids import is_loopback, parse_job_id, parse_server
@@ -96,7 +96,7 @@ class JobServer:
             "runtime_env": {"env_vars": dict(environment)},
             "metadata": {f"{_TAG}{name}": value for name, value in tags.items()} | dict(details),
         }
-        if any(node.get(JOB_SLOT) for node in self.nodes()):
+        if any(node.get(JOB_SLOT) for node in self._known_nodes()):
             request["entrypoint_resources"] = {JOB_SLOT: 1}
         deadline = time.monotonic() + _AGENT_SECONDS
         while True:
@@ -172,8 +172,7 @@ class JobServer:
         """Return the resources of every live node, by Ray's names."""
         answer = self._ask("GET", "/api/v0/nodes?limit=10000")
         try:
-            found = answer["data"]["result"]["result"]
-            return [node["resources_total"] for node in found if node["state"] == "ALIVE"]
+            return live_resources(answer)
         except (KeyError, TypeError):
             raise ClusterError(f"{self.url} answers, but is not a Ray job server") from None
 
@@ -186,13 +185,22 @@ class JobServer:
 
     def check_share(self, share: Resources) -> None:
         """Raise ValueError when no node can ever hold a worker with this share; a cluster that grows may get one."""
-        deadline = time.monotonic() + _REGISTER_SECONDS
-        # A job server that has just come up does not know its own node yet.
-        while not any(nodes := self.nodes()) and self.growth() is None and time.monotonic() < deadline:
-            time.sleep(_POLL_SECONDS)
-        reason = misfit(nodes, share)
+        reason = misfit(self._known_nodes(), share)
         if reason is not None and self.growth() is None:
             raise ValueError(f"cluster: {reason} at {self.url}; ask for less per worker")
+
+    def check_together(self, share: Resources, count: int) -> None:
+        """Raise ValueError when `count` workers with this share can never run at once; a cluster that grows may."""
+        reason = crowded(self._known_nodes(), share, count)
+        if reason is not None and self.growth() is None:
+            raise ValueError(f"{reason} at {self.url}")
+
+    def _known_nodes(self) -> list[Amounts]:
+        """Return what `nodes` does, once there is one: a job server that has just come up does not know its own yet."""
+        deadline = time.monotonic() + _REGISTER_SECONDS
+        while not any(nodes := self.nodes()) and self.growth() is None and time.monotonic() < deadline:
+            time.sleep(_POLL_SECONDS)
+        return nodes
 
     def waits_for(self, job: JobInfo) -> str:
         """Return what a job that has not started waits for."""

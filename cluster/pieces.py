@@ -65,6 +65,8 @@ class PieceOutput:
     blobs: Mapping[str, bytes | Mapping[str, Any]] = field(default_factory=dict)
     failure: str | None = None
     """A reason makes the record's state "failed": a committed answer, not an error to be tried again."""
+    peak_bytes: int = 0
+    """Peak resident memory of the largest other process that worked for the piece."""
 
 
 PieceFunction = Callable[[dict[str, Any], PieceContext], PieceOutput]
@@ -109,7 +111,8 @@ class Record:
     attempts: int = 1
     seconds: float = 0.0
     peak_bytes: int = 0
-    """Peak resident memory of the worker process while the piece ran, libraries included."""
+    """Peak resident memory of the worker process while the piece ran, libraries included; of the largest, where
+    several processes worked for it."""
     host: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Versions and threads of what ran the piece."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from inlay.cluster.errors import StoreError
-from inlay.cluster.runtime import Cluster, live_nodes
+from inlay.cluster.runtime import Cluster
 from inlay.cluster.store import Store
 
 _KEY = "probe/{}"
@@ -53,18 +53,18 @@ def probe_nodes(
                     shared.append(Shared(role, place, marks.enter_context(marked(place))))
                 except (StoreError, OSError) as error:
                     return [f"the node of the job cannot write the {role} {place}: {_reason(error)}"]
-        for node in live_nodes():
+        for node in cluster.nodes():
             here = NodeAffinitySchedulingStrategy(node_id=node["NodeID"], soft=False)
             options = task.options(num_cpus=0, max_retries=1, scheduling_strategy=here)
-            asked[options.remote(list(paths), shared, inlay_version)] = node
-        answered, silent = ray.wait(list(asked), num_returns=len(asked), timeout=timeout_seconds)
+            asked[cluster.ask(options.remote, list(paths), shared, inlay_version)] = node
+        answered, silent = cluster.ask(ray.wait, list(asked), num_returns=len(asked), timeout=timeout_seconds)
         problems = [(asked[reference], f"did not answer within {timeout_seconds:g} s") for reference in silent]
         for reference in answered:
             try:
-                problems += [(asked[reference], problem) for problem in ray.get(reference)]
+                problems += [(asked[reference], problem) for problem in cluster.ask(ray.get, reference)]
             except ray.exceptions.RayError as error:
                 problems.append((asked[reference], _failure(error)))
-        alive = {node["NodeID"] for node in live_nodes()}
+        alive = {node["NodeID"] for node in cluster.nodes()}
     return [f"the node {node['NodeManagerAddress']} {text}" for node, text in problems if node["NodeID"] in alive]
 
 

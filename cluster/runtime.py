@@ -13,12 +13,14 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
-from inlay.cluster.capacity import Growth, misfit, read_growth, room
+from inlay.cluster.capacity import Amounts, Growth, crowded, misfit, read_growth, room
 from inlay.cluster.errors import ConnectError
 from inlay.cluster.pieces import Resources
 
@@ -33,6 +35,7 @@ _RAY_ENVIRONMENT = {
 LOOPBACK_ONLY = ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 # A head may be silent for so long before its cluster counts as lost; after twice that Ray ends the process itself.
 LOST_SECONDS = 30.0
+_LOOK_SECONDS = 0.5
 _WORKER_ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
@@ -40,6 +43,9 @@ _WORKER_ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_DISABLE_TELEMETRY": "1",
 }
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,7 @@ class Cluster:
         self._silent_since: float | None = None
         self._gcs = ""
         self._session: Path | None = None
+        self._variables: dict[str, str | None] = {}
         self._sandbox = Path(tempfile.mkdtemp(prefix="inlay-"))
 
     @property
@@ -87,7 +94,7 @@ class Cluster:
         if self.settings.address is None:
             return self.settings.workers or max(int(usable_cpus() / self.settings.share.cpus), 1)
         self.start()
-        found = max(room([node["Resources"] for node in live_nodes()], self.settings.share), 1)
+        found = max(room([node["Resources"] for node in self.nodes()], self.settings.share), 1)
         return min(found, self.settings.workers or found)
 
     @property
@@ -111,10 +118,7 @@ class Cluster:
         """Start or reach Ray, once; raises ConnectError with the reason and what to do."""
         if self.started:
             return
-        for name, value in _RAY_ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
-        if self.settings.address is None:
-            os.environ.setdefault(*LOOPBACK_ONLY)
+        self._set_environment()
         protect_token()
         import ray
 
@@ -138,7 +142,8 @@ class Cluster:
         try:
             if self.settings.address is not None:
                 _check_reachable(self.settings.address)
-            _init_patiently(ray, options)
+            with _on_the_loopback() if self.settings.address is None else contextlib.nullcontext():
+                _init_patiently(ray, options)
         except Exception as error:  # Ray raises its own, builtin ones, and bare Exception for a slow start
             raise ConnectError(_refusal(self.settings.address, error)) from error
         _silence(ray)
@@ -160,9 +165,37 @@ class Cluster:
             if time.monotonic() - self._silent_since < LOST_SECONDS:
                 return False
             self.lost = True
-            raise ConnectError(f"the Ray cluster at {self._gcs} was lost: its head does not answer") from None
+            raise self._loss() from None
         self._silent_since = None
         return True
+
+    def ask(self, call: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
+        """Return what a call of Ray's returns; raises ConnectError as `answers` does.
+
+        All that the driver asks of a running cluster goes through here. The call is made in a thread of its own, which
+        is left behind when the head is lost: nothing else ends such a call before Ray ends the process.
+        """
+        if self.settings.address is None:
+            return call(*args, **options)
+        if self.lost:
+            raise self._loss()
+        future: Future[T] = Future()
+        threading.Thread(target=_fulfil, args=(future, partial(call, *args, **options)), daemon=True).start()
+        while not wait([future], timeout=_LOOK_SECONDS).done:
+            self.answers()
+        if future.exception() is not None:
+            time.sleep(_LOOK_SECONDS)  # what ran on the head's machine does not end at the very same moment
+            while not self.answers():
+                time.sleep(_LOOK_SECONDS)
+        return future.result()
+
+    def nodes(self) -> list[dict[str, Any]]:
+        """Return Ray's description of every node that is alive; raises ConnectError as `answers` does."""
+        return self.ask(live_nodes)
+
+    def growth(self) -> Growth | None:
+        """Return what the cluster's autoscaler says, None where there is none; raises as `nodes` does."""
+        return self.ask(_read_growth)
 
     def preload(self, *modules: str) -> None:
         """Have every worker import these modules of ours in the background, while this process prepares the pieces."""
@@ -171,16 +204,23 @@ class Cluster:
         self.start()
         task = ray.remote(_import_modules).options(num_cpus=1, max_retries=0, scheduling_strategy="SPREAD")
         for _ in range(self.workers):
-            task.remote(modules)
+            self.ask(task.remote, modules)
 
     def check_share(self, patience_seconds: float = 30.0) -> None:
         """Raise ValueError when no node can ever hold a worker; nodes that are just starting are given the patience.
 
         A cluster that can grow is waited for by the pieces themselves.
         """
+        self._check_nodes(lambda nodes: misfit(nodes, self.settings.share), patience_seconds)
+
+    def check_together(self, count: int, patience_seconds: float = 30.0) -> None:
+        """Raise ValueError when `count` workers can never run at once; patience and growth are as for `check_share`."""
+        self._check_nodes(lambda nodes: crowded(nodes, self.settings.share, count), patience_seconds)
+
+    def _check_nodes(self, problem: Callable[[list[Amounts]], str | None], patience_seconds: float) -> None:
         self.start()
         deadline = time.monotonic() + (patience_seconds if self.elastic else 0)
-        while (reason := misfit([node["Resources"] for node in live_nodes()], self.settings.share)) and not growth():
+        while (reason := problem([node["Resources"] for node in self.nodes()])) and not self.growth():
             if time.monotonic() > deadline:
                 raise ValueError(reason)
             time.sleep(1)
@@ -190,12 +230,37 @@ class Cluster:
         if self.started:
             import ray
 
-            if not self.lost:
+            if not self.lost and self._is_there():
                 ray.shutdown()
             self.started = False
             if self.settings.address is None and self._session is not None:
                 shutil.rmtree(self._session, ignore_errors=True)
+        self._restore_environment()
         shutil.rmtree(self._sandbox, ignore_errors=True)
+
+    def _set_environment(self) -> None:
+        """Set what Ray reads when it starts, where it is not set; with the mode that Ray sets itself it is undone."""
+        wanted = _RAY_ENVIRONMENT | (dict([LOOPBACK_ONLY]) if self.settings.address is None else {})
+        for name in (*wanted, "RAY_AUTH_MODE"):
+            self._variables.setdefault(name, os.environ.get(name))
+        for name, value in wanted.items():
+            os.environ.setdefault(name, value)
+
+    def _restore_environment(self) -> None:
+        for name, value in self._variables.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        self._variables = {}
+
+    def _is_there(self) -> bool:
+        with contextlib.suppress(ConnectError):
+            return self.answers()
+        return False
+
+    def _loss(self) -> ConnectError:
+        return ConnectError(f"the Ray cluster at {self._gcs} was lost: its head does not answer")
 
 
 @contextlib.contextmanager
@@ -214,7 +279,7 @@ def connect(settings: ClusterSettings | None = None) -> Iterator[Cluster]:
 
 
 def live_nodes() -> list[dict[str, Any]]:
-    """Return Ray's description of every node that is alive."""
+    """Return Ray's description of every node that is alive; for workers, the driver asks its `Cluster`."""
     import ray
 
     nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
@@ -227,14 +292,6 @@ def check_machine(settings: ClusterSettings) -> None:
     reason = misfit([{"CPU": usable_cpus()}], cpus) if settings.address is None else None
     if reason is not None:
         raise ValueError(reason)
-
-
-def growth() -> Growth | None:
-    """Return what the cluster's autoscaler says, None where there is none."""
-    from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
-    from ray.experimental.internal_kv import _internal_kv_get
-
-    return read_growth(_internal_kv_get(DEBUG_AUTOSCALING_STATUS))
 
 
 def usable_cpus() -> int:
@@ -282,11 +339,38 @@ def _terminate_politely() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def _fulfil(future: Future[T], call: Callable[[], T]) -> None:
+    try:
+        future.set_result(call())
+    except BaseException as error:
+        future.set_exception(error)
+
+
+def _read_growth() -> Growth | None:
+    from ray._private.ray_constants import DEBUG_AUTOSCALING_STATUS
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    return read_growth(_internal_kv_get(DEBUG_AUTOSCALING_STATUS))
+
+
 def _import_modules(modules: tuple[str, ...]) -> None:
     import importlib
 
     for name in modules:
         importlib.import_module(name)
+
+
+@contextlib.contextmanager
+def _on_the_loopback() -> Iterator[None]:
+    """Have Ray heed LOOPBACK_ONLY in this process too, which may have imported it, and thereby read it, long before."""
+    from ray._private import ray_constants
+
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def _init_patiently(ray: Any, options: dict[str, Any]) -> None:

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from inlay.cluster.capacity import live_resources
 from inlay.cluster.errors import ClusterError
 from inlay.cluster.http import HttpError, is_healthy, ray_authorization, request_json
 from inlay.cluster.processes import Spawned, end, free_port, spawn
@@ -183,12 +184,13 @@ def _wait(service: Service, name: str, settings: ServiceSettings, answers: Calla
 
 
 def _ray_answers(url: str) -> bool:
+    """Tell whether jobs can be submitted; the job server answers seconds before it knows its node and the job slots."""
+    paths = ("/api/version", "/api/jobs/", "/api/v0/nodes")
     try:
-        for path in ("/api/version", "/api/jobs/"):
-            request_json("GET", f"{url}{path}", authorization=ray_authorization())
-    except HttpError:
+        *_, nodes = (request_json("GET", f"{url}{path}", authorization=ray_authorization()) for path in paths)
+        return any(node.get(JOB_SLOT) for node in live_resources(nodes))
+    except (HttpError, KeyError, TypeError):
         return False
-    return True
 
 
 def _service(state: dict[str, object]) -> Service:

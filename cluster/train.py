@@ -18,6 +18,7 @@ from typing import Any
 
 from inlay.cluster.errors import ClusterError
 from inlay.cluster.pieces import Resources
+from inlay.cluster.worker import peak_bytes, reset_peak
 
 _PLACES = "placement_group"
 """A file in a training's folder: the name of what its ranks hold of the cluster."""
@@ -97,6 +98,8 @@ class Trained:
     """What the first rank's function returned."""
     folder: Path | None
     """The folder committed last."""
+    peak_bytes: int
+    """Peak resident memory of the largest rank since the last start."""
 
 
 RankFunction = Callable[[dict[str, Any], Rank], Any]
@@ -152,14 +155,16 @@ def train(
         result: Any = trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise _told(error, settings) from error
-    return Trained(result.return_value, None if result.checkpoint is None else Path(result.checkpoint.path))
+    value, peak = result.return_value
+    return Trained(value, None if result.checkpoint is None else Path(result.checkpoint.path), peak)
 
 
-def _run_rank(config: dict[str, Any]) -> Any:
+def _run_rank(config: dict[str, Any]) -> tuple[Any, int]:
     import ray.train
     import torch
     from ray.train.torch import get_device
 
+    reset_peak()
     torch.set_num_threads(config["threads"])
     context = ray.train.get_context()
     group = ray.util.get_current_placement_group()
@@ -172,7 +177,10 @@ def _run_rank(config: dict[str, Any]) -> Any:
         folder=Path(config["folder"]),
         progress=config["progress"],
     )
-    return config["function"](config["arguments"], rank)
+    value = config["function"](config["arguments"], rank)
+    peak = torch.tensor(peak_bytes(), dtype=torch.int64, device=rank.device)
+    torch.distributed.all_reduce(peak, torch.distributed.ReduceOp.MAX)
+    return value, int(peak)
 
 
 def _check_that_they_fit(settings: TrainSettings) -> None:

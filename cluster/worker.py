@@ -72,7 +72,7 @@ def execute(order: Order) -> Outcome:
         )
         started = time.perf_counter()
         with _address_space(order.memory_limit_bytes):
-            _reset_peak()
+            reset_peak()
             output = piece.function(piece.arguments, context)
             blobs = {name: _commit_blob(store, content) for name, content in sorted(output.blobs.items())}
         record = _record(order, output, blobs, time.perf_counter() - started)
@@ -103,7 +103,7 @@ def _record(order: Order, output: PieceOutput, blobs: dict[str, str], seconds: f
         values=dict(output.values),
         attempts=order.attempt,
         seconds=round(seconds, 4),
-        peak_bytes=_peak_bytes(),
+        peak_bytes=max(peak_bytes(), output.peak_bytes),
         host=socket.gethostname(),
         environment=_environment() | ({"memory_retries": str(order.memory_retries)} if order.memory_retries else {}),
     )
@@ -157,13 +157,14 @@ def _address_space(limit_bytes: int | None) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
-def _reset_peak() -> None:
+def reset_peak() -> None:
     """Start the kernel's peak of resident memory anew (Linux); elsewhere the peak is that of the worker's life."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def _peak_bytes() -> int:
+def peak_bytes() -> int:
+    """Return the peak resident memory of this process since `reset_peak`."""
     try:
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM:"):

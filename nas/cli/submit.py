@@ -44,6 +44,10 @@ def submit_command(
                 f"the cluster at {server.url} has Ray {theirs}, this side has {order.details['ray']}; use the same"
             )
         server.check_share(share_of(loaded))
+        try:
+            server.check_together(share_of(loaded), loaded.recover.workers)
+        except ValueError as error:
+            raise UserError(f"recover.workers: {error}; lower it") from error
         server.submit(identifier, order.entrypoint, order.environment, tags, order.details)
         if not as_json:
             print(identifier, flush=True)

@@ -24,7 +24,7 @@ from inlay.distill.checkpoint import Checkpoint, TrainingState, read_state, writ
 from inlay.distill.globally import GlobalResult, GlobalSettings, distill_globally
 from inlay.distill.parallel import Ranks
 from inlay.distill.text import training_order
-from inlay.nas.errors import InlayError, UserError
+from inlay.nas.errors import InlayError
 from inlay.nas.stages.boundaries import worker_source
 from inlay.nas.stages.candidates import Blocks, identify, used_weights
 from inlay.nas.stages.search import Search, Stage
@@ -44,7 +44,6 @@ def recover(search: Search, ids: Ids, library: Library, architectures: Mapping[s
     """Trains each architecture once, equal ones together; records by the names given.
 
     Raises:
-        UserError: this machine has fewer CPUs than one model's ranks.
         InlayError: the training of one diverged twice.
     """
     found = train_models(search, ids, library, architectures, search.job.recover.tokens)
@@ -104,11 +103,11 @@ def recover_with_ranks(arguments: dict[str, Any], context: PieceContext) -> Piec
     told = {**arguments, "memory_retries": context.memory_retries}
     trained = train(recover_in_rank, told, settings, context.progress)
     if trained.value["status"] != "trained" or trained.folder is None:
-        return PieceOutput(values=trained.value)
+        return PieceOutput(values=trained.value, peak_bytes=trained.peak_bytes)
     dtype = getattr(torch, _source(arguments)[0].parent.shape.dtype)
     tensors = read_state(_parts(trained.folder)).tensors
     weights = {name.removeprefix("weight."): tensors[name].to(dtype) for name in tensors if name.startswith("weight.")}
-    return PieceOutput(values=trained.value, blobs={"model": weights})
+    return PieceOutput(values=trained.value, blobs={"model": weights}, peak_bytes=trained.peak_bytes)
 
 
 def recover_in_rank(arguments: dict[str, Any], rank: Rank) -> dict[str, Any]:
@@ -202,13 +201,7 @@ def _run(search: Search, pieces: list[Piece]) -> list[Record]:
     ranks = search.job.recover.workers
     if ranks == 1:
         return search.run(pieces)
-    workers = search.cluster.workers
-    if ranks > workers and not search.cluster.elastic:
-        raise UserError(
-            f"recover.workers: {ranks} ranks need as many CPUs, and this machine has {workers}; lower it, or name a "
-            "cluster in cluster.address; all else is kept"
-        )
-    at_once = max(1, workers // ranks)
+    at_once = max(1, search.cluster.workers // ranks)
     groups = [pieces[first : first + at_once] for first in range(0, len(pieces), at_once)]
     return [record for group in groups for record in search.run(group)]
 

@@ -132,6 +132,8 @@ def _run(job: Job, place: Workspace, parent: Parent, fingerprint: str, reporter:
         cluster = stack.enter_context(connect(settings))
         with _share_errors():
             cluster.check_share()
+        with _rank_errors():
+            cluster.check_together(job.recover.workers)
         place.claim(parent.digest, job.parent)
         pipeline = Pipeline(job, place, parent, cluster, reporter, fingerprint)
         evaluation, run = stack.enter_context(pipeline).run(packed)
@@ -145,3 +147,12 @@ def _share_errors() -> Iterator[None]:
         yield
     except ValueError as error:
         raise UserError(f"cluster: {error}; ask for less per worker") from error
+
+
+@contextmanager
+def _rank_errors() -> Iterator[None]:
+    """So is a model that more ranks are to train than there is room for: told before anything is."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(f"recover.workers: {error}; lower it, or name a larger cluster in cluster.address") from error

@@ -18,7 +18,7 @@ import yaml
 from inlay.cluster import Cluster, ClusterSettings, Store, connect
 from inlay.cluster.http import HttpError, ray_authorization, request_json
 from inlay.cluster.processes import Spawned, end, free_port, spawn
-from inlay.cluster.runtime import LOOPBACK_ONLY, protect_token
+from inlay.cluster.runtime import protect_token
 from inlay.cluster.services import JOB_SLOT
 
 _STORE_BYTES = 90 * 2**20
@@ -121,8 +121,6 @@ class RayNodes:
             "INLAY_PYTHON": sys.executable,
         }
         environment.pop("RAY_ADDRESS", None)
-        # A local cluster that this process had earlier left this behind: it refuses every second node.
-        environment.pop(LOOPBACK_ONLY[0], None)
         if self.growth is not None:
             environment |= {"AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1"}
         self.nodes.append(spawn(command, environment, self.folder / "logs" / f"node{len(self.nodes)}.log"))

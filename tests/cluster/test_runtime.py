@@ -52,6 +52,33 @@ def test_it_listens_on_the_loopback_only_says_nothing_and_leaves_nothing(tmp_pat
     assert not Path(seen["session"]).exists()
 
 
+ENVIRONMENT = """
+import os
+import psutil
+import ray
+from inlay.cluster import ClusterSettings, connect
+
+os.environ["RAY_USAGE_STATS_ENABLED"] = "given"
+for _ in range(2):
+    before = dict(os.environ)
+    with connect(ClusterSettings(workers=1)) as cluster:
+        cluster.start()
+        assert ray.get(ray.remote(lambda: os.getpid()).remote()) != os.getpid()
+        assert os.environ["RAY_AUTH_MODE"] == "token"
+        mine = [os.getpid(), *(child.pid for child in psutil.Process().children(recursive=True))]
+        ports = [c.laddr.ip for c in psutil.net_connections("tcp") if c.status == "LISTEN" and c.pid in mine]
+        assert ports and all("127.0.0.1" in address for address in ports), ports
+    names = {name for name in before.keys() | os.environ.keys() if name.startswith("RAY_")}
+    print({name for name in names if before.get(name) != os.environ.get(name)})
+"""
+
+
+def test_where_ray_was_imported_before_it_is_the_same_and_the_environment_stays() -> None:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    done = subprocess.run([sys.executable, "-c", ENVIRONMENT], env=kept, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "set()\nset()\n"), done.stderr
+
+
 def test_sigterm_ends_everything(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", DRIVER, str(tmp_path / "seen.json"), "600"], start_new_session=True

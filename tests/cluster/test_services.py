@@ -221,6 +221,26 @@ def test_down_leaves_nothing_not_even_a_running_job(tmp_path: Path) -> None:
     assert stop_services(tmp_path) == Services(None, None)
 
 
+@pytest.mark.slow
+def test_jobs_submitted_right_after_up_wait_for_their_turn(tmp_path: Path) -> None:
+    services = start_services(ServiceSettings(tmp_path, cpus=1))
+    try:
+        assert services.ray is not None
+        server = JobServer(services.ray.url)
+        assert [node["inlay_job"] for node in server.nodes()] == [1]
+        for name in ("one", "two"):
+            submit(server, name, "sleep 3")
+        states = []
+        while not states or set(states[-1]) != {"SUCCEEDED"}:
+            states.append(tuple(server.job(name).state for name in ("one", "two")))
+            assert len(states) < 600
+            time.sleep(0.1)
+    finally:
+        stop_services(tmp_path)
+    assert ("RUNNING", "RUNNING") not in states
+    assert {("RUNNING", "PENDING"), ("PENDING", "RUNNING")} & set(states)
+
+
 def test_a_service_that_cannot_start_names_its_log(tmp_path: Path) -> None:
     settings = ServiceSettings(tmp_path, mlflow_store="postgresql://nobody:pass-word@127.0.0.1:9/none")
     with pytest.raises(ClusterError, match=rf"MLflow ended while starting; its log is {tmp_path}/logs/mlflow\.log"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -78,6 +79,11 @@ def test_a_job_takes_its_share_of_a_cluster_and_no_more(ray_nodes: Nodes, tmp_pa
         server.check_share(Resources(cpus=2, memory_bytes=2**30))
         with pytest.raises(ValueError, match="cluster: a worker needs 5 CPUs, and the largest node has 2 CPUs at http"):
             server.check_share(Resources(cpus=5))
+        server.check_together(Resources(), 3)
+        with pytest.raises(
+            ValueError, match="4 workers with 1 CPU each are to run at once, and there is room for 3 at"
+        ):
+            server.check_together(Resources(), 4)
         with pytest.raises(
             ValueError, match=r"a worker needs 1 CPU, 0\.5 GPUs, and the largest node has . CPUs?, 0 GPUs"
         ):
@@ -165,6 +171,12 @@ def test_a_job_that_can_never_fit_is_told_so_before_it_is_sent(ray_nodes: Nodes,
         start = "inlay: cluster: a worker needs 2 CPUs, 900 GiB of memory, and the largest node has 1 CPU, "
         assert said.startswith(start)
         assert said.rstrip().endswith(f"at {nodes.url}; ask for less per worker")
+        job |= {"cluster": {}, "recover": {"workers": 2}}
+        (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
+        assert verb(nodes, "submit", str(tmp_path / "job.yaml"), code=2) == (
+            "inlay: recover.workers: 2 workers with 1 CPU each are to run at once, and there is room for 1 at "
+            f"{nodes.url}; lower it\n"
+        )
         assert verb(nodes, "list") == "no jobs\n"
 
 
@@ -177,3 +189,21 @@ def test_a_machine_that_is_too_small_is_told_before_anything_is_written(tmp_path
     assert done.stderr.splitlines()[-1].startswith(
         "inlay: cluster: a worker needs 4000 CPUs, and the largest node has "
     )
+
+
+def test_more_ranks_than_this_machine_has_room_for_are_told_before_anything_is_trained(
+    tmp_path: Path, job: Path
+) -> None:
+    values = yaml.safe_load(job.read_text())
+    values["recover"] |= {"workers": 4000, "batch_size": 4000}
+    job.write_text(yaml.safe_dump(values))
+    command = [sys.executable, "-m", "inlay.nas.cli", "run", str(job), "-w", str(tmp_path / "w")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 2
+    assert re.fullmatch(
+        r"inlay: recover\.workers: 4000 workers with 1 CPU each are to run at once, and there is room for \d+; "
+        r"lower it, or name a larger cluster in cluster\.address",
+        done.stderr.splitlines()[-1],
+    )
+    assert not (tmp_path / "w" / "workspace.json").exists()
+    assert not (tmp_path / "w" / "records").exists()

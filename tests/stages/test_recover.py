@@ -19,7 +19,6 @@ import torch
 from safetensors.torch import load_file
 
 from inlay.cluster import Cluster, ClusterSettings, Record, connect
-from inlay.nas.errors import UserError
 from inlay.nas.job import Job
 from inlay.nas.report.progress import Reporter
 from inlay.nas.stages.recover import recover
@@ -103,17 +102,6 @@ def test_what_one_worker_trained_is_not_trained_again(one: Any, small_job: Calla
     with connect(ClusterSettings(workers=2)) as untouched:
         assert trained(place, small_job(workers=2, sharding="full"), untouched) == record
         assert not untouched.started
-
-
-def test_more_ranks_than_this_machine_has_are_refused(
-    tmp_path: Path, cluster: Cluster, small_job: Callable[..., Job]
-) -> None:
-    with pytest.raises(UserError) as caught:
-        trained(Workspace(tmp_path), small_job(workers=4), cluster)
-    assert str(caught.value) == (
-        "recover.workers: 4 ranks need as many CPUs, and this machine has 2; lower it, or name a cluster in "
-        "cluster.address; all else is kept"
-    )
 
 
 @pytest.mark.parametrize(
