@@ -16,8 +16,9 @@ import numpy as np
 
 from inlay.nas.errors import InfeasibleError
 from inlay.nas.stages.baselines import Baseline, depth, uniform
-from inlay.nas.stages.candidates import Blocks, Excess, Measured, excess_of, identify, measure, true_scores, within
+from inlay.nas.stages.candidates import Blocks, Excess, Measured, excess_of, identify, true_scores, within
 from inlay.nas.stages.comparison import Comparison
+from inlay.nas.stages.judging import judged_times
 from inlay.nas.stages.search import Search
 from inlay.nas.stages.solving import Tables, solve_pool
 from inlay.nas.stages.source import Library
@@ -175,7 +176,7 @@ class _Loop:
                     continue
                 if measured == MEASURED_AT_MOST:
                     return None
-                candidate.measured = measure(self.search, candidate.architecture)
+                candidate.measured = judged_times(self.search, self.tables.costs, candidate.architecture)
                 candidate.excesses = excess_of(
                     self.search, self.tables.costs, candidate.architecture, candidate.measured
                 )
