@@ -19,6 +19,7 @@ from inlay.nas.families import Parent, Shape, open_parent
 from inlay.nas.job import Job, JobError, Problem
 from inlay.nas.job.locations import EMBEDDED, is_hub_id, resolve
 from inlay.nas.job.problems import show
+from inlay.nas.tables_costs import given_costs
 from inlay.nas.variants import space_problems
 
 _FIELD = re.compile(r"`?([a-z_]+(?:\.[a-z_]+|\[\d+\])*)`?: (.+)", re.DOTALL)
@@ -56,10 +57,8 @@ def section_problems(sections: Mapping[str, Any], folder: Path) -> list[Problem]
         found += _against_shape(sections, parent.shape)
     if "data" in sections:
         found += _texts(sections["data"], parent, folder)
-    if "hardware" in sections and (costs := sections["hardware"].costs):
-        place = Path(resolve(costs, folder))
-        if "://" not in costs and not place.is_file():
-            found.append(Problem("hardware.costs", f"there is no file {place}; name a cost table, or leave it out"))
+    if "hardware" in sections and sections["hardware"].costs is not None:
+        found += _costs(sections, parent, folder)
     return found
 
 
@@ -84,6 +83,16 @@ def _against_shape(sections: Mapping[str, Any], shape: Shape) -> Iterator[Proble
         if (total := scenario.prefill + scenario.generate) > context:
             text = f"prefill {scenario.prefill} and generate {scenario.generate} make {total} tokens; the parent's"
             yield Problem(f"hardware.scenarios[{place}]", f"{text} context is {context}, so make one of them smaller")
+
+
+def _costs(sections: Mapping[str, Any], parent: Parent | None, folder: Path) -> Iterator[Problem]:
+    hardware, space = sections["hardware"], sections.get("space")
+    known = parent is not None and space is not None and not space_problems(space, parent.shape)
+    shape = parent.shape if parent is not None and known else None
+    try:
+        given_costs(resolve(hardware.costs, folder), [each.name for each in hardware.scenarios], space, shape)
+    except UserError as error:
+        yield _problem(error, "hardware.costs")
 
 
 def _texts(data: Any, parent: Parent | None, folder: Path) -> Iterator[Problem]:

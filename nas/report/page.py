@@ -75,8 +75,9 @@ def page_of(workspace: Workspace, pictures: Mapping[str, bytes]) -> str:
 
 def _cards(evaluation: Evaluation) -> Iterator[str]:
     parent, child = evaluation.parent, evaluation.model(evaluation.chosen) or evaluation.child
+    source = "by the given cost table" if evaluation.times_given else "measured"
     cards = [
-        (f"{parent.runtime_seconds / child.runtime_seconds:.2f}x", "as fast as the parent, measured"),
+        (f"{parent.runtime_seconds / child.runtime_seconds:.2f}x", f"as fast as the parent, {source}"),
         (f"{child.kl_nats:.3g}", "nats per token from the parent (KL)"),
         (f"{100 * child.top1_agreement:.1f} %", "same first choice as the parent"),
         (f"{child.parameters / parent.parameters:.2f}x", f"parameters ({show_count(child.parameters)})"),

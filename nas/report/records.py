@@ -20,7 +20,7 @@ Block = tuple[str, str]
 
 @dataclass(frozen=True)
 class Figures:
-    """One model of `evaluation.json`: quality on the text kept for the report, exact sizes, measured speed.
+    """One model of `evaluation.json`: quality on the text kept for the report, exact sizes, speed.
 
     `before_kl_nats` is the KL before recovery (None: unknown); `runtime_ratio` is to the parent, measured in
     turns with it; `over_budget` has the limits that are missed, each with value over limit (1.07 is 7 % over).
@@ -87,6 +87,11 @@ class Evaluation:
     def scenario(self) -> str | None:
         """The scenario of the times."""
         return self.raw.get("scenario")
+
+    @property
+    def times_given(self) -> bool:
+        """Whether the times are those of a given cost table, and not measured."""
+        return bool(self.raw["parent"].get("times") == "given")
 
     @property
     def parent(self) -> Figures:

@@ -13,8 +13,9 @@ from inlay.distill.sweep import sweep
 from inlay.nas.hardware.costs import CostTable
 from inlay.nas.job.sections import Scenario
 from inlay.nas.stages.boundaries import micro_batch, worker_source
-from inlay.nas.stages.candidates import Blocks, Measured, excess_of, identify, measure, within
+from inlay.nas.stages.candidates import Blocks, Measured, excess_of, identify, within
 from inlay.nas.stages.comparison import Comparison, compare, summaries
+from inlay.nas.stages.judging import judged_times, times_are_given
 from inlay.nas.stages.search import Search, Stage
 from inlay.nas.stages.source import Library
 from inlay.nas.stages.text import Ids, load_ids
@@ -95,9 +96,12 @@ def rows_of(
     parent: Comparison,
     architectures: Mapping[str, Blocks],
 ) -> dict[str, Any]:
-    """Figures of the parent and of some architectures: quality, exact sizes, measured speed in the first scenario."""
+    """Figures of the parent and of some architectures: quality, exact sizes, speed in the first scenario.
+
+    Each row's `times` says whether its speed was `measured` here or is the `given` cost table's.
+    """
     scenario = search.job.hardware.scenarios[0]
-    times = {name: measure(search, architecture) for name, architecture in architectures.items()}
+    times = {name: judged_times(search, costs, architecture) for name, architecture in architectures.items()}
     own = next(iter(times.values()))[scenario.name].parent
     num_layers = search.parent.shape.num_layers
     rows = {"parent": _row(search, costs, scenario, tuple([PARENT_BLOCK] * num_layers), own, parent)}
@@ -134,6 +138,7 @@ def _row(
     length = scenario.prefill + scenario.generate
     per_sequence = sum(kv_bytes(entry["attention"], shape, 1, length) for entry in entries)
     return {
+        "times": "given" if times_are_given(search) else "measured",
         "kl_nats": comparison.kl_nats,
         "kl_standard_error": comparison.standard_error,
         "perplexity": comparison.perplexity,

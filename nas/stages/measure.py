@@ -16,13 +16,13 @@ from typing import Any
 import torch
 
 from inlay.cluster.pieces import PieceContext, PieceOutput
-from inlay.nas.errors import UserError
 from inlay.nas.families import Shape
-from inlay.nas.hardware.costs import ENDS, CostTable
+from inlay.nas.hardware.costs import ENDS
 from inlay.nas.hardware.timing import Times, Workload, random_model, rounds_of, summarise
 from inlay.nas.job.sections import Scenario
 from inlay.nas.stages.search import Search, Stage
 from inlay.nas.stages.source import parent_of
+from inlay.nas.tables_costs import given_costs
 from inlay.nas.variants import Variant, ends_parameters, kv_bytes, parameters, variants_of, weights_bytes
 
 COPIES = 4
@@ -33,7 +33,9 @@ NO_OP = {"kind": "no_op"}
 def cost_rows(search: Search) -> list[dict[str, Any]]:
     """The cost table's rows: read from `hardware.costs`, or measured."""
     if search.job.hardware.costs is not None:
-        return read_costs(search)
+        given = search.job.resolve(search.job.hardware.costs)
+        names = [scenario.name for scenario in search.job.hardware.scenarios]
+        return given_costs(given, names, search.job.space, search.parent.shape)
     rows: list[dict[str, Any]] = []
     for scenario in search.job.hardware.scenarios:
         times = measure_scenario(search, scenario)
@@ -131,42 +133,6 @@ def scenario_rows(search: Search, scenario: Scenario, times: dict[str, dict[str,
     layer, slot, label = ENDS
     sizes = {"parameters": ends, "weights_bytes": ends * shape.dtype_bytes, "kv_bytes": 0}
     rows.append({"scenario": scenario.name, "layer": layer, "slot": slot, "variant": label, **times["ends"], **sizes})
-    return rows
-
-
-def read_costs(search: Search) -> list[dict[str, Any]]:
-    """The table of `hardware.costs`; UserError naming the first variant or column that it lacks."""
-    import pyarrow.csv as csv
-    import pyarrow.parquet as parquet
-
-    path = Path(search.job.resolve(str(search.job.hardware.costs)))
-    if not path.exists():
-        raise UserError(
-            f"hardware.costs: {path} does not exist; give a cost table, such as a workspace's tables/costs.parquet"
-        )
-    rows: list[dict[str, Any]] = (csv.read_csv(path) if path.suffix == ".csv" else parquet.read_table(path)).to_pylist()
-    wanted = {
-        "scenario",
-        "layer",
-        "variant",
-        "prefill_ns",
-        "decode_ns",
-        "runtime_ns",
-        "parameters",
-        "weights_bytes",
-        "kv_bytes",
-    }
-    if not rows or wanted - set(rows[0]):
-        lacking = min(wanted - set(rows[0] if rows else {}))
-        raise UserError(f"hardware.costs: {path} lacks the column {lacking}; write one row a variant")
-    table = CostTable(rows)
-    for scenario in search.job.hardware.scenarios:
-        for _, layer, variant in _all_variants(search):
-            if variant.kind != "no_op" and not table.has(scenario.name, layer, variant.label):
-                raise UserError(
-                    f"hardware.costs: {path} has no row for {variant.label} at layer {layer} in scenario "
-                    f"{scenario.name}; measure on the device, or take the variant out of the space"
-                )
     return rows
 
 

@@ -194,13 +194,13 @@ def _loss_rows(records: Sequence[Record]) -> list[dict[str, Any]]:
     ]
 
 
-def pool_rows(assembled: Assembled, tables: Tables) -> list[dict[str, Any]]:
-    """The pool table: every candidate with prediction beside truth."""
+def pool_rows(assembled: Assembled, tables: Tables, job: Job) -> list[dict[str, Any]]:
+    """The pool table: every candidate with prediction beside truth; no times are true where the job gives them."""
     scenario = tables.costs.scenarios[0]
     rows = []
     for candidate in sorted(assembled.candidates, key=lambda c: (c.true.kl_nats, c.id)):
         total = tables.costs.total(scenario, candidate.architecture)
-        measured = candidate.measured[scenario] if candidate.measured else None
+        measured = candidate.measured[scenario] if candidate.measured and job.hardware.costs is None else None
         rows.append(
             {
                 "id": candidate.id,
@@ -221,9 +221,10 @@ def pool_rows(assembled: Assembled, tables: Tables) -> list[dict[str, Any]]:
     return rows
 
 
-def solution_of(assembled: Assembled, tables: Tables) -> dict[str, Any]:
+def solution_of(assembled: Assembled, tables: Tables, job: Job) -> dict[str, Any]:
     """solution.json: the kept architecture with its predicted and true figures."""
     kept = assembled.kept
+    measured = kept.measured if kept.measured and job.hardware.costs is None else {}
     return {
         "id": identify(kept.architecture),
         "architecture": [list(block) for block in kept.architecture],
@@ -232,7 +233,7 @@ def solution_of(assembled: Assembled, tables: Tables) -> dict[str, Any]:
         "kl_nats": kept.true.kl_nats,
         "probe_kl_nats": kept.probe_kl,
         "totals": {scenario: tables.costs.total(scenario, kept.architecture) for scenario in tables.costs.scenarios},
-        "measured": {scenario: asdict(times) for scenario, times in (kept.measured or {}).items()},
+        "measured": {scenario: asdict(times) for scenario, times in measured.items()},
         "limits": {e.field: e.ratio for e in kept.excesses or ()},
         "gamma": assembled.scores.gamma,
         "rounds": assembled.rounds,

@@ -9,9 +9,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from inlay.nas.errors import InfeasibleError
-from inlay.nas.stages.candidates import Blocks, Excess, Measured, excess_of, identify, measure, true_scores, within
+from inlay.nas.stages.candidates import Blocks, Excess, Measured, excess_of, identify, true_scores, within
 from inlay.nas.stages.comparison import Comparison
 from inlay.nas.stages.factors import fit_factors
+from inlay.nas.stages.judging import judged_times
 from inlay.nas.stages.search import Search
 from inlay.nas.stages.solving import Tables, solve_pool
 from inlay.nas.stages.source import Library
@@ -135,7 +136,7 @@ class Pool:
     def judge(self, candidate: Candidate) -> bool:
         """Whether it meets the budget when measured; times are taken once."""
         if candidate.excesses is None:
-            candidate.measured = measure(self.search, candidate.architecture)
+            candidate.measured = judged_times(self.search, self.tables.costs, candidate.architecture)
             candidate.excesses = excess_of(self.search, self.tables.costs, candidate.architecture, candidate.measured)
         return within(candidate.excesses)
 

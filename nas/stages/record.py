@@ -96,14 +96,14 @@ class SearchRecord:
         """Pool, kept solution, corrected scores and the pictures of them."""
         from inlay.nas.stages.pipeline import pool_rows, solution_of
 
-        self.table("pool", pool_rows(assembled, tables))
-        self.place.write_json("solution.json", solution_of(assembled, tables))
+        self.table("pool", pool_rows(assembled, tables, self.job))
+        self.place.write_json("solution.json", solution_of(assembled, tables, self.job))
         corrections = [
             {"layer": layer, "attention": block[0], "ffn": block[1], "factor": factor}
             for (layer, block), factor in sorted(assembled.scores.factors.items())
         ]
         self.place.write_json("tables/corrections.json", corrections)
-        self.tracker.json("solution.json", solution_of(assembled, tables))
+        self.tracker.json("solution.json", solution_of(assembled, tables, self.job))
         for row in assembled.rounds:
             figures = {name: row[name] for name in ("best_kl_nats", "gain_nats", "prediction_error")}
             self.tracker.metrics({f"assemble.{name}": value for name, value in figures.items()}, step=row["round"])

@@ -17,7 +17,7 @@ from inlay.nas.job.budget import BudgetLimit
 from inlay.nas.job.quantities import show_bytes, show_count, show_seconds
 from inlay.nas.tables import NANO, ScoreTable, architecture_of, build_problem
 from inlay.nas.workspace import Workspace
-from inlay.solver import Problem, Solution, explain_infeasible, solve
+from inlay.solver import Nearest, Problem, Solution, explain_infeasible, solve
 
 POOL_GAP = 1e-3
 """Share of the objective within which the solutions of a pool after the first are proven: their true KL ranks them."""
@@ -76,7 +76,7 @@ def solve_pool(problem: Problem, pool: int, min_difference: float, time_limit: f
     found = solve(problem, solutions=pool, min_difference=min_difference, time_limit=time_limit, pool_gap=POOL_GAP)
     answers = [solution for solution in found if solution.status in ("optimal", "feasible")]
     if not answers:
-        raise InfeasibleError(infeasible_sentence(problem, found[0].status if found else "infeasible"))
+        raise InfeasibleError(infeasible_sentence(problem, found[0].status, time_limit))
     return answers
 
 
@@ -100,17 +100,46 @@ def store_solution(workspace: Workspace, problem: Problem, solution: Solution) -
     return name
 
 
-def infeasible_sentence(problem: Problem, status: str) -> str:
-    """What is reachable, limit by limit."""
+def infeasible_sentence(problem: Problem, status: str, time_limit: float) -> str:
+    """What is reachable: each limit alone and beside the others, which of them conflict, and all of them together.
+
+    Args:
+        problem: the problem with its limits.
+        status: what the solver said: `infeasible`, or `unknown` when time ran out.
+        time_limit: seconds to look for the explanation.
+    """
     if status == "unknown":
         return "budget: no architecture was found within solve.time_limit; give the solver more time or a looser budget"
-    told = explain_infeasible(problem)
+    opening = "budget: no architecture of the search space meets it"
+    try:
+        told = explain_infeasible(problem, time_limit=max(time_limit, 1.0))
+    except TimeoutError:
+        return f"{opening}; why was not found within solve.time_limit: raise it, loosen the budget or widen `space`"
+    assert told is not None, "the solver proved the limits infeasible"
     parts = [
         f"{near.name} reaches {show_cost(near.name, near.alone)} at least ({share(problem, near.name, near.alone)} of "
-        f"the parent; limit {show_cost(near.name, near.asked)})"
-        for near in (told.nearest if told is not None else ())
+        f"the parent; limit {show_cost(near.name, near.asked)}){_beside(problem, near, len(told.nearest))}"
+        for near in told.nearest
     ]
-    return "budget: no architecture of the search space meets it; " + "; ".join(parts) + "; loosen it or widen `space`"
+    if len(told.conflict) > 1:
+        limits = [f"{near.name} at most {show_cost(near.name, near.asked)}" for near in told.conflict]
+        parts.append(f"in conflict: {' and '.join(limits)}")
+    if len(told.nearest) > 1 and told.together is not None:
+        totals = [
+            f"{name} {show_cost(name, told.together.totals[name])} ({share(problem, name, told.together.totals[name])})"
+            for name in told.cheapest
+        ]
+        parts.append(f"within reach together: {' and '.join(totals)}")
+    return f"{opening}; {'; '.join(parts)}; loosen it or widen `space`"
+
+
+def _beside(problem: Problem, near: Nearest, num_limits: int) -> str:
+    """The nearest value of a limit when the others hold, where there are others."""
+    if num_limits == 1:
+        return ""
+    if near.with_others is None:
+        return ", while the other limits cannot be met"
+    return f", {show_cost(near.name, near.with_others)} ({share(problem, near.name, near.with_others)}) with the others"
 
 
 def share(problem: Problem, name: str, value: int) -> str:

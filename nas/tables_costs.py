@@ -1,0 +1,140 @@
+"""A given cost table (`hardware.costs`), checked against the job and its parent before anything runs; no torch.
+
+Its times are believed, since nothing here could take them: they belong to the device it was measured on. Its parameter
+counts are held against the parent's, so that another parent's table is not taken by mistake.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from inlay.nas.errors import UserError
+from inlay.nas.families import Shape
+from inlay.nas.hardware.costs import ADDED, ENDS, CostTable
+from inlay.nas.job.problems import did_you_mean, show
+from inlay.nas.job.space import Space
+from inlay.nas.tables_read import read_arrow
+from inlay.nas.variants import ends_parameters, parameters, variants_of
+
+FIELD = "hardware.costs"
+NEEDED = ("scenario", "layer", "variant", *ADDED)
+TIMES = ("prefill_ns", "decode_ns", "runtime_ns")
+LARGEST = 2**62
+
+
+def given_costs(
+    place: str, scenarios: Sequence[str], space: Space | None = None, shape: Shape | None = None
+) -> list[dict[str, Any]]:
+    """The rows of the job's scenarios, in the job's order, numbers as integers.
+
+    Args:
+        place: a CSV or Parquet file with the columns of a workspace's `tables/costs.parquet`.
+        scenarios: names of the job's scenarios.
+        space: the search space; with `shape`, every variant of every layer must have its row.
+        shape: the parent's shape.
+
+    Raises:
+        UserError: opened by `hardware.costs`: no such file, a column or row that is not there, a value that is no cost,
+            a table of another parent.
+    """
+    path = Path(place)
+    if "://" in place or not path.is_file():
+        raise _wrong(f"there is no file {place}; name a cost table (.csv or .parquet), or leave it out and measure")
+    try:
+        rows = read_arrow(path).to_pylist()
+    except UserError as error:
+        raise _wrong(str(error)) from None
+    columns = [str(name).strip() for name in rows[0]] if rows else []
+    if lacking := [name for name in NEEDED if name not in columns]:
+        hint = did_you_mean(lacking[0], columns)
+        found = f"its columns are {', '.join(columns)}" if columns else "it has no rows"
+        raise _wrong(f"{path.name} has no column `{lacking[0]}` ({found}); {hint}{_WAY_OUT}")
+    there = dict.fromkeys(str(row["scenario"]) for row in rows)
+    if unknown := [name for name in scenarios if name not in there]:
+        raise _wrong(
+            f"{path.name} has no rows of the scenario {unknown[0]}, only of {', '.join(there)}; measure it with that "
+            "scenario, or name the job's scenarios as the table does"
+        )
+    kept = [_checked(path, row) for name in scenarios for row in rows if str(row["scenario"]) == name]
+    _check_rows(path, kept, scenarios)
+    if space is not None and shape is not None:
+        _check_against(path, kept, scenarios, space, shape)
+    return kept
+
+
+def _checked(path: Path, row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row with whole numbers; UserError for a value that is no cost."""
+    own = {str(name).strip(): value for name, value in row.items()}
+    where = f"{own['variant']} at layer {own['layer']} in scenario {own['scenario']}"
+    for name in ("layer", *ADDED):
+        value = own[name]
+        least = -1 if name == "layer" else 0
+        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= LARGEST:
+            raise _wrong(
+                f"{path.name} has {show(value)} as `{name}` of {where}; write a whole number of at least {least}"
+            )
+        if value != int(value):
+            raise _wrong(f"{path.name} has {value:g} as `{name}` of {where}; write a whole number")
+        own[name] = int(value)
+    return own | {"scenario": str(own["scenario"]), "variant": str(own["variant"])}
+
+
+def _check_rows(path: Path, rows: Iterable[Mapping[str, Any]], scenarios: Sequence[str]) -> None:
+    """Each row once, and the ends of every scenario."""
+    seen: set[tuple[str, int, str]] = set()
+    for row in rows:
+        key = (row["scenario"], row["layer"], row["variant"])
+        if key in seen:
+            raise _wrong(f"{path.name} has two rows for {key[2]} at layer {key[1]} in scenario {key[0]}; leave one out")
+        seen.add(key)
+    layer, slot, label = ENDS
+    for scenario in scenarios:
+        if (scenario, layer, label) not in seen:
+            raise _wrong(
+                f"{path.name} has no row for embedding and head (layer {layer}, slot {slot}, variant {label}) in "
+                f"scenario {scenario}; {_WAY_OUT}"
+            )
+
+
+def _check_against(
+    path: Path, rows: list[dict[str, Any]], scenarios: Sequence[str], space: Space, shape: Shape
+) -> None:
+    """A row for every variant of every layer, of the size that it has in this parent."""
+    table = CostTable(rows)
+    for scenario in scenarios:
+        total = dict(table.ends(scenario))
+        _check_size(path, total, ends_parameters(shape))
+        for layer in range(shape.num_layers):
+            for variant in variants_of(space, shape, layer):
+                if variant.kind == "no_op":
+                    continue
+                if not table.has(scenario, layer, variant.label):
+                    raise _wrong(
+                        f"{path.name} has no row for {variant.label} at layer {layer} in scenario {scenario}; measure "
+                        "it on the device, or take the variant out of the space"
+                    )
+                row = table.of(scenario, layer, variant.label)
+                _check_size(path, row, parameters(variant.entry(shape, layer), variant.slot, shape))
+                if variant.kind == "parent":
+                    total |= {name: total[name] + row[name] for name in TIMES}
+        if empty := [name for name in TIMES if total[name] == 0]:
+            raise _wrong(
+                f"{path.name} gives the parent a total of 0 as `{empty[0]}` in scenario {scenario}; {_WAY_OUT}"
+            )
+
+
+def _check_size(path: Path, row: Mapping[str, Any], own: int) -> None:
+    if row["parameters"] != own:
+        raise _wrong(
+            f"{path.name} gives {row['variant']} at layer {row['layer']} {row['parameters']:,} parameters, and in this "
+            f"parent it has {own:,}; take the table of this parent"
+        )
+
+
+def _wrong(text: str) -> UserError:
+    return UserError(f"{FIELD}: {text}")
+
+
+_WAY_OUT = "give a table such as a workspace's tables/costs.parquet"

@@ -1,0 +1,71 @@
+"""A search with a given cost table is judged by that table: its device is not here to be measured."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from inlay.nas.hardware.costs import CostTable
+from inlay.nas.workspace import Workspace
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="module")
+def folder(finished: Path, tmp_path_factory: pytest.TempPathFactory, inlay_command: Run) -> Path:
+    """The finished search again on a device where fewer key/value heads are all that saves time, as nowhere here."""
+    folder = tmp_path_factory.mktemp("given") / "copy"
+    shutil.copytree(finished, folder)
+    rows = Workspace(folder / "job.search").read_table("costs")
+    for row in rows:
+        prefill, decode = (100, 1) if row["variant"] in ("attention:kv_heads=2", "ends") else (100_000, 1_000)
+        row |= {"prefill_ns": prefill, "decode_ns": decode, "runtime_ns": prefill + 16 * decode}
+    place = Workspace(folder / "given.search")
+    place.write_table("costs", rows)
+    (folder / "given.search" / "tables" / "costs.parquet").rename(folder / "costs.parquet")
+    shutil.rmtree(folder / "given.search")
+    values: dict[str, Any] = yaml.safe_load((folder / "job.yaml").read_text())
+    values["hardware"]["costs"] = "costs.parquet"
+    values["budget"] = {"runtime": "0.75x"}
+    (folder / "job.yaml").write_text(yaml.safe_dump(values))
+    done = inlay_command("run", "job.yaml", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    (folder / "stdout").write_text(done.stdout)
+    return folder
+
+
+def test_the_kept_child_is_the_tables(folder: Path) -> None:
+    evaluation = json.loads((folder / "job.search" / "evaluation.json").read_text())
+    place = Workspace(folder / "job.search")
+    costs = CostTable(place.read_table("costs"))
+    solution = place.read_json("solution.json")
+    parent = costs.total("chat", [("attention:parent", "ffn:parent")] * len(solution["architecture"]))
+    child = costs.total("chat", solution["architecture"])
+    assert solution["totals"]["chat"] == child
+    assert sum(attention == "attention:kv_heads=2" for attention, _ in solution["architecture"]) > 0
+    assert evaluation["child"]["over_budget"] == {}
+    assert evaluation["child"]["runtime_seconds"] == pytest.approx(child["runtime_ns"] / 1e9)
+    assert evaluation["parent"]["runtime_seconds"] == parent["runtime_ns"] / 1e9
+    assert evaluation["child"]["runtime_ratio"] == child["runtime_ns"] / parent["runtime_ns"] <= 0.75
+
+
+def test_nothing_calls_itself_measured(folder: Path) -> None:
+    place = Workspace(folder / "job.search")
+    evaluation = json.loads((folder / "job.search" / "evaluation.json").read_text())
+    assert {evaluation[name]["times"] for name in ("parent", "child", "uniform", "depth")} == {"given"}
+    assert place.read_json("solution.json")["measured"] == {}
+    assert all(row["measured_ratio"] is None for row in place.read_table("pool"))
+    printed = (folder / "stdout").read_text()
+    assert "times are those of the given cost table (hardware.costs), not measured here" in printed
+
+
+def test_measured_times_say_so(finished: Path) -> None:
+    evaluation = json.loads((finished / "job.search" / "evaluation.json").read_text())
+    assert {evaluation[name]["times"] for name in ("parent", "child", "uniform", "depth")} == {"measured"}
