@@ -8,7 +8,7 @@ import math
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -87,6 +87,8 @@ class _Flight:
     """When its progress was last seen to change."""
     fraction: float = 0.0
     node: str = ""
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    """What it last reported beside its progress."""
     overdue: bool = False
 
 
@@ -221,6 +223,7 @@ class _FanOut:
             outcome = error
         flight = self.flights.pop(reference)
         piece = flight.piece
+        self.follow(flight)
         _forget_progress(flight.progress_key)
         try:
             if isinstance(outcome, Exception):
@@ -287,17 +290,9 @@ class _FanOut:
         if self.cluster.elastic:
             self.size_window()
         for reference, flight in self.flights.items():
-            progress = _read_progress(flight.progress_key)
-            if progress is None:
+            if not self.follow(flight):
                 continue
-            fraction, flight.node = progress
             self.idle_since = now
-            if flight.started is None:
-                flight.started = flight.moved = now
-                self.tell("started", flight.piece)
-            if fraction > flight.fraction:
-                flight.fraction, flight.moved = fraction, now
-                self.tell("progress", flight.piece, fraction=fraction)
             if self.deadline_seconds is not None and now - flight.moved > self.deadline_seconds and not flight.overdue:
                 import ray
 
@@ -308,6 +303,24 @@ class _FanOut:
             piece = next(iter(self.flights.values())).piece
             self.tell("waiting", piece, note=_what_is_waited_for(piece.resources))
 
+    def follow(self, flight: _Flight) -> bool:
+        """Tell what a piece has reported since it was last asked; False while it waits for its worker."""
+        told = _read_progress(flight.progress_key)
+        if told is None:
+            return False
+        now = time.monotonic()
+        flight.node = told["node"]
+        if flight.started is None:
+            flight.started = flight.moved = now
+            self.tell("started", flight.piece)
+        moved, news = told["fraction"] > flight.fraction, told["numbers"] != flight.numbers
+        if moved:
+            flight.fraction, flight.moved = told["fraction"], now
+        flight.numbers = told["numbers"]
+        if moved or (news and flight.numbers):
+            self.tell("progress", flight.piece, fraction=flight.fraction, numbers=flight.numbers if news else None)
+        return True
+
     def tell(
         self,
         kind: Literal["kept", "started", "progress", "finished", "retried", "waiting"],
@@ -315,6 +328,7 @@ class _FanOut:
         *,
         fraction: float = 0.0,
         note: str = "",
+        numbers: Mapping[str, float] | None = None,
     ) -> None:
         if self.on_event is None:
             return
@@ -326,7 +340,9 @@ class _FanOut:
         label, stage = (
             (piece.label, piece.stage) if piece is not None else ("", self.pieces[0].stage if self.pieces else "")
         )
-        self.on_event(PieceEvent(kind, label, stage, len(self.records), len(self.pieces), left, fraction, note))
+        self.on_event(
+            PieceEvent(kind, label, stage, len(self.records), len(self.pieces), left, fraction, note, numbers or {})
+        )
 
 
 def _exclusive(wish: Resources) -> dict[str, Any]:
@@ -354,15 +370,15 @@ def _what_is_waited_for(wish: Resources) -> str:
     return f"{lacking}; {'it waits for such a node to come' if grows is None else grows}"
 
 
-def _read_progress(key: str) -> tuple[float, str] | None:
-    """Return the fraction done and the node where the piece runs, None while it waits."""
+def _read_progress(key: str) -> dict[str, Any] | None:
+    """Return what a piece last reported: `fraction`, `numbers`, and the `node` where it runs; None while it waits."""
     from ray.experimental.internal_kv import _internal_kv_get
 
     value = _internal_kv_get(key, namespace=PROGRESS_NAMESPACE)
     if value is None:
         return None
-    told = json.loads(value)
-    return float(told["fraction"]), str(told["node"])
+    told: dict[str, Any] = json.loads(value)
+    return told
 
 
 def _forget_progress(key: str) -> None:

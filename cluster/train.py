@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from inlay.cluster.errors import ClusterError
-from inlay.cluster.pieces import Resources
+from inlay.cluster.pieces import Progress, Resources
 
 _PLACES = "placement_group"
 """A file in a training's folder: the name of what its ranks hold of the cluster."""
@@ -60,8 +60,8 @@ class Rank:
     """`cpu`, or the `cuda:N` that is this rank's."""
     folder: Path
     """Where committed folders lie."""
-    progress: Callable[[float], None]
-    """Report the fraction done, 0 to 1; one rank is enough."""
+    progress: Progress
+    """Report how far the ranks are, as a piece does; one rank is enough."""
 
     def last(self) -> Path | None:
         """The folder that was committed last, by these ranks or by those before a restart; None when there is none."""
@@ -106,7 +106,7 @@ def train(
     function: RankFunction,
     arguments: Mapping[str, Any],
     settings: TrainSettings,
-    progress: Callable[[float], None],
+    progress: Progress,
 ) -> Trained:
     """Runs a module-level function in every rank and waits for all of them.
 

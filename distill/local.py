@@ -112,15 +112,16 @@ def train_layer(
     branches: list[Branch],
     batches: Iterable[LayerBatch],
     settings: LocalSettings,
-    on_step: Callable[[int, int], None] | None = None,
+    on_step: Callable[[int, int, float], None] | None = None,
     cut: Callable[[LayerBatch], Sequence[LayerBatch]] | None = None,
 ) -> list[BranchResult]:
     """Trains all variants of one layer on the parent's inputs to it; results stand in the order of `branches`.
 
     `parent_layer` has both subblocks and is frozen. `batches` yields `settings.steps` + `settings.held_out` times. A
     variant whose loss stops being finite goes back to its last finite weights once, at a third of the rate; the second
-    time it is failed and the others go on unchanged. `on_step(step, steps)` is called after every step, 1-based. `cut`
-    gives a batch as parts, whose gradients add up: the same effective batch in less memory.
+    time it is failed and the others go on unchanged. `on_step(step, steps, loss)` is called after every step, 1-based,
+    with the mean loss of the variants still in training, NaN when there are none left. `cut` gives a batch as parts,
+    whose gradients add up: the same effective batch in less memory.
 
     Raises:
         ValueError: too few or too many batches.
@@ -135,11 +136,11 @@ def train_layer(
             raise ValueError(f"more batches than the {settings.steps} steps and {settings.held_out} held out")
         targets = _batch_targets(parent_layer, batch, settings.through, cut)
         live = [trainer for trainer in trainers if not trainer.reason]
-        losses = [trainer.backward(targets) for trainer in live]
-        for trainer, loss in zip(live, _values(losses), strict=True):
+        losses = _values([trainer.backward(targets) for trainer in live])
+        for trainer, loss in zip(live, losses, strict=True):
             trainer.advance(step - 1, loss)
         if on_step is not None:
-            on_step(step, settings.steps)
+            on_step(step, settings.steps, sum(losses) / len(losses) if losses else math.nan)
     if step < settings.steps or len(held_out) < settings.held_out:
         raise ValueError(
             f"{step + len(held_out)} batches came, but {settings.steps} to train on and {settings.held_out} held out "

@@ -120,8 +120,9 @@ def distill_layer(arguments: dict[str, Any], context: PieceContext) -> PieceOutp
     results: list[BranchResult] = []
     for number, group in enumerate(groups):
 
-        def on_step(step: int, steps: int, number: int = number) -> None:
-            context.progress((number + step / steps) / len(groups))
+        def on_step(step: int, steps: int, loss: float, number: int = number) -> None:
+            done = number * steps + step
+            context.progress(done / (len(groups) * steps), {"step": done, "loss": loss})
 
         branches = [_branch(source, index, label, state, sums) for label in group]
         batches = _Batches(arguments, source.device, source.context)

@@ -176,12 +176,13 @@ def test_a_bfloat16_parent_trains_float32_masters(place: Any) -> None:
 
 def test_clipping_bounds_the_step_and_progress_is_told(place: Any) -> None:
     here = place("llama")
-    told: list[tuple[int, int]] = []
+    told: list[tuple[int, int, float]] = []
     settings = replace(SETTINGS, steps=3, clip=1e-3)
-    branches = [here.branch("ffn:width=24")]
-    (result,) = train_layer(here.parent, branches, here.batches(5), settings, on_step=lambda *at: told.append(at))
-    assert result.status == "trained"
-    assert told == [(1, 3), (2, 3), (3, 3)]
+    branches = [here.branch("ffn:width=24"), here.branch("ffn:linear")]
+    results = train_layer(here.parent, branches, here.batches(5), settings, on_step=lambda *at: told.append(at))
+    assert all(result.status == "trained" for result in results)
+    means = [sum(losses) / 2 for losses in zip(*(result.curve for result in results), strict=True)]
+    assert told == [(step, 3, mean) for step, mean in enumerate(means, start=1)]
 
 
 def test_no_variants_need_no_parent_pass(place: Any) -> None:

@@ -56,6 +56,7 @@ def build(job: Job, folder: Path, workers: int) -> Built:
         search = Search(job, place, parent, cluster, Reporter())
         records = build_library(search, texts.distill)
         assert not failures(records)
+        assert (search.scratch_peak_bytes > 50_000_000) == search.cluster.started, "boundaries were made by workers"
         rows = score_blocks(search, texts.score, library_of(records))
     return [record.identity() for record in records], rows
 
