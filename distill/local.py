@@ -6,6 +6,7 @@ blockwise local distillation). Shapes: B batch, S sequence, D model width.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -129,12 +130,13 @@ def train_layer(
     if not branches:
         return []
     trainers = [_Trainer(branch, settings) for branch in branches]
+    behind = _behind(parent_layer, settings.through)
     held_out: deque[LayerBatch] = deque()
     step = 0
     for step, batch in enumerate(_held_back(batches, settings.held_out, held_out), start=1):
         if step > settings.steps:
             raise ValueError(f"more batches than the {settings.steps} steps and {settings.held_out} held out")
-        targets = _batch_targets(parent_layer, batch, settings.through, cut)
+        targets = _batch_targets(parent_layer, behind, batch, settings.through, cut)
         live = [trainer for trainer in trainers if not trainer.reason]
         losses = _values([trainer.backward(targets) for trainer in live])
         for trainer, loss in zip(live, losses, strict=True):
@@ -146,19 +148,30 @@ def train_layer(
             f"{step + len(held_out)} batches came, but {settings.steps} to train on and {settings.held_out} held out "
             "were wanted: give more text or fewer tokens"
         )
-    judged = [_batch_targets(parent_layer, batch, settings.through, cut) for batch in held_out]
+    judged = [_batch_targets(parent_layer, behind, batch, settings.through, cut) for batch in held_out]
     return [trainer.result(judged) for trainer in trainers]
+
+
+def _behind(parent_layer: Any, through: Through) -> Any:
+    """The parent's layer whose frozen ffn passes gradients on to an attention variant.
+
+    Of a float16 parent a float32 copy: the gradients of a mean over a batch are smaller than float16 can tell from 0.
+    """
+    if through == "layer" and next(parent_layer.parameters()).dtype == torch.float16:
+        return copy.deepcopy(parent_layer).float()
+    return parent_layer
 
 
 def _batch_targets(
     parent_layer: Any,
+    behind: Any,
     batch: LayerBatch,
     through: Through,
     cut: Callable[[LayerBatch], Sequence[LayerBatch]] | None,
 ) -> list[_Targets]:
     """The parent's side of a batch, part by part; errors are relative to the whole batch, so that parts' losses add."""
     parts = [batch] if cut is None else cut(batch)
-    found = [_Targets(parent_layer, part, through) for part in parts]
+    found = [_Targets(parent_layer, behind, part, through) for part in parts]
     if len(found) > 1:
         scales = {slot: torch.stack([part.scales[slot] for part in found]).sum() for slot in found[0].scales}
         for part in found:
@@ -169,7 +182,7 @@ def _batch_targets(
 class _Targets:
     """The parent's side of one batch, or a part of one: what every variant reads, and what it should answer."""
 
-    def __init__(self, parent_layer: Any, batch: LayerBatch, through: Through) -> None:
+    def __init__(self, parent_layer: Any, behind: Any, batch: LayerBatch, through: Through) -> None:
         with torch.no_grad():
             attention = slot_input(parent_layer, "attention", batch.hidden_BSD, batch.context)
             if batch.outcome is None:
@@ -185,7 +198,7 @@ class _Targets:
             if through == "layer":
                 self.answers["attention"] = attention_BSD + ffn_BSD
             self.scales = {slot: update_scale(answer) for slot, answer in self.answers.items()}
-        self.parent_layer = parent_layer
+        self.behind = behind
         self.through = through
 
     def loss(self, branch: Branch) -> Tensor:
@@ -195,8 +208,8 @@ class _Targets:
             if branch.slot == "ffn" or self.through == "subblock":
                 return error_of(branch.layer, given, answer, scale)
             update_BSD = update_of(branch.layer, given)
-            behind = slot_input(self.parent_layer, "ffn", given.hidden_BSD + update_BSD, given.context)
-            return update_mse(update_BSD + update_of(self.parent_layer, behind), answer, scale)
+            ffn = slot_input(self.behind, "ffn", given.hidden_BSD + update_BSD, given.context)
+            return update_mse(update_BSD + update_of(self.behind, ffn), answer, scale)
 
 
 class _Trainer:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from inlay.distill.local import BranchResult, LayerBatch, LocalSettings, train_layer
+from inlay.distill.local import BranchResult, LayerBatch, LocalSettings, Through, train_layer
 
 SETTINGS = LocalSettings(steps=60, learning_rate=3e-3)
 Run = Callable[..., list[BranchResult]]
@@ -170,6 +170,18 @@ def test_a_bfloat16_parent_trains_float32_masters(place: Any) -> None:
     batches = [LayerBatch(batch.hidden_BSD.bfloat16(), context) for batch in here.batches(62)]
     branches = [here.branch(label) for label in ("attention:kv_heads=1", "ffn:width=24", "ffn:linear")]
     for result in train_layer(here.parent, branches, batches, SETTINGS):
+        assert result.final_loss < 0.9 * result.start_loss
+        assert all(tensor.dtype == torch.float32 for tensor in result.state.values())
+
+
+@pytest.mark.parametrize("through", ["subblock", "layer"])
+def test_a_float16_parent_trains_float32_masters(place: Any, through: Through) -> None:
+    here = place("llama")
+    here.parent = here.parent.half()
+    context = here.context(4, 32, torch.float16)
+    batches = [LayerBatch(batch.hidden_BSD.half(), context) for batch in here.batches(62)]
+    branches = [here.branch(label) for label in ("attention:kv_heads=1", "ffn:width=24", "ffn:linear")]
+    for result in train_layer(here.parent, branches, batches, replace(SETTINGS, through=through)):
         assert result.final_loss < 0.9 * result.start_loss
         assert all(tensor.dtype == torch.float32 for tensor in result.state.values())
 
