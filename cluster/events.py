@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from inlay.cluster.pieces import Record
@@ -29,6 +29,8 @@ class PieceEvent:
     fraction: float = 0.0
     """Of this piece, 0 to 1."""
     note: str = ""
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    """What this piece reported beside its progress."""
 
 
 class TimeLeft:

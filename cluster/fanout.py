@@ -8,7 +8,7 @@ import math
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -87,6 +87,8 @@ class _Flight:
     """When its progress was last seen to change."""
     fraction: float = 0.0
     node: str = ""
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    """What it last reported beside its progress."""
     overdue: bool = False
 
 
@@ -236,6 +238,7 @@ class _FanOut:
             outcome = error
         flight = self.flights.pop(reference)
         piece = flight.piece
+        self.follow(flight, *self.cluster.ask(_read_progress, [flight.progress_key]))
         self.cluster.ask(_forget_progress, flight.progress_key)
         try:
             if isinstance(outcome, Exception):
@@ -295,17 +298,10 @@ class _FanOut:
         if self.cluster.elastic:
             self.size_window()
         told = self.cluster.ask(_read_progress, [flight.progress_key for flight in self.flights.values()])
-        for (reference, flight), progress in zip(self.flights.items(), told, strict=True):
-            if progress is None:
+        for (reference, flight), progress in zip(list(self.flights.items()), told, strict=True):
+            if not self.follow(flight, progress):
                 continue
-            fraction, flight.node = progress
             self.idle_since = now
-            if flight.started is None:
-                flight.started = flight.moved = now
-                self.tell("started", flight.piece)
-            if fraction > flight.fraction:
-                flight.fraction, flight.moved = fraction, now
-                self.tell("progress", flight.piece, fraction=fraction)
             if self.deadline_seconds is not None and now - flight.moved > self.deadline_seconds and not flight.overdue:
                 flight.overdue = True
                 self.cancel(reference)
@@ -314,6 +310,23 @@ class _FanOut:
             piece = next(iter(self.flights.values())).piece
             self.tell("waiting", piece, note=_what_is_waited_for(self.cluster, piece.resources))
 
+    def follow(self, flight: _Flight, told: dict[str, Any] | None) -> bool:
+        """Tell what a piece has reported since it was last asked; False while it waits for its worker."""
+        if told is None:
+            return False
+        now = time.monotonic()
+        flight.node = told["node"]
+        if flight.started is None:
+            flight.started = flight.moved = now
+            self.tell("started", flight.piece)
+        moved, news = told["fraction"] > flight.fraction, told["numbers"] != flight.numbers
+        if moved:
+            flight.fraction, flight.moved = told["fraction"], now
+        flight.numbers = told["numbers"]
+        if moved or (news and flight.numbers):
+            self.tell("progress", flight.piece, fraction=flight.fraction, numbers=flight.numbers if news else None)
+        return True
+
     def tell(
         self,
         kind: Literal["kept", "started", "progress", "finished", "retried", "waiting"],
@@ -321,6 +334,7 @@ class _FanOut:
         *,
         fraction: float = 0.0,
         note: str = "",
+        numbers: Mapping[str, float] | None = None,
     ) -> None:
         if self.on_event is None:
             return
@@ -332,7 +346,9 @@ class _FanOut:
         label, stage = (
             (piece.label, piece.stage) if piece is not None else ("", self.pieces[0].stage if self.pieces else "")
         )
-        self.on_event(PieceEvent(kind, label, stage, len(self.records), len(self.pieces), left, fraction, note))
+        self.on_event(
+            PieceEvent(kind, label, stage, len(self.records), len(self.pieces), left, fraction, note, numbers or {})
+        )
 
 
 def _what_is_waited_for(cluster: Cluster, wish: Resources) -> str:
@@ -344,13 +360,12 @@ def _what_is_waited_for(cluster: Cluster, wish: Resources) -> str:
     return f"{lacking}; {'it waits for such a node to come' if grows is None else grows}"
 
 
-def _read_progress(keys: Sequence[str]) -> list[tuple[float, str] | None]:
-    """Return of every piece the fraction done and the node where it runs, None while it waits."""
+def _read_progress(keys: Sequence[str]) -> list[dict[str, Any] | None]:
+    """Return what pieces last reported: `fraction`, `numbers`, and the `node` they run on; None for one that waits."""
     from ray.experimental.internal_kv import _internal_kv_get
 
     values = [_internal_kv_get(key, namespace=PROGRESS_NAMESPACE) for key in keys]
-    found = [None if value is None else json.loads(value) for value in values]
-    return [None if told is None else (float(told["fraction"]), str(told["node"])) for told in found]
+    return [None if value is None else json.loads(value) for value in values]
 
 
 def _forget_progress(key: str) -> None:

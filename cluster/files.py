@@ -8,7 +8,7 @@ import errno
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Protocol
 
@@ -34,6 +34,8 @@ class Files(Protocol):
 
     def take(self, name: str, source: Path) -> None: ...
 
+    def copy(self, name: str, target: str) -> None: ...
+
     def exists(self, name: str) -> bool: ...
 
     def names(self, prefix: str) -> list[str]: ...
@@ -57,6 +59,21 @@ class LocalFiles:
     def write(self, name: str, content: bytes) -> None:
         with self._beside(name, len(content)) as temporary:
             _write_synced(temporary, content)
+            temporary.replace(self.root / name)
+
+    def write_chunks(self, name: str, chunks: Iterable[bytes]) -> None:
+        """Write what comes in parts, one of them in memory at a time."""
+        written = 0
+        with self._beside(name, 0) as temporary:
+            with temporary.open("wb") as stream:
+                for chunk in chunks:
+                    written += len(chunk)
+                    try:
+                        stream.write(chunk)
+                    except OSError as error:
+                        raise write_error(self.root / name, written, error) from error
+                stream.flush()
+                os.fsync(stream.fileno())
             temporary.replace(self.root / name)
 
     def write_new(self, name: str, content: bytes) -> bool:
@@ -92,6 +109,14 @@ class LocalFiles:
                 os.fsync(stream.fileno())
             temporary.replace(self.root / name)
 
+    def copy(self, name: str, target: str) -> None:
+        source = self.root / name
+        with self._beside(target, source.stat().st_size) as temporary:
+            shutil.copyfile(source, temporary)
+            with temporary.open("rb+") as stream:
+                os.fsync(stream.fileno())
+            temporary.replace(self.root / target)
+
     def exists(self, name: str) -> bool:
         return (self.root / name).is_file()
 
@@ -116,7 +141,7 @@ class LocalFiles:
             temporary.parent.mkdir(parents=True, exist_ok=True)
             yield temporary
         except OSError as error:
-            raise _write_error(target, size, error) from error
+            raise write_error(target, size, error) from error
         finally:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
@@ -144,7 +169,7 @@ class RemoteFiles:
             self.filesystem.makedirs(self.filesystem._parent(path), exist_ok=True)
             self.filesystem.pipe_file(path, content)
         except OSError as error:
-            raise _write_error(path, len(content), error) from error
+            raise write_error(path, len(content), error) from error
 
     def write_new(self, name: str, content: bytes) -> bool:
         path = self._path(name)
@@ -154,7 +179,7 @@ class RemoteFiles:
         except FileExistsError:
             return False
         except OSError as error:
-            raise _write_error(path, len(content), error) from error
+            raise write_error(path, len(content), error) from error
         return True
 
     def take(self, name: str, source: Path) -> None:
@@ -163,8 +188,18 @@ class RemoteFiles:
             self.filesystem.makedirs(self.filesystem._parent(path), exist_ok=True)
             self.filesystem.put_file(str(source), path)
         except OSError as error:
-            raise _write_error(path, source.stat().st_size, error) from error
+            raise write_error(path, source.stat().st_size, error) from error
         source.unlink()
+
+    def copy(self, name: str, target: str) -> None:
+        path = self._path(target)
+        try:
+            self.filesystem.makedirs(self.filesystem._parent(path), exist_ok=True)
+            self.filesystem.cp_file(self._path(name), path)
+        except FileNotFoundError:
+            raise StoreError(f"{self._path(name)} does not exist") from None
+        except OSError as error:
+            raise write_error(path, self.filesystem.size(self._path(name)), error) from error
 
     def exists(self, name: str) -> bool:
         return bool(self.filesystem.isfile(self._path(name)))
@@ -209,7 +244,8 @@ def _write_synced(path: Path, content: bytes) -> None:
         os.fsync(stream.fileno())
 
 
-def _write_error(target: object, size: int, error: OSError) -> StoreError:
+def write_error(target: object, size: int, error: OSError) -> StoreError:
+    """Return what is told of `size` bytes that could not be written to `target`."""
     if error.errno in _NO_SPACE:
         reason = "no space is left there; what is finished stays: free some space and give the same command again"
     else:

@@ -11,7 +11,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from inlay.cluster.errors import StoreError
 from inlay.cluster.store import Store, digest_of, json_bytes
@@ -37,6 +37,16 @@ class Resources:
             raise ValueError(f"a piece needs cpus >= 0, gpus >= 0, memory_bytes >= 0 and threads >= 1, not {self}")
 
 
+class Progress(Protocol):
+    """How a piece tells the driver how far it is."""
+
+    def __call__(self, fraction: float, numbers: Mapping[str, float] | None = None, /) -> None:
+        """Report the fraction done, 0 to 1, and a few numbers to show meanwhile, such as a step and its losses.
+
+        Cheap enough to call every step: at most two reports a second are kept, and the one of fraction 1.
+        """
+
+
 @dataclass(frozen=True)
 class PieceContext:
     """What a piece's function is given beside its arguments."""
@@ -53,8 +63,8 @@ class PieceContext:
     """1 for the first attempt."""
     memory_retries: int
     """How many earlier attempts ended for want of memory: a function may halve its micro-batch that often."""
-    progress: Callable[[float], None]
-    """Report the fraction done, 0 to 1; cheap enough to call every step."""
+    progress: Progress
+    """Report how far it is."""
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,15 @@ A small record written last with `put_if_absent` is what commits a piece of work
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -115,17 +117,27 @@ class Store:
         return content
 
     def blob_path(self, digest: str) -> Path:
-        """Return a local file with the blob (downloaded to a cache when remote); raises StoreError as `get_blob`
-        does."""
+        """Return a local file with the blob, to be mapped into memory; raises StoreError as `get_blob` does.
+
+        A remote blob is downloaded to the user's cache, once for all processes of a machine. A process checks a file's
+        digest once, and again only after the file has changed.
+        """
         path = self._cached(digest)
-        if not path.is_file():
-            if self.folder is not None:
-                raise StoreError(f"{self.url}/{_blob(digest)} does not exist")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            LocalFiles(path.parent).write(path.name, self.get_blob(digest))
-        elif _file_digest(path) != digest:
-            raise self._damaged(digest, path.stat().st_size)
+        if self.folder is None and not path.is_file():
+            self._download(digest, path)
+        try:
+            stat = path.stat()
+        except FileNotFoundError:
+            raise StoreError(f"{self.url}/{_blob(digest)} does not exist") from None
+        if _known_digest(path, stat.st_size, stat.st_mtime_ns, stat.st_ino) != digest:
+            if self.folder is None:
+                path.unlink(missing_ok=True)  # the next call downloads it anew
+            raise self._damaged(digest, stat.st_size)
         return path
+
+    def copy_blob(self, digest: str, key: str) -> None:
+        """Write a blob's content under `key` too, replacing what was there, where it lies: not through this process."""
+        self._files.copy(_blob(digest), _checked(key))
 
     def has_blob(self, digest: str) -> bool:
         """Tell whether the blob is there (its content is checked when it is read)."""
@@ -136,6 +148,29 @@ class Store:
         folder = Path(tempfile.gettempdir()) if self.folder is None else self.folder / TEMPORARY
         folder.mkdir(parents=True, exist_ok=True)
         return folder / f"inlay-{os.getpid()}-{os.urandom(8).hex()}"
+
+    def _download(self, digest: str, path: Path) -> None:
+        """Bring a remote blob to the cache, in chunks; whoever comes meanwhile waits for it and finds it there."""
+        cache = LocalFiles(path.parent)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        claim = path.parent / f".{digest}.lock"
+        with claim.open("w") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            try:
+                if not path.is_file():
+                    cache.write_chunks(path.name, self._chunks(_blob(digest)))
+            finally:
+                claim.unlink(missing_ok=True)
+
+    def _chunks(self, key: str) -> Iterator[bytes]:
+        try:
+            with self._files.open(key) as stream:
+                while chunk := stream.read(_CHUNK):
+                    yield chunk
+        except FileNotFoundError:
+            raise StoreError(f"{self.url}/{key} does not exist") from None
+        except OSError as error:
+            raise StoreError(f"{self.url}/{key} cannot be read: {error.strerror or error}") from error
 
     def _cached(self, digest: str) -> Path:
         if self.folder is not None:
@@ -172,6 +207,12 @@ def _blob(digest: str) -> str:
     if not re.fullmatch(r"[0-9a-f]{64}", digest):
         raise ValueError(f"{digest!r} is not a blob digest: 64 hex digits")
     return f"blobs/{digest}"
+
+
+@lru_cache(maxsize=1 << 16)
+def _known_digest(path: Path, size: int, changed_ns: int, inode: int) -> str:
+    """The digest of a file as it is now, computed once a process."""
+    return _file_digest(path)
 
 
 def _file_digest(path: Path) -> str:

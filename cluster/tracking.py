@@ -133,7 +133,7 @@ class Tracker(TrackedRun):
         identifier = self.run_id()
         if identifier is None or not self.uri.startswith("http"):
             return None
-        return f"{redacted(self.uri).rstrip('/')}/#/experiments/{self._sender.experiment_id}/runs/{identifier}"
+        return run_page(redacted(self.uri), self._sender.experiment_id, identifier)
 
     def flush(self, timeout_seconds: float) -> bool:
         """Wait until everything is sent; False when that did not happen in time."""
@@ -217,6 +217,11 @@ def submitted_tags() -> dict[str, str]:
 def tracking_uri(uri: str | None) -> str:
     """Return the tracking URI to use: the given one, MLFLOW_TRACKING_URI, or an sqlite file in the current folder."""
     return uri or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').absolute()}"
+
+
+def run_page(uri: str, experiment_id: str, run_id: str) -> str:
+    """Return the address of a run's page; MLflow opens it among its pages for language models unless told otherwise."""
+    return f"{uri.rstrip('/')}/#/experiments/{experiment_id}/runs/{run_id}?workflowType=machine_learning"
 
 
 def spool_folder(spool: Store | Path) -> Path:

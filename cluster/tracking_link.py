@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from inlay.cluster.errors import ClusterError
 from inlay.cluster.http import mlflow_authorization, request_json
-from inlay.cluster.tracking import JOB_TAG
+from inlay.cluster.tracking import JOB_TAG, run_page
 
 
 def job_page(uri: str, experiment: str, job_id: str) -> str | None:
@@ -19,7 +19,7 @@ def job_page(uri: str, experiment: str, job_id: str) -> str | None:
         experiment_id = str(found["experiment"]["experiment_id"])
         query = {"experiment_ids": [experiment_id], "filter": f"tags.`{JOB_TAG}` = '{job_id}'", "max_results": 1}
         runs = request_json("POST", f"{interface}/runs/search", query, authorization=header).get("runs", [])
-        return f"{uri.rstrip('/')}/#/experiments/{experiment_id}/runs/{runs[0]['info']['run_id']}" if runs else None
+        return run_page(uri, experiment_id, runs[0]["info"]["run_id"]) if runs else None
     except (ClusterError, KeyError, TypeError):
         return None
 

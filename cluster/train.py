@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from inlay.cluster.errors import ClusterError
-from inlay.cluster.pieces import Resources
+from inlay.cluster.pieces import Progress, Resources
 from inlay.cluster.worker import peak_bytes, reset_peak
 
 _PLACES = "placement_group"
@@ -61,8 +61,8 @@ class Rank:
     """`cpu`, or the `cuda:N` that is this rank's."""
     folder: Path
     """Where committed folders lie."""
-    progress: Callable[[float], None]
-    """Report the fraction done, 0 to 1; one rank is enough."""
+    progress: Progress
+    """Report how far the ranks are, as a piece does; one rank is enough."""
 
     def last(self) -> Path | None:
         """The folder that was committed last, by these ranks or by those before a restart; None when there is none."""
@@ -109,7 +109,7 @@ def train(
     function: RankFunction,
     arguments: Mapping[str, Any],
     settings: TrainSettings,
-    progress: Callable[[float], None],
+    progress: Progress,
 ) -> Trained:
     """Runs a module-level function in every rank and waits for all of them.
 
@@ -130,8 +130,9 @@ def train(
     held = settings.resources
     run_config: Any = ray.train.RunConfig  # its fields are hidden behind those of the older API
     wish = {"CPU": held.cpus, "GPU": held.gpus, "memory": held.memory_bytes}
+    loop: Any = _run_rank  # its result comes back to us, which the trainer's types leave out
     trainer = TorchTrainer(
-        _run_rank,
+        loop,
         train_loop_config={
             "function": function, "arguments": dict(arguments), "folder": str(folder), "progress": progress,
             "threads": held.threads,

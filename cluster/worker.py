@@ -196,7 +196,10 @@ def _is_out_of_memory(error: Exception) -> bool:
 
 
 class _Progress:
-    """Writes the fraction done to Ray's key-value table, at most twice a second, where the driver looks for it."""
+    """Writes what a piece reports to Ray's key-value table, at most twice a second, where the driver looks for it.
+
+    The end is written whenever it comes, so that the driver sees the last numbers of a piece however short it is.
+    """
 
     def __init__(self, key: str) -> None:
         import ray
@@ -209,13 +212,13 @@ class _Progress:
         """Say that the piece left the queue."""
         self._write(0.0)
 
-    def __call__(self, fraction: float) -> None:
-        if time.monotonic() - self._written >= _PROGRESS_SECONDS:
-            self._write(min(max(float(fraction), 0.0), 1.0))
+    def __call__(self, fraction: float, numbers: Mapping[str, float] | None = None, /) -> None:
+        if fraction >= 1 or time.monotonic() - self._written >= _PROGRESS_SECONDS:
+            self._write(min(max(float(fraction), 0.0), 1.0), numbers)
 
-    def _write(self, fraction: float) -> None:
+    def _write(self, fraction: float, numbers: Mapping[str, float] | None = None) -> None:
         from ray.experimental.internal_kv import _internal_kv_put
 
         self._written = time.monotonic()
-        told = {"fraction": fraction, "node": self._node}
+        told = {"fraction": fraction, "node": self._node, "numbers": dict(numbers or {})}
         _internal_kv_put(self._key, json.dumps(told), namespace=PROGRESS_NAMESPACE)

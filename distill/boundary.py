@@ -11,12 +11,13 @@ Shapes: N sequences of a shard, S positions, D model width.
 from __future__ import annotations
 
 import os
+import re
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -48,7 +49,7 @@ class BoundaryScratch:
     def write(self, boundary: int, shard: int, hidden_NSD: Tensor, middle_NSD: Tensor | None = None) -> None:
         """Stores a shard [N, S, D] in its own dtype, with the state between the subblocks of the layer before it.
 
-        Raises OSError with the path when the disk is full.
+        Raises OSError with its number, reason and path, such as when the disk is full.
         """
         path = self.path(boundary, shard)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,6 +58,13 @@ class BoundaryScratch:
             states = {"hidden": hidden_NSD} if middle_NSD is None else {"hidden": hidden_NSD, "middle": middle_NSD}
             save_file({name: state.contiguous() for name, state in states.items()}, beside)
             os.replace(beside, path)
+        except SafetensorError as error:
+            # safetensors tells the system's reason only in its text.
+            number = re.search(r"os error (\d+)", str(error))
+            if number is None:
+                raise
+            code = int(number[1])
+            raise OSError(code, os.strerror(code), str(path)) from error
         finally:
             beside.unlink(missing_ok=True)
 

@@ -6,6 +6,7 @@ blockwise local distillation). Shapes: B batch, S sequence, D model width.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -112,15 +113,16 @@ def train_layer(
     branches: list[Branch],
     batches: Iterable[LayerBatch],
     settings: LocalSettings,
-    on_step: Callable[[int, int], None] | None = None,
+    on_step: Callable[[int, int, float], None] | None = None,
     cut: Callable[[LayerBatch], Sequence[LayerBatch]] | None = None,
 ) -> list[BranchResult]:
     """Trains all variants of one layer on the parent's inputs to it; results stand in the order of `branches`.
 
     `parent_layer` has both subblocks and is frozen. `batches` yields `settings.steps` + `settings.held_out` times. A
     variant whose loss stops being finite goes back to its last finite weights once, at a third of the rate; the second
-    time it is failed and the others go on unchanged. `on_step(step, steps)` is called after every step, 1-based. `cut`
-    gives a batch as parts, whose gradients add up: the same effective batch in less memory.
+    time it is failed and the others go on unchanged. `on_step(step, steps, loss)` is called after every step, 1-based,
+    with the mean loss of the variants still in training, NaN when there are none left. `cut` gives a batch as parts,
+    whose gradients add up: the same effective batch in less memory.
 
     Raises:
         ValueError: too few or too many batches.
@@ -128,36 +130,48 @@ def train_layer(
     if not branches:
         return []
     trainers = [_Trainer(branch, settings) for branch in branches]
+    behind = _behind(parent_layer, settings.through)
     held_out: deque[LayerBatch] = deque()
     step = 0
     for step, batch in enumerate(_held_back(batches, settings.held_out, held_out), start=1):
         if step > settings.steps:
             raise ValueError(f"more batches than the {settings.steps} steps and {settings.held_out} held out")
-        targets = _batch_targets(parent_layer, batch, settings.through, cut)
+        targets = _batch_targets(parent_layer, behind, batch, settings.through, cut)
         live = [trainer for trainer in trainers if not trainer.reason]
-        losses = [trainer.backward(targets) for trainer in live]
-        for trainer, loss in zip(live, _values(losses), strict=True):
+        losses = _values([trainer.backward(targets) for trainer in live])
+        for trainer, loss in zip(live, losses, strict=True):
             trainer.advance(step - 1, loss)
         if on_step is not None:
-            on_step(step, settings.steps)
+            on_step(step, settings.steps, sum(losses) / len(losses) if losses else math.nan)
     if step < settings.steps or len(held_out) < settings.held_out:
         raise ValueError(
             f"{step + len(held_out)} batches came, but {settings.steps} to train on and {settings.held_out} held out "
             "were wanted: give more text or fewer tokens"
         )
-    judged = [_batch_targets(parent_layer, batch, settings.through, cut) for batch in held_out]
+    judged = [_batch_targets(parent_layer, behind, batch, settings.through, cut) for batch in held_out]
     return [trainer.result(judged) for trainer in trainers]
+
+
+def _behind(parent_layer: Any, through: Through) -> Any:
+    """The parent's layer whose frozen ffn passes gradients on to an attention variant.
+
+    Of a float16 parent a float32 copy: the gradients of a mean over a batch are smaller than float16 can tell from 0.
+    """
+    if through == "layer" and next(parent_layer.parameters()).dtype == torch.float16:
+        return copy.deepcopy(parent_layer).float()
+    return parent_layer
 
 
 def _batch_targets(
     parent_layer: Any,
+    behind: Any,
     batch: LayerBatch,
     through: Through,
     cut: Callable[[LayerBatch], Sequence[LayerBatch]] | None,
 ) -> list[_Targets]:
     """The parent's side of a batch, part by part; errors are relative to the whole batch, so that parts' losses add."""
     parts = [batch] if cut is None else cut(batch)
-    found = [_Targets(parent_layer, part, through) for part in parts]
+    found = [_Targets(parent_layer, behind, part, through) for part in parts]
     if len(found) > 1:
         scales = {slot: torch.stack([part.scales[slot] for part in found]).sum() for slot in found[0].scales}
         for part in found:
@@ -168,7 +182,7 @@ def _batch_targets(
 class _Targets:
     """The parent's side of one batch, or a part of one: what every variant reads, and what it should answer."""
 
-    def __init__(self, parent_layer: Any, batch: LayerBatch, through: Through) -> None:
+    def __init__(self, parent_layer: Any, behind: Any, batch: LayerBatch, through: Through) -> None:
         with torch.no_grad():
             attention = slot_input(parent_layer, "attention", batch.hidden_BSD, batch.context)
             if batch.outcome is None:
@@ -184,7 +198,7 @@ class _Targets:
             if through == "layer":
                 self.answers["attention"] = attention_BSD + ffn_BSD
             self.scales = {slot: update_scale(answer) for slot, answer in self.answers.items()}
-        self.parent_layer = parent_layer
+        self.behind = behind
         self.through = through
 
     def loss(self, branch: Branch) -> Tensor:
@@ -194,8 +208,8 @@ class _Targets:
             if branch.slot == "ffn" or self.through == "subblock":
                 return error_of(branch.layer, given, answer, scale)
             update_BSD = update_of(branch.layer, given)
-            behind = slot_input(self.parent_layer, "ffn", given.hidden_BSD + update_BSD, given.context)
-            return update_mse(update_BSD + update_of(self.parent_layer, behind), answer, scale)
+            ffn = slot_input(self.behind, "ffn", given.hidden_BSD + update_BSD, given.context)
+            return update_mse(update_BSD + update_of(self.behind, ffn), answer, scale)
 
 
 class _Trainer:

@@ -34,8 +34,9 @@ def export_child(workspace: Workspace, form: str, output: Path, solution: str | 
 
     check_output(output)
     job, parent = job_of(workspace)
-    evaluation = workspace.read_json("evaluation.json")
-    models = workspace.read_json("run.json")["models"]
+    # evaluation.json may be of a later job, one that did not come to its end.
+    run = workspace.read_json("run.json")
+    evaluation, models = run["evaluation"], run["models"]
     name = solution or str(evaluation["chosen"])
     if name in models:
         model = Recovered(tuple((a, f) for a, f in evaluation[name]["architecture"]), models[name])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,6 +25,8 @@ from inlay.nas.stages.whole import entries_of
 from inlay.nas.workspace import Workspace
 from inlay.version import __version__
 
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
 COPIED = (
     "generation_config.json",
     "tokenizer.json",
@@ -43,11 +46,26 @@ AUTO_MAP = {
 
 def write_model_folder(
     place: Workspace, parent: Parent, model: Recovered, evaluation: Mapping[str, Any], job: Job, name: str
-) -> Path | None:
-    """Writes the recovered child into the workspace; None for a workspace that is no folder."""
-    if place.folder is None:
-        return None
-    return write_folder(place, parent, model, place.folder / name, card(evaluation, job), job)
+) -> None:
+    """Writes the recovered child into the workspace, folder or URL, as `<name>/`; an older one is replaced.
+
+    Under a URL there is no renaming a folder: its config, without which nothing loads it, goes first and comes last.
+    The weights are copied where they lie.
+    """
+    text = card(evaluation, job)
+    if place.folder is not None:
+        write_folder(place, parent, model, place.folder / name, text, job)
+        return
+    place.store.delete(f"{name}/{CONFIG}")
+    with tempfile.TemporaryDirectory(prefix="inlay-") as folder:
+        _write_all_but_weights(Path(folder), parent, model, text, job)
+        files = sorted((path.name for path in Path(folder).iterdir()), key=lambda file: (file == CONFIG, file))
+        for key in place.store.list(f"{name}/"):
+            if key.removeprefix(f"{name}/") not in {WEIGHTS, *files}:
+                place.store.delete(key)
+        place.store.copy_blob(model.blob, f"{name}/{WEIGHTS}")
+        for file in files:
+            place.store.put(f"{name}/{file}", (Path(folder) / file).read_bytes())
 
 
 def write_folder(place: Workspace, parent: Parent, model: Recovered, output: Path, text: str, job: Job) -> Path:
@@ -55,31 +73,31 @@ def write_folder(place: Workspace, parent: Parent, model: Recovered, output: Pat
     beside = output.with_name(f".{output.name}.{uuid.uuid4().hex}.part")
     beside.mkdir(parents=True)
     try:
-        config = parent.config.with_blocks(entries_of(parent.shape, model.architecture))
-        config.architectures = ["InlayForCausalLM"]
-        config.auto_map = AUTO_MAP
-        config.save_pretrained(beside)
-        shutil.copyfile(place.store.blob_path(model.blob), beside / "model.safetensors")
-        for file in COPIED:
-            if (parent.folder / file).is_file():
-                shutil.copyfile(parent.folder / file, beside / file)
-        for code in tokenizer_code(parent.folder):
-            shutil.copyfile(code, beside / code.name)
-        for file in modeling.MODELING_FILES:
-            shutil.copyfile(Path(modeling.__file__).parent / file, beside / file)
-        (beside / "README.md").write_text(text)
-        recipe = {
-            "inlay": __version__,
-            "job": job.to_dict(),
-            "architecture": [list(b) for b in model.architecture],
-        }
-        (beside / "inlay_recipe.json").write_text(json.dumps(recipe, indent=1, sort_keys=True) + "\n")
+        _write_all_but_weights(beside, parent, model, text, job)
+        shutil.copyfile(place.store.blob_path(model.blob), beside / WEIGHTS)
         if output.exists():
             shutil.rmtree(output)
         os.replace(beside, output)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return output
+
+
+def _write_all_but_weights(folder: Path, parent: Parent, model: Recovered, text: str, job: Job) -> None:
+    config = parent.config.with_blocks(entries_of(parent.shape, model.architecture))
+    config.architectures = ["InlayForCausalLM"]
+    config.auto_map = AUTO_MAP
+    config.save_pretrained(folder)
+    for file in COPIED:
+        if (parent.folder / file).is_file():
+            shutil.copyfile(parent.folder / file, folder / file)
+    for code in tokenizer_code(parent.folder):
+        shutil.copyfile(code, folder / code.name)
+    for file in modeling.MODELING_FILES:
+        shutil.copyfile(Path(modeling.__file__).parent / file, folder / file)
+    (folder / "README.md").write_text(text)
+    recipe = {"inlay": __version__, "job": job.to_dict(), "architecture": [list(b) for b in model.architecture]}
+    (folder / "inlay_recipe.json").write_text(json.dumps(recipe, indent=1, sort_keys=True) + "\n")
 
 
 def check_output(output: Path) -> None:

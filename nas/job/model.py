@@ -121,6 +121,12 @@ class Job(Section):
         """sha256 of the canonical form of the whole job."""
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
 
+    def search_digest(self) -> str:
+        """sha256 of what makes it this search: all but `cluster` and the ranks of `recover`, which change no result."""
+        values = self.to_dict()
+        del values["cluster"], values["recover"]["workers"], values["recover"]["sharding"]
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
     @model_validator(mode="wrap")
     @classmethod
     def _all_problems_at_once(cls, values: Any, handler: ModelWrapValidatorHandler[Self], info: ValidationInfo) -> Self:

@@ -62,8 +62,7 @@ def closing_lines(result: Mapping[str, Any]) -> list[str]:
         lines.append(f"the baseline `{chosen}` ended better than the search's own child, and is what you got")
     if result["evaluation"].get("parent", {}).get("times") == "given":
         lines.append("times are those of the given cost table (hardware.costs), not measured here")
-    if "://" not in workspace:
-        lines.append(f"child      {workspace}/child")
+    lines.append(f"child      {workspace}/child")
     lines.append(f"pictures   inlay report {workspace}")
     if run_id := run.get("mlflow_run_id"):
         named = run.get("job", {}).get("tracking", {}).get("uri")

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from inlay.cluster.files import write_error
 from inlay.cluster.pieces import PieceContext, PieceOutput
 from inlay.cluster.store import Store
 from inlay.distill.boundary import BoundaryScratch, boundary_bytes
@@ -127,7 +128,7 @@ def advance_shard(arguments: dict[str, Any], context: PieceContext) -> PieceOutp
         hidden = scratch.read(start, shard).to(source.device)
     elif start == 0:
         hidden = embed_rows(source, arguments["ids"], arguments["rows"])
-        scratch.write(0, shard, hidden.cpu())
+        _write(scratch, 0, shard, hidden.cpu())
     else:
         raise FileNotFoundError(f"{scratch.path(start, shard)}: freed before its layers were done")
     size = micro_batch(hidden.shape[1], context.memory_retries)
@@ -138,9 +139,20 @@ def advance_shard(arguments: dict[str, Any], context: PieceContext) -> PieceOutp
                 module = source.subblock(index, slot, f"{slot}:parent")
                 states.append(add_update(module, slot, source, states[-1], size))
             _, middle, hidden = states
-            scratch.write(index + 1, shard, hidden.cpu(), middle.cpu() if arguments["outcomes"] else None)
+            _write(scratch, index + 1, shard, hidden.cpu(), middle.cpu() if arguments["outcomes"] else None)
             context.progress((index + 1 - start) / (last - start))
     return PieceOutput(values={}, blobs={})
+
+
+def _write(
+    scratch: BoundaryScratch, boundary: int, shard: int, hidden: torch.Tensor, middle: torch.Tensor | None = None
+) -> None:
+    """Stores a shard of a boundary; StoreError with bytes and path when it cannot be written."""
+    try:
+        scratch.write(boundary, shard, hidden, middle)
+    except OSError as error:
+        size = hidden.nbytes + (0 if middle is None else middle.nbytes)
+        raise write_error(scratch.path(boundary, shard), size, error) from error
 
 
 ADVANCE = Stage("advance", 1, advance_shard)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from inlay.cluster.fanout import kept_records
 from inlay.cluster.pieces import Piece, PieceContext, PieceOutput, Record
 from inlay.distill.boundary import BoundaryScratch
 from inlay.distill.local import Branch, BranchResult, LayerBatch, LocalSettings, train_layer
@@ -35,7 +36,9 @@ def build_library(search: Search, ids: Ids) -> list[Record]:
     """
     num_layers = search.parent.shape.num_layers
     space = [layer_variants(search, layer) for layer in range(num_layers)]
-    todo = [layer for layer in range(num_layers) if not _has_record(search, ids, layer, space[layer])]
+    pieces = [distill_piece(search, ids, layer, space[layer], "") for layer in range(num_layers)]
+    kept = kept_records(search.workspace.store, pieces)
+    todo = [layer for layer, piece in enumerate(pieces) if piece.key not in kept]
     outcomes = keeps_outcomes(search)
     scratch = scratch_of(search, ids, outcomes)
     for span in spans_with_boundaries(search, ids, todo, outcomes):
@@ -47,7 +50,7 @@ def build_library(search: Search, ids: Ids) -> list[Record]:
                 for layer, record in zip(layers, sums, strict=True)
             ]
         )
-    return search.run([distill_piece(search, ids, layer, space[layer], "") for layer in range(num_layers)])
+    return search.run(pieces)
 
 
 def keeps_outcomes(search: Search) -> bool:
@@ -120,8 +123,9 @@ def distill_layer(arguments: dict[str, Any], context: PieceContext) -> PieceOutp
     results: list[BranchResult] = []
     for number, group in enumerate(groups):
 
-        def on_step(step: int, steps: int, number: int = number) -> None:
-            context.progress((number + step / steps) / len(groups))
+        def on_step(step: int, steps: int, loss: float, number: int = number) -> None:
+            done = number * steps + step
+            context.progress(done / (len(groups) * steps), {"step": done, "loss": loss})
 
         branches = [_branch(source, index, label, state, sums) for label in group]
         batches = _Batches(arguments, source.device, source.context)
@@ -239,8 +243,3 @@ def failures(records: Sequence[Record]) -> list[tuple[int, str, str]]:
         for label, result in record.values["variants"].items()
         if result["status"] == "failed"
     ]
-
-
-def _has_record(search: Search, ids: Ids, layer: int, variants: Sequence[Variant]) -> bool:
-    piece = distill_piece(search, ids, layer, variants, "")
-    return search.workspace.store.exists(piece.record_key)

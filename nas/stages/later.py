@@ -62,13 +62,18 @@ def evaluate_solution(place: Workspace, name: str) -> dict[str, Any]:
 
 def assembled_blob(place: Workspace, parent: Parent, architecture: Blocks) -> str:
     """The digest of a solution's weights as assembled from parent and library, put into the store."""
-    from safetensors.torch import save
+    from safetensors.torch import save_file
 
     arguments = {"parent": str(parent.folder), "store": place.url, "dtype": "float32", "device": "cpu"}
     source = worker_source(arguments, library_of_workspace(place))
     dtype = getattr(torch, parent.shape.dtype)
     state = {key: tensor.to(dtype).contiguous() for key, tensor in assemble_state(source, architecture).items()}
-    return place.store.put_blob(save(state))
+    path = place.store.temporary_path()
+    try:
+        save_file(state, path)
+        return place.store.take_blob(path)
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def job_of(place: Workspace) -> tuple[Job, Parent]:

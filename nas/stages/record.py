@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from inlay.cluster.events import PieceEvent
 from inlay.cluster.tracking import Tracker
 from inlay.nas.families import Parent
 from inlay.nas.job import Job
@@ -24,6 +25,10 @@ if TYPE_CHECKING:
     from inlay.nas.stages.solving import Tables
 
 
+LIVE_POINTS = 500
+"""Of one piece's numbers, at most, that are told while it runs."""
+
+
 @dataclass
 class Told:
     """What a stage says when it ends: words for people, metrics for the tracker."""
@@ -38,15 +43,17 @@ class SearchRecord:
     def __init__(self, job: Job, place: Workspace, parent: Parent, reporter: Reporter) -> None:
         self.job, self.place, self.parent, self.reporter = job, place, parent, reporter
         self.run: dict[str, Any] = {"stages": []}
-        # A run a job: the same job continues its run, another job on this workspace gets its own.
-        spool = place.folder / "tracking" / job.digest()[:16] if place.folder else place.store
+        self._series: dict[str, list[str]] = {}
+        self._live: dict[str, _Live] = {}
+        # A run a search: the same job continues its run wherever it computes, another job gets its own.
+        spool = place.folder / "tracking" / job.search_digest()[:16] if place.folder else place.store
         self.tracker = Tracker(job.tracking.uri, job.tracking.experiment, reporter.warning, spool=spool)
 
     def start(self) -> None:
         """Starts the search's MLflow run, or continues the one that this job has from before."""
         before = self.place.find_json("run.json") or {}
         name = self.job.file.stem if self.job.file else "search"
-        digest = self.job.digest()
+        digest = self.job.search_digest()
         tags = {"inlay.parent": self.job.parent, "inlay.job": digest, "inlay.workspace": self.place.url}
         resumed = before.get("mlflow_run_id") if before.get("job_digest") == digest else None
         self.run |= {"mlflow_run_id": self.tracker.start(name, tags, resume_run_id=resumed), "job_digest": digest}
@@ -74,11 +81,12 @@ class SearchRecord:
         """Times a stage; its records' largest memory and number of pieces are stored and shown."""
         self.reporter.stage_started(name)
         search.records.clear()
+        search.scratch_peak_bytes = 0
         told = Told()
         start = time.monotonic()
         yield told
         seconds = time.monotonic() - start
-        peak = max((record.peak_bytes for record in search.records.values()), default=0)
+        peak = max([search.scratch_peak_bytes, *(record.peak_bytes for record in search.records.values())])
         entry = {"name": name, "seconds": seconds, "peak_bytes": peak, "pieces": len(search.records), **told.metrics}
         self.run["stages"].append(entry)
         self.reporter.stage_finished(name, seconds, peak or None, told.note)
@@ -86,6 +94,27 @@ class SearchRecord:
             {f"{name}.seconds": seconds, f"{name}.peak_bytes": peak}
             | {f"{name}.{key}": value for key, value in told.metrics.items()}
         )
+
+    def name_series(self, labels: Mapping[str, str]) -> None:
+        """Says by what names the numbers of the coming pieces are shown: their labels by name."""
+        self._series = {}
+        for name, label in labels.items():
+            self._series.setdefault(label, []).append(name)
+
+    def numbers(self, event: PieceEvent) -> None:
+        """What a piece reports while it runs, as metrics `<stage>.<name>.<number>` at the step among the numbers."""
+        for name in self._series.get(event.label, [event.label.replace(" ", "_")]):
+            series = f"{event.stage}.{name}"
+            live = self._live.setdefault(series, _Live())
+            if event.fraction < 1 and abs(event.fraction - live.fraction) < 1 / LIVE_POINTS:
+                continue
+            step = int(event.numbers["step"])
+            live.fraction = event.fraction
+            live.steps.add(step)
+            self._metrics(series, {key: value for key, value in event.numbers.items() if key != "step"}, step)
+
+    def _metrics(self, series: str, values: Mapping[str, float], step: int) -> None:
+        self.tracker.metrics({f"{series}.{key}": value for key, value in values.items()}, step=step)
 
     def table(self, name: str, rows: Sequence[dict[str, Any]]) -> None:
         """A table of the workspace, and the same as an artifact."""
@@ -108,13 +137,16 @@ class SearchRecord:
             figures = {name: row[name] for name in ("best_kl_nats", "gain_nats", "prediction_error")}
             self.tracker.metrics({f"assemble.{name}": value for name, value in figures.items()}, step=row["round"])
 
-    def curves(self, curves: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
-        """Recovery losses, step by step."""
+    def curves(self, curves: Mapping[str, Sequence[Mapping[str, float]]], steps: Sequence[int]) -> None:
+        """Recovery losses at these optimizer steps; the tracker gets those that it was not told while they came."""
         rows = [{"model": name, "point": n, **point} for name, curve in curves.items() for n, point in enumerate(curve)]
         self.table("recovery", rows)
         for name, curve in curves.items():
-            for step, point in enumerate(curve):
-                self.tracker.metrics({f"recover.{name}.{key}": value for key, value in point.items()}, step=step)
+            series = f"recover.{name}"
+            told = self._live.get(series, _Live()).steps
+            for step, point in zip(steps, curve, strict=True):
+                if step not in told:
+                    self._metrics(series, point, step)
 
     def evaluation(self, evaluation: Mapping[str, Any]) -> None:
         """The figures of child, parent and baselines, and their table as the run's description."""
@@ -138,6 +170,7 @@ class SearchRecord:
             "finished": fingerprint,
             "failed_variants": [{"layer": layer, "variant": label, "reason": why} for layer, label, why in lost],
             "models": {name: model.blob for name, model in models.items()},
+            "evaluation": evaluation,
             "job": self.job.to_dict(),
             "folder": str(self.job.folder),
             "chosen": evaluation["chosen"],
@@ -153,6 +186,14 @@ class SearchRecord:
         self.place.write_json("run.json", {**self.run, "finished": None})
         for name, figure in all_pictures(self.place):
             self.tracker.figure(f"pictures/{name}.png", figure)
+
+
+@dataclass
+class _Live:
+    """What was told of a series: how far its piece was, and the steps."""
+
+    fraction: float = -1.0
+    steps: set[int] = field(default_factory=set)
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:

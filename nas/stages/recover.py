@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inlay.cluster.pieces import Piece, PieceContext, PieceOutput, Record, Resources
+from inlay.cluster.pieces import Piece, PieceContext, PieceOutput, Progress, Record, Resources
 from inlay.cluster.train import Rank, TrainSettings, train
 from inlay.distill.checkpoint import Checkpoint, TrainingState, read_state, write_state
-from inlay.distill.globally import GlobalResult, GlobalSettings, distill_globally
+from inlay.distill.globally import GlobalResult, GlobalSettings, OnStep, distill_globally
 from inlay.distill.parallel import Ranks
 from inlay.distill.text import training_order
 from inlay.nas.errors import InlayError
@@ -85,7 +85,7 @@ def recover_model(arguments: dict[str, Any], context: PieceContext) -> PieceOutp
         child,
         _Batches(source.store, arguments, settings.steps, source.device),
         settings,
-        on_step=lambda step, steps, losses: context.progress(step / steps),
+        on_step=_reports_to(context.progress, arguments),
         checkpoint=Checkpoint(Path(arguments["checkpoint"])),
     )
     state = stored_state(child, getattr(torch, source.parent.shape.dtype))
@@ -122,17 +122,12 @@ def recover_in_rank(arguments: dict[str, Any], rank: Rank) -> dict[str, Any]:
         parent = build_whole(source, parents, source.dtype).requires_grad_(False)
         child = build_whole(source, architecture, torch.float32)
     settings = _settings(arguments, arguments["memory_retries"])
-
-    def on_step(step: int, steps: int, losses: dict[str, float]) -> None:
-        if rank.index == 0:
-            rank.progress(step / steps)
-
     result = distill_globally(
         parent,
         child,
         _Batches(source.store, arguments, settings.steps, source.device),
         settings,
-        on_step=on_step,
+        on_step=_reports_to(rank.progress, arguments) if rank.index == 0 else None,
         checkpoint=_Committed(rank.folder, every_seconds=arguments["checkpoint_seconds"], rank=rank, ranks=ranks),
         ranks=ranks,
     )
@@ -152,6 +147,11 @@ def global_settings(search: Search, ids: Ids, tokens: int) -> GlobalSettings:
         weight_decay=chosen.weight_decay,
         micro_batch=max(1, min(chosen.batch_size, MICRO_TOKENS // length)),
     )
+
+
+def curve_steps(steps: int) -> range:
+    """The optimizer steps, 1-based, that a record's curve has of a training of `steps`."""
+    return range(1, steps + 1, max(1, steps // CURVE_POINTS))
 
 
 @dataclass(kw_only=True)
@@ -216,7 +216,9 @@ def _piece(search: Search, ids: Ids, library: Library, architecture: Blocks, tok
         "batch_size": job.recover.batch_size,
         "seed": job.seed,
     }
-    piece = search.piece(RECOVER, identify(architecture), {**depends, "store": search.workspace.url}, depends)
+    handles = {"store": search.workspace.url, "sequence_length": ids.shape[1]}
+    label = identify(architecture) if tokens == job.recover.tokens else f"probe {identify(architecture)}"
+    piece = search.piece(RECOVER, label, {**depends, **handles}, depends)
     piece.arguments["checkpoint"] = str(search.scratch / "recover" / piece.key)
     if job.recover.workers == 1:
         return piece
@@ -241,6 +243,16 @@ def _settings(arguments: dict[str, Any], memory_retries: int) -> GlobalSettings:
     return GlobalSettings(**{**chosen, "micro_batch": max(1, chosen["micro_batch"] >> memory_retries)})
 
 
+def _reports_to(progress: Progress, arguments: dict[str, Any]) -> OnStep:
+    """Tells of every step's losses, with the step and the tokens so far."""
+    tokens = arguments["batch_size"] * arguments["sequence_length"]
+
+    def on_step(step: int, steps: int, losses: dict[str, float]) -> None:
+        progress(step / steps, {"step": step, "tokens": step * tokens, **losses})
+
+    return on_step
+
+
 def _values(result: GlobalResult) -> dict[str, Any]:
-    every = max(1, len(result.curve) // CURVE_POINTS)
-    return {"status": result.status, "reason": result.reason, "tokens": result.tokens, "curve": result.curve[::every]}
+    curve = [result.curve[step - 1] for step in curve_steps(len(result.curve))]
+    return {"status": result.status, "reason": result.reason, "tokens": result.tokens, "curve": curve}

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from inlay.cluster.fanout import kept_records
 from inlay.cluster.pieces import Piece, Record
 from inlay.nas.stages.boundaries import scratch_of, spans_with_boundaries
 from inlay.nas.stages.comparison import compare_architectures, summaries
@@ -33,7 +34,8 @@ def score_blocks(search: Search, ids: Ids, library: Library) -> list[dict[str, A
     num_layers = search.parent.shape.num_layers
     blocks = [layer_blocks(search, layer, library) for layer in range(num_layers)]
     pieces = [score_piece(search, ids, layer, blocks[layer], library) for layer in range(num_layers)]
-    missing = [p for p, piece in enumerate(pieces) if not search.workspace.store.exists(piece.record_key)]
+    kept = kept_records(search.workspace.store, pieces)
+    missing = [layer for layer, piece in enumerate(pieces) if piece.key not in kept]
     for span in spans_with_boundaries(search, ids, missing):
         search.run([pieces[layer] for layer in span.layers if layer in missing])
     records = search.run(pieces)

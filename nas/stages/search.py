@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import shutil
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from inlay.cluster.events import PieceEvent
 from inlay.cluster.fanout import run_pieces
 from inlay.cluster.pieces import Piece, PieceFunction, Record, piece_key, piece_seed
 from inlay.cluster.runtime import Cluster, ClusterSettings
@@ -44,8 +45,12 @@ class Search:
     parent: Parent
     cluster: Cluster
     reporter: Reporter
+    on_numbers: Callable[[PieceEvent], None] = lambda event: None
+    """Told of what pieces report beside their progress."""
     records: dict[str, Record] = field(default_factory=dict)
     """Records of the stage that runs, by key, for its report."""
+    scratch_peak_bytes: int = 0
+    """The largest worker's memory in the stage's pieces whose records are not kept."""
 
     @property
     def base(self) -> dict[str, Any]:
@@ -94,7 +99,7 @@ class Search:
             self.workspace.store,
             pieces,
             self.cluster,
-            on_event=self.reporter.piece_event if news else None,
+            on_event=self._tell if news else None,
             deadline_seconds=self.job.cluster.patience,
             exclusive=exclusive,
         )
@@ -107,15 +112,21 @@ class Search:
             return
         folder = self.scratch / f"advance-{uuid.uuid4().hex}"
         try:
-            run_pieces(
+            records = run_pieces(
                 Store(str(folder)),
                 pieces,
                 self.cluster,
-                on_event=self.reporter.piece_event,
+                on_event=self._tell,
                 deadline_seconds=self.job.cluster.patience,
             )
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+        self.scratch_peak_bytes = max(self.scratch_peak_bytes, *(record.peak_bytes for record in records))
+
+    def _tell(self, event: PieceEvent) -> None:
+        self.reporter.piece_event(event)
+        if event.numbers:
+            self.on_numbers(event)
 
 
 def cluster_settings(job: Job, workspace: Workspace) -> ClusterSettings:

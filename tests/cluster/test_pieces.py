@@ -88,6 +88,13 @@ def slow(arguments: dict[str, Any], context: PieceContext) -> PieceOutput:
     return PieceOutput()
 
 
+def tell_numbers(arguments: dict[str, Any], context: PieceContext) -> PieceOutput:
+    for step in range(1, 41):
+        context.progress(step / 40, {"step": step, "loss": 1 / step})
+        time.sleep(arguments["seconds"])
+    return PieceOutput()
+
+
 def hang_once(arguments: dict[str, Any], context: PieceContext) -> PieceOutput:
     if context.attempt == 1:
         time.sleep(600)
@@ -177,6 +184,22 @@ def test_threads_are_set_in_reused_workers_and_the_driver_folder_is_on_no_path(s
     from safetensors.torch import load
 
     assert load(store.get_blob(records[0].blobs["tensors"]))["ones"].tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("seconds", [0.05, 0])
+def test_numbers_arrive_while_a_piece_runs_and_its_last_ones_always(
+    store: Store, cluster: Cluster, seconds: float
+) -> None:
+    events: list[PieceEvent] = []
+    run_pieces(store, [make(tell_numbers, f"numbers {seconds}", seconds=seconds)], cluster, on_event=events.append)
+    told = [event for event in events if event.numbers]
+    assert told[-1].numbers == {"step": 40, "loss": 1 / 40}
+    assert all(event.kind == "progress" and event.numbers["loss"] == 1 / event.numbers["step"] for event in told)
+    steps = [event.numbers["step"] for event in told]
+    assert steps == sorted(set(steps))
+    if seconds:
+        assert 2 <= len(steps) <= 8, "two a second for two seconds, and the last"
+    assert events[-1].kind == "finished"
 
 
 def test_a_lost_worker_is_replaced(store: Store, cluster: Cluster) -> None:

@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -74,6 +75,24 @@ class StoreContract:
         with pytest.raises(StoreError, match=rf"blob .*{digest} is damaged: its 4 bytes .* delete it"):
             store.get_blob(digest)
 
+    def test_a_file_of_a_blob_is_checked_once_and_again_when_it_changed(self, store: Store) -> None:
+        size = 16 << 20
+        digest = store.put_blob(os.urandom(1 << 20) * 16)
+        path = store.blob_path(digest)
+        before = bytes_read()
+        for _ in range(5):
+            assert Store(store.url).blob_path(digest) == path
+        assert bytes_read() - before < size / 4
+        path.write_bytes(b"weig")
+        with pytest.raises(StoreError, match=rf"blob .*{digest} is damaged: its 4 bytes .* delete it"):
+            store.blob_path(digest)
+
+    def test_a_blob_is_copied_to_a_name(self, store: Store) -> None:
+        digest = store.put_blob(b"weights")
+        store.put("child/model.safetensors", b"older")
+        store.copy_blob(digest, "child/model.safetensors")
+        assert store.get("child/model.safetensors") == store.get_blob(digest) == b"weights"
+
     def test_damaged_json_is_named(self, store: Store) -> None:
         store.put("state.json", b'{"a": ')
         with pytest.raises(StoreError, match=r"state\.json is damaged"):
@@ -121,6 +140,35 @@ class TestMemory(StoreContract):
     def store(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
         return Store(f"memory://{tmp_path.name}/workspace")
+
+    def test_a_blob_comes_in_chunks_once_for_all_who_ask_and_anew_after_damage(self, store: Store) -> None:
+        size = 64 << 20
+        digest = store.put_blob(os.urandom(1 << 20) * 64)
+        tracemalloc.start()
+        try:
+            with ThreadPoolExecutor(4) as pool:
+                (path,) = set(pool.map(lambda _: Store(store.url).blob_path(digest), range(4)))
+            assert tracemalloc.get_traced_memory()[1] < size / 4
+        finally:
+            tracemalloc.stop()
+        assert path.stat().st_size == size
+        assert [other for other in path.parent.iterdir() if other.is_file()] == [path]
+        path.write_bytes(b"cut short")
+        with pytest.raises(StoreError, match="is damaged: its 9 bytes"):
+            store.blob_path(digest)
+        assert store.blob_path(digest).stat().st_size == size
+
+    def test_a_blob_that_is_not_there_is_named(self, store: Store) -> None:
+        with pytest.raises(StoreError, match=r"blobs/0{64} does not exist"):
+            store.blob_path("0" * 64)
+
+
+def bytes_read() -> int:
+    """What this process has read so far, files in the page cache included."""
+    try:
+        return int(Path("/proc/self/io").read_text().split()[1])
+    except OSError:
+        pytest.skip("the system does not count what a process reads")
 
 
 def test_an_unknown_scheme_is_refused() -> None:

@@ -153,7 +153,7 @@ def test_everything_arrives_at_a_server(tmp_path: Path, server: Server) -> None:
     link = tracker.link()
     assert link is not None
     assert link.startswith(f"{server.uri}/#/experiments/")
-    assert link.endswith(f"/runs/{tracker.run_id()}")
+    assert link.endswith(f"/runs/{tracker.run_id()}?workflowType=machine_learning")
 
 
 def test_a_resumed_search_continues_its_run(tmp_path: Path, server: Server) -> None:

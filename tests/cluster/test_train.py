@@ -56,7 +56,7 @@ def add_up(arguments: dict[str, Any], rank: Rank) -> dict[str, Any]:
 
             rank.commit(f"step_{done}", write)
         if rank.index == 0:
-            rank.progress(done / STEPS)
+            rank.progress(done / STEPS, {"step": done, "total": total})
     return {"total": total, "ranks": rank.count, "device": rank.device, "started_at": started_at}
 
 
@@ -101,6 +101,7 @@ def test_a_killed_rank_and_a_killed_wait_change_nothing(store: Store, cluster: C
     assert values["started_at"] in (4, 6)  # the commit of step 6 may have been under way at the second kill
     assert (values["folder"], values["left"]) == ("step_8", ["step_8"])
     assert starts == 6  # two ranks, three times
+    assert [event.numbers for event in events if event.numbers][-1] == {"step": STEPS, "total": values["total"]}
     assert [event.kind for event in events if event.kind == "retried"] == ["retried"]
 
 

@@ -65,7 +65,9 @@ def test_a_new_users_path(home: Path, job: Path, tmp_path: Path) -> None:
     status = json.loads(inlay(home, "status", first, "--json").stdout)
     assert (status["state"], status["tags"]) == ("SUCCEEDED", {"team": "blue"})
     assert status["workspace"] == str(tmp_path / "stories.search")
-    assert re.fullmatch(r"http://127\.0\.0\.1:\d+/#/experiments/\d+/runs/[0-9a-f]{32}", status["mlflow"])
+    assert re.fullmatch(
+        r"http://127\.0\.0\.1:\d+/#/experiments/\d+/runs/[0-9a-f]{32}\?workflowType=machine_learning", status["mlflow"]
+    )
     assert "evaluate" in inlay(home, "logs", first).stdout
     values = yaml.safe_load(job.read_text())
     values["distill"]["tokens"] = "2M"

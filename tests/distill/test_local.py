@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from inlay.distill.local import BranchResult, LayerBatch, LocalSettings, train_layer
+from inlay.distill.local import BranchResult, LayerBatch, LocalSettings, Through, train_layer
 
 SETTINGS = LocalSettings(steps=60, learning_rate=3e-3)
 Run = Callable[..., list[BranchResult]]
@@ -174,14 +174,27 @@ def test_a_bfloat16_parent_trains_float32_masters(place: Any) -> None:
         assert all(tensor.dtype == torch.float32 for tensor in result.state.values())
 
 
+@pytest.mark.parametrize("through", ["subblock", "layer"])
+def test_a_float16_parent_trains_float32_masters(place: Any, through: Through) -> None:
+    here = place("llama")
+    here.parent = here.parent.half()
+    context = here.context(4, 32, torch.float16)
+    batches = [LayerBatch(batch.hidden_BSD.half(), context) for batch in here.batches(62)]
+    branches = [here.branch(label) for label in ("attention:kv_heads=1", "ffn:width=24", "ffn:linear")]
+    for result in train_layer(here.parent, branches, batches, replace(SETTINGS, through=through)):
+        assert result.final_loss < 0.9 * result.start_loss
+        assert all(tensor.dtype == torch.float32 for tensor in result.state.values())
+
+
 def test_clipping_bounds_the_step_and_progress_is_told(place: Any) -> None:
     here = place("llama")
-    told: list[tuple[int, int]] = []
+    told: list[tuple[int, int, float]] = []
     settings = replace(SETTINGS, steps=3, clip=1e-3)
-    branches = [here.branch("ffn:width=24")]
-    (result,) = train_layer(here.parent, branches, here.batches(5), settings, on_step=lambda *at: told.append(at))
-    assert result.status == "trained"
-    assert told == [(1, 3), (2, 3), (3, 3)]
+    branches = [here.branch("ffn:width=24"), here.branch("ffn:linear")]
+    results = train_layer(here.parent, branches, here.batches(5), settings, on_step=lambda *at: told.append(at))
+    assert all(result.status == "trained" for result in results)
+    means = [sum(losses) / 2 for losses in zip(*(result.curve for result in results), strict=True)]
+    assert told == [(step, 3, mean) for step, mean in enumerate(means, start=1)]
 
 
 def test_no_variants_need_no_parent_pass(place: Any) -> None:

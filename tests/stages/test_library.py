@@ -56,17 +56,33 @@ def build(job: Job, folder: Path, workers: int) -> Built:
         search = Search(job, place, parent, cluster, Reporter())
         records = build_library(search, texts.distill)
         assert not failures(records)
+        assert (search.scratch_peak_bytes > 50_000_000) == search.cluster.started, "boundaries were made by workers"
         rows = score_blocks(search, texts.score, library_of(records))
     return [record.identity() for record in records], rows
 
 
 @pytest.fixture(scope="module")
-def built(job: Job, tmp_path_factory: pytest.TempPathFactory) -> Built:
-    return build(job, tmp_path_factory.mktemp("two") / "w.search", workers=2)
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("two") / "w.search"
+
+
+@pytest.fixture(scope="module")
+def built(job: Job, folder: Path) -> Built:
+    return build(job, folder, workers=2)
 
 
 def test_one_worker_gives_the_same_bytes(job: Job, built: Built, tmp_path: Path) -> None:
     assert build(job, tmp_path / "w.search", workers=1) == built
+
+
+def test_what_misses_a_blob_is_made_again_at_once(job: Job, built: Built, folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "w.search")
+    store = Workspace(tmp_path / "w.search").store
+    for stage, name in (("distill", "attention:linear"), ("score", "sequences")):
+        key = next(key for key in store.list(f"records/{stage}/") if "layer 0002" in store.get(key).decode())
+        store.delete(f"blobs/{store.get_json(key)['blobs'][name]}")
+    assert build(job, tmp_path / "w.search", workers=2) == built
+    assert store.list("blobs/") == Workspace(folder).store.list("blobs/")
 
 
 def test_spans_give_the_same_bytes(job: Job, built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

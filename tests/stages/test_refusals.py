@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -55,6 +56,22 @@ def test_a_weight_that_is_not_a_number(tmp_path: Path, values: dict[str, Any], i
     assert "up_proj" in said
     assert "layer 1" in said
     assert not (folder / "job.search").exists()
+
+
+def test_a_full_scratch_disk(tmp_path: Path, values: dict[str, Any], inlay_command: Run) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(scratch)], check=False).returncode:
+        pytest.skip("this account may not mount a tmpfs")
+    try:
+        values["cluster"]["scratch"] = str(scratch)
+        said = one_sentence(inlay_command("run", "job.yaml", cwd=write(tmp_path, values)), 1)
+    finally:
+        subprocess.run(["umount", "-l", str(scratch)], check=True)
+    told = (
+        r"\d+ bytes could not be written to \S+/boundary-0000/shard-\d+\.safetensors: no space is left there; what is "
+    )
+    assert re.search(told + "finished stays: free some space and give the same command again", said), said
 
 
 def test_a_workspace_of_another_parent(

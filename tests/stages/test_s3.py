@@ -54,6 +54,9 @@ def test_a_search_on_s3_is_the_one_on_a_folder(
     for name in SAME:
         assert there.get(name) == here.get(name), name
     assert there.list("blobs/") == here.list("blobs/")
+    exported = {path.name: path.read_bytes() for path in (tmp_path / "here" / "child").iterdir()}
+    assert {key: there.get(f"child/{key}") for key in exported} == exported
+    assert len(there.list("child/")) == len(exported)
     before = there.list()
     done = inlay_command("run", job, "-w", places[1], cwd=tmp_path)
     assert done.returncode == 0, done.stderr

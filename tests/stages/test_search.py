@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from inlay.nas.export import export_child
 from inlay.nas.workspace import Workspace
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -115,6 +116,17 @@ def test_mlflow_shows_the_search(finished: Path) -> None:
     experiment = client.get_experiment(run.info.experiment_id)
     assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
     assert {"distill.seconds", "child.kl_nats", "score.gamma"} <= set(run.data.metrics)
+    for layer in range(json.loads((Path(run.data.params["parent"]) / "config.json").read_text())["num_hidden_layers"]):
+        losses = client.get_metric_history(run_id, f"distill.layer_{layer:04d}.loss")
+        assert max(metric.step for metric in losses) == 11  # 12,000 tokens by 8 x 128
+    for name in ("child", "uniform", "depth"):
+        steps = [metric.step for metric in client.get_metric_history(run_id, f"recover.{name}.kl_nats")]
+        assert sorted(steps) == list(range(1, 24))  # 24,000 tokens by 8 x 128, no step told twice
+        told = client.get_metric_history(run_id, f"recover.{name}.tokens")
+        assert {metric.value / metric.step for metric in told} == {1024}
+        assert max(metric.step for metric in told) == 23
+        (ended,) = client.get_metric_history(run_id, "recover.seconds")
+        assert min(metric.timestamp for metric in told) < ended.timestamp
     names = {item.path for item in client.list_artifacts(run_id)}
     assert {"job.json", "solution.json", "evaluation.json", "tables", "pictures"} <= names
     assert {dataset.dataset.name for dataset in run.inputs.dataset_inputs} == {"distill", "recover", "score", "report"}
@@ -181,6 +193,22 @@ def test_another_budget_reuses_what_is_there(finished: Path, inlay_command: Run,
     done = inlay_command("run", "other.yaml", "--workspace", "job.search", cwd=folder)
     assert done.returncode == 0, done.stderr
     assert {path.name: path.stat().st_mtime_ns for path in records.iterdir()} == before
+
+
+def test_export_writes_what_one_finished_job_left(finished: Path, tmp_path: Path) -> None:
+    """Another job of the workspace came as far as its figures, and died."""
+    shutil.copytree(finished, tmp_path / "copy")
+    place = Workspace(tmp_path / "copy" / "job.search")
+    later = place.read_json("evaluation.json")
+    for name in ("child", "uniform", "depth"):
+        later[name] |= {"architecture": later["parent"]["architecture"], "parameters": 1, "kl_nats": 99.0}
+    place.write_json("evaluation.json", later)
+    place.write_json("run.json", place.read_json("run.json") | {"finished": None})
+    exported = export_child(place, "hf", tmp_path / "exported")
+    child = finished / "job.search" / "child"
+    assert {path.name: path.read_bytes() for path in exported.iterdir()} == {
+        path.name: path.read_bytes() for path in child.iterdir()
+    }
 
 
 def _contents(folder: Path) -> dict[str, int]:
