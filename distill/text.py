@@ -137,24 +137,6 @@ def opening_token(tokenizer: Any) -> int:
     raise ValueError("the tokenizer has neither a bos, an eos nor a pad token: one must open each sequence")
 
 
-def check_tokenizer(tokenizer: Any, vocab: int) -> None:
-    """Checks that a tokenizer belongs to a model with `vocab` embeddings (models may pad theirs a little).
-
-    Raises:
-        ValueError: the tokenizer has more tokens than the model, or less than half of them.
-    """
-    num_tokens = len(tokenizer)
-    if num_tokens > vocab:
-        raise ValueError(
-            f"the tokenizer has {num_tokens} tokens but the model embeds {vocab}: it is another model's tokenizer"
-        )
-    if 2 * num_tokens < vocab:
-        raise ValueError(
-            f"the tokenizer has {num_tokens} tokens, less than half of the {vocab} that the model embeds: "
-            "it is another model's tokenizer"
-        )
-
-
 def _plain_documents(text: str, separator: str) -> Iterator[str]:
     lines: list[str] = []
     for line in text.splitlines(keepends=True):

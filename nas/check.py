@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from inlay.distill.text import read_documents, split_documents
 from inlay.nas.embedded import embedded_parent
 from inlay.nas.errors import UserError
-from inlay.nas.families import Parent, Shape, open_parent
+from inlay.nas.families import Shape, describe_hub_parent, open_parent
 from inlay.nas.job import Job, JobError, Problem
 from inlay.nas.job.locations import EMBEDDED, is_hub_id, resolve
 from inlay.nas.job.problems import show
@@ -47,10 +48,10 @@ def problems_of_file(path: str | os.PathLike[str]) -> list[Problem]:
 def section_problems(sections: Mapping[str, Any], folder: Path) -> list[Problem]:
     """Problems of those sections of a job that are there, against its parent and its texts."""
     found: list[Problem] = []
-    parent: Parent | None = None
-    if "parent" in sections and not _is_elsewhere(sections["parent"], folder):
+    parent: _Described | None = None
+    if "parent" in sections:
         try:
-            parent = open_parent(_folder_of(sections["parent"], folder))
+            parent = _describe(sections["parent"], sections.get("revision"), folder)
         except UserError as error:
             found.append(_problem(error, "parent"))
     if parent is not None:
@@ -62,8 +63,20 @@ def section_problems(sections: Mapping[str, Any], folder: Path) -> list[Problem]
     return found
 
 
-def _is_elsewhere(parent: str, folder: Path) -> bool:
-    return is_hub_id(parent, folder) or "://" in parent
+@dataclass(frozen=True)
+class _Described:
+    """What is known of a parent without its weights."""
+
+    folder: Path
+    shape: Shape
+
+
+def _describe(parent: str, revision: str | None, folder: Path) -> _Described | None:
+    """A folder is opened as a run would; of a hub id config and tokenizer are read, None where its revision lacks."""
+    if is_hub_id(parent, folder):
+        return None if revision is None else _Described(*describe_hub_parent(parent, revision))
+    opened = open_parent(_folder_of(parent, folder))
+    return _Described(opened.folder, opened.shape)
 
 
 def _folder_of(parent: str, folder: Path) -> Path:
@@ -85,7 +98,7 @@ def _against_shape(sections: Mapping[str, Any], shape: Shape) -> Iterator[Proble
             yield Problem(f"hardware.scenarios[{place}]", f"{text} context is {context}, so make one of them smaller")
 
 
-def _costs(sections: Mapping[str, Any], parent: Parent | None, folder: Path) -> Iterator[Problem]:
+def _costs(sections: Mapping[str, Any], parent: _Described | None, folder: Path) -> Iterator[Problem]:
     hardware, space = sections["hardware"], sections.get("space")
     known = parent is not None and space is not None and not space_problems(space, parent.shape)
     shape = parent.shape if parent is not None and known else None
@@ -95,7 +108,7 @@ def _costs(sections: Mapping[str, Any], parent: Parent | None, folder: Path) -> 
         yield _problem(error, "hardware.costs")
 
 
-def _texts(data: Any, parent: Parent | None, folder: Path) -> Iterator[Problem]:
+def _texts(data: Any, parent: _Described | None, folder: Path) -> Iterator[Problem]:
     length = data.distill.sequence_length
     for part in ("distill", "validate"):
         source, field = getattr(data, part), f"data.{part}.path"
@@ -119,7 +132,7 @@ def _texts(data: Any, parent: Parent | None, folder: Path) -> Iterator[Problem]:
             yield Problem(field, f"{text}; give more text, or lower data.distill.sequence_length")
 
 
-def _tokenizer(parent: Parent | None) -> Any | None:
+def _tokenizer(parent: _Described | None) -> Any | None:
     """The parent's fast tokenizer, without the transformers library around it; None where there is no such file."""
     if parent is None or not (parent.folder / "tokenizer.json").is_file():
         return None

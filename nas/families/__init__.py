@@ -1,7 +1,7 @@
 """Parent families as data, and reading one layer of a parent at a time."""
 
 from inlay.nas.families.family import FAMILIES, Family
-from inlay.nas.families.parent import Parent, open_parent
+from inlay.nas.families.parent import Parent, describe_hub_parent, open_parent
 from inlay.nas.families.shape import Entry, Shape, Slot, ends_tensors, layer_prefix, subblock_tensors
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "Parent",
     "Shape",
     "Slot",
+    "describe_hub_parent",
     "ends_tensors",
     "layer_prefix",
     "open_parent",

@@ -11,6 +11,8 @@ from inlay.nas.families.tokenizer import TOKENIZER_FILES
 
 _HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
+DESCRIPTION: Final = ("config.json", *TOKENIZER_FILES)
+"""The files that tell a model's shape and tokens, without its weights."""
 _WANTED: Final = ("config.json", "generation_config.json", "*.safetensors", INDEX, "LICENSE*", *TOKENIZER_FILES)
 
 
@@ -19,10 +21,11 @@ def is_hub_id(name: str) -> bool:
     return _HUB_ID.fullmatch(name) is not None
 
 
-def download(name: str, revision: str | None) -> Path:
+def download(name: str, revision: str | None, files: tuple[str, ...] = _WANTED) -> Path:
     """The folder of `name` at `revision` in the hub's cache, downloaded where it is not there yet.
 
-    Only safetensors, configuration and tokenizer files are fetched; what is cached completely needs no network.
+    Only `files`, by default safetensors, configuration and tokenizer files, are fetched; what is cached completely
+    needs no network.
     Raises `UserError` when `revision` is not a full commit hash, or the files cannot be had.
     """
     if revision is None:
@@ -39,7 +42,7 @@ def download(name: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        wanted = [*_WANTED, "*.py"] if remote_code_allowed() else list(_WANTED)
+        wanted = [*files, "*.py"] if remote_code_allowed() else list(files)
         return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
     except Exception as error:  # the hub client's HTTP library, and so its errors, change between its versions
         reason = " ".join(str(error).split())

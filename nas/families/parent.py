@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from inlay.nas.errors import UserError
 from inlay.nas.families.checkpoint import Checkpoint, open_checkpoint
 from inlay.nas.families.checks import check_finite, check_tensors, stored_name
-from inlay.nas.families.hub import download, is_hub_id
+from inlay.nas.families.hub import DESCRIPTION, download, is_hub_id
 from inlay.nas.families.reading import family_of, read_config, shape_of
 from inlay.nas.families.remote_code import tokenizer_code
 from inlay.nas.families.shape import (
@@ -55,6 +55,20 @@ def open_parent(name: str | Path, revision: str | None = None) -> "Parent":
     check_tokenizer_files(folder, shape.vocab)
     tokenizer_code(folder)
     return Parent(folder, shape, checkpoint)
+
+
+def describe_hub_parent(name: str, revision: str) -> tuple[Path, Shape]:
+    """A folder with config and tokenizer of the hub model `name` at the commit `revision`, and its shape; no weights.
+
+    The shape's number type is a guess, since weights tell it. Raises `UserError` as `open_parent` does for those files.
+    """
+    folder = download(name, revision, DESCRIPTION)
+    config = read_config(folder)
+    family_of(config)
+    shape = shape_of(config, "float32")
+    check_tokenizer_files(folder, shape.vocab)
+    tokenizer_code(folder)
+    return folder, shape
 
 
 @dataclass(frozen=True)

@@ -8,19 +8,11 @@ are added to the measured ends; sizes are exact. No torch here: tables are read 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 TIMES = ("prefill", "decode", "runtime")
 ADDED = ("prefill_ns", "decode_ns", "runtime_ns", "parameters", "weights_bytes", "kv_bytes")
 ENDS = (-1, "ends", "ends")
-
-
-@dataclass(frozen=True)
-class Workloads:
-    """Batch and generated tokens by scenario name, for throughput."""
-
-    tokens: Mapping[str, int]
 
 
 class CostTable:

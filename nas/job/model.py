@@ -105,10 +105,6 @@ class Job(Section):
         """`<job stem>.search` beside the job file; `inlay.search` in the current folder for a job made in Python."""
         return self._file.with_suffix(".search") if self._file else self._folder / "inlay.search"
 
-    def scratch(self) -> Path | None:
-        """`cluster.scratch` as an absolute path, if the job names one."""
-        return Path(self.resolve(self.cluster.scratch)) if self.cluster.scratch else None
-
     def to_dict(self) -> dict[str, Any]:
         """All fields, defaults included, as JSON-able values; `from_dict` gives the same job back."""
         return self.model_dump(mode="json")

@@ -69,10 +69,6 @@ class LiveReporter(Reporter):
             return
         self._events.append(f"{event.label} {event.kind}{': ' if event.note else ''}{event.note}".strip())
 
-    def stage_progress(self, done: float, total: float, note: str = "", seconds_left: float | None = None) -> None:
-        """Moves the bar of a stage without pieces."""
-        self._done, self._total, self._note, self._seconds_left = done, total, note, seconds_left
-
     def stage_finished(self, name: str, seconds: float, peak_bytes: int | None = None, note: str = "") -> None:
         """Leaves one line for the stage."""
         self._stage = ""

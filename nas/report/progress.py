@@ -93,15 +93,6 @@ class Reporter:
         self._last_line = now
         self._line(self._stage, counts(event.done, event.total, event.seconds_left))
 
-    def stage_progress(self, done: float, total: float, note: str = "", seconds_left: float | None = None) -> None:
-        """A stage without pieces got on: `done` of `total` steps, and one word on how it goes (a loss)."""
-        now = self._clock()
-        if now - self._last_line < SECONDS_BETWEEN_LINES:
-            return
-        self._last_line = now
-        text = f"{100 * done / total:.0f} %" if total else f"{done:.0f}"
-        self._line(self._stage, ", ".join(part for part in (text, note, time_left(seconds_left)) if part))
-
     def stage_finished(self, name: str, seconds: float, peak_bytes: int | None = None, note: str = "") -> None:
         """A stage ended: its wall time, its largest worker's memory, and what came out in a few words."""
         self._stage = ""

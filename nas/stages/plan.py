@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 from inlay.nas.families import Parent, Slot
-from inlay.nas.hardware.costs import quantities
 from inlay.nas.job import Job
+from inlay.nas.job.sections import Scenario
 from inlay.nas.stages.run import open_job_parent
 from inlay.nas.stages.search import compute_dtype
 from inlay.nas.stages.shards import shard_ranges
 from inlay.nas.variants import Variant, ends_parameters, kv_bytes, parameters, variants_of
 
+EXACT = ("parameters", "weights", "kv", "memory")
+"""What needs no measuring."""
+MODELS = 3
+"""Child and two baselines: what is recovered."""
 PROBE_RUNS = 3
 """One layer of the parent is run so often, and the fastest taken, to learn what a worker computes in a second."""
 
@@ -44,7 +49,7 @@ def make_plan(job: Job) -> dict[str, Any]:
             "log10_architectures": sum(_log10_blocks(layer) for layer in space),
         },
         "stages": _stages(job, parent, space, trained),
-        "facts": _facts(job, parent),
+        "facts": _facts(job, parent, space),
         "warnings": _warnings(job, parent, space),
     }
 
@@ -72,7 +77,7 @@ def _log10_blocks(layer: tuple[Variant, ...]) -> float:
 
 def _stages(job: Job, parent: Parent, space: list[tuple[Variant, ...]], trained: int) -> list[dict[str, Any]]:
     shape, length = parent.shape, job.data.distill.sequence_length
-    workers = job.cluster.max_workers or 2
+    workers = job.cluster.max_workers or local_workers(job)
     own = parent_parameters(parent) - ends_parameters(shape)
     layer = own / shape.num_layers
     head = shape.vocab * shape.hidden
@@ -84,10 +89,14 @@ def _stages(job: Job, parent: Parent, space: list[tuple[Variant, ...]], trained:
         "distill": forward * own * job.distill.tokens + 3 * forward * trained * layer * 0.4 * job.distill.tokens,
         "score": forward * score_tokens * blocks * (own / 2 + head),
         "assemble": forward * score_tokens * (4 * job.solve.pool + 3 * shape.num_layers + 12) * (own + head),
-        "recover": 3 * forward * job.recover.tokens * 1.8 * (own + head),
+        # The parent forward, and a child of 0.8 of it forward and back.
+        "recover": MODELS * (1 + 3 * 0.8) * forward * job.recover.tokens * (own + head),
     }
     rate = _rate(parent, length) if job.hardware.device == "cpu" else None
-    seconds = {name: operations / rate / workers if rate else None for name, operations in costs.items()}
+    at_once = {name: min(workers, shape.num_layers) if name in ("distill", "score") else workers for name in costs}
+    # Child, uniform and depth are trained at once where there are workers for them, each on its own ranks.
+    at_once["recover"] = min(MODELS, max(1, workers // job.recover.workers)) * job.recover.workers
+    seconds = {name: operations / rate / at_once[name] if rate else None for name, operations in costs.items()}
     variant_bytes = sum(
         parameters(v.entry(shape, i), v.slot, shape) for i, vs in enumerate(space) for v in vs if v.trained
     )
@@ -123,9 +132,9 @@ def _stages(job: Job, parent: Parent, space: list[tuple[Variant, ...]], trained:
         },
         {
             "name": "recover",
-            "pieces": 3,
+            "pieces": MODELS,
             "seconds": seconds["recover"],
-            "what": f"child and two baselines, {job.recover.tokens:,} tokens each",
+            "what": f"child and two baselines where they differ, {job.recover.tokens:,} tokens each",
         },
         {"name": "evaluate", "what": f"{job.data.validate.tokens // 4:,} tokens that nothing has seen"},
     ]
@@ -161,7 +170,7 @@ def _rate(parent: Parent, length: int) -> float:
     return operations / min(times)
 
 
-def _facts(job: Job, parent: Parent) -> list[tuple[str, str]]:
+def _facts(job: Job, parent: Parent, space: list[tuple[Variant, ...]]) -> list[tuple[str, str]]:
     shape = parent.shape
     facts = [("budget", ", ".join(f"{limit.field.removeprefix('budget.')} {limit.text}" for limit in job.budget))]
     for scenario in job.hardware.scenarios:
@@ -177,6 +186,9 @@ def _facts(job: Job, parent: Parent) -> list[tuple[str, str]]:
                 f"the parent's KV cache takes {kv:,} bytes",
             )
         )
+        least, own = reachable(parent, space, scenario)
+        ratios = ", ".join(f"{name} {least[name] / own[name]:.3f}x" for name in EXACT)
+        facts.append(("least", f"in {scenario.name}: {ratios}; least times are known once they were measured"))
     return facts
 
 
@@ -187,24 +199,43 @@ def _warnings(job: Job, parent: Parent, space: list[tuple[Variant, ...]]) -> lis
     free = shutil.disk_usage(there).free
     if scratch_bytes(job, parent) > free // 2:
         found.append("scratch does not hold all boundaries at once: layers are worked on in spans, one after the other")
-    reachable = _least_parameters(parent, space)
-    for limit in job.budget:
-        sizes = quantities({"parameters": parent_parameters(parent), **dict.fromkeys(_TIMES, 0)}, 0)
-        if limit.name == "parameters" and reachable > limit.against(sizes["parameters"]):
-            found.append(
-                f"{limit.field}: {limit.text} cannot be met; the least that the space reaches is "
-                f"{reachable / sizes['parameters']:.3f}x"
-            )
+    for scenario in job.hardware.scenarios:
+        least, own = reachable(parent, space, scenario)
+        for limit in job.budget:
+            if limit.name in EXACT and limit.scenario in (None, scenario.name):
+                if least[limit.name] <= limit.against(own[limit.name]):
+                    continue
+                found.append(
+                    f"{limit.field}: {limit.text} cannot be met in {scenario.name}; the least that the space reaches "
+                    f"is {least[limit.name] / own[limit.name]:.3f}x"
+                )
     return found
 
 
-_TIMES = ("runtime_ns", "prefill_ns", "decode_ns", "weights_bytes", "kv_bytes")
+def local_workers(job: Job) -> int:
+    """Workers of a job without `max_workers` on this machine: as many as its CPUs hold."""
+    return max(1, (os.cpu_count() or 1) // job.cluster.cpus_per_worker)
 
 
-def _least_parameters(parent: Parent, space: list[tuple[Variant, ...]]) -> int:
-    shape = parent.shape
-    return ends_parameters(shape) + sum(
-        min(parameters(v.entry(shape, i), v.slot, shape) for v in layer if v.slot == slot)
-        for i, layer in enumerate(space)
-        for slot in SLOTS
-    )
+def reachable(
+    parent: Parent, space: list[tuple[Variant, ...]], scenario: Scenario
+) -> tuple[dict[str, int], dict[str, int]]:
+    """The least of each exact quantity that the space reaches, each on its own, and the parent's, ends included."""
+    shape, length = parent.shape, scenario.prefill + scenario.generate
+    numbers = ends_parameters(shape)
+    ends = {"parameters": numbers, "weights": numbers * shape.dtype_bytes, "kv": 0}
+    ends["memory"] = ends["weights"]
+    least, own = dict(ends), dict(ends)
+    for layer, variants in enumerate(space):
+        for slot in SLOTS:
+            sizes = []
+            for variant in (v for v in variants if v.slot == slot):
+                entry = variant.entry(shape, layer)
+                cache = kv_bytes(entry, shape, scenario.batch_size, length) if slot == "attention" else 0
+                count = parameters(entry, slot, shape)
+                weights = count * shape.dtype_bytes
+                sizes.append({"parameters": count, "weights": weights, "kv": cache, "memory": weights + cache})
+            for name in EXACT:
+                least[name] += min(size[name] for size in sizes)
+                own[name] += sizes[0][name]
+    return least, own

@@ -16,6 +16,7 @@ from inlay.cluster.runtime import Cluster, ClusterSettings
 from inlay.cluster.store import Store
 from inlay.nas.families import Parent
 from inlay.nas.job import Job
+from inlay.nas.job.locations import is_hub_id
 from inlay.nas.report.progress import Reporter
 from inlay.nas.stages.shares import share_of
 from inlay.nas.workspace import Workspace
@@ -56,10 +57,17 @@ class Search:
     def base(self) -> dict[str, Any]:
         """Arguments that every piece's worker needs to find the parent and its compute type."""
         return {
-            "parent": str(self.parent.folder),
+            "parent": self._parent_place,
             "dtype": compute_dtype(self.job, self.parent),
             "device": self.job.hardware.device,
         }
+
+    @property
+    def _parent_place(self) -> str:
+        """A folder that all nodes share, or a hub id at its commit: each node has its own cache of the hub."""
+        if is_hub_id(self.job.parent, self.job.folder):
+            return f"{self.job.parent}@{self.job.revision}"
+        return str(self.parent.folder)
 
     @property
     def scratch(self) -> Path:

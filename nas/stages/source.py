@@ -17,6 +17,7 @@ from torch import Tensor
 from inlay.cluster.store import Store
 from inlay.distill.sweep import Slot
 from inlay.nas.families import Parent, open_parent
+from inlay.nas.families.hub import is_hub_id
 from inlay.nas.modeling import Ends, InlayLayer, build_layer, make_context
 from inlay.nas.variants import parse_variant
 
@@ -36,9 +37,10 @@ class Library:
 
 
 @lru_cache(maxsize=2)
-def parent_of(folder: str) -> Parent:
-    """The parent of this worker; opened once a process."""
-    return open_parent(folder)
+def parent_of(place: str) -> Parent:
+    """The parent of this worker, in a folder or at `hub id@commit` through this node's own cache; once a process."""
+    name, _, revision = place.rpartition("@")
+    return open_parent(name, revision) if is_hub_id(name) else open_parent(place)
 
 
 @dataclass

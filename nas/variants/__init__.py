@@ -3,7 +3,7 @@
 from inlay.nas.variants.architecture import Architecture
 from inlay.nas.variants.kind import Kind
 from inlay.nas.variants.registry import KINDS
-from inlay.nas.variants.sizes import ends_bytes, ends_parameters, kv_bytes, parameters, weights_bytes
+from inlay.nas.variants.sizes import ends_parameters, kv_bytes, parameters, weights_bytes
 from inlay.nas.variants.space import SearchSpace, space_problems, variants_of
 from inlay.nas.variants.variant import Variant, parse_variant
 
@@ -13,7 +13,6 @@ __all__ = [
     "Kind",
     "SearchSpace",
     "Variant",
-    "ends_bytes",
     "ends_parameters",
     "kv_bytes",
     "parameters",

@@ -21,11 +21,6 @@ def ends_parameters(shape: Shape) -> int:
     return _count(ends_tensors(shape))
 
 
-def ends_bytes(shape: Shape) -> int:
-    """Bytes of embedding, final norm and head as they are stored."""
-    return ends_parameters(shape) * shape.dtype_bytes
-
-
 def kv_bytes(entry: Entry, shape: Shape, batch: int, length: int, kv_dtype_bytes: int | None = None) -> int:
     """Bytes of the keys and values that one attention holds for `batch` sequences after `length` tokens.
 

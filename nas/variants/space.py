@@ -23,7 +23,7 @@ class SearchSpace(Protocol):
 
     @property
     def multiple(self) -> int:
-        """Widths given as fractions are rounded to it."""
+        """Widths are rounded to it."""
 
     @property
     def sinks(self) -> int:
@@ -67,7 +67,8 @@ def _slot_problems(space: SearchSpace, shape: Shape, slot: Slot, field: str) -> 
         variant = _variant(item, slot, space, shape)
         problems = [variant.problem(shape, layer) for layer in range(shape.num_layers)]
         if problems[0] is not None and None not in problems:
-            given = f"{value} gives a multiple of {space.multiple}, and " if isinstance(value, float) else ""
+            rounded = name == "width" and variant.value != value
+            given = f"{value} gives a multiple of {space.multiple}, and " if rounded else ""
             yield Problem(path, given + problems[0])
 
 

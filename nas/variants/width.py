@@ -27,11 +27,17 @@ class Width(Kind):
         return parse_whole(self.name, text)
 
     def resolve(self, item: Any, space: Any, shape: Shape) -> Value:
-        """The channels of the item; a fraction of the parent's is rounded to the nearest multiple above zero."""
-        if not isinstance(item, float):
-            return int(item)
-        multiple = int(space.multiple)
-        return max(1, round(item * shape.ffn_width / multiple)) * multiple if item > 0 else 0
+        """The channels of the item, a number or a fraction of the parent's, as the nearest multiple above zero.
+
+        A multiple above the parent's width becomes the largest below it, where there is one. A number that is no width,
+        the parent's own, or above it stays as it is.
+        """
+        own, multiple = shape.ffn_width, int(space.multiple)
+        wanted = item * own if isinstance(item, float) else item
+        if wanted <= 0 or (wanted >= own and not isinstance(item, float)):
+            return int(wanted)
+        nearest = max(1, round(wanted / multiple)) * multiple
+        return own // multiple * multiple if nearest > own >= multiple else nearest
 
     def problem(self, value: Value, slot: Slot, shape: Shape, layer: int) -> str | None:
         """The width must be above zero and not above the parent's."""

@@ -14,7 +14,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from inlay.distill.text import check_tokenizer, pack, read_documents, split_documents, training_order
+from inlay.distill.text import pack, read_documents, split_documents, training_order
 
 BOS = 1
 
@@ -146,12 +146,3 @@ def test_held_out_sequences_are_never_trained_on() -> None:
     assert len(set(order[40:])) == 3
     with pytest.raises(ValueError, match="leave none to train on"):
         training_order(3, 8, 8, 0, held_out=3)
-
-
-def test_a_tokenizer_of_another_model_is_refused() -> None:
-    check_tokenizer(tokenizer(), 100)
-    check_tokenizer(tokenizer(), 128)
-    with pytest.raises(ValueError, match="has 100 tokens but the model embeds 99"):
-        check_tokenizer(tokenizer(), 99)
-    with pytest.raises(ValueError, match="less than half"):
-        check_tokenizer(tokenizer(), 4096)

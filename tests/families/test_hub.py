@@ -3,14 +3,18 @@
 import hashlib
 import shutil
 import socket
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from huggingface_hub import constants
 
+from inlay.nas.check import problems_of_file
 from inlay.nas.errors import UserError
-from inlay.nas.families import open_parent
+from inlay.nas.families import describe_hub_parent, open_parent
+from inlay.nas.stages.source import parent_of
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 NAME = "someone/tiny-llama"
@@ -76,3 +80,41 @@ def test_an_incomplete_snapshot_is_refused(cache: Path) -> None:
 
 def _no_network(*_: object) -> None:
     raise AssertionError("the network was used")
+
+
+def test_shape_and_tokens_are_told_without_weights(cache: Path, tiny_parent: Any) -> None:
+    (cache / "model.safetensors").unlink()
+    folder, shape = describe_hub_parent(NAME, COMMIT)
+    assert folder == cache
+    assert replace(shape, dtype="float32") == replace(open_parent(tiny_parent("llama")).shape, dtype="float32")
+
+
+def test_a_worker_opens_a_hub_parent_through_its_own_cache(cache: Path) -> None:
+    assert parent_of.__wrapped__(f"{NAME}@{COMMIT}").folder == cache
+    assert parent_of.__wrapped__(str(cache)).folder == cache.resolve()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"space": {"ffn": [{"width": 480}]}}, "space.ffn[0].width: 480 is above the parent's width of 48"),
+        ({"revision": COMMIT[::-1]}, "parent: the hub id"),
+    ],
+)
+def test_a_job_is_checked_against_a_hub_parents_shape(
+    cache: Path, tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    values: dict[str, Any] = {
+        "parent": NAME,
+        "revision": COMMIT,
+        "data": {"distill": {"path": "inlay:pystdlib/train", "sequence_length": 16},
+                 "validate": {"path": "inlay:pystdlib/held_out"}},
+        "space": {"attention": ["no_op"]},
+        "hardware": {"scenarios": [{"prefill": 8, "generate": 4}]},
+        "budget": {"parameters": "0.9x"},
+    }  # fmt: skip
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(values))
+    assert problems_of_file(tmp_path / "job.yaml") == []
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(values | changes))
+    (problem,) = problems_of_file(tmp_path / "job.yaml")
+    assert str(problem).startswith(words)

@@ -49,7 +49,7 @@ def test_paths_start_at_the_job_file(values: dict[str, Any], tmp_path: Path, mon
     monkeypatch.chdir(tmp_path)
     job = Job.load("jobs/a.yaml")
     assert job.resolve(job.data.distill.path) == str(folder / "stories.txt")
-    assert job.scratch() == folder / "fast"
+    assert job.resolve(str(job.cluster.scratch)) == str(folder / "fast")
     assert job.resolve("inlay:pystdlib/train") == "inlay:pystdlib/train"
     assert job.resolve("s3://bucket/text.txt") == "s3://bucket/text.txt"
     assert job.resolve("/data/text.txt") == "/data/text.txt"

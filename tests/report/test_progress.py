@@ -62,15 +62,6 @@ def test_what_the_user_should_know_is_never_held_back() -> None:
     ]
 
 
-def test_a_stage_without_pieces_tells_its_share() -> None:
-    clock, stream = Clock(), io.StringIO()
-    reporter = Reporter(stream, clock)
-    reporter.stage_started("recover")
-    clock.now = 12
-    reporter.stage_progress(30, 120, "KL 0.21", 36)
-    assert stream.getvalue().splitlines()[-1] == "recover    25 %, KL 0.21, 36 s left"
-
-
 @pytest.mark.parametrize("width", [40, 80, 120])
 def test_live_frames_fit_the_terminal(width: int) -> None:
     clock, stream = Clock(), io.StringIO()

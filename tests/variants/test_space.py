@@ -55,15 +55,18 @@ def test_the_parent_comes_first_and_the_order_is_the_jobs() -> None:
 
 @pytest.mark.parametrize(
     ("width", "multiple", "expected"),
-    [(0.75, 8, 128), (0.5, 8, 88), (0.25, 8, 40), (0.01, 8, 8), (0.5, 1, 86), (0.5, 64, 64), (100, 8, 100)],
+    [
+        *[(0.75, 8, 128), (0.5, 8, 88), (0.25, 8, 40), (0.01, 8, 8), (0.5, 1, 86), (0.5, 64, 64)],
+        *[(101, 8, 104), (99, 8, 96), (100, 1, 100), (3, 8, 8), (171, 8, 168), (0.999, 8, 168), (2, 64, 64)],
+    ],
 )
-def test_fractions_are_rounded_to_the_multiple_and_numbers_are_not(width, multiple, expected) -> None:
+def test_numbers_and_fractions_are_rounded_to_the_multiple(width, multiple, expected) -> None:
     space = Space(ffn=[{"width": width}], multiple=multiple)
     assert labels(space)[2:] == [f"ffn:width={expected}"]
 
 
 def test_what_comes_out_the_same_is_there_once() -> None:
-    assert labels(Space(ffn=[{"width": 0.5}, {"width": 88}, {"width": 0.51}])) == [
+    assert labels(Space(ffn=[{"width": 0.5}, {"width": 88}, {"width": 0.51}, {"width": 86}])) == [
         "attention:parent",
         "ffn:parent",
         "ffn:width=88",
@@ -109,6 +112,11 @@ def test_a_width_above_the_parents() -> None:
 def test_a_fraction_that_rounds_above_the_parents() -> None:
     (problem,) = problems(ffn=[{"width": 0.5}], multiple=256)
     assert problem.startswith("space.ffn[0].width: 0.5 gives a multiple of 256, and 256 is above the parent's width")
+
+
+def test_a_number_that_rounds_above_the_parents() -> None:
+    (problem,) = problems(ffn=[{"width": 100}], multiple=256)
+    assert problem.startswith("space.ffn[0].width: 100 gives a multiple of 256, and 256 is above the parent's width")
 
 
 def test_a_window_longer_than_the_context() -> None:
