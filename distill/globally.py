@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from inlay.distill.checkpoint import Checkpoint, TrainingState
-from inlay.distill.optimize import adamw, set_learning_rate, warmup_cosine
+from inlay.distill.optimize import adamw, precision, set_learning_rate, warmup_cosine
 from inlay.distill.parallel import Ranks, is_sharded, laid_out_like, local, whole_number
 from inlay.kernels import kl_loss
 
@@ -249,12 +249,13 @@ def _accumulate_gradients(
 def _losses(parent: Any, child: Any, ids_BS: Tensor) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
         parent_layers, parent_hidden_BSD = parent.forward_hidden(ids_BS)
-    child_layers, child_hidden_BSD = child.forward_hidden(ids_BS)
-    cosine = torch.stack(
-        [
-            (1.0 - functional.cosine_similarity(ours.float(), theirs.float(), dim=-1)).mean()
-            for ours, theirs in zip(child_layers, parent_layers, strict=True)
-        ]
-    ).sum()
-    kl = kl_loss(parent_hidden_BSD.flatten(0, 1), child_hidden_BSD.flatten(0, 1), parent.head_VD, child.head_VD)
+    with precision(parent_hidden_BSD):
+        child_layers, child_hidden_BSD = child.forward_hidden(ids_BS)
+        cosine = torch.stack(
+            [
+                (1.0 - functional.cosine_similarity(ours.float(), theirs.float(), dim=-1)).mean()
+                for ours, theirs in zip(child_layers, parent_layers, strict=True)
+            ]
+        ).sum()
+        kl = kl_loss(parent_hidden_BSD.flatten(0, 1), child_hidden_BSD.flatten(0, 1), parent.head_VD, child.head_VD)
     return cosine, kl

@@ -10,14 +10,13 @@ import copy
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from inlay.distill.optimize import adamw, set_learning_rate, warmup_cosine
+from inlay.distill.optimize import adamw, precision, set_learning_rate, warmup_cosine
 from inlay.distill.updates import Slot, error_of, slot_input, update_of
 from inlay.kernels import update_mse, update_scale
 
@@ -204,7 +203,7 @@ class _Targets:
     def loss(self, branch: Branch) -> Tensor:
         """The normalised error of a variant on this batch."""
         given, answer, scale = self.inputs[branch.slot], self.answers[branch.slot], self.scales[branch.slot]
-        with _precision(given.hidden_BSD):
+        with precision(given.hidden_BSD):
             if branch.slot == "ffn" or self.through == "subblock":
                 return error_of(branch.layer, given, answer, scale)
             update_BSD = update_of(branch.layer, given)
@@ -305,13 +304,6 @@ def _sum(losses: list[Tensor]) -> Tensor:
 def _values(losses: list[Tensor]) -> list[float]:
     """Scalars as floats, with one wait for the device."""
     return torch.stack(losses).tolist() if losses else []
-
-
-def _precision(hidden_BSD: Tensor) -> AbstractContextManager[Any]:
-    """Masters are float32; where the parent computes in bfloat16, so do its variants."""
-    if hidden_BSD.dtype == torch.bfloat16:
-        return torch.autocast(hidden_BSD.device.type, dtype=torch.bfloat16)
-    return nullcontext()
 
 
 def _held_back(batches: Iterable[LayerBatch], count: int, kept: deque[LayerBatch]) -> Iterator[LayerBatch]:

@@ -1,12 +1,14 @@
-"""What every training loop here shares: the learning-rate schedule and AdamW."""
+"""What every training loop here shares: the learning-rate schedule, AdamW, and the type that it computes in."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 def warmup_cosine(step: int, steps: int, warmup: float, floor: float = 0.0) -> float:
@@ -38,3 +40,10 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
     """Sets the rate of every group."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
+
+
+def precision(parent_hidden: Tensor) -> AbstractContextManager[Any]:
+    """What to compute in: masters are float32; where the parent computes in bfloat16, so does what is trained."""
+    if parent_hidden.dtype == torch.bfloat16:
+        return torch.autocast(parent_hidden.device.type, dtype=torch.bfloat16)
+    return nullcontext()

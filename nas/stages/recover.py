@@ -134,7 +134,7 @@ def recover_in_rank(arguments: dict[str, Any], rank: Rank) -> dict[str, Any]:
     return _values(result)
 
 
-RECOVER = Stage("recover", 1, recover_model)
+RECOVER = Stage("recover", 2, recover_model)
 
 
 def global_settings(search: Search, ids: Ids, tokens: int) -> GlobalSettings:

@@ -258,3 +258,14 @@ def test_too_few_batches_are_named() -> None:
 def test_settings_out_of_bounds_are_named(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         GlobalSettings(**{"steps": 3, **change})
+
+
+def test_a_child_computes_in_bfloat16_where_its_parent_does() -> None:
+    parent, child = models()
+    parent = parent.to(torch.bfloat16)
+    types: set[torch.dtype] = set()
+    child.model.layers[0].mlp.up_proj.register_forward_hook(lambda module, given, output: types.add(output.dtype))
+    result = distill_globally(parent, child, batches(60), replace(SETTINGS, steps=60))
+    assert types == {torch.bfloat16}
+    assert {tensor.dtype for tensor in child.parameters()} == {torch.float32}
+    assert result.curve[-1]["loss"] < 0.8 * result.curve[0]["loss"]
