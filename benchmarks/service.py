@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -38,6 +39,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=Path("service.json"))
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/service.md"))
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))  # so that the services are ended
     results = json.loads(options.results.read_text()) if options.results.exists() else {}
     with tempfile.TemporaryDirectory(prefix="inlay-bench-") as name:
         folder = Path(name)
@@ -53,7 +55,7 @@ def main() -> None:
 
 def submit(folder: Path, rounds: int) -> dict[str, Any]:
     """The same search in new workspaces, here and through the job server, in turns; seconds of wall time."""
-    job = write_job(folder / "search.yaml", distill="60k", recover="60k", kinds=4)
+    job = write_job(folder / "search.yaml", distill="20k", recover="20k", kinds=2)
     times: dict[str, list[float]] = {"run": [], "submit": []}
     with services(folder) as environment:
         for number in range(rounds):
@@ -73,9 +75,9 @@ def overhead(folder: Path, rounds: int) -> dict[str, Any]:
     from inlay.cluster.runtime import ClusterSettings, connect
     from inlay.nas.job import Job
     from inlay.nas.report.progress import Reporter
-    from inlay.nas.stages.boundaries import spans_with_boundaries
+    from inlay.nas.stages.boundaries import scratch_of, spans_with_boundaries
     from inlay.nas.stages.calibrate import calibrate_piece, sums_of
-    from inlay.nas.stages.distill import distill_piece, layer_variants
+    from inlay.nas.stages.distill import distill_piece, keeps_outcomes, layer_variants
     from inlay.nas.stages.run import open_job_parent
     from inlay.nas.stages.search import Search
     from inlay.nas.stages.text import pack_texts, store_texts
@@ -90,8 +92,12 @@ def overhead(folder: Path, rounds: int) -> dict[str, Any]:
     with connect(ClusterSettings(workers=1)) as cluster:
         search = Search(job, place, parent, cluster, Reporter())
         cluster.preload("inlay.nas.stages.distill")
-        for _ in spans_with_boundaries(search, ids, list(layers)):
-            sums = search.run([calibrate_piece(search, ids, layer, layer_variants(search, layer)) for layer in layers])
+        outcomes = keeps_outcomes(search)
+        for _ in spans_with_boundaries(search, ids, list(layers), outcomes):
+            scratch = scratch_of(search, ids, outcomes)
+            sums = search.run(
+                [calibrate_piece(search, ids, layer, layer_variants(search, layer), scratch) for layer in layers]
+            )
             pieces = [
                 distill_piece(search, ids, layer, layer_variants(search, layer), sums_of(record))
                 for layer, record in zip(layers, sums, strict=True)
@@ -137,7 +143,7 @@ def listing(folder: Path, rounds: int) -> dict[str, Any]:
     """`inlay list` with a hundred real ended jobs: its wall time, and that of `inlay --version`, its start-up."""
     from inlay.cluster.jobs import JobServer
 
-    with services(folder) as environment:
+    with services(folder, "--jobs-at-once", "8") as environment:
         os.environ["RAY_AUTH_TOKEN_PATH"] = str(Path(environment["HOME"]) / ".ray" / "auth_token")
         server = JobServer(
             json.loads((Path(environment["INLAY_SERVICES"]) / "services.json").read_text())["ray"]["url"]
@@ -178,13 +184,13 @@ class PeakMemory:
 
 
 @contextmanager
-def services(folder: Path) -> Iterator[dict[str, str]]:
+def services(folder: Path, *options: str) -> Iterator[dict[str, str]]:
     """`inlay up` in an account of its own, and `inlay down`; the environment to reach it."""
     home = folder / "home"
     home.mkdir(exist_ok=True)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))}
     environment = kept | {"HOME": str(home), "INLAY_SERVICES": str(folder / "up"), "OMP_NUM_THREADS": "1"}
-    inlay(environment, "up")
+    inlay(environment, "up", *options)
     try:
         yield environment
     finally:

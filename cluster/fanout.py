@@ -352,6 +352,8 @@ class _FanOut:
 
 
 def _what_is_waited_for(cluster: Cluster, wish: Resources) -> str:
+    if not cluster.elastic:
+        return "its worker is still being started"  # all there is here is ours, and the piece fits
     lacking = misfit([node["Resources"] for node in cluster.nodes()], wish)
     grows = cluster.growth()
     if lacking is None:

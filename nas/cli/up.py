@@ -54,7 +54,8 @@ def up_command(
     if as_json:
         print_json(values)
         return
-    print(f"jobs       {values['job_server']}  (dashboard and job server; it asks for the token in ~/.ray/auth_token)")
+    print(f"jobs       {values['job_server']}")
     print(f"mlflow     {values['mlflow']}")
     print(f"logs       {values['logs']}")
-    print("submit a job with `inlay submit JOB`, end the services with `inlay down`")
+    print("The dashboard, at `jobs`, asks for the token in ~/.ray/auth_token.")
+    print("Submit a search with `inlay submit JOB`; `inlay down` ends all of this.")

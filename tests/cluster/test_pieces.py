@@ -318,6 +318,20 @@ def test_progress_is_told_with_the_time_left(store: Store, cluster: Cluster) -> 
     assert (events[-1].done, events[-1].total, events[-1].seconds_left) == (3, 3, 0.0)
 
 
+def test_a_local_worker_that_is_not_there_yet_is_said_to_start(
+    store: Store, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    cluster.start()
+    monkeypatch.setattr("inlay.cluster.fanout._WAITING_SECONDS", 1.0)
+    preloading = ray.remote(lambda: time.sleep(4)).options(num_cpus=2).remote()
+    events: list[PieceEvent] = []
+    run_pieces(store, [make(slow, "waits", steps=1)], cluster, on_event=events.append)
+    assert {event.note for event in events if event.kind == "waiting"} == {"its worker is still being started"}
+    ray.get(preloading)
+
+
 def test_peak_memory_is_that_of_the_piece(store: Store, cluster: Cluster) -> None:
     large = replace(make(holds_memory, "large", bytes=500 << 20), resources=Resources(cpus=2))
     small = replace(make(holds_memory, "small", bytes=1), resources=Resources(cpus=2))

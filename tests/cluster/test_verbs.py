@@ -25,6 +25,7 @@ from inlay.nas.errors import UserError
 from inlay.nas.job import Job
 
 COMMAND = [sys.executable, "-m", "inlay.nas.cli"]
+DOCUMENT = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -265,6 +266,36 @@ def test_a_second_job_on_a_workspace_is_told_whose_it_is(home: Path, job: Path, 
     assert inlay(home, "logs", "holder").stdout.endswith(
         "inlay: stopped; what is finished is kept, the same job goes on from there\n"
     )
+
+
+def documented(verb: str) -> set[str]:
+    """The fields that docs/cli.md names for a verb's JSON."""
+    (fields,) = re.findall(rf"^\| {re.escape(verb)} \| (.+) \|$", DOCUMENT, re.MULTILINE)
+    return set(re.findall(r"`(\w+)`", fields))
+
+
+def test_the_fields_of_json_are_those_of_the_document(home: Path, job: Path, tmp_path: Path) -> None:
+    def keys(*arguments: str | Path) -> set[str]:
+        done = inlay(home, *arguments, "--json")
+        assert done.returncode == 0, done.stderr
+        value = json.loads(done.stdout)
+        return set(value[0] if isinstance(value, list) else value)
+
+    values = yaml.safe_load(job.read_text())
+    values["distill"]["tokens"] = "20M"
+    job.write_text(yaml.safe_dump(values))
+    of_job = documented("`submit`, `stop`, each job of `list`")
+    assert keys("up") == documented("`up`")
+    assert keys("submit", job, "--id", "fields", "-w", tmp_path / "w") == of_job
+    _wait_for_text(home, "fields", "started")
+    assert keys("status", "fields") == of_job | documented("`status`")
+    progress = json.loads(inlay(home, "status", "fields", "--json").stdout)["progress"]
+    assert set(progress) == documented("`progress` of `status`")
+    assert keys("list") == of_job
+    assert keys("logs", "fields") == documented("`logs`")
+    assert keys("stop", "fields") == of_job
+    assert keys("delete", "fields") == documented("`delete`")
+    assert keys("down", "--folder", tmp_path / "none") == documented("`down`")
 
 
 def test_no_services_is_one_sentence(tmp_path: Path) -> None:
