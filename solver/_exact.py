@@ -32,18 +32,6 @@ SHAKES = 40
 SHAKE_AFTER = 3000
 """States of all searches after which shaking comes first; four times as many after each time."""
 
-POOR = 0.005
-"""An answer further from the bound than this share, shaken in vain, is worth a search by HiGHS among the near edges."""
-
-NEAR_ROOM = 0.002
-"""Near is an edge that adds at most this share of the bound to it."""
-
-NEAR_NODES = 20
-"""Nodes of that search, at most."""
-
-LONGEST = 60.0
-"""Seconds of that search, at most; less where the time limit is near: then half of what is left."""
-
 FIRST_BUDGET = 60_000
 """States after which a complete search is given up for a dive; four times as many after each dive."""
 
@@ -88,12 +76,10 @@ class Exact:
         self._edges, self._tie = edges.take(self._alive), tie[self._alive]
         self._pairs = _among(pairs, self._alive, len(edges))
         self._num_layers = num_layers
-        self._has_differences = False
         self._relaxation = Relaxation(num_layers, self._edges, self._pairs)
 
     def add_row(self, coefficients: np.ndarray) -> None:
         """One more row [E] over the edges given first."""
-        self._has_differences = True
         row = coefficients[self._alive]
         self._relaxation.add_row(row)
         edges = self._edges
@@ -154,7 +140,7 @@ class _Hunt:
     def __init__(self, exact: Exact, most: np.ndarray, prices: Prices, deadline: float, at_most: float) -> None:
         self._most, self._prices, self._deadline, self._at_most = most, prices, deadline, at_most
         self._edges, self._pairs, self._tie = exact._edges, exact._pairs, exact._tie
-        self._num_layers, self._has_differences = exact._num_layers, exact._has_differences
+        self._num_layers = exact._num_layers
         part = spread(self._pairs, prices.pairs)
         self.weight = part.score(self._edges) + prices.rows @ self._edges.rows
         forward, backward = _distances(self._num_layers, self._edges, self.weight)
@@ -192,10 +178,8 @@ class _Hunt:
         generator = np.random.default_rng(0)
         while self._is_open(gap):
             if may_shake and num_states > shake_after:
-                self._shake(gap, generator)
-                if shake_after == SHAKE_AFTER and self._has_differences:
-                    self._branch_near()
                 shake_after *= 4
+                self._shake(gap, generator)
                 continue
             wanted = self._wanted(gap)
             room = wanted - self._floor
@@ -236,22 +220,6 @@ class _Hunt:
             if self.best is None or self.bound >= self._wanted(gap) or time.monotonic() > self._deadline:
                 return
             self.offer(shake_and_swap(self._edges, self._most, self.weight, self.best, generator))
-
-    def _branch_near(self) -> None:
-        """Where the best answer is poor, look for another among the near edges by branch and bound.
-
-        Rows of differences make the repair of a rounding, exchanges and dives fail together: each meets few of them.
-        """
-        size = max(abs(self._floor), 1.0)
-        if self.best is not None and self.ceiling - max(self.bound, self._floor) <= POOR * size:
-            return
-        kept = np.flatnonzero(self._reduced <= NEAR_ROOM * size)
-        seconds = min((self._deadline - time.monotonic()) / 2, LONGEST)
-        found = Relaxation(self._num_layers, self._edges.take(kept)).branch(
-            self._most, nodes=NEAR_NODES, seconds=max(0.0, seconds)
-        )
-        if found is not None and (self._edges.rows[:, kept[found]].sum(axis=1) <= self._most).all():
-            self.offer(kept[found])
 
     def _is_open(self, gap: float) -> bool:
         if self.best is None:

@@ -117,26 +117,6 @@ class Relaxation:
             if self._active.all() or not self._price_in(dual):
                 return self._read(dual, True)
 
-    def branch(self, most: np.ndarray, *, nodes: int, seconds: float) -> np.ndarray | None:
-        """The best edges that HiGHS finds as whole ones in so many nodes and seconds, for choices of one layer each.
-
-        They meet the rows `most` [m] to its tolerance only.
-        """
-        program = self._program(np.arange(len(self._edges)))
-        program.row_upper_ = np.concatenate([np.ones(self._num_layers), most / self._row_scale])
-        program.integrality_ = [self._lib.HighsVarType.kInteger] * len(self._edges)
-        model = self._lib.Highs()
-        options = {"output_flag": False, "threads": 1, "random_seed": 0, "mip_max_nodes": nodes, "time_limit": seconds}
-        for name, value in options.items():
-            model.setOptionValue(name, value)
-        model.passModel(program)
-        model.run()
-        if model.getInfo().primal_solution_status != self._lib.SolutionStatus.kSolutionStatusFeasible:
-            return None
-        taken = np.flatnonzero(np.array(model.getSolution().col_value) > 0.5)
-        covered = np.array_equal(self._edges.start[taken], np.arange(self._num_layers))
-        return taken if covered else None
-
     def _read(self, dual: np.ndarray, feasible: bool) -> Prices:
         scale = self._score_scale
         rows = np.maximum(-dual[self._row_index], 0.0) * scale / self._row_scale
