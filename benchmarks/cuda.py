@@ -111,7 +111,7 @@ def _timed(report: Report, name: str, config: InlayConfig, dtype: torch.dtype, w
     models: dict[str, Any] = {}
     for label, chosen in blocks.items():
         models[label] = random_model(config.with_blocks(chosen), dtype, report.device, models.get("parent"))
-    found = {label: summarise(each, workload) for label, each in rounds_of(models, workload, 7, report.device).items()}
+    found = {label: summarise(each, workload) for label, each in rounds_of(models, workload, report.device).items()}
     base = found["parent"].runtime_ns
     for label, times in found.items():
         taken = (times.prefill_ns, times.decode_ns, times.runtime_ns, times.spread_ns)
