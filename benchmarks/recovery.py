@@ -67,8 +67,8 @@ def main() -> None:
             for name, stage, alone, loss in rows
         ),
         "",
-        "The difference of the two times is what starting and ending Ray Train takes, and loading the models; it does not "
-        "grow with the training.",
+        "The difference of the two times is what starting and ending Ray Train takes, and loading the models; it does "
+        "not grow with the training.",
         "",
         f"Written by `benchmarks/recovery.py`. {footer()}",
         "",
@@ -103,7 +103,7 @@ class Watch(Reporter):
 def stage_seconds(
     parent: str, texts: Path, tokens: int, recovery: dict[str, Any], cluster: Cluster
 ) -> tuple[float, float, float]:
-    """Seconds of the recover stage for one child, every second layer without its ffn; of its training; its last loss."""
+    """Seconds of the recover stage of a child without every second ffn, those of its training, and its last loss."""
     job = inlay.Job.from_dict(
         {
             "parent": str(Path(os.environ["INLAY_PARENTS"]) / parent),
