@@ -1,6 +1,6 @@
 """Recovery on two ranks of one thread over gloo against one worker of one thread: the wall time of the stage.
 
-    INLAY_PARENTS=... INLAY_TEXT=... python benchmarks/recovery.py [--parent stories3M] [--tokens 160000]
+    INLAY_PARENTS=... INLAY_TEXT=... python benchmarks/recovery.py [--parent stories3M] [--tokens 40000]
 
 The same child, text, order and batch each time: the stage as a search runs it, from the piece sent to the record
 committed, so that starting Ray Train counts. The time of the training itself is read off its progress, from the first
@@ -42,7 +42,7 @@ WAYS: tuple[tuple[str, dict[str, Any]], ...] = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--parent", default="stories3M")
-    parser.add_argument("--tokens", type=int, default=160_000)
+    parser.add_argument("--tokens", type=int, default=40_000)
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/recovery.md"))
     options = parser.parse_args()
     rows = []
