@@ -357,7 +357,7 @@ def _what_is_waited_for(cluster: Cluster, wish: Resources) -> str:
     lacking = misfit([node["Resources"] for node in cluster.nodes()], wish)
     grows = cluster.growth()
     if lacking is None:
-        taken = f"every node that can hold a worker with {words(wish)} is taken by other work"
+        taken = f"every node that has {words(wish)} is taken"
         return taken if grows is None else f"{taken}; {grows}"
     return f"{lacking}; {'it waits for such a node to come' if grows is None else grows}"
 

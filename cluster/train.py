@@ -160,7 +160,8 @@ def train(
     return Trained(value, None if result.checkpoint is None else Path(result.checkpoint.path), peak)
 
 
-def _run_rank(config: dict[str, Any]) -> tuple[Any, int]:
+def _run_rank(config: dict[str, Any]) -> Any:
+    """Gives what the function does, and the peak memory of the largest rank."""
     import ray.train
     import torch
     from ray.train.torch import get_device

@@ -13,37 +13,29 @@ from pathlib import Path
 
 import psutil
 import pytest
-import yaml
 
+DRIVER = """
+import json, sys
+import inlay.nas.stages.recover as stage
+from inlay.cluster import ClusterSettings, connect
+from inlay.nas.job import Job
+from inlay.nas.report.progress import Reporter
+from inlay.nas.stages.run import open_job_parent
+from inlay.nas.stages.search import Search
+from inlay.nas.stages.source import Library
+from inlay.nas.stages.text import pack_texts, store_texts
 from inlay.nas.workspace import Workspace
 
-COMMAND = """
-import sys
-import inlay.nas.stages.recover as recover
-from inlay.nas.cli import main
-
-recover.CHECKPOINT_SECONDS = 1.0
-sys.argv[0] = "inlay"
-main()
+CHILD = (("attention:parent", "ffn:parent"), ("attention:no_op", "ffn:parent"), ("attention:parent", "ffn:no_op"))
+stage.CHECKPOINT_SECONDS = 0.5
+job, place = Job.from_dict(json.loads(sys.argv[1])), Workspace(sys.argv[2])
+parent = open_job_parent(job)
+texts = store_texts(pack_texts(job, parent.tokenizer()), place)
+with connect(ClusterSettings(workers=2)) as cluster:
+    search = Search(job, place, parent, cluster, Reporter())
+    record = stage.recover(search, texts.recover, Library({}), {"child": CHILD})["child"]
+print(json.dumps(record.identity(), sort_keys=True))
 """
-
-
-def start(folder: Path, place: str) -> subprocess.Popen[str]:
-    """`inlay run`, with a state saved every second, in a process group of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-c", COMMAND, "run", "job.yaml", "-w", place],
-        cwd=folder,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def finish(process: subprocess.Popen[str]) -> None:
-    _, errors = process.communicate(timeout=500)
-    assert process.returncode == 0, errors
 
 
 @pytest.mark.slow
@@ -51,46 +43,63 @@ def finish(process: subprocess.Popen[str]) -> None:
 def test_the_same_command_after_a_kill_ends_with_the_same_bits(
     tmp_path: Path, tiny_parent: Callable[..., Path], texts: tuple[Path, Path]
 ) -> None:
-    values = {
+    job = {
         "parent": str(tiny_parent("llama")),
         "data": {
             "distill": {"path": str(texts[0]), "sequence_length": 32},
             "validate": {"path": str(texts[1]), "tokens": 512},
         },
         "space": {"attention": ["no_op"], "ffn": ["no_op"]},
-        "calibrate": {"tokens": 256},
-        "hardware": {"scenarios": [{"prefill": 8, "generate": 4}]},
+        "recover": {"tokens": "60k", "learning_rate": 1e-3, "batch_size": 4, "workers": 2},
         "budget": {"parameters": "0.9x"},
-        "recover": {"tokens": "40k", "learning_rate": 1e-3, "batch_size": 4, "workers": 2},
     }
-    (tmp_path / "job.yaml").write_text(yaml.safe_dump(values))
-    finish(start(tmp_path, "calm"))
-    for _ in range(2):
-        killed = start(tmp_path, "killed")
-        training = tmp_path / "killed" / "scratch" / "recover"
-        before = set(training.glob("*/step_*"))
-        deadline = time.monotonic() + 400
-        while not set(training.glob("*/step_*/rank_*.safetensors")) - before:
-            assert killed.poll() is None, killed.communicate()
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        os.killpg(killed.pid, signal.SIGKILL)
-        killed.wait()
-        wait_until_gone(killed.pid)
-    finish(start(tmp_path, "killed"))
-    assert results(tmp_path / "killed") == results(tmp_path / "calm")
+    command = [sys.executable, "-c", DRIVER, json.dumps(job)]
+    calm = finished(start([*command, str(tmp_path / "calm")]))
+    killed = start([*command, str(tmp_path / "killed")])
+    training = tmp_path / "killed" / "scratch" / "recover"
+    deadline = time.monotonic() + 400
+    while not list(training.glob("*/step_*/rank_*.safetensors")):
+        assert killed.poll() is None, killed.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(1)  # until a state or two are committed, which takes Ray longer than writing them
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.wait()
+    wait_until_gone(killed.pid)
+    assert not list((tmp_path / "killed" / "records" / "recover").glob("*.json"))
+    assert finished(start([*command, str(tmp_path / "killed")])) == calm
     assert not list(training.iterdir())
 
 
+def start(command: list[str]) -> subprocess.Popen[str]:
+    """A process group of its own, as a shell gives to every command."""
+    return subprocess.Popen(
+        command,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finished(process: subprocess.Popen[str]) -> str:
+    """What a command that succeeds prints."""
+    printed, errors = process.communicate(timeout=400)
+    assert process.returncode == 0, errors
+    return printed
+
+
 def wait_until_gone(session: int) -> None:
-    """Ray's workers, the ranks among them, end with the driver."""
+    """Ray's workers, the ranks among them, end with the driver; its idle agents take longer."""
     deadline = time.monotonic() + 30
-    while any("ray::" in name for name in members(session)):
+    while any("ray::" in name and "Agent" not in name for name in members(session)):
         assert time.monotonic() < deadline, members(session)
         time.sleep(0.1)
 
 
 def members(session: int) -> list[str]:
+    """The command lines of what lives in a session."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -99,12 +108,3 @@ def members(session: int) -> list[str]:
         except (psutil.Error, ProcessLookupError):
             continue  # it is gone, which is the answer
     return found
-
-
-def results(place: Path) -> dict[str, object]:
-    """What the recovery came to, bit by bit, and what was made of it."""
-    workspace = Workspace(place)
-    records = [json.loads(path.read_text()) for path in sorted((place / "records" / "recover").glob("*.json"))]
-    models = {record["label"]: (record["blobs"], record["values"]) for record in records}
-    evaluation = workspace.read_json("evaluation.json")
-    return {"models": models, **{name: evaluation[name]["kl_nats"] for name in ("child", "uniform", "depth")}}
