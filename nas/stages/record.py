@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from inlay.cluster.events import PieceEvent
-from inlay.cluster.tracking import Tracker
+from inlay.cluster.tracking import Tracker, spool_folder
 from inlay.nas.families import Parent
 from inlay.nas.job import Job
 from inlay.nas.report.figures import evaluation_markdown
@@ -46,7 +46,7 @@ class SearchRecord:
         self._series: dict[str, list[str]] = {}
         self._live: dict[str, _Live] = {}
         # A run a search: the same job continues its run wherever it computes, another job gets its own.
-        spool = place.folder / "tracking" / job.search_digest()[:16] if place.folder else place.store
+        spool = spool_folder(place.store) / job.search_digest()[:16]
         self.tracker = Tracker(job.tracking.uri, job.tracking.experiment, reporter.warning, spool=spool)
 
     def start(self) -> None:

@@ -52,8 +52,12 @@ def test_a_search_continues_its_run_wherever_it_computes(make: Make, tmp_path: P
     assert run_of(make(recover={"workers": 2, "sharding": "full"}), place) == first
 
 
-def test_another_search_of_the_workspace_has_its_own_run(make: Make, tmp_path: Path) -> None:
-    place = Workspace(tmp_path / "w.search")
+@pytest.mark.parametrize("url", [False, True])
+def test_another_search_of_the_workspace_has_its_own_run(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: bool
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    place = Workspace(f"memory://{tmp_path.name}/w.search" if url else tmp_path / "w.search")
     first = run_of(make(), place)
     assert run_of(make(budget={"parameters": "0.95x"}), place) != first
     assert run_of(make(seed=1), place) != first
