@@ -82,7 +82,6 @@ def main() -> None:
 
 def timing(report: Report, parent: str) -> None:
     """The timer of `measure`: children with less in them beside the parent, which is there twice."""
-    report.table("model", "variant", "prefill, ms", "decode step, ms", "runtime, ms", "spread, ms", "of the parent's")
     small = InlayConfig.from_parent(
         AutoModelForCausalLM.from_pretrained(Path(os.environ["INLAY_PARENTS"]) / parent).config
     )
@@ -98,6 +97,7 @@ def timing(report: Report, parent: str) -> None:
 
 
 def _timed(report: Report, name: str, config: InlayConfig, dtype: torch.dtype, workload: Workload) -> None:
+    report.table("model", "variant", "prefill, ms", "decode step, ms", "runtime, ms", "spread, ms", "of the parent's")
     own, half = config.blocks, range(0, len(config.blocks), 2)
     narrow = {"kind": "gated", "width": config.intermediate_size // 4}
     blocks = {
@@ -123,7 +123,6 @@ def _timed(report: Report, name: str, config: InlayConfig, dtype: torch.dtype, w
     ids_BP = torch.zeros(workload.batch_size, workload.prefill, dtype=torch.long, device=report.device)
     sent, done = host_and_device(report.device, lambda: models["parent"](ids_BP, use_cache=False, logits_to_keep=1))
     report.lines += ["", f"{name}: a prefill of the parent is sent in {sent:.2f} ms and done after {done:.2f} ms."]
-    report.table("model", "variant", "prefill, ms", "decode step, ms", "runtime, ms", "spread, ms", "of the parent's")
 
 
 def recovery(report: Report, parent: str) -> None:

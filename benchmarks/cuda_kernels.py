@@ -17,8 +17,8 @@ from torch.nn import functional
 
 from inlay.kernels import compare_next_token, kl_loss, update_mse
 
-TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
-"""Of a kernel: the error's norm over the reference's."""
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 4e-2}
+"""Of a kernel: the error's norm over the reference's; logits in bfloat16 are rounded by a hundredth of what differs."""
 
 
 def kernels(report: Report, parent: str) -> None:

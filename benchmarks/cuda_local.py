@@ -36,7 +36,7 @@ def local(report: Report, parent: str) -> None:
         "variants",
         "tokens of a step",
         "differs from the CPU",
-        "largest loss left",
+        "loss left",
         "variant-tokens/s",
         "MiB",
     )
@@ -118,8 +118,9 @@ def _layer(report: Report, name: str, layer: Layer, hidden_NSD: Tensor, batch: i
     layer.train(hidden_NSD[: 2 * batch], batch, sums, report.device)  # what is compiled or loaded once
     with peak_memory(report.device) as peak:
         results, seconds = layer.train(hidden_NSD, batch, sums, report.device)
-    left = max(result.final_loss / result.start_loss for result in results)
-    report.check(f"every loss of {name} falls: at most {left:.3f} of it is left", left < 1)
+    left = sum(result.final_loss / result.start_loss for result in results) / len(results)
+    report.check(f"the losses of {name} fall: {left:.3f} of them is left", left < 1)
+    report.check(f"no variant of {name} fails", all(result.status == "trained" for result in results))
     rate = len(results) * (len(hidden_NSD) - batch) * length / seconds
     report.row(name, short(layer.dtype), len(results), batch * length, apart, left, f"{rate:,.0f}", peak[0])
 

@@ -25,7 +25,9 @@ def about() -> dict[str, str]:
         (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
     )
     return {
-        "commit": commit.stdout.strip() + (" with changes" if dirty.stdout.strip() else ""),
+        # A copy without its history is told what it is.
+        "commit": (commit.stdout.strip() or os.environ.get("INLAY_COMMIT", "unknown"))
+        + (" with changes" if dirty.stdout.strip() else ""),
         "date": datetime.date.today().isoformat(),
         "machine": f"{name}, {os.cpu_count()} cores, shared with other work",
         "python": platform.python_version(),
