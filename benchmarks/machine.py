@@ -25,9 +25,9 @@ def about() -> dict[str, str]:
         (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor()
     )
     return {
-        # A copy without its history is told what it is.
-        "commit": (commit.stdout.strip() or os.environ.get("INLAY_COMMIT", "unknown"))
-        + (" with changes" if dirty.stdout.strip() else ""),
+        # A copy whose history is not the code's is told what it is.
+        "commit": os.environ.get("INLAY_COMMIT")
+        or (commit.stdout.strip() or "unknown") + (" with changes" if dirty.stdout.strip() else ""),
         "date": datetime.date.today().isoformat(),
         "machine": f"{name}, {os.cpu_count()} cores, shared with other work",
         "python": platform.python_version(),

@@ -72,7 +72,9 @@ def attempts(
 
 
 def context(place: Workspace, folder: Path, memory_retries: int) -> PieceContext:
-    return PieceContext(0, place.store, folder, 1, memory_retries + 1, memory_retries, lambda fraction: None)
+    return PieceContext(
+        0, place.store, folder, 1, memory_retries + 1, memory_retries, lambda fraction, numbers=None: None
+    )
 
 
 def tensors(output: PieceOutput) -> dict[str, torch.Tensor]:
