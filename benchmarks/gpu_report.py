@@ -1,4 +1,4 @@
-"""What the parts of benchmarks/cuda.py share: the report, time and memory on a device, models to try things on."""
+"""What the parts of benchmarks/gpu.py share: the report, time and memory on a device, models to try things on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The part of benchmarks/cuda.py on kernels: errors against float64, time and memory beside plain torch.
+"""The part of benchmarks/gpu.py on kernels: errors against float64, time and memory beside plain torch.
 
 Shapes: N tokens, D model width, V vocabulary.
 """
@@ -11,7 +11,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 import torch
-from cuda_report import Report, measured, short
+from gpu_report import Report, measured, short
 from torch import Tensor
 from torch.nn import functional
 

@@ -1,6 +1,6 @@
 """What runs on a CUDA device: that it is right there, and how fast it is.
 
-    INLAY_PARENTS=... INLAY_TEXT=... python benchmarks/cuda.py [--device cuda] [--only kernels,local,...]
+    INLAY_PARENTS=... INLAY_TEXT=... python benchmarks/gpu.py [--device cuda] [--only kernels,local,...]
 
 Kernels against float64 on the CPU and beside plain torch; local and global distillation against the same training on
 the CPU, the latter also sharded with FSDP2; the timer of `measure`; the model against Transformers' own classes. A part
@@ -25,9 +25,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 import torch
 import torch.distributed as dist
-from cuda_kernels import kernels
-from cuda_local import local
-from cuda_report import TRAINED_ALIKE, Report, curves_apart, host_and_device, llama, parent_and_ids, peak_memory, short
+from gpu_kernels import kernels
+from gpu_local import local
+from gpu_report import TRAINED_ALIKE, Report, curves_apart, host_and_device, llama, parent_and_ids, peak_memory, short
 from machine import footer
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--only", default=",".join(PARTS), help="Parts, comma-separated.")
     parser.add_argument("--parent", default="stories3M")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/cuda.md"))
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/gpu.md"))
     options = parser.parse_args()
     device = torch.device(options.device)
     report = Report(device)
@@ -71,7 +71,7 @@ def main() -> None:
         "",
         *summary,
         "",
-        f"Written by `benchmarks/cuda.py`. {footer()}",
+        f"Written by `benchmarks/gpu.py`. {footer()}",
         "",
     ]
     options.output.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The part of benchmarks/cuda.py on local distillation: as on the CPU, losses that fall, variant-tokens per second.
+"""The part of benchmarks/gpu.py on local distillation: as on the CPU, losses that fall, variant-tokens per second.
 
 Shapes: N sequences, S sequence, D model width.
 """
@@ -14,7 +14,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
 import torch
-from cuda_report import TRAINED_ALIKE, Report, curves_apart, llama, parent_and_ids, peak_memory, short, synchronize
+from gpu_report import TRAINED_ALIKE, Report, curves_apart, llama, parent_and_ids, peak_memory, short, synchronize
 from torch import Tensor
 from transformers import LlamaConfig
 
