@@ -25,12 +25,14 @@ from inlay.cluster.pieces import PieceContext, PieceOutput
 from inlay.cluster.runtime import ClusterSettings, connect
 from inlay.nas.embedded import embedded_parent
 from inlay.nas.report.progress import Reporter
+from inlay.nas.stages.comparison import compare_architectures
 from inlay.nas.stages.distill import build_library, library_of
 from inlay.nas.stages.run import open_job_parent
 from inlay.nas.stages.score import score_blocks
 from inlay.nas.stages.search import Search, Stage
 from inlay.nas.stages.source import parent_of
-from inlay.nas.stages.text import pack_texts, store_texts
+from inlay.nas.stages.text import Texts, pack_texts, store_texts
+from inlay.nas.tables import PARENT_BLOCK
 from inlay.nas.workspace import Workspace
 
 MIB = 1 << 20
@@ -86,10 +88,30 @@ def mapped(arguments: dict[str, Any], context: PieceContext) -> PieceOutput:
 
 
 def whole_parent(arguments: dict[str, Any], context: PieceContext) -> PieceOutput:
-    """The control: reads every layer and keeps it."""
+    """The control: a sweep in a worker that holds every layer of the parent."""
     parent = parent_of(arguments["parent"])
-    held = [parent.layer_state(layer) for layer in range(parent.shape.num_layers)]
-    return PieceOutput(values={"layers": len(held)})
+    held = [
+        {name: tensor.clone() for name, tensor in parent.layer_state(layer).items()}
+        for layer in range(parent.shape.num_layers)
+    ]
+    output = compare_architectures(arguments, context)
+    return PieceOutput(values={**output.values, "layers": len(held)}, blobs=output.blobs)
+
+
+def swept(place: Workspace, texts: Texts, layers: int) -> dict[str, Any]:
+    """What a piece needs to sweep the parent over the score text."""
+    rows = list(texts.score.shards)
+    return {
+        "store": place.url,
+        "ids": texts.score.digest,
+        "rows": rows,
+        "shards": list(range(len(rows))),
+        "num_shards": len(rows),
+        "first_layer": 0,
+        "architectures": [[list(PARENT_BLOCK)] * layers],
+        "labels": ["parent"],
+        "library": {},
+    }
 
 
 def mapped_after_shallow(folder: Path) -> int:
@@ -129,7 +151,13 @@ def main() -> None:
             rows = score_blocks(search, texts.score, library_of(records))
             scored = time.monotonic()
             try:
-                search.run([search.piece(Stage("control", 1, whole_parent), "whole parent", {}, {})])
+                search.run(
+                    [
+                        search.piece(
+                            Stage("control", 1, whole_parent), "whole parent", swept(place, texts, options.layers), {}
+                        )
+                    ]
+                )
                 control = "did not fail: the limit proves nothing"
             except PieceError as error:
                 control = f"fails ({error.kind})"
@@ -143,7 +171,7 @@ def main() -> None:
         "",
         f"- distill: {len(records)} layers in {distilled - start:.0f} s; score: {len(rows)} blocks in "
         f"{scored - distilled:.0f} s; both complete.",
-        f"- control: a piece that reads the whole parent under the same limit {control}.",
+        f"- control: a sweep by a worker that holds the whole parent, under the same limit, {control}.",
         "",
         f"Written by `benchmarks/deep.py`. {footer()}",
         "",
