@@ -81,7 +81,7 @@ class Solve(Section):
 
     pool: Count = Field(default=8, ge=1, le=1_000, description="Different solutions to try as real models.")
     min_difference: Number = Field(default=0.2, ge=0, le=1, description="Share of layers in which two of them differ.")
-    time_limit: Seconds = Field(default=60.0, gt=0, le=86_400, description="Longest time for one solution.")
+    time_limit: Seconds = Field(default=60.0, gt=0, le=86_400, description="Longest time for a pool.")
     corrections: Count = Field(
         default=3, ge=0, le=20, description="Rounds at most in which the pool's true KL corrects the scores."
     )
