@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -125,14 +126,16 @@ def _run(job: Job, place: Workspace, parent: Parent, fingerprint: str, reporter:
     place.check_parent(parent.digest, job.parent)
     packed = pack_texts(job, parent.tokenizer())
     settings = cluster_settings(job, place)
-    with _share_errors():
+    share = partial(_blames, "cluster", "ask for less per worker")
+    with share():
         check_machine(settings)
     with ExitStack() as stack:
         stack.enter_context(locked(place.store, name, reporter.message))
         cluster = stack.enter_context(connect(settings))
-        with _share_errors():
+        with share():
             cluster.check_share()
-        with _rank_errors():
+        # More ranks than there is room for are told before anything is trained.
+        with _blames("recover.workers", "lower it, or name a larger cluster in cluster.address"):
             cluster.check_together(job.recover.workers)
         place.claim(parent.digest, job.parent)
         pipeline = Pipeline(job, place, parent, cluster, reporter, fingerprint)
@@ -141,18 +144,9 @@ def _run(job: Job, place: Workspace, parent: Parent, fingerprint: str, reporter:
 
 
 @contextmanager
-def _share_errors() -> Iterator[None]:
-    """A share that fits nowhere is the job's mistake."""
+def _blames(field: str, way_out: str) -> Iterator[None]:
+    """What fits nowhere is the job's mistake: the field, what the cluster says of it, and the way out."""
     try:
         yield
     except ValueError as error:
-        raise UserError(f"cluster: {error}; ask for less per worker") from error
-
-
-@contextmanager
-def _rank_errors() -> Iterator[None]:
-    """So is a model that more ranks are to train than there is room for: told before anything is."""
-    try:
-        yield
-    except ValueError as error:
-        raise UserError(f"recover.workers: {error}; lower it, or name a larger cluster in cluster.address") from error
+        raise UserError(f"{field}: {error}; {way_out}") from error
