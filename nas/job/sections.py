@@ -125,7 +125,7 @@ class Recover(Section):
     warmup: Number = Field(default=0.05, ge=0, lt=1, description="Share of the steps in which the rate climbs.")
     weight_decay: Number = Field(default=0.0, ge=0, lt=1, description="AdamW weight decay, norms and biases excepted.")
     probes: Count = Field(
-        default=8, ge=0, le=1_000, description="Candidates that get a quarter of it first; the best one is kept."
+        default=8, ge=0, le=1_000, description="Candidates that get a short recovery first; the best one is kept."
     )
     workers: Count = Field(default=1, ge=1, le=65_536, description="Ranks that train one model together.")
     sharding: Literal["none", "full"] = Field(

@@ -2,14 +2,15 @@
 
 The pool's true KL corrects the scores and the solver runs again until the prediction holds; the swaps around the best
 are tried with true KL; short recoveries tell which of the candidates whose measured times meet the budget comes back
-best, and that one is kept. Where none meets it, the limits are tightened by the ratio that was observed, at most three
-times.
+best, and that one is kept. Where too few meet it, their measured times correct the costs and the solver runs again, at
+most three times.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,9 +26,9 @@ from inlay.nas.stages.source import Library
 from inlay.nas.stages.text import Texts
 from inlay.nas.tables import ScoreTable
 
-TIGHTENINGS = 3
+TIME_CORRECTIONS = 3
 MISSED_AT_MOST = 3
-"""Candidates of one round that may be measured to miss the budget before the limits are tightened."""
+"""Candidates of one round that may be measured to miss the budget before the costs are corrected."""
 SWAP_ROUNDS = 4
 HOLDS = 0.05
 """A prediction holds when it is so near to the true KL, relatively, or within twice its standard error."""
@@ -58,10 +59,10 @@ def assemble(search: Search, texts: Texts, library: Library, tables: Tables) -> 
     probes = Probes(pool, texts, most_kl)
     if probes.left:
         probes.doubt()
-        probes.probe(affordable(pool, probes.first, -(-probes.left // 2)))
+        probes.probe(affordable(pool, probes.first, -(-probes.left // 2), probes.doubt))
         probes.refine()
     kept = min(
-        probes.probed or affordable(pool, pool.by_kl, 1),
+        probes.probed or affordable(pool, pool.by_kl, 1, pool.solve),
         key=lambda c: (c.true.kl_nats > most_kl, c.probe_kl or 0.0, c.true.kl_nats, c.id),
     )
     return Assembled(kept, baselines, pool.candidates, pool.scores, pool.rounds)
@@ -95,7 +96,7 @@ def join_baselines(pool: Pool) -> dict[str, Baseline]:
     search, library = pool.search, pool.library
 
     def excess(architecture: Blocks) -> float:
-        return max(e.ratio for e in excess_of(search, pool.tables.costs, architecture, None))
+        return max(e.ratio for e in excess_of(search, pool.costs, architecture, None))
 
     found = {
         "uniform": uniform(search, pool.ids, library, pool.scores, excess),
@@ -107,15 +108,20 @@ def join_baselines(pool: Pool) -> dict[str, Baseline]:
     return found
 
 
-def affordable(pool: Pool, order: Callable[[], list[Candidate]], wanted: int) -> list[Candidate]:
+def affordable(
+    pool: Pool, order: Callable[[], list[Candidate]], wanted: int, search_again: Callable[[], object]
+) -> list[Candidate]:
     """The first candidates, in some order, that meet the budget when measured: at least one, `wanted` at most.
 
-    Those that the tightened limits rule out are not measured: what was observed of others speaks against them.
+    Those that the corrected costs rule out are not measured: what was observed of others speaks against them.
+
+    Args:
+        search_again: adds candidates under the corrected costs.
 
     Raises:
-        InfeasibleError: none does, with the limits tightened as often as they may be.
+        InfeasibleError: none does, with the costs corrected as often as they may be.
     """
-    for attempt in range(TIGHTENINGS + 1):
+    for attempt in range(TIME_CORRECTIONS + 1):
         found: list[Candidate] = []
         missed = 0
         for candidate in order():
@@ -127,11 +133,15 @@ def affordable(pool: Pool, order: Callable[[], list[Candidate]], wanted: int) ->
                 found.append(candidate)
             else:
                 missed += 1
-        if found:
+        if len(found) == wanted or (found and not missed):
             return found
-        if attempt < TIGHTENINGS:
-            pool.solve_again([c for c in pool.candidates if c.excesses is not None])
+        if attempt < TIME_CORRECTIONS:
+            pool.learn_times()
+            with suppress(InfeasibleError):  # the budget now seems out of reach
+                search_again()
+    if found:
+        return found
     raise InfeasibleError(
-        f"budget: no candidate met it when measured, after {TIGHTENINGS} tighter solutions; {pool.reached()}; loosen "
-        "the budget or widen `space`"
+        f"budget: no candidate met it when measured, after {TIME_CORRECTIONS} corrections of the predicted times; "
+        f"{pool.reached()}; loosen the budget or widen `space`"
     )

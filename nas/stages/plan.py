@@ -12,6 +12,7 @@ from typing import Any
 from inlay.nas.families import Parent, Slot
 from inlay.nas.job import Job
 from inlay.nas.job.sections import Scenario
+from inlay.nas.stages.probes import probe_tokens
 from inlay.nas.stages.run import open_job_parent
 from inlay.nas.stages.search import compute_dtype
 from inlay.nas.stages.shards import shard_ranges
@@ -85,12 +86,14 @@ def _stages(job: Job, parent: Parent, space: list[tuple[Variant, ...]], trained:
     shards = len(shard_ranges(max(1, job.distill.tokens // length), length))
     blocks = sum(len(v) - 2 for v in space) + job.score.pairs
     forward = 2.0
+    # The parent forward, and a child of 0.8 of it forward and back.
+    trained_token = (1 + 3 * 0.8) * forward * (own + head)
     costs = {
         "distill": forward * own * job.distill.tokens + 3 * forward * trained * layer * 0.4 * job.distill.tokens,
         "score": forward * score_tokens * blocks * (own / 2 + head),
-        "assemble": forward * score_tokens * (4 * job.solve.pool + 3 * shape.num_layers + 12) * (own + head),
-        # The parent forward, and a child of 0.8 of it forward and back.
-        "recover": MODELS * (1 + 3 * 0.8) * forward * job.recover.tokens * (own + head),
+        "assemble": forward * score_tokens * (4 * job.solve.pool + 3 * shape.num_layers + 12) * (own + head)
+        + job.recover.probes * probe_tokens(job) * trained_token,
+        "recover": MODELS * job.recover.tokens * trained_token,
     }
     rate = _rate(parent, length) if job.hardware.device == "cpu" else None
     at_once = {name: min(workers, shape.num_layers) if name in ("distill", "score") else workers for name in costs}
@@ -128,7 +131,7 @@ def _stages(job: Job, parent: Parent, space: list[tuple[Variant, ...]], trained:
         {
             "name": "assemble",
             "seconds": seconds["assemble"],
-            "what": f"a pool of {job.solve.pool}, true KL, true times, baselines",
+            "what": f"a pool of {job.solve.pool}, true KL, true times, baselines, {job.recover.probes} probes",
         },
         {
             "name": "recover",

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from inlay.nas.errors import InfeasibleError
+from inlay.nas.hardware.costs import CostTable
 from inlay.nas.stages.candidates import Blocks, Excess, Measured, excess_of, identify, true_scores, within
 from inlay.nas.stages.comparison import Comparison
 from inlay.nas.stages.factors import fit_factors
 from inlay.nas.stages.judging import judged_times
+from inlay.nas.stages.paces import paced
 from inlay.nas.stages.search import Search
 from inlay.nas.stages.solving import Tables, solve_pool
 from inlay.nas.stages.source import Library
 from inlay.nas.stages.text import Ids
 from inlay.nas.tables import PARENT_BLOCK, Block, ScoreTable, architecture_of
-from inlay.solver import Limit, Problem
+from inlay.solver import Problem
 
 SMALLEST_KL = 1e-9
 CORRECTION_WEIGHT = 1e-2
@@ -52,24 +52,23 @@ class Candidate:
 
 @dataclass
 class Pool:
-    """All candidates, the scores as corrected by them, and the limits as tightened by their measured times."""
+    """All candidates, with scores and costs as corrected by their true KL and their measured times."""
 
     search: Search
     ids: Ids
     library: Library
     tables: Tables
     scores: ScoreTable = field(init=False)
+    costs: CostTable = field(init=False)
     candidates: list[Candidate] = field(default_factory=list)
     rounds: list[dict[str, Any]] = field(default_factory=list)
-    tightened: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("runtime", "prefill", "decode"), 1.0))
 
     def __post_init__(self) -> None:
-        self.scores = self.tables.scores
+        self.scores, self.costs = self.tables.scores, self.tables.costs
 
     def problem(self, scores: ScoreTable | None = None) -> Problem:
-        """The problem under the corrected (or given) scores and the tightened limits."""
-        problem = replace(self.tables, scores=scores or self.scores).problem(self.search.job.budget)
-        return problem.with_limits(*(self._tight(limit) for limit in problem.limits))
+        """The problem under the corrected costs and the corrected (or given) scores."""
+        return replace(self.tables, scores=scores or self.scores, costs=self.costs).problem(self.search.job.budget)
 
     def solve(self) -> list[Candidate]:
         """Solves for a diverse pool and takes the true KL of what is new.
@@ -141,33 +140,15 @@ class Pool:
         return within(candidate.excesses)
 
     def may_fit(self, candidate: Candidate) -> bool:
-        """Whether what was measured, or else the costs predicted within the limits as tightened, meets the budget."""
+        """Whether what was measured, or else the costs as corrected, meets the budget."""
         if candidate.excesses is not None:
             return within(candidate.excesses)
-        predicted = excess_of(self.search, self.tables.costs, candidate.architecture, None)
-        return within(
-            [
-                replace(e, ratio=e.ratio / self.tightened.get(_TIMED_AS.get(e.quantity, e.quantity), 1.0))
-                for e in predicted
-            ]
-        )
+        return within(excess_of(self.search, self.costs, candidate.architecture, None))
 
-    def tighten(self, judged: Sequence[Candidate]) -> None:
-        """Lowers the time limits by the least excess that was measured among some candidates."""
-        for name in self.tightened:
-            ratios = [
-                max((e.ratio for e in c.excesses or () if _TIMED_AS.get(e.quantity, e.quantity) == name), default=1.0)
-                for c in judged
-            ]
-            if ratios and min(ratios) > 1:
-                self.tightened[name] /= min(ratios)
-
-    def solve_again(self, judged: Sequence[Candidate]) -> list[Candidate]:
-        """Tightens by what was measured and solves; nothing where the limits have become too tight to be met."""
-        self.tighten(judged)
-        with suppress(InfeasibleError):
-            return self.solve()
-        return []
+    def learn_times(self) -> None:
+        """Corrects the costs by all that was measured."""
+        judged = [(c.architecture, c.measured) for c in self.candidates if c.measured is not None]
+        self.costs = paced(self.tables.costs, self.search.job.budget, judged)
 
     def reached(self) -> str:
         """What the nearest measured candidate reached."""
@@ -176,13 +157,6 @@ class Pool:
             f"{e.field} is {100 * (e.ratio - 1):.1f} % over its limit" for e in nearest.excesses or () if e.ratio > 1
         ]
         return f"the nearest, {nearest.id}: {'; '.join(parts)}"
-
-    def _tight(self, limit: Limit) -> Limit:
-        factor = self.tightened.get(limit.name.rsplit(".", 1)[-1], 1.0)
-        return limit if limit.upper is None else Limit(limit.name, upper=int(limit.upper * factor), lower=limit.lower)
-
-
-_TIMED_AS = {"throughput": "runtime"}
 
 
 def _worst(candidate: Candidate) -> float:

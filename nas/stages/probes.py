@@ -2,8 +2,8 @@
 
 What global distillation wins back differs by the kind of variant: an ffn that lost channels recovers most of its KL, an
 attention that lost its view of the context much less. Some diverse candidates get a short recovery; their KL after it
-gives every variant a factor; the program is solved again with these; what it finds is probed in turn. A candidate whose
-KL before recovery is above a baseline's is never kept.
+gives every variant a factor; the program is solved again with these; what it finds, and swaps around the best one, are
+probed in turn. A candidate whose KL before recovery is above a baseline's is kept only where no other was probed.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from dataclasses import replace
 from functools import partial
 
 from inlay.nas.errors import InfeasibleError
+from inlay.nas.job import Job
 from inlay.nas.stages.candidates import Blocks
 from inlay.nas.stages.evaluate import Recovered, true_scores_of_models
 from inlay.nas.stages.factors import fit_factors
+from inlay.nas.stages.neighbours import neighbours
 from inlay.nas.stages.pool import SMALLEST_KL, Candidate, Pool
 from inlay.nas.stages.recover import train_models
 from inlay.nas.stages.solving import solve_pool
@@ -28,8 +30,12 @@ from inlay.solver import Choice, Limit, Problem
 
 PROBE_SHARE = 4
 """A probe has one part in so many of recovery's tokens, with a whole schedule of its own."""
+PROBE_STEPS = 30
+"""It has at least so many steps, though at most half of recovery's tokens: the order of fewer is not settled."""
 AT_ONCE = 2
 """Probes between two fits, once the diverse ones are done."""
+NEAR = 4
+"""Swaps around the best one probed whose true KL is taken before the next probes."""
 DOUBT = 4.0
 """How much dearer the variants of one kind are made to find what does without them."""
 FACTOR_WEIGHT = 0.05
@@ -80,9 +86,8 @@ class Probes:
     def probe(self, candidates: Sequence[Candidate]) -> None:
         """Trains each for a while and takes its KL; one whose training diverges has none that is finite."""
         search, pool = self.pool.search, self.pool
-        tokens = max(1, search.job.recover.tokens // PROBE_SHARE)
         wanted = {candidate.id: candidate.architecture for candidate in candidates}
-        records = train_models(search, self.texts.recover, pool.library, wanted, tokens)
+        records = train_models(search, self.texts.recover, pool.library, wanted, probe_tokens(search.job))
         models = {
             name: Recovered(wanted[name], record.blobs["model"])
             for name, record in records.items()
@@ -95,11 +100,11 @@ class Probes:
 
     def refine(self) -> None:
         """Solves with what the probes taught and probes what that finds, until they are used or nothing is new."""
-        for _ in range(self.left):
+        for _ in range(2 * self.left):
             if self.left <= 0:
                 return
             taught = self.taught()
-            found = self.pool.add(self._solve(taught, AT_ONCE), "probe")
+            found = self.pool.add([*self._solve(taught, AT_ONCE), *self._near(taught)], "probe")
             open_ = [
                 c
                 for c in self.pool.candidates
@@ -113,9 +118,9 @@ class Probes:
             affordable = [c for c in tried if self.pool.judge(c)]
             if affordable:
                 self.probe(affordable)
-            elif tried:
-                self.pool.tighten(tried)
-            elif not found:
+            if len(affordable) < len(tried):
+                self.pool.learn_times()
+            if not tried and not found:
                 return
 
     def taught(self) -> ScoreTable:
@@ -144,13 +149,31 @@ class Probes:
             scores, lambda label: shrink * (factors.get(label, 1.0) + factors.get(kind_of(label) + ":", 1.0)) / 2
         )
 
+    def _near(self, taught: ScoreTable) -> list[Blocks]:
+        """Swaps around the best one probed."""
+        known = [c for c in self.probed if self.pool.knows(c.architecture)]
+        if not known:
+            return []
+        best = min(known, key=lambda c: (c.probe_kl or 0.0, c.id))
+        return neighbours(best.architecture, taught, self._problem(taught))[:NEAR]
+
+    def _problem(self, scores: ScoreTable) -> Problem:
+        return with_most_kl(self.pool.problem(scores), self.pool.scores, self.most_kl)
+
     def _solve(self, scores: ScoreTable, number: int) -> list[Blocks]:
         chosen = self.pool.search.job.solve
-        problem = with_most_kl(self.pool.problem(scores), self.pool.scores, self.most_kl)
+        problem = self._problem(scores)
         with suppress(InfeasibleError):  # such as a KL that no other architecture stays below
             found = solve_pool(problem, number, chosen.min_difference, chosen.time_limit)
             return [tuple(architecture_of(solution.labels)) for solution in found]
         return []
+
+
+def probe_tokens(job: Job) -> int:
+    """What one probe trains on."""
+    recover = job.recover
+    least = PROBE_STEPS * recover.batch_size * job.data.distill.sequence_length
+    return max(1, recover.tokens // PROBE_SHARE, min(recover.tokens // 2, least))
 
 
 def kind_of(label: str) -> str:
