@@ -27,8 +27,6 @@ from inlay.nas.stages.text import Texts
 from inlay.nas.tables import ScoreTable
 
 TIME_CORRECTIONS = 3
-MISSED_AT_MOST = 3
-"""Candidates of one round that may be measured to miss the budget before the costs are corrected."""
 SWAP_ROUNDS = 4
 HOLDS = 0.05
 """A prediction holds when it is so near to the true KL, relatively, or within twice its standard error."""
@@ -113,8 +111,6 @@ def affordable(
 ) -> list[Candidate]:
     """The first candidates, in some order, that meet the budget when measured: at least one, `wanted` at most.
 
-    Those that the corrected costs rule out are not measured: what was observed of others speaks against them.
-
     Args:
         search_again: adds candidates under the corrected costs.
 
@@ -122,17 +118,7 @@ def affordable(
         InfeasibleError: none does, with the costs corrected as often as they may be.
     """
     for attempt in range(TIME_CORRECTIONS + 1):
-        found: list[Candidate] = []
-        missed = 0
-        for candidate in order():
-            if len(found) == wanted or missed == MISSED_AT_MOST:
-                break
-            if not pool.may_fit(candidate):
-                continue
-            if pool.judge(candidate):
-                found.append(candidate)
-            else:
-                missed += 1
+        found, missed = pool.judge_some(order(), wanted)
         if len(found) == wanted or (found and not missed):
             return found
         if attempt < TIME_CORRECTIONS:

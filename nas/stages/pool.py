@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,6 +23,8 @@ from inlay.solver import Problem
 SMALLEST_KL = 1e-9
 CORRECTION_WEIGHT = 1e-2
 LEAST_CORRECTION = 0.05
+MISSED_AT_MOST = 3
+"""Candidates of one round that may be measured to miss the budget before the costs are corrected."""
 
 
 @dataclass
@@ -138,6 +140,25 @@ class Pool:
             candidate.measured = judged_times(self.search, self.tables.costs, candidate.architecture)
             candidate.excesses = excess_of(self.search, self.tables.costs, candidate.architecture, candidate.measured)
         return within(candidate.excesses)
+
+    def judge_some(self, candidates: Iterable[Candidate], wanted: int) -> tuple[list[Candidate], int]:
+        """The first `wanted` that meet the budget when measured, and how many before them do not.
+
+        Those that the corrected costs rule out are not measured: what was observed of others speaks against them; nor
+        is any more once `MISSED_AT_MOST` missed.
+        """
+        found: list[Candidate] = []
+        missed = 0
+        for candidate in candidates:
+            if len(found) == wanted or missed == MISSED_AT_MOST:
+                break
+            if not self.may_fit(candidate):
+                continue
+            if self.judge(candidate):
+                found.append(candidate)
+            else:
+                missed += 1
+        return found, missed
 
     def may_fit(self, candidate: Candidate) -> bool:
         """Whether what was measured, or else the costs as corrected, meets the budget."""

@@ -114,13 +114,12 @@ class Probes:
                 and self.pool.may_fit(c)
             ]
             open_.sort(key=lambda c: (taught.predict(c.architecture), c.id))
-            tried = open_[: min(AT_ONCE, self.left)]
-            affordable = [c for c in tried if self.pool.judge(c)]
+            affordable, missed = self.pool.judge_some(open_, min(AT_ONCE, self.left))
             if affordable:
                 self.probe(affordable)
-            if len(affordable) < len(tried):
+            if missed:
                 self.pool.learn_times()
-            if not tried and not found:
+            if not open_ and not found:
                 return
 
     def taught(self) -> ScoreTable:
