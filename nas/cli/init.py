@@ -26,7 +26,7 @@ DEMO: dict[str, Any] = {
     "distill": {"tokens": 80_000},
     "hardware": {"scenarios": [{"name": "chat", "batch_size": 4, "prefill": 128, "generate": 64}]},
     "budget": {"runtime": "0.5x"},
-    "recover": {"tokens": 80_000, "learning_rate": 1e-3, "probes": 4},
+    "recover": {"tokens": 100_000, "learning_rate": 1e-3, "probes": 4},
     "tracking": {"experiment": "demo"},
 }
 

@@ -56,6 +56,7 @@ def assemble(search: Search, texts: Texts, library: Library, tables: Tables) -> 
     most_kl = min((b.comparison.kl_nats for b in baselines.values() if b.over_budget is None), default=math.inf)
     probes = Probes(pool, texts, most_kl)
     if probes.left:
+        affordable(pool, pool.by_kl, 1, pool.solve)  # before any other: its measured times tell what the others cost
         probes.doubt()
         probes.probe(affordable(pool, probes.first, -(-probes.left // 2), probes.doubt))
         probes.refine()
