@@ -20,8 +20,8 @@ from inlay.nas.stages.measure import environment, workload_of
 from inlay.nas.stages.search import Search, Stage
 from inlay.nas.stages.source import Library, parent_of
 from inlay.nas.stages.text import Ids
+from inlay.nas.stages.whole import entries_of
 from inlay.nas.tables import PARENT_BLOCK, Block
-from inlay.nas.variants import parse_variant
 
 TOLERANCE = 0.02
 """How far a measured quantity may be above its limit."""
@@ -97,14 +97,7 @@ class Measured:
 
 def measure(search: Search, architecture: Blocks) -> dict[str, Measured]:
     """True times by scenario."""
-    shape = search.parent.shape
-    blocks = [
-        {
-            slot: parse_variant(label).entry(shape, layer)
-            for slot, label in zip(("attention", "ffn"), block, strict=True)
-        }
-        for layer, block in enumerate(architecture)
-    ]
+    blocks = entries_of(search.parent.shape, architecture)
     found = {}
     for scenario in search.job.hardware.scenarios:
         workload = asdict(workload_of(scenario))

@@ -1,6 +1,5 @@
 """The search space: one file a kind of variant, and one registry; importing it does not import torch."""
 
-from inlay.nas.variants.architecture import Architecture
 from inlay.nas.variants.kind import Kind
 from inlay.nas.variants.registry import KINDS
 from inlay.nas.variants.sizes import ends_parameters, kv_bytes, parameters, weights_bytes
@@ -9,7 +8,6 @@ from inlay.nas.variants.variant import Variant, parse_variant
 
 __all__ = [
     "KINDS",
-    "Architecture",
     "Kind",
     "SearchSpace",
     "Variant",

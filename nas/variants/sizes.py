@@ -21,10 +21,10 @@ def ends_parameters(shape: Shape) -> int:
     return _count(ends_tensors(shape))
 
 
-def kv_bytes(entry: Entry, shape: Shape, batch: int, length: int, kv_dtype_bytes: int | None = None) -> int:
+def kv_bytes(entry: Entry, shape: Shape, batch: int, length: int) -> int:
     """Bytes of the keys and values that one attention holds for `batch` sequences after `length` tokens.
 
-    A window holds min(length, window + sinks) tokens. `kv_dtype_bytes` defaults to the parent's dtype.
+    A window holds min(length, window + sinks) tokens.
     """
     match entry["kind"]:
         case "full":
@@ -33,8 +33,7 @@ def kv_bytes(entry: Entry, shape: Shape, batch: int, length: int, kv_dtype_bytes
             tokens = min(length, entry["window"] + entry["sinks"])
         case _:
             return 0
-    number_bytes = shape.dtype_bytes if kv_dtype_bytes is None else kv_dtype_bytes
-    return 2 * batch * int(entry["kv_heads"]) * shape.head_dim * tokens * number_bytes
+    return 2 * batch * int(entry["kv_heads"]) * shape.head_dim * tokens * shape.dtype_bytes
 
 
 def _count(tensors: Mapping[str, tuple[int, ...]]) -> int:

@@ -5,7 +5,8 @@ import torch
 from transformers.cache_utils import Cache
 
 from inlay.nas.modeling.modeling_inlay import InlayForCausalLM, build_layer
-from inlay.nas.variants import KINDS, Architecture, Variant, kv_bytes, parameters, parse_variant, weights_bytes
+from inlay.nas.stages.whole import entries_of
+from inlay.nas.variants import KINDS, Variant, ends_parameters, kv_bytes, parameters, parse_variant, weights_bytes
 
 LABELS = (
     "attention:parent",
@@ -73,24 +74,23 @@ class TestEveryVariant:
         variant.start(case.parent.shape, case.state, case.sums)
         assert all(case.state[name].equal(before[name]) for name in before)
 
-    def test_a_whole_model_of_it_has_the_sizes_of_its_architecture(self, case, variant) -> None:
+    def test_a_whole_model_of_it_has_the_sizes_of_its_parts(self, case, variant) -> None:
         shape = case.parent.shape
-        other = Variant("ffn" if variant.slot == "attention" else "attention", "parent")
-        pair = (variant, other) if variant.slot == "attention" else (other, variant)
-        architecture = Architecture((pair,) * shape.num_layers)
-        config = case.parent.config.with_blocks(architecture.blocks(shape))
-        model = InlayForCausalLM(config).to(getattr(torch, shape.dtype))
-        tensors = list(model.parameters())
-        assert architecture.parameters(shape) == sum(tensor.numel() for tensor in tensors)
-        assert architecture.weights_bytes(shape) == sum(tensor.nbytes for tensor in tensors)
+        block = (variant.label, "ffn:parent") if variant.slot == "attention" else ("attention:parent", variant.label)
+        entries = entries_of(shape, [block] * shape.num_layers)
+        model = InlayForCausalLM(case.parent.config.with_blocks(entries)).to(getattr(torch, shape.dtype))
+        counted = ends_parameters(shape) + sum(
+            parameters(entry[slot], slot, shape) for entry in entries for slot in entry
+        )
+        assert counted == sum(tensor.numel() for tensor in model.parameters())
 
 
 @pytest.mark.parametrize("label", [label for label in LABELS if label.startswith("attention")])
 @pytest.mark.parametrize(("prefill", "steps"), [(1, 0), (5, 0), (9, 3), (30, 0), (20, 15)])
 def test_kv_bytes_are_those_of_the_cache(case, label, prefill, steps) -> None:
-    shape, variant, batch = case.parent.shape, parse_variant(label), 2
-    architecture = Architecture(((variant, Variant("ffn", "parent")),) * shape.num_layers)
-    config = case.parent.config.with_blocks(architecture.blocks(shape))
+    shape, batch = case.parent.shape, 2
+    entries = entries_of(shape, [(label, "ffn:parent")] * shape.num_layers)
+    config = case.parent.config.with_blocks(entries)
     model = InlayForCausalLM(config).to(getattr(torch, shape.dtype)).eval()
     cache = model.new_cache()
     ids_BS = torch.arange(batch * (prefill + steps)).reshape(batch, -1) % shape.vocab
@@ -99,9 +99,7 @@ def test_kv_bytes_are_those_of_the_cache(case, label, prefill, steps) -> None:
         for step in range(prefill, prefill + steps):
             model(ids_BS[:, step : step + 1], past_key_values=cache)
     held = held_bytes(cache)
-    entries = [variant.entry(shape, layer) for layer in range(shape.num_layers)]
-    assert held == [kv_bytes(entry, shape, batch, prefill + steps) for entry in entries]
-    assert sum(held) == architecture.kv_bytes(shape, batch, prefill + steps)
+    assert held == [kv_bytes(entry["attention"], shape, batch, prefill + steps) for entry in entries]
 
 
 def held_bytes(cache: Cache) -> list[int]:
@@ -110,12 +108,6 @@ def held_bytes(cache: Cache) -> list[int]:
         sum(states.nbytes for states in (layer.keys, layer.values)) if layer.is_initialized else 0
         for layer in cache.layers
     ]
-
-
-def test_kv_bytes_in_another_dtype(case) -> None:
-    entry = {"kind": "full", "kv_heads": 2}
-    one = kv_bytes(entry, case.parent.shape, 3, 10, kv_dtype_bytes=1)
-    assert one == 2 * 3 * 10 * 2 * case.parent.shape.head_dim
 
 
 @pytest.mark.parametrize("label", ["ffn:width=16", "attention:linear", "ffn:linear"])
