@@ -104,7 +104,9 @@ class Probes:
             if self.left <= 0:
                 return
             taught = self.taught()
-            found = self.pool.add([*self._solve(taught, AT_ONCE), *self._near(taught)], "probe")
+            # As many more solutions as may be known already: what was probed must not end the search for others.
+            best = self._new(self._solve(taught, AT_ONCE + len(self.probed)), AT_ONCE)
+            found = self.pool.add([*best, *self._new(self._near(taught), NEAR)], "probe")
             open_ = [
                 c
                 for c in self.pool.candidates
@@ -154,7 +156,12 @@ class Probes:
         if not known:
             return []
         best = min(known, key=lambda c: (c.probe_kl or 0.0, c.id))
-        return neighbours(best.architecture, taught, self._problem(taught))[:NEAR]
+        return neighbours(best.architecture, taught, self._problem(taught))
+
+    def _new(self, found: Iterable[Blocks], number: int) -> list[Blocks]:
+        """The first of them that are no candidates yet."""
+        held = {candidate.architecture for candidate in self.pool.candidates}
+        return [architecture for architecture in found if architecture not in held][:number]
 
     def _problem(self, scores: ScoreTable) -> Problem:
         return with_most_kl(self.pool.problem(scores), self.pool.scores, self.most_kl)
