@@ -116,12 +116,17 @@ class Probes:
                 and self.pool.may_fit(c)
             ]
             open_.sort(key=lambda c: (taught.predict(c.architecture), c.id))
-            affordable, missed = self.pool.judge_some(open_, min(AT_ONCE, self.left))
+            reached = min((c.probe_kl for c in self.probed if c.probe_kl is not None), default=math.inf)
+            promising = [c for c in open_ if taught.predict(c.architecture) < reached]
+            # What was found without promise still tells where the limits are: first that is learnt.
+            affordable, missed = self.pool.judge_some(promising if found else open_, min(AT_ONCE, self.left))
             if affordable:
                 self.probe(affordable)
             if missed:
                 self.pool.learn_times()
-            if not open_ and not found:
+            if found:
+                self.pool.correct()
+            elif not open_:
                 return
 
     def taught(self) -> ScoreTable:
