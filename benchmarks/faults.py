@@ -50,7 +50,8 @@ TABLES = ("costs", "scenarios", "losses", "scores", "recovery")
 SAME = ("library.json", "texts.json", "tables/corrections.json", *(f"tables/{name}.parquet" for name in TABLES))
 FAULTS_A_SEARCH = 6
 PATIENCE_SECONDS = 300.0
-HANG_SECONDS = 20.0
+DEADLINE_SECONDS = 10.0
+HANG_SECONDS = 60.0
 
 
 @dataclass
@@ -302,7 +303,7 @@ def write_job(folder: Path, address: str, tracking: str) -> Path:
         "hardware": {"scenarios": [{"prefill": 8, "generate": 4}]} | ({"costs": str(costs)} if costs.exists() else {}),
         "budget": {"parameters": "0.85x"},
         "tracking": {"experiment": "faults", "uri": tracking},
-        "cluster": {"address": address},
+        "cluster": {"address": address, "patience": DEADLINE_SECONDS},
     }
     path = folder / "job.yaml"
     path.write_text(yaml.safe_dump(job, sort_keys=False))
@@ -343,7 +344,7 @@ machine, token on; the parent that ships with inlay; costs given. Undisturbed, a
 
 Compared are the tables {", ".join(TABLES)} and corrections, the library, the packed texts, and the weights of the
 three recovered models. Noticed means that inlay dealt with it by itself, or said in its words why it stopped; a hung
-piece that is not noticed within {HANG_SECONDS:g} s is killed by the script.
+piece has a deadline of {DEADLINE_SECONDS:g} s (`cluster.patience`), and is killed by the script after {HANG_SECONDS:g} s.
 
 {footer()}
 """

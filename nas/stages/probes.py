@@ -34,8 +34,10 @@ PROBE_STEPS = 30
 """It has at least so many steps, though at most half of recovery's tokens: the order of fewer is not settled."""
 AT_ONCE = 2
 """Probes between two fits, once the diverse ones are done."""
+CENTRES = 2
+"""The best ones probed, around which swaps are tried."""
 NEAR = 4
-"""Swaps around the best one probed whose true KL is taken before the next probes."""
+"""Swaps around each of them whose true KL is taken before the next probes."""
 DOUBT = 4.0
 """How much dearer the variants of one kind are made to find what does without them."""
 FACTOR_WEIGHT = 0.05
@@ -106,7 +108,7 @@ class Probes:
             taught = self.taught()
             # As many more solutions as may be known already: what was probed must not end the search for others.
             best = self._new(self._solve(taught, AT_ONCE + len(self.probed)), AT_ONCE)
-            found = self.pool.add([*best, *self._new(self._near(taught), NEAR)], "probe")
+            found = self.pool.add([*best, *self._near(taught)], "probe")
             open_ = [
                 c
                 for c in self.pool.candidates
@@ -137,7 +139,9 @@ class Probes:
         scores = self.pool.scores
         seen = [c for c in self.probed if self.pool.knows(c.architecture) and c.probe_kl not in (None, math.inf)]
         after = [max(c.probe_kl or 0.0, SMALLEST_KL) for c in seen]
-        shrinks = sorted(kl / max(c.predicted_kl, SMALLEST_KL) for c, kl in zip(seen, after, strict=True))
+        shrinks = sorted(
+            kl / max(scores.predict(c.architecture), SMALLEST_KL) for c, kl in zip(seen, after, strict=True)
+        )
         if not shrinks:
             return scores
         shrink = shrinks[len(shrinks) // 2]
@@ -156,12 +160,12 @@ class Probes:
         )
 
     def _near(self, taught: ScoreTable) -> list[Blocks]:
-        """Swaps around the best one probed."""
+        """Swaps around the best ones probed, a baseline among them: what its budget has left is spent there."""
         known = [c for c in self.probed if self.pool.knows(c.architecture)]
-        if not known:
-            return []
-        best = min(known, key=lambda c: (c.probe_kl or 0.0, c.id))
-        return neighbours(best.architecture, taught, self._problem(taught))
+        known.sort(key=lambda c: (math.inf if c.probe_kl is None else c.probe_kl, c.id))
+        problem = self._problem(taught)
+        around = [self._new(neighbours(c.architecture, taught, problem), NEAR) for c in known[:CENTRES]]
+        return [architecture for found in around for architecture in found]
 
     def _new(self, found: Iterable[Blocks], number: int) -> list[Blocks]:
         """The first of them that are no candidates yet."""
