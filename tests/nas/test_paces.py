@@ -49,9 +49,9 @@ def test_a_slower_child_raises_its_variants_and_leaves_the_parent() -> None:
     costs = cost_table()
     learnt = paced(costs, parse_budget({"runtime": "0.6x"}), [(CHILD, {"chat": measured(CHILD, 1.15, 1.0)})])
     was, now = costs.total("chat", CHILD), learnt.total("chat", CHILD)
-    assert now["runtime_ns"] == pytest.approx(1.15 * was["runtime_ns"], rel=0.01)
+    assert now["runtime_ns"] == pytest.approx(1.15 * was["runtime_ns"], rel=0.03)
     assert learnt.total("chat", PARENT)["runtime_ns"] == pytest.approx(
-        costs.total("chat", PARENT)["runtime_ns"], rel=0.01
+        costs.total("chat", PARENT)["runtime_ns"], rel=0.03
     )
     assert learnt.of("chat", 1, "ffn:width=8")["runtime_ns"] > costs.of("chat", 1, "ffn:width=8")["runtime_ns"]
     assert {name: now[name] for name in ADDED[3:]} == {name: was[name] for name in ADDED[3:]}
@@ -64,9 +64,9 @@ def test_a_slower_machine_changes_nothing_for_relative_limits_and_everything_for
     assert paced(costs, relative, [(CHILD, slow)]).rows == paced(costs, relative, [(CHILD, fast)]).rows
     twice = paced(costs, parse_budget({"runtime": "5ms"}), [(CHILD, slow)])
     assert twice.total("chat", PARENT)["runtime_ns"] == pytest.approx(
-        2 * costs.total("chat", PARENT)["runtime_ns"], rel=0.01
+        2 * costs.total("chat", PARENT)["runtime_ns"], rel=0.03
     )
-    assert twice.total("chat", CHILD)["runtime_ns"] == pytest.approx(slow["chat"].runtime_ns, rel=0.01)
+    assert twice.total("chat", CHILD)["runtime_ns"] == pytest.approx(slow["chat"].runtime_ns, rel=0.03)
 
 
 def test_right_predictions_and_no_measurements_leave_the_table() -> None:
