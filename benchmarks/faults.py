@@ -235,7 +235,7 @@ class Campaign:
             search.process.wait(timeout=120)
         finally:
             self.disk.free()
-        fault["noticed"] = "no space is left" in search.log.read_text()[-3000:]
+        fault["noticed"] = "no space" in search.log.read_text()[-3000:].lower()
         return True
 
     def pick(self, search: Search, chance: random.Random) -> psutil.Process | None:

@@ -18,7 +18,7 @@ from typing import Any
 
 from inlay.cluster.errors import ClusterError
 from inlay.cluster.pieces import Progress, Resources
-from inlay.cluster.worker import peak_bytes, reset_peak
+from inlay.cluster.worker import is_out_of_memory, peak_bytes, reset_peak
 
 _PLACES = "placement_group"
 """A file in a training's folder: the name of what its ranks hold of the cluster."""
@@ -240,8 +240,7 @@ def _told(error: Any, settings: TrainSettings) -> Exception:
     kind = type(cause).__name__
     how = f"was lost ({kind})" if lost else f"raised {kind}: {_first_line(cause)}"
     text = f"rank {index} of {settings.ranks} {how}, after {settings.retries} new starts; what was committed is kept"
-    memory = isinstance(cause, MemoryError) or kind == "OutOfMemoryError" or "can't allocate memory" in str(cause)
-    return MemoryError(text) if memory else TrainError(text)
+    return MemoryError(text) if is_out_of_memory(cause) else TrainError(text)
 
 
 def _first_line(error: BaseException) -> str:

@@ -4,6 +4,7 @@ written."""
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import platform
@@ -81,7 +82,7 @@ def execute(order: Order) -> Outcome:
             content = store.get(piece.record_key)  # another writer of the same piece was first
         return Outcome(parse_record(content, piece.record_key))
     except Exception as error:
-        return Outcome(None, type(error).__name__, str(error), traceback.format_exc(), _is_out_of_memory(error))
+        return Outcome(None, type(error).__name__, str(error), traceback.format_exc(), is_out_of_memory(error))
 
 
 def execute_on_gpu(order: Order) -> Outcome:
@@ -187,10 +188,12 @@ def _environment() -> dict[str, str]:
     return versions
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether it tells of want of memory: Python's, torch's on either device, or the kernel's refusal to map a file."""
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
         or "can't allocate memory" in str(error)
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import sys
@@ -30,6 +31,7 @@ from inlay.cluster import (
     read_record,
     run_pieces,
 )
+from inlay.cluster.worker import is_out_of_memory
 
 
 def make(function: Callable[..., PieceOutput], label: str, stage: str = "work", **arguments: Any) -> Piece:
@@ -374,6 +376,13 @@ def test_resources_are_checked() -> None:
         Resources(cpus=-1)
     with pytest.raises(ValueError, match="`workers` must be at least 1, not 0"):
         ClusterSettings(workers=0)
+
+
+def test_what_is_want_of_memory() -> None:
+    mapping = OSError(errno.ENOMEM, "Cannot allocate memory")  # a weights file that the kernel refuses to map
+    torch_cpu = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
+    assert all(map(is_out_of_memory, (MemoryError(), mapping, torch_cpu)))
+    assert not any(map(is_out_of_memory, (OSError(errno.ENOSPC, "No space left on device"), ValueError("memory"))))
 
 
 def test_want_of_memory_is_retried_with_half_the_batch(store: Store, tmp_path: Path) -> None:
