@@ -41,7 +41,7 @@ def test_the_least_of_every_exact_quantity(inlay: Inlay, write_job: WriteJob) ->
                for w in plan["warnings"])  # fmt: skip
 
 
-@pytest.mark.parametrize(("workers", "ranks", "at_once"), [(30, 1, 3), (30, 2, 6), (2, 1, 2), (3, 2, 2)])
+@pytest.mark.parametrize(("workers", "ranks", "at_once"), [(30, 2, 6), (3, 2, 2)])
 def test_recover_has_as_many_models_at_once_as_there_are(
     inlay: Inlay, write_job: WriteJob, workers: int, ranks: int, at_once: int
 ) -> None:

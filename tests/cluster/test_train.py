@@ -94,6 +94,7 @@ def run(store: Store, cluster: Cluster, folder: Path, stumbles: dict[str, int], 
     return record.values, events, len((folder / "log").read_text().split())
 
 
+@pytest.mark.slow
 def test_a_killed_rank_and_a_killed_wait_change_nothing(store: Store, cluster: Cluster, tmp_path: Path) -> None:
     values, events, starts = run(store, cluster, tmp_path / "killed", {"rank": 4, "wait": 7})
     assert values["total"] == sum(3 * step for step in range(1, STEPS + 1))

@@ -197,7 +197,7 @@ def test_scenarios_at_once(data, problems, architectures):
     assert found.choices in chat.keys() & batch.keys()
 
 
-@many
+@some
 @given(data=st.data())
 def test_baselines_are_what_they_say(data, problems, architectures):
     problem = any_problem(data, problems)
