@@ -225,7 +225,8 @@ def open_files(url: str) -> Files:
     if "://" not in url:
         return LocalFiles(Path(url).expanduser().absolute())
     try:
-        filesystem, root = fsspec.core.url_to_fs(url)
+        # A listing that is kept hides what other processes write afterwards.
+        filesystem, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
     except ImportError as error:
         extra = _EXTRAS.get(url.partition("://")[0])
         way_out = f"; pip install 'inlay[{extra}]'" if extra else ""
