@@ -16,7 +16,8 @@ from inlay.nas.stages.factors import fit_factors
 from inlay.nas.tables import PARENT_BLOCK
 
 PACE_WEIGHT = 1e-2
-"""Times of whole models scatter by some percent: of 1e-4 to 0.1 this predicted ones left out best."""
+"""Times of whole models scatter by some percent. Of six values from 1e-4 to 0.1 this one predicted the left-out of 31
+measured models of two searches best, both taken together."""
 LEAST_PACE = 0.2
 TIMED_AS = {"throughput": "runtime"}
 """The time that decides a quantity of the budget that is none itself."""
