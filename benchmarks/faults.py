@@ -51,7 +51,7 @@ SAME = ("library.json", "texts.json", "tables/corrections.json", *(f"tables/{nam
 FAULTS_A_SEARCH = 6
 PATIENCE_SECONDS = 300.0
 DEADLINE_SECONDS = 10.0
-HANG_SECONDS = 60.0
+HANG_SECONDS = 100.0  # a piece that its worker does not begin is given 60 s
 
 
 @dataclass

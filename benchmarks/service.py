@@ -105,7 +105,7 @@ def overhead(folder: Path, rounds: int) -> dict[str, Any]:
             for number in range(-1, rounds):
                 started = time.monotonic()
                 for piece in pieces:
-                    context = PieceContext(piece.seed, place.store, folder, 1, 1, 0, lambda fraction: None)
+                    context = PieceContext(piece.seed, place.store, folder, 1, 1, 0, lambda *told: None)
                     piece.function(piece.arguments, context)
                 bare = time.monotonic() - started
                 for record in place.store.list("records/distill/"):

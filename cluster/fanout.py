@@ -22,6 +22,8 @@ from inlay.cluster.worker import PROGRESS_NAMESPACE, Order, execute, execute_on_
 
 _POLL_SECONDS = 0.5
 _WAITING_SECONDS = 30.0
+# A worker may take so long to begin a piece: a new one imports torch first, on a busy machine.
+_BEGINNING_SECONDS = 60.0
 # How much an attempt counts towards the retries. A piece that wants less memory each time may try more often, and nodes
 # that come and go all day say nothing about the piece.
 _WEIGHTS = {"worker": 1.0, "memory": 0.5, "node": 0.1}
@@ -83,8 +85,8 @@ class _Flight:
     piece: Piece
     progress_key: str
     started: float | None = None
-    moved: float = 0.0
-    """When its progress was last seen to change."""
+    moved: float = field(default_factory=time.monotonic)
+    """When its progress was last seen to change; until it has started, when its deadline began."""
     fraction: float = 0.0
     node: str = ""
     numbers: Mapping[str, float] = field(default_factory=dict)
@@ -299,16 +301,31 @@ class _FanOut:
             self.size_window()
         told = self.cluster.ask(_read_progress, [flight.progress_key for flight in self.flights.values()])
         for (reference, flight), progress in zip(list(self.flights.items()), told, strict=True):
-            if not self.follow(flight, progress):
-                continue
-            self.idle_since = now
-            if self.deadline_seconds is not None and now - flight.moved > self.deadline_seconds and not flight.overdue:
+            if self.follow(flight, progress):
+                self.idle_since = now
+            if self.hangs(reference, flight):
                 flight.overdue = True
                 self.cancel(reference)
         if self.flights and now - self.idle_since > _WAITING_SECONDS:
             self.idle_since = now
             piece = next(iter(self.flights.values())).piece
             self.tell("waiting", piece, note=_what_is_waited_for(self.cluster, piece.resources))
+
+    def hangs(self, reference: Any, flight: _Flight) -> bool:
+        """Whether a piece has missed its deadline: no progress, or a worker that has it and does not begin.
+
+        In a Ray of our own a piece has its worker at once. Elsewhere it may be queued, which Ray's record of it tells.
+        """
+        now = time.monotonic()
+        if self.deadline_seconds is None or flight.overdue:
+            return False
+        if flight.started is not None:
+            return now - flight.moved > self.deadline_seconds
+        patience = max(self.deadline_seconds, _BEGINNING_SECONDS)
+        if now - flight.moved > patience and self.cluster.elastic:
+            handed_over = self.cluster.ask(_when_handed_over, reference)
+            flight.moved = now if handed_over is None else now - (time.time() - handed_over)
+        return now - flight.moved > patience
 
     def follow(self, flight: _Flight, told: dict[str, Any] | None) -> bool:
         """Tell what a piece has reported since it was last asked; False while it waits for its worker."""
@@ -360,6 +377,20 @@ def _what_is_waited_for(cluster: Cluster, wish: Resources) -> str:
         taken = f"every node that has {words(wish)} is taken"
         return taken if grows is None else f"{taken}; {grows}"
     return f"{lacking}; {'it waits for such a node to come' if grows is None else grows}"
+
+
+def _when_handed_over(reference: Any) -> float | None:
+    """Return the time at which Ray gave a task to a worker; None while it is queued, or where no dashboard knows."""
+    from ray.util.state import get_task
+    from ray.util.state.exception import RayStateApiException
+
+    try:
+        task: Any = get_task(reference)
+    except (RayStateApiException, OSError):
+        return None
+    events = task.events or [] if task is not None and not isinstance(task, list) else []
+    handed = [event["created_ms"] for event in events if event["state"] == "SUBMITTED_TO_WORKER"]
+    return None if not handed else max(handed) / 1000
 
 
 def _read_progress(keys: Sequence[str]) -> list[dict[str, Any] | None]:

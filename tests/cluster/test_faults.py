@@ -159,6 +159,7 @@ def submit(nodes: Any, job: Path, name: str, place: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_a_head_that_goes_ends_a_run_with_one_sentence(ray_nodes: Nodes, job: Path, tmp_path: Path) -> None:
     with ray_nodes(cpus=2) as nodes:
         change(job, cluster={"address": nodes.address}, distill={"tokens": "20M"})

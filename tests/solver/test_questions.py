@@ -29,6 +29,7 @@ from inlay.solver import (
 
 many = settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck))
 some = settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+few = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 STEPS = 10_000
 """In how many parts of itself a limit gives way, as explain_infeasible says."""
 
@@ -197,7 +198,7 @@ def test_scenarios_at_once(data, problems, architectures):
     assert found.choices in chat.keys() & batch.keys()
 
 
-@some
+@few
 @given(data=st.data())
 def test_baselines_are_what_they_say(data, problems, architectures):
     problem = any_problem(data, problems)

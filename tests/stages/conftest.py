@@ -38,12 +38,12 @@ def job_values(parent: Path, texts: tuple[Path, Path]) -> dict[str, Any]:
             "ffn": [{"width": 0.5}, "linear", "no_op"],
         },
         "calibrate": {"tokens": "8k"},
-        "distill": {"tokens": "12k"},
+        "distill": {"tokens": "8k"},
         "score": {"pairs": 4},
         "solve": {"pool": 4},
         "hardware": {"scenarios": [{"name": "chat", "batch_size": 2, "prefill": 32, "generate": 16}]},
         "budget": {"parameters": "0.8x"},
-        "recover": {"tokens": "24k", "learning_rate": 1e-3, "probes": 4},
+        "recover": {"tokens": "16k", "learning_rate": 1e-3, "probes": 2},
         "cluster": {"max_workers": 2},
     }
 

@@ -56,6 +56,14 @@ def test_the_kept_child_is_the_tables(folder: Path) -> None:
     assert evaluation["child"]["runtime_ratio"] == child["runtime_ns"] / parent["runtime_ns"] <= 0.75
 
 
+def test_another_budget_uses_again_what_was_trained(finished: Path, folder: Path) -> None:
+    trained, kept = (
+        {path.name: path.stat().st_mtime_ns for path in (place / "job.search" / "records" / "distill").iterdir()}
+        for place in (finished, folder)
+    )
+    assert trained == kept
+
+
 def test_nothing_calls_itself_measured(folder: Path) -> None:
     place = Workspace(folder / "job.search")
     evaluation = json.loads((folder / "job.search" / "evaluation.json").read_text())
