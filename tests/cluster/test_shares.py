@@ -71,7 +71,7 @@ def test_a_job_takes_its_share_of_a_cluster_and_no_more(ray_nodes: Nodes, tmp_pa
         nodes.add(2)
         nodes.wait(2)
         # Long enough for a slow machine to start all workers while the first piece runs.
-        assert run(nodes, tmp_path / "all", 4, 8)[0] == {"together": 3, "threads": 1}
+        assert run(nodes, tmp_path / "all", 4, 6)[0] == {"together": 3, "threads": 1}
         assert run(nodes, tmp_path / "two-each", 3, 1, cpus=2)[0] == {"together": 1, "threads": 2}
         assert run(nodes, tmp_path / "at-most", 4, 3, workers=2)[0]["together"] == 2
         server = JobServer(nodes.url)

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from inlay.solver import Problem, solve
 
-many = settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck))
-some = settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+many = settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck))
+some = settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 def check_best(problem: Problem, feasible) -> None:
