@@ -16,7 +16,7 @@ DEMO: dict[str, Any] = {
     "parent": "inlay:pystdlib",
     "data": {
         "distill": {"path": "inlay:pystdlib/train", "sequence_length": 256},
-        "validate": {"path": "inlay:pystdlib/held_out", "tokens": 16_000},
+        "validate": {"path": "inlay:pystdlib/held_out", "tokens": 12_000},
     },
     "space": {
         "attention": [{"kv_heads": 2}, {"kv_heads": 1}, {"window": 64}, "linear", "no_op"],
@@ -24,9 +24,9 @@ DEMO: dict[str, Any] = {
     },
     "calibrate": {"tokens": 32_000},
     "distill": {"tokens": 80_000},
-    "hardware": {"scenarios": [{"name": "chat", "batch_size": 4, "prefill": 128, "generate": 64}]},
+    "hardware": {"scenarios": [{"name": "chat", "batch_size": 4, "prefill": 128, "generate": 32}]},
     "budget": {"runtime": "0.5x"},
-    "recover": {"tokens": 100_000, "learning_rate": 1e-3, "probes": 4},
+    "recover": {"tokens": 100_000, "learning_rate": 1e-3, "probes": 2},
     "tracking": {"experiment": "demo"},
 }
 
