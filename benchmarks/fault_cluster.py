@@ -57,7 +57,7 @@ class Machines:
         from ray.cluster_utils import Cluster
 
         head = {"num_cpus": 0, "object_store_memory": STORE_BYTES}
-        head |= {"include_dashboard": False, "dashboard_port": free_port(0)}
+        head |= {"include_dashboard": True, "dashboard_port": free_port(0)}
         self._cluster = Cluster(initialize_head=True, head_node_args=head)
         self._nodes: list[Any] = []
         for _ in range(NODES):
