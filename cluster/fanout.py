@@ -323,7 +323,7 @@ class _FanOut:
             return now - flight.moved > self.deadline_seconds
         patience = max(self.deadline_seconds, _BEGINNING_SECONDS)
         if now - flight.moved > patience and self.cluster.elastic:
-            handed_over = self.cluster.ask(_when_handed_over, reference)
+            handed_over = self.cluster.handed_over(reference.task_id().hex())
             flight.moved = now if handed_over is None else now - (time.time() - handed_over)
         return now - flight.moved > patience
 
@@ -377,20 +377,6 @@ def _what_is_waited_for(cluster: Cluster, wish: Resources) -> str:
         taken = f"every node that has {words(wish)} is taken"
         return taken if grows is None else f"{taken}; {grows}"
     return f"{lacking}; {'it waits for such a node to come' if grows is None else grows}"
-
-
-def _when_handed_over(reference: Any) -> float | None:
-    """Return the time at which Ray gave a task to a worker; None while it is queued, or where no dashboard knows."""
-    from ray.util.state import get_task
-    from ray.util.state.exception import RayStateApiException
-
-    try:
-        task: Any = get_task(reference)
-    except (RayStateApiException, OSError):
-        return None
-    events = task.events or [] if task is not None and not isinstance(task, list) else []
-    handed = [event["created_ms"] for event in events if event["state"] == "SUBMITTED_TO_WORKER"]
-    return None if not handed else max(handed) / 1000
 
 
 def _read_progress(keys: Sequence[str]) -> list[dict[str, Any] | None]:

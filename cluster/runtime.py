@@ -22,6 +22,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from inlay.cluster.capacity import Amounts, Growth, crowded, misfit, read_growth, room
 from inlay.cluster.errors import ConnectError
+from inlay.cluster.http import HttpError, ray_authorization, request_json
 from inlay.cluster.pieces import Resources
 
 _MIB = 1 << 20
@@ -83,7 +84,7 @@ class Cluster:
         self.lost = False
         """Whether the head has been silent for so long that Ray is not to be asked anything any more."""
         self._silent_since: float | None = None
-        self._gcs = ""
+        self._gcs = self._dashboard = ""
         self._session: Path | None = None
         self._variables: dict[str, str | None] = {}
         self._sandbox = Path(tempfile.mkdtemp(prefix="inlay-"))
@@ -143,7 +144,7 @@ class Cluster:
             if self.settings.address is not None:
                 _check_reachable(self.settings.address)
             with _on_the_loopback() if self.settings.address is None else contextlib.nullcontext():
-                _init_patiently(ray, options)
+                self._dashboard = _init_patiently(ray, options)
         except Exception as error:  # Ray raises its own, builtin ones, and bare Exception for a slow start
             raise ConnectError(_refusal(self.settings.address, error)) from error
         _silence(ray)
@@ -192,6 +193,13 @@ class Cluster:
     def nodes(self) -> list[dict[str, Any]]:
         """Return Ray's description of every node that is alive; raises ConnectError as `answers` does."""
         return self.ask(live_nodes)
+
+    def handed_over(self, task_id: str) -> float | None:
+        """Return the time at which Ray gave a task to a worker; raises as `nodes` does.
+
+        None while the task is queued, and where no dashboard keeps a record of tasks.
+        """
+        return self.ask(_read_hand_over, self._dashboard, task_id) if self._dashboard else None
 
     def growth(self) -> Growth | None:
         """Return what the cluster's autoscaler says, None where there is none; raises as `nodes` does."""
@@ -353,6 +361,18 @@ def _read_growth() -> Growth | None:
     return read_growth(_internal_kv_get(DEBUG_AUTOSCALING_STATUS))
 
 
+def _read_hand_over(dashboard: str, task_id: str) -> float | None:
+    # Not by `ray.util.state`: it asks the cluster that an environment variable or a file of this machine names.
+    path = f"/api/v0/tasks?detail=true&limit=1&filter_keys=task_id&filter_predicates=%3D&filter_values={task_id}"
+    try:
+        answer = request_json("GET", f"http://{dashboard}{path}", authorization=ray_authorization())
+        events = [event for task in answer["data"]["result"]["result"] for event in task["events"] or []]
+        handed = [event["created_ms"] / 1000 for event in events if event["state"] == "SUBMITTED_TO_WORKER"]
+    except (HttpError, KeyError, TypeError):
+        return None  # a dashboard that does not answer; it is asked again
+    return max(handed, default=None)
+
+
 def _import_modules(modules: tuple[str, ...]) -> None:
     import importlib
 
@@ -373,21 +393,23 @@ def _on_the_loopback() -> Iterator[None]:
         ray_constants.ENABLE_RAY_CLUSTER = before
 
 
-def _init_patiently(ray: Any, options: dict[str, Any]) -> None:
-    """Start or reach Ray; a machine so busy that the 30 s that Ray gives itself were not enough gets more tries.
+def _init_patiently(ray: Any, options: dict[str, Any]) -> str:
+    """Start or reach Ray, and return the `host:port` of its dashboard, empty where there is none.
 
-    Ray puts a handler of its own on SIGTERM, whose exit code says success to some: ours stays.
+    A machine so busy that the 30 s that Ray gives itself were not enough gets more tries. Ray puts a handler of its own
+    on SIGTERM, whose exit code says success to some: ours stays.
     """
     main = threading.current_thread() is threading.main_thread()
     handler = signal.getsignal(signal.SIGTERM)
+    tries_left = 2
     try:
-        for tries_left in (2, 1, 0):
+        while True:
             try:
-                ray.init(**options)
-                return
+                return ray.init(**options).dashboard_url or ""
             except Exception as error:
                 if tries_left == 0 or "timed out during startup" not in str(error):
                     raise
+                tries_left -= 1
                 ray.shutdown()
     finally:
         if main:

@@ -44,7 +44,8 @@ print(json.dumps({"attempts": late.attempts, "pids": [frozen.values["pid"], late
 def check_that_a_frozen_worker_is_left(folder: Path, address: str | None) -> None:
     done = subprocess.run(
         [sys.executable, "-c", PIECES, str(folder), json.dumps(address)],
-        env=os.environ | {"RAY_AUTH_MODE": "token"},
+        # Another cluster's address, which is not to be asked.
+        env=os.environ | {"RAY_AUTH_MODE": "token", "RAY_API_SERVER_ADDRESS": "http://127.0.0.1:1"},
         capture_output=True,
         text=True,
         timeout=200,
