@@ -34,6 +34,8 @@ def folder(finished: Path, tmp_path_factory: pytest.TempPathFactory, inlay_comma
     values: dict[str, Any] = yaml.safe_load((folder / "job.yaml").read_text())
     values["hardware"]["costs"] = "costs.parquet"
     values["budget"] = {"runtime": "0.75x"}
+    values["solve"] = {"pool": 2, "corrections": 0}
+    values["recover"] = {"tokens": "4k", "probes": 0}
     (folder / "job.yaml").write_text(yaml.safe_dump(values))
     done = inlay_command("run", "job.yaml", cwd=folder)
     assert done.returncode == 0, done.stderr
