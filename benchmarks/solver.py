@@ -39,6 +39,8 @@ PLAIN_LIMIT = 10.0
 """Seconds after which a back end on the plain program is stopped."""
 
 Row = dict[str, Any]
+Part = dict[str, Any]
+"""What one part measured: its `rows`, and the `footer` with commit, date and machine."""
 
 
 def measured(case: str, kind: str, seed: int, run: Callable[[], list[Solution]], backend: str = "inlay") -> Row:
@@ -76,8 +78,10 @@ def single(size: tuple[int, int, int]) -> list[Row]:
 
 
 def pool() -> list[Row]:
-    """Sixteen that differ in a fifth of the layers: the first proven, the others within 0.1 %."""
-    return each(f"pool of 16, {name_of(USUAL)}", USUAL, _pool)
+    """Sixteen that differ in a fifth of the layers: the first proven, the others within 0.1 %; HiGHS beside them."""
+    case = f"pool of 16, {name_of(USUAL)}"
+    plain = functools.partial(_pool, backend="highs")
+    return each(case, USUAL, _pool) + each(case, USUAL, plain, "highs")
 
 
 def front_of_50() -> list[Row]:
@@ -164,17 +168,19 @@ def relaxed(problem: Problem, earlier: list[Solution], min_difference: float) ->
     return float(pulp.value(program.objective))
 
 
-def each(case: str, size: tuple[int, int, int], run: Callable[[Problem], list[Solution]]) -> list[Row]:
+def each(
+    case: str, size: tuple[int, int, int], run: Callable[[Problem], list[Solution]], backend: str = "inlay"
+) -> list[Row]:
     """Five runs of both kinds."""
     return [
-        measured(case, kind, seed, functools.partial(run, make(*size, seed)))
+        measured(case, kind, seed, functools.partial(run, make(*size, seed)), backend)
         for kind, make in KINDS.items()
         for seed in range(RUNS)
     ]
 
 
-def _pool(problem: Problem) -> list[Solution]:
-    return solve(problem, solutions=16, min_difference=0.2, pool_gap=1e-3, time_limit=10.0)
+def _pool(problem: Problem, backend: str = "auto") -> list[Solution]:
+    return solve(problem, solutions=16, min_difference=0.2, pool_gap=1e-3, time_limit=PLAIN_LIMIT, backend=backend)
 
 
 def _front(problem: Problem) -> list[Solution]:
@@ -218,9 +224,9 @@ def median(runs: list[Row], key: str) -> float:
     return statistics.median(float("inf") if row[key] is None else row[key] for row in runs)
 
 
-def page(held: dict[str, list[Row]]) -> str:
+def page(held: dict[str, Part]) -> str:
     """The results as Markdown: what is missed first, then every case, then every run."""
-    rows = [row for part in PARTS if part != "why" for row in held.get(part, [])]
+    rows = [row for part in PARTS if part != "why" for row in held.get(part, {"rows": []})["rows"]]
     groups: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
         groups.setdefault((row["case"], row["kind"], row["backend"]), []).append(row)
@@ -243,7 +249,7 @@ def page(held: dict[str, list[Row]]) -> str:
         told = ", ".join(f"{row['seconds']:.2f} s (gap {show_gap(row['gap'])})" for row in groups[key])
         lines += [f"- {key[0]}, {key[1]}: asked for is {ASKED[key[0]][0]}; the five runs: {told}.", ""]
     if any(key[0].startswith("pool") for key in missed):
-        lines += reason(held.get("why", []))
+        lines += reason(held.get("why", {"rows": []})["rows"])
     lines += [
         "## Medians",
         "",
@@ -261,7 +267,10 @@ def page(held: dict[str, list[Row]]) -> str:
     for row in rows:
         names = f"| {row['case']} | {row['kind']} | {row['seed']} | {row['backend']} |"
         lines.append(f"{names} {row['seconds']:.3f} | {row['answers']} | {row['first']} | {show_gap(row['gap'])} |")
-    return "\n".join([*lines, "", footer(), ""])
+    for told in dict.fromkeys(part["footer"] for part in held.values()):
+        names = ", ".join(name for name in PARTS if name in held and held[name]["footer"] == told)
+        lines += ["", f"{names}: {told}"]
+    return "\n".join([*lines, ""])
 
 
 def reason(rows: list[Row]) -> list[str]:
@@ -308,10 +317,10 @@ def main() -> None:
     parser.add_argument("--held", type=Path, default=Path("build/solver.json"), help="results between parts")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "solver.md")
     options = parser.parse_args()
-    held: dict[str, list[Row]] = json.loads(options.held.read_text()) if options.held.exists() else {}
+    held: dict[str, Part] = json.loads(options.held.read_text()) if options.held.exists() else {}
     solve(realistic(4, 16, 2, 0))  # the library is loaded once
     for part in options.part:
-        held[part] = PARTS[part]()
+        held[part] = {"rows": PARTS[part](), "footer": footer()}
         options.held.parent.mkdir(parents=True, exist_ok=True)
         options.held.write_text(json.dumps(held))
     options.output.parent.mkdir(parents=True, exist_ok=True)

@@ -41,6 +41,12 @@ WIDTH = 3000
 DIVE_WIDTH = 300
 """States of a node that a dive keeps; it forgets the others. Four times as many after a dive that found nothing."""
 
+DIFFERENT_BUDGET = 5000
+"""FIRST_BUDGET where rows were added, which count agreements with earlier answers: few states dominate others there."""
+
+DIFFERENT_DIVE_WIDTH = 1000
+"""DIVE_WIDTH where rows were added."""
+
 LAST_DIVE_WIDTH = 20_000
 """From this width on nothing is forgotten: without any answer at hand, diving ends in a complete search."""
 
@@ -77,11 +83,13 @@ class Exact:
         self._pairs = _among(pairs, self._alive, len(edges))
         self._num_layers = num_layers
         self._relaxation = Relaxation(num_layers, self._edges, self._pairs)
+        self._budget, self._dive_width = FIRST_BUDGET, DIVE_WIDTH
 
     def add_row(self, coefficients: np.ndarray) -> None:
         """One more row [E] over the edges given first."""
         row = coefficients[self._alive]
         self._relaxation.add_row(row)
+        self._budget, self._dive_width = DIFFERENT_BUDGET, DIFFERENT_DIVE_WIDTH
         edges = self._edges
         self._edges = Edges(edges.start, edges.span, edges.score, np.vstack([edges.rows, row]))
 
@@ -141,6 +149,7 @@ class _Hunt:
         self._most, self._prices, self._deadline, self._at_most = most, prices, deadline, at_most
         self._edges, self._pairs, self._tie = exact._edges, exact._pairs, exact._tie
         self._num_layers = exact._num_layers
+        self._budget, self._dive_width = exact._budget, exact._dive_width
         part = spread(self._pairs, prices.pairs)
         self.weight = part.score(self._edges) + prices.rows @ self._edges.rows
         forward, backward = _distances(self._num_layers, self._edges, self.weight)
@@ -173,7 +182,7 @@ class _Hunt:
         Complete searches for answers a little above the bound either find the best or raise the bound. Where they take
         too many states, a better answer first makes them smaller: a dive looks for one.
         """
-        share, budget, dive_width, dive = FIRST_SHARE, FIRST_BUDGET, DIVE_WIDTH, False
+        share, budget, dive_width, dive = FIRST_SHARE, self._budget, self._dive_width, False
         num_states, shake_after = 0, SHAKE_AFTER
         generator = np.random.default_rng(0)
         while self._is_open(gap):
