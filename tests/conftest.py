@@ -12,6 +12,21 @@ from inlay.nas.embedded import corpus, embedded_parent
 
 TinyParent = Callable[..., Path]
 
+_WITH_RAY = ("cluster", "stages")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `pytest -n 2`, what starts clusters and whole searches runs one by one, the other files beside it."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class RayTogether(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::")[0]
+            return "with Ray" if file.split("/")[1] in _WITH_RAY else file
+
+    return RayTogether(config, log)
+
 
 @pytest.fixture(scope="session")
 def parents_dir() -> Path:
