@@ -344,8 +344,8 @@ machine, token on; the parent that ships with inlay; costs given. Undisturbed, a
 
 Compared are the tables {", ".join(TABLES)} and corrections, the library, the packed texts, and the weights of the
 three recovered models. Noticed means that inlay dealt with it by itself, or said in its words why it stopped; a hung
-piece has a deadline of {DEADLINE_SECONDS:g} s (`cluster.patience`) and is killed by the script
-after {HANG_SECONDS:g} s.
+piece has a deadline of {DEADLINE_SECONDS:g} s (`cluster.patience`), a minute where its worker was
+stopped before it began, and is killed by the script after {HANG_SECONDS:g} s.
 
 {footer()}
 """
