@@ -25,11 +25,20 @@ CANDIDATES = 1 << 20
 MOST_PIVOTS = 30
 """States of one node whose own relaxation is solved to learn a plane, at most."""
 
-WORTH = 40
-"""A plane was worth its relaxation when it cut off so many states."""
+WORTH, PATIENCE = 100, 1
+"""At a node planes are learnt until so many in a row have each cut off fewer states than they are worth."""
 
-PATIENCE = 2
-"""So many planes in a row may be in vain."""
+DIVE_WORTH, DIVE_PATIENCE = 40, 2
+"""The same in a dive, which chooses by the bounds what it keeps: better ones are worth more there."""
+
+LONGEST_PAUSE = 15
+"""Visits of a node that learn nothing after a plane in vain, at most: one more than twice as many each time."""
+
+LOOKED_AT = 20_000
+"""States among which dominated ones are looked for before it is judged whether that is worth it."""
+
+WORTH_LOOKING = 0.005
+"""Share of dominated states below which no more are looked for."""
 
 WORTH_LEARNING = 100
 """States below which no plane is learnt."""
@@ -92,11 +101,17 @@ class Search:
     num_layers: int
     pairs: OpenPairs
     least_rows: np.ndarray = field(init=False)
+    looked_at: int = field(init=False, default=0)
+    dominated: int = field(init=False, default=0)
+    wait: list[int] = field(init=False)
+    pause: list[int] = field(init=False)
 
     def __post_init__(self) -> None:
         rows = self.graph.values[1:-1]
         self.least_rows = self.graph.rest(rows)
         self.reduced = self.planes.reduced()
+        self.wait = [0] * (self.graph.num_nodes + 1)
+        self.pause = [0] * (self.graph.num_nodes + 1)
 
     def run(
         self,
@@ -138,7 +153,7 @@ class Search:
                         best, found.values, found.path = values, values, _walk(states.trail, winner)
                         target = min(target, float(values[0]))
                     continue
-                states = self._settle(states, node, target)
+                states = self._cut(self._undominated(states), node, target, dive=forget)
                 if len(states) > width:
                     order = np.argpartition(states.bound, width)
                     rest = states.take(order[width:])
@@ -152,16 +167,27 @@ class Search:
                     frontier.setdefault(to, []).append(block)
         return found
 
-    def _settle(self, states: States, node: int, target: float) -> States:
-        """Drop the dominated, and learn planes here when it pays."""
-        if len(states) > 1:
-            states = states.take(undominated(states.values, states.memory if self.pairs.any else None))
+    def _undominated(self, states: States) -> States:
+        """Without those that are seen to be dominated; given up where there are hardly any."""
+        if len(states) < 2 or (self.looked_at > LOOKED_AT and self.dominated < WORTH_LOOKING * self.looked_at):
+            return states
+        kept = undominated(states.values, states.memory if self.pairs.any else None)
+        self.looked_at += len(states)
+        self.dominated += len(states) - len(kept)
+        return states.take(kept)
+
+    def _cut(self, states: States, node: int, target: float, *, dive: bool) -> States:
+        """Learn planes here while it pays, and drop what they show to be above the target."""
         if self.graph.num_nodes - node < 3:
             return states
+        if self.wait[node] and not dive:
+            self.wait[node] -= 1
+            return states
+        worth, patience = (DIVE_WORTH, DIVE_PATIENCE) if dive else (WORTH, PATIENCE)
         is_open = np.zeros(self.num_layers, dtype=bool)
         is_open[self.graph.layer[node:]] = True
         in_vain = tries = 0
-        while len(states) >= WORTH_LEARNING and in_vain < PATIENCE and tries < MOST_PIVOTS:
+        while len(states) >= WORTH_LEARNING and in_vain < patience and tries < MOST_PIVOTS:
             which = (tries * 7919 + node * 104729) % len(states)
             prices = self.relaxation.prices(self.most - states.values[1:-1, which], is_open)
             tries += 1
@@ -170,9 +196,12 @@ class Search:
             plane = self.planes.learn(prices.rows, node, proof=not prices.feasible)
             states.bound = np.maximum(states.bound, self.planes.one(plane, states.values, node))
             lives = states.bound <= target
-            in_vain = 0 if len(states) - int(lives.sum()) >= WORTH else in_vain + 1
+            in_vain = 0 if len(states) - int(lives.sum()) >= worth else in_vain + 1
             if not lives.all():
                 states = states.take(lives)
+        if tries:
+            self.pause[node] = 0 if tries > patience else min(LONGEST_PAUSE, 2 * self.pause[node] + 1)
+            self.wait[node] = self.pause[node]
         return states
 
     def _advance(self, states: States, node: int, target: float) -> list[tuple[int, States]]:
