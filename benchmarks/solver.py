@@ -304,9 +304,10 @@ def reason(rows: list[Row]) -> list[str]:
     """What was measured of the missed pool: answer by answer, on a small instance and on the first of a usual one."""
     lines = [
         f"Why, on the first uniform instance of two sizes (`--part why`): the pool of {name_of(TINY)} to its end, that",
-        f"of {name_of(USUAL)} in 600 s. The relaxation mixes earlier answers and so meets the differences for nothing:",
-        "it hardly rises from one answer to the next, while the best answers do. What is left between the two is left",
-        f"to the search. HiGHS was given {ALONE_LIMIT:g} s for each of some answers, after the same earlier ones.",
+        f"of {name_of(USUAL)} in 600 s. An answer lies well above the relaxation of its own program, which mixes",
+        "earlier answers and so meets the differences for almost nothing; what is between the two is left to the",
+        f"search, whose states multiply with it. HiGHS was given {ALONE_LIMIT:g} s for each of some answers, after the",
+        "same earlier ones.",
         "",
         "| instance | answer | | above the relaxation | gap | seconds |",
         "|---|---|---|---|---|---|",
