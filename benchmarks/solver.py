@@ -170,7 +170,8 @@ def alone(problem: Problem, earlier: list[Solution], min_difference: float, gap:
     seconds = time.perf_counter() - begin
     info = program.solverModel.getInfo()
     best = info.objective_function_value
-    return {"gap": (best - info.mip_dual_bound) / best, "above": None, "seconds": seconds}
+    left = (best - info.mip_dual_bound) / best if math.isfinite(best) else None
+    return {"gap": left, "above": None, "seconds": seconds}
 
 
 def plain_program(problem: Problem, earlier: list[Solution], min_difference: float, category: str) -> pulp.LpProblem:

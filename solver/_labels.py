@@ -200,7 +200,7 @@ class Search:
             if not lives.all():
                 states = states.take(lives)
         if tries:
-            self.pause[node] = 0 if tries > patience else min(LONGEST_PAUSE, 2 * self.pause[node] + 1)
+            self.pause[node] = 0 if tries > in_vain else min(LONGEST_PAUSE, 2 * self.pause[node] + 1)
             self.wait[node] = self.pause[node]
         return states
 
