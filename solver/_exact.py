@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from inlay.solver._dominance import useful
-from inlay.solver._graph import build_graph
+from inlay.solver._graph import Graph, build_graph
 from inlay.solver._labels import Found, Search
 from inlay.solver._pairs import OpenPairs, spread
-from inlay.solver._planes import Planes
+from inlay.solver._planes import Learnt, Planes
 from inlay.solver._relax import Edges, PairColumns, Prices, Relaxation
 from inlay.solver._start import round_and_swap, shake_and_swap
 
@@ -46,6 +46,9 @@ DIFFERENT_BUDGET = 5000
 
 DIFFERENT_DIVE_WIDTH = 1000
 """DIVE_WIDTH where rows were added."""
+
+DEEP_BUDGET, DEEP_GROWTH = 400_000, 64
+"""States after which a deep search is given up for a dive, and so many times as many after each dive."""
 
 LAST_DIVE_WIDTH = 20_000
 """From this width on nothing is forgotten: without any answer at hand, diving ends in a complete search."""
@@ -84,12 +87,15 @@ class Exact:
         self._num_layers = num_layers
         self._relaxation = Relaxation(num_layers, self._edges, self._pairs)
         self._budget, self._dive_width = FIRST_BUDGET, DIVE_WIDTH
+        self._learnt: Learnt | None = None
 
     def add_row(self, coefficients: np.ndarray) -> None:
         """One more row [E] over the edges given first."""
         row = coefficients[self._alive]
         self._relaxation.add_row(row)
         self._budget, self._dive_width = DIFFERENT_BUDGET, DIFFERENT_DIVE_WIDTH
+        if int(self._edges.span.max(initial=1)) == 1 and not len(self._pairs.score):
+            self._learnt = self._learnt or Learnt()
         edges = self._edges
         self._edges = Edges(edges.start, edges.span, edges.score, np.vstack([edges.rows, row]))
 
@@ -142,6 +148,16 @@ class Exact:
         return bool(_distances(self._num_layers, self._edges, weight)[0][-1] > prices @ most + error)
 
 
+@dataclass(frozen=True)
+class _Core:
+    """The edges `kept` as a graph, with what a search of it needs."""
+
+    kept: np.ndarray
+    graph: Graph
+    pairs: OpenPairs
+    relaxation: Relaxation
+
+
 class _Hunt:
     """One minimisation: the best answer so far, the bound so far, and searches until they meet."""
 
@@ -149,7 +165,7 @@ class _Hunt:
         self._most, self._prices, self._deadline, self._at_most = most, prices, deadline, at_most
         self._edges, self._pairs, self._tie = exact._edges, exact._pairs, exact._tie
         self._num_layers = exact._num_layers
-        self._budget, self._dive_width = exact._budget, exact._dive_width
+        self._budget, self._dive_width, self._learnt = exact._budget, exact._dive_width, exact._learnt
         part = spread(self._pairs, prices.pairs)
         self.weight = part.score(self._edges) + prices.rows @ self._edges.rows
         forward, backward = _distances(self._num_layers, self._edges, self.weight)
@@ -182,7 +198,7 @@ class _Hunt:
         Complete searches for answers a little above the bound either find the best or raise the bound. Where they take
         too many states, a better answer first makes them smaller: a dive looks for one.
         """
-        share, budget, dive_width, dive = FIRST_SHARE, self._budget, self._dive_width, False
+        share, budget, dive_width, dive, deep = FIRST_SHARE, self._budget, self._dive_width, False, False
         num_states, shake_after = 0, SHAKE_AFTER
         generator = np.random.default_rng(0)
         while self._is_open(gap):
@@ -194,14 +210,19 @@ class _Hunt:
             room = wanted - self._floor
             dive = dive or not math.isfinite(wanted)
             target = wanted if dive or share >= 1 else self._floor + room * share
+            if gap and self._learnt is not None and not dive:
+                # An answer up to here is proven by the bound at hand, and each step further multiplies the states.
+                target = min(wanted, self.bound / (1 - math.copysign(gap, self.bound)))
             if target < self.bound:
                 share *= SHARE_GROWTH
                 continue
             if dive:
                 found = self._search(target, dive_width, forget=dive_width < LAST_DIVE_WIDTH)
+            elif deep:
+                found = self._search_deep(target, budget, gap)
             else:
                 found = self._search(target, WIDTH, budget=budget)
-            num_states += found.states
+            num_states += 0 if deep else found.states
             complete = found.bound == math.inf
             self._raise_bound(target, math.inf if complete else math.ceil(found.bound - self._error))
             if found.stopped or (complete and (target == wanted or found.path is not None)):
@@ -217,9 +238,13 @@ class _Hunt:
                 share *= SHARE_GROWTH
             if share > NEARLY_ALL:
                 share = 1.0
-            dive = not dive and not complete
-            if dive:
-                budget *= 4
+            if complete:
+                dive = False
+            elif self._learnt is not None and not deep and not dive:
+                deep, budget = True, DEEP_BUDGET
+            else:
+                dive = not dive
+                budget *= (DEEP_GROWTH if deep else 4) if dive else 1
         none_left = self.bound == math.inf or self.bound > self._at_most
         self.closed = none_left if self.best is None else self.bound == self.ceiling
 
@@ -249,6 +274,34 @@ class _Hunt:
 
     def _search(self, target: float, width: int, *, forget: bool = False, budget: float = math.inf) -> Found:
         """Search what the target leaves after fixing by reduced cost; an answer found is offered."""
+        core = self._core(target)
+        if core is None:
+            return Found()
+        planes = Planes(core.graph, self._most)
+        planes.learn(self._prices.rows, 0)
+        search = Search(core.graph, self._most, planes, core.relaxation, self._num_layers, core.pairs)
+        best = None if self.best is None else self._values(self.best)
+        found = search.run(target, width, forget=forget, deadline=self._deadline, best=best, budget=budget)
+        self._offer_found(core, found)
+        return found
+
+    def _search_deep(self, target: float, budget: float, gap: float) -> Found:
+        """The same, deep and complete, for lines without pair terms whose states do not dominate each other."""
+        from inlay.solver._deep import Deep  # compiled, which takes time that most problems do not need
+
+        core = self._core(target)
+        if core is None or self._learnt is None:
+            return Found()
+        if core.graph.num_nodes == 0:
+            return self._search(target, WIDTH)
+        deep = Deep(core.graph, self._most, self._prices.rows, core.relaxation, self._num_layers, self._learnt)
+        best = None if self.best is None else self._values(self.best)
+        found = deep.run(target, deadline=self._deadline, best=best, gap=gap, budget=budget)
+        self._offer_found(core, found)
+        return found
+
+    def _core(self, target: float) -> _Core | None:
+        """What the target leaves after fixing by reduced cost; None when a layer is left without choices."""
         kept = np.flatnonzero(self._reduced <= target - self._floor + 2 * self._error)
         edges = self._edges.take(kept)
         pairs = _among(self._pairs, kept, len(self._edges))
@@ -258,19 +311,15 @@ class _Hunt:
         asked[pairs.first] = asked[pairs.second] = True
         edges = Edges(edges.start, edges.span, part.score(edges), edges.rows)
         if not self._covers(edges):
-            return Found()
+            return None
         graph = build_graph(self._num_layers, edges, self._tie[kept], self._reduced[kept], asked)
         graph.base[0] += part.constant
-        planes = Planes(graph, self._most)
-        planes.learn(self._prices.rows, 0)
         open_pairs = OpenPairs(graph, part, edges.span[graph.edge])
-        relaxation = Relaxation(self._num_layers, edges)
-        search = Search(graph, self._most, planes, relaxation, self._num_layers, open_pairs)
-        best = None if self.best is None else self._values(self.best)
-        found = search.run(target, width, forget=forget, deadline=self._deadline, best=best, budget=budget)
+        return _Core(kept, graph, open_pairs, Relaxation(self._num_layers, edges))
+
+    def _offer_found(self, core: _Core, found: Found) -> None:
         if found.path is not None:
-            self.offer(kept[np.concatenate([graph.settled, graph.edge[found.path]])])
-        return found
+            self.offer(core.kept[np.concatenate([core.graph.settled, core.graph.edge[found.path]])])
 
     def _covers(self, edges: Edges) -> bool:
         return len(edges) > 0 and bool(np.isfinite(_distances(self._num_layers, edges, np.zeros(len(edges)))[0][-1]))

@@ -109,7 +109,7 @@ class Search:
     def __post_init__(self) -> None:
         rows = self.graph.values[1:-1]
         self.least_rows = self.graph.rest(rows)
-        self.reduced = self.planes.reduced()
+        self.reduced = self.planes.first.reduced(self.graph)
         self.wait = [0] * (self.graph.num_nodes + 1)
         self.pause = [0] * (self.graph.num_nodes + 1)
 

@@ -2,20 +2,62 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import numpy as np
 
 from inlay.solver._graph import Graph
+from inlay.solver._relax import Prices
 
 WINDOW = 32
 """So many planes, those learnt nearest to a node, are looked at there."""
 
+KEPT = 300
+"""Planes that are carried on to the next search."""
+
+
+@dataclass(frozen=True)
+class Plane:
+    """For a state x at node d, any completion costs at least `weights`·x + `offset[d]`; a proof is dead above 0.
+
+    Several at once where all arrays have one more dimension, the first.
+    """
+
+    weights: np.ndarray
+    offset: np.ndarray
+    error: np.ndarray
+    is_proof: np.ndarray
+
+    def at(self, values: np.ndarray, node: int) -> np.ndarray:
+        """That cost for a state of `values` [m + 2]."""
+        cost: np.ndarray = self.weights @ values[:-1] + self.offset[..., node]
+        return cost
+
+    def reduced(self, graph: Graph) -> np.ndarray:
+        """What each edge adds to the cost when it is taken [..., E'], at least 0 but for rounding."""
+        node = np.repeat(np.arange(graph.num_nodes), np.diff(graph.first))
+        added: np.ndarray = self.weights @ graph.values[:-1] + self.offset[..., graph.to] - self.offset[..., node]
+        return added
+
+    def take(self, which: np.ndarray) -> Plane:
+        """Some of several."""
+        return Plane(self.weights[which], self.offset[which], self.error[which], self.is_proof[which])
+
+
+def plane_of(graph: Graph, most: np.ndarray, prices: np.ndarray, is_proof: np.ndarray | None = None) -> Plane:
+    """The plane of these row `prices` [..., m]; `offset` has the right-hand sides and the rounding error taken off."""
+    is_proof = np.zeros(prices.shape[:-1], dtype=bool) if is_proof is None else is_proof
+    weights = np.concatenate([np.where(is_proof, 0.0, 1.0)[..., None], prices], axis=-1)
+    size = np.abs(weights) @ np.abs(graph.values[:-1])
+    largest = size.max(axis=-1) if len(graph.edge) else np.zeros(prices.shape[:-1])
+    constant = np.abs(weights[..., 1:]) @ np.abs(most) + np.abs(weights) @ np.abs(graph.base[:-1])
+    error = 4 * (graph.num_nodes + weights.shape[-1]) * np.finfo(float).eps * (largest * graph.num_nodes + constant)
+    offset = graph.rest(weights @ graph.values[:-1]) - (weights[..., 1:] @ most + error)[..., None]
+    return Plane(weights, offset, np.asarray(error), is_proof)
+
 
 class Planes:
-    """For a state x at node d, every plane k says: any completion costs at least `weights[k]·x + offset[k, d]`.
-
-    A plane of weight 1 on the score bounds the objective; one of weight 0 is a proof of infeasibility above 0. All are
-    valid at every node; `offset` already has the right-hand sides and the rounding error of doubles taken off.
-    """
+    """Planes: those of weight 1 on the score bound the objective, those of weight 0 are proofs of infeasibility."""
 
     def __init__(self, graph: Graph, most: np.ndarray) -> None:
         self._graph, self._most = graph, most.astype(float)
@@ -27,17 +69,11 @@ class Planes:
 
     def learn(self, prices: np.ndarray, node: int, *, proof: bool = False) -> int:
         """Add the plane of these row `prices` [m], learnt at `node`; returns its index."""
-        weights = np.concatenate([[0.0 if proof else 1.0], prices])
-        edge_weights = weights @ self._graph.values[:-1]
-        terms = len(self._graph.edge) and np.abs(weights[:, None] * self._graph.values[:-1]).sum(axis=0).max()
-        size = float(terms) * self._graph.num_nodes + float(np.abs(weights[1:] * self._most).sum())
-        size += float(np.abs(weights * self._graph.base[:-1]).sum())
-        error = 4 * (self._graph.num_nodes + len(weights)) * np.finfo(float).eps * size
-        offset = self._graph.rest(edge_weights) - weights[1:] @ self._most - error
+        plane = plane_of(self._graph, self._most, prices, np.array(proof))
         if not len(self._weights):
-            self.error = error
-        self._weights = np.vstack([self._weights, weights])
-        self._offset = np.vstack([self._offset, offset])
+            self.error, self.first = float(plane.error), plane
+        self._weights = np.vstack([self._weights, plane.weights])
+        self._offset = np.vstack([self._offset, plane.offset])
         self._is_proof = np.append(self._is_proof, proof)
         self._learnt_at = np.append(self._learnt_at, node)
         return len(self._weights) - 1
@@ -59,10 +95,13 @@ class Planes:
         bound: np.ndarray = self._weights[plane] @ values[:-1] + self._offset[plane, node]
         return np.where(bound > 0, np.inf, -np.inf) if self._is_proof[plane] else bound
 
-    def reduced(self) -> np.ndarray:
-        """What each edge adds to the first plane's bound when it is taken [E'], at least 0 but for rounding."""
-        weights = self._weights[0] @ self._graph.values[:-1]
-        rest = self._offset[0]
-        node = np.repeat(np.arange(self._graph.num_nodes), np.diff(self._graph.first))
-        added: np.ndarray = weights + rest[self._graph.to] - rest[node]
-        return added
+
+@dataclass
+class Learnt:
+    """Prices of planes from earlier searches, and how many nodes were left where each was learnt."""
+
+    planes: list[tuple[Prices, int]] = field(default_factory=list)
+
+    def add(self, prices: Prices, nodes_left: int) -> None:
+        """Keep these, and forget the oldest where they are too many."""
+        self.planes = [*self.planes[-KEPT + 1 :], (prices, nodes_left)]

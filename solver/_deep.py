@@ -1,0 +1,321 @@
+"""Deep search of the core: depth first, a state at a time, in compiled code that tries millions of edges a second.
+
+The other search (_labels.py) takes all states of a node at once, because most of them are dominated by others. Where
+rows count agreements with earlier answers hardly any are, and bounds alone decide. Two kinds are used here: planes, as
+there, learnt by solving the relaxation at states that the search is at; and, for the last nodes, tables of all ways to
+the end, which are exact in the three rows that weigh most and price the others.
+"""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from inlay.solver._compiled import ARRIVED, BINS, EXHAUSTED, PLENTY, TOP, called, descend, enter, tabulate
+from inlay.solver._graph import Graph
+from inlay.solver._labels import Found
+from inlay.solver._planes import Learnt, Plane, plane_of
+from inlay.solver._relax import Relaxation
+
+BAND = 9
+"""Nodes of a band, which has planes of its own."""
+
+NUM_PLANES = 40
+"""Planes of a band at least; the newest takes the place of the oldest but one, the root's."""
+
+VECTOR = 16
+"""Budgets are padded to a multiple of this."""
+
+FEWEST_TRIES, MOST_TRIES, TRIES_SHARE = 10_000, 80_000, 150
+"""After this share (one in so many) of all tries, within these bounds, the relaxation is solved for one more plane."""
+
+MOST_WAYS = 100_000
+"""Ways to the end that are tabulated."""
+
+MOST_TABLES, MOST_CELLS, CELLS_A_WAY = 24, 64**3, 30
+"""Tables, cells of each at most, and cells for each way to the end where there are few."""
+
+UNTIL_TABLES = 4
+"""Pauses before tables are made: a search that ends earlier does not need them."""
+
+FURTHEST = 3.0
+"""A share of a plane's budget is cut to so many times the distance from the bound to the target at the start."""
+
+
+class Deep:
+    """A search of a line `graph` without pair terms for the best path of score at most a target, ties included."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        most: np.ndarray,
+        prices: np.ndarray,
+        relaxation: Relaxation,
+        num_layers: int,
+        learnt: Learnt,
+    ) -> None:
+        """`prices` [m] are the root's; `relaxation` gives those of other states; `learnt` is used and added to."""
+        self._graph, self._most, self._prices = graph, most.astype(float), prices
+        self._relaxation, self._num_layers, self._learnt = relaxation, num_layers, learnt
+        self._root = plane_of(graph, self._most, prices)
+        reduced = self._root.reduced(graph)
+        node = np.repeat(np.arange(graph.num_nodes), np.diff(graph.first))
+        self._order = np.lexsort((reduced, node))
+        self._reduced = reduced[self._order]
+        self._edge_values = np.ascontiguousarray(graph.values[:-1, self._order].T)
+        self._turn = 0
+
+        self._starts = np.arange(0, max(1, graph.num_nodes - 3), BAND)
+        self._ends = np.append(self._starts[1:], graph.num_nodes)
+        self._band_of = np.repeat(np.arange(len(self._starts)), self._ends - self._starts)
+        num_rows = len(most)
+        num_planes = NUM_PLANES + -(NUM_PLANES + 2 + num_rows) % VECTOR
+        self._priced, self._score, self._rows = num_planes, num_planes + 1, num_planes + 2 + np.arange(num_rows)
+
+    def run(self, target: float, *, deadline: float, best: np.ndarray | None, gap: float, budget: float) -> Found:
+        """Search until nothing is left, `deadline` or about `budget` states.
+
+        `best` are the values of an answer at hand: only better ones are returned. With a `gap` what is left after one
+        is searched only for answers that are better by that share.
+        """
+        found = Found()
+        self._prepare(target)
+        tries, pauses = FEWEST_TRIES, 0
+        while (code := self._descend(tries)) != EXHAUSTED:
+            if code == ARRIVED:
+                path = self._path(int(self._counters[0]) + 1)
+                values = self._graph.base + self._graph.values[:, path].sum(axis=1)
+                is_answer = (values[1:-1] <= self._most).all() and values[0] <= self._target
+                if is_answer and (best is None or tuple(values) < tuple(best)):
+                    best, found.values, found.path = values, values, path
+                    self._lower_target(float(values[0] - gap * abs(values[0])))
+                continue
+            if time.monotonic() > deadline or self._counters[2] > budget:
+                found.bound, found.stopped = self._left_out(), time.monotonic() > deadline
+                break
+            pauses += 1
+            if pauses == UNTIL_TABLES:
+                self._fill_tables()
+            self._learn_here()
+            tries = int(np.clip(self._counters[1] // TRIES_SHARE, FEWEST_TRIES, MOST_TRIES))
+        if gap > 0 and found.path is not None:
+            found.bound = min(found.bound, self._target)
+        found.states = int(self._counters[2])
+        return found
+
+    def _prepare(self, target: float) -> None:
+        graph, num_nodes, num_bands = self._graph, self._graph.num_nodes, len(self._starts)
+        num_budgets, num_values = int(self._rows[-1]) + 1, len(self._most) + 1
+        self._target = target
+        self._room = target - float(self._root.at(graph.base, 0))
+        self._counters = np.array([-1, 0, 0])
+        self._cursor = np.zeros(num_nodes + 1, dtype=np.int64)
+        self._share = np.zeros((len(graph.edge), num_budgets), dtype=np.int32)
+        self._budget = np.full((num_nodes + 1, num_budgets), PLENTY, dtype=np.int32)
+
+        size = (num_bands, self._priced)
+        self._weights, self._scale = np.zeros((*size, num_values)), np.ones(size)
+        self._offset = np.zeros((*size, int((self._ends - self._starts).max())))
+        self._limit, self._is_proof = np.zeros(size), np.zeros(size, dtype=bool)
+        self._used, self._next = np.zeros(num_bands, dtype=np.int64), np.zeros(num_bands, dtype=np.int64)
+        self._band = np.full(num_nodes + 1, -1)
+        self._band[self._starts] = np.arange(num_bands)
+        self._entered = np.zeros((num_bands, num_values))
+        self._entered[0] = graph.base[:-1]
+        root = plane_of(graph, self._most, self._prices[None])
+        for band in range(num_bands):
+            self._put(band, root)
+        self._recall()
+
+        self._global_scale = np.ones(num_budgets)
+        self._fill_rows()
+        self._fill_plane(self._score, plane_of(graph, self._most, np.zeros(len(self._most))))
+        self._fill_priced()
+        k = self._used[0]
+        planes = self._weights[0, :k], self._offset[0, :k, 0], self._scale[0, :k], self._limit[0, :k]
+        lives = called(enter, self._entered[0], *planes, self._budget[0])
+        self._counters[0] = 0 if lives and (self._budget[0] >= 0).all() else -1
+
+    def _fill_rows(self) -> None:
+        graph = self._graph
+        node = np.repeat(np.arange(graph.num_nodes), np.diff(graph.first))
+        for k, row in enumerate(graph.values[1:-1]):
+            least = graph.rest(row)
+            beyond = row + least[graph.to] - least[node]
+            self._fill(int(self._rows[k]), beyond, self._most[k] - graph.base[k + 1] - least[0])
+
+    def _fill_plane(self, column: int, plane: Plane) -> None:
+        self._fill(column, plane.reduced(self._graph), self._target - float(plane.at(self._graph.base, 0)))
+
+    def _fill(self, column: int, shares: np.ndarray, room: float) -> None:
+        """A budget that holds from the first node to the last: `room` at the start, of which edges take `shares`."""
+        scale = TOP / max(room, 1e-6)
+        self._share[:, column] = np.minimum(np.floor(np.maximum(shares[self._order], 0.0) * scale), PLENTY)
+        self._budget[0, column] = np.ceil(room * scale) + 1 if room >= 0 else -1
+        self._global_scale[column] = scale
+
+    def _fill_priced(self) -> None:
+        """The budget of the tables: free of the three rows of highest price times spread, which these keep exactly."""
+        weight = self._prices * self._graph.values[1:-1].std(axis=1)
+        exact = np.resize(np.argsort(-weight, kind="stable")[:3], 3)
+        prices = self._prices.copy()
+        prices[exact] = 0.0
+        self._exact_rows = self._rows[exact]
+        self._fill_plane(self._priced, plane_of(self._graph, self._most, prices))
+        self._table = np.full(self._graph.num_nodes + 1, -1)
+        self._tables = np.zeros((MOST_TABLES, MOST_CELLS), dtype=np.int32)
+        self._cells = np.zeros((MOST_TABLES, 3, BINS), dtype=np.int64)
+        self._bins, self._sizes = np.zeros((MOST_TABLES, 3)), np.zeros((MOST_TABLES, 3), dtype=np.int64)
+
+    def _fill_tables(self) -> None:
+        called(
+            tabulate,
+            self._graph.first,
+            self._share,
+            self._exact_rows,
+            self._priced,
+            self._reduced,
+            self._room + 2 * float(self._root.error),
+            MOST_WAYS,
+            CELLS_A_WAY,
+            self._table,
+            self._tables,
+            self._cells,
+            self._bins,
+            self._sizes,
+        )
+
+    def _descend(self, tries: int) -> int:
+        return called(
+            descend,
+            self._graph.first,
+            self._share,
+            self._edge_values,
+            self._budget,
+            self._cursor,
+            self._counters,
+            tries,
+            self._band,
+            self._entered,
+            self._weights,
+            self._offset,
+            self._scale,
+            self._limit,
+            self._used,
+            self._table,
+            self._tables,
+            self._cells,
+            self._bins,
+            self._sizes,
+            self._exact_rows,
+            self._priced,
+        )
+
+    def _path(self, length: int) -> np.ndarray:
+        """The first edges of the path that the search is at, as edges of the graph."""
+        path: np.ndarray = self._order[self._cursor[:length] - 1]
+        return path
+
+    def _states(self) -> np.ndarray:
+        """Values [m + 2, d + 1] of the state that the search is at, as it was at each node."""
+        path = self._path(int(self._counters[0]))
+        states: np.ndarray = np.cumsum(np.column_stack([self._graph.base, self._graph.values[:, path]]), axis=1)
+        return states
+
+    def _learn_here(self) -> None:
+        """Solve the relaxation at the start of one of the bands that the path is in, by turns, for another plane."""
+        depth = int(self._counters[0])
+        if depth < 0:
+            return
+        last = int(self._band_of[depth])
+        self._turn += 1
+        node = int(self._starts[last - self._turn % (last + 1)])
+        is_open = np.zeros(self._num_layers, dtype=bool)
+        is_open[self._graph.layer[node:]] = True
+        prices = self._relaxation.prices(self._most - self._states()[1:-1, node], is_open)
+        if prices is not None:
+            self._learnt.add(prices, self._graph.num_nodes - node)
+            plane = plane_of(self._graph, self._most, prices.rows[None], np.array([not prices.feasible]))
+            for band in self._bands_near(node):
+                self._put(band, plane)
+
+    def _recall(self) -> None:
+        """Planes of the prices learnt by earlier searches."""
+        known = [(p, self._graph.num_nodes - left) for p, left in self._learnt.planes if left <= self._graph.num_nodes]
+        if not known:
+            return
+        prices = np.zeros((len(known), len(self._most)))
+        for k, (some, _) in enumerate(known):
+            prices[k, : len(some.rows)] = some.rows  # those of rows added since are 0
+        planes = plane_of(self._graph, self._most, prices, np.array([not some.feasible for some, _ in known]))
+        near = [self._bands_near(node) for _, node in known]
+        for band in range(len(self._starts)):
+            which = np.array([k for k, bands in enumerate(near) if band in bands], dtype=np.int64)
+            if len(which):
+                self._put(band, planes.take(which[-self._priced + 1 :]))
+
+    def _bands_near(self, node: int) -> range:
+        """The band that `node` is in and the one before."""
+        band = int(self._band_of[min(node, len(self._band_of) - 1)])
+        return range(max(0, band - 1), band + 1)
+
+    def _put(self, band: int, planes: Plane) -> None:
+        """`planes` as the newest of a band; the path that the search is at is cut where it is above a limit."""
+        slots = (self._next[band] - 1 + np.arange(len(planes.weights))) % (self._priced - 1) + 1
+        if self._used[band] == 0:
+            slots[0] = 0  # the root's, which stays
+        self._next[band] = slots[-1] % (self._priced - 1) + 1
+        self._used[band] = max(self._used[band], int(slots.max()) + 1)
+        first, begin, end = self._graph.first, int(self._starts[band]), int(self._ends[band])
+        edges = slice(first[begin], first[end])
+        shares = np.maximum(planes.reduced(self._graph)[:, self._order[edges]], 0.0)
+        shares = np.where(planes.is_proof[:, None], shares, np.minimum(shares, FURTHEST * max(self._room, 1.0)))
+        # From this scale on a path through the band takes at most TOP, so that a budget cut to PLENTY never ends it.
+        scale = TOP / np.maximum(np.maximum.reduceat(shares, first[begin:end] - first[begin], axis=1).sum(axis=1), 1e-6)
+        self._share[edges, slots] = np.floor(shares * scale[:, None]).T
+        self._weights[band, slots], self._scale[band, slots] = planes.weights, scale
+        self._offset[band, slots, : end - begin] = planes.offset[:, begin:end]
+        self._limit[band, slots] = np.where(planes.is_proof, 0.0, self._target)
+        self._is_proof[band, slots] = planes.is_proof
+        if self._counters[0] >= begin:
+            self._refill(band, slots, self._states())
+
+    def _refill(self, band: int, slots: np.ndarray, states: np.ndarray) -> None:
+        """Budgets of these planes along the path that the search is at; a dead path ends where it is dead."""
+        begin, end = int(self._starts[band]), min(int(self._ends[band]), int(self._counters[0]) + 1)
+        bound = self._weights[band, slots] @ states[:-1, begin:end] + self._offset[band, slots, : end - begin]
+        left = (self._limit[band, slots, None] - bound) * self._scale[band, slots, None]
+        self._budget[begin:end, slots] = np.where(left < 0, -1, np.minimum(np.ceil(left), PLENTY - 1) + 1).T
+        dead = np.flatnonzero((left < 0).any(axis=0))
+        if len(dead):
+            self._counters[0] = begin + dead[0] - 1
+
+    def _lower_target(self, target: float) -> None:
+        if target >= self._target:
+            return
+        lower = self._target - target
+        self._target = target
+        self._limit[~self._is_proof] = target
+        states = self._states()
+        depth = int(self._counters[0])
+        for column in (self._priced, self._score):
+            along = self._budget[: depth + 1, column]
+            along -= np.minimum(np.floor(lower * self._global_scale[column]), TOP).astype(np.int32)
+            dead = np.flatnonzero(along < 0)
+            if len(dead):
+                self._counters[0] = min(int(self._counters[0]), int(dead[0]) - 1)
+        for band in range(len(self._starts)):
+            if self._counters[0] >= self._starts[band]:
+                self._refill(band, np.arange(self._used[band]), states[:, : int(self._counters[0]) + 1])
+
+    def _left_out(self) -> float:
+        """The least bound of all that was not searched."""
+        lowest = np.inf
+        if self._counters[0] < 0:
+            return lowest
+        for node, state in enumerate(self._states().T):
+            edge = int(self._cursor[node])
+            if edge < self._graph.first[node + 1]:
+                lowest = min(lowest, float(self._root.at(state, node)) + float(self._reduced[edge]))
+        return lowest

@@ -1,0 +1,124 @@
+"""The deep search, which takes over where few states dominate others, made to do all the work on small problems."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from inlay.solver import Choice, Limit, Problem, _deep, _exact, solve
+
+some = settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """Searches after the first answer are deep from their first state, learn at every try and make tables at once."""
+    monkeypatch.setattr(_exact, "DIFFERENT_BUDGET", -1)
+    monkeypatch.setattr(_deep, "FEWEST_TRIES", 1)
+    monkeypatch.setattr(_deep, "UNTIL_TABLES", 1)
+    monkeypatch.setattr(_deep, "CELLS_A_WAY", 1)
+    run, seen = _deep.Deep.run, []
+
+    def counted(self, *args, **kwargs):
+        found = run(self, *args, **kwargs)
+        seen.append(found)
+        return found
+
+    monkeypatch.setattr(_deep.Deep, "run", counted)
+    return seen
+
+
+@some
+@given(data=st.data())
+def test_pools_are_those_of_brute_force(runs, data, problems, architectures):
+    problem = data.draw(problems(lower=data.draw(st.booleans()), most_layers=6))
+    share = data.draw(st.sampled_from([0.2, 0.5]))
+    earlier = []
+    for solution in solve(problem, solutions=5, min_difference=share):
+        left = [one for one in architectures(problem) if all(differs(one[2], other, share) for other in earlier)]
+        if not left:
+            assert solution.status == "infeasible"
+            return
+        assert solution.status == "optimal"
+        assert solution.objective == solution.bound == left[0][0]
+        assert (solution.objective, solution.totals, solution.choices) in left
+        earlier.append(solution.choices)
+
+
+def differs(one, other, share: float) -> bool:
+    different = sum(a != b for a, b in zip(one, other, strict=True))
+    return different >= max(1, share * len(one))
+
+
+@pytest.mark.parametrize("num_limits", [1, 2, 3, 5])
+@pytest.mark.parametrize("gap", [0.0, 0.02])
+def test_it_finds_what_the_other_search_finds(runs, monkeypatch, num_limits, gap):
+    problem = random_problem(num_layers=14, num_choices=8, num_limits=num_limits)
+    pool = solve(problem, solutions=8, pool_gap=gap)
+    assert len(pool) == 8
+    assert len(runs) >= 2
+    assert sum(found.states for found in runs) > 500
+    monkeypatch.setattr(_exact, "DIFFERENT_BUDGET", 10**9)
+    num_runs = len(runs)
+    earlier = solve(problem, solutions=8)
+    assert len(runs) == num_runs
+    if gap == 0:
+        assert [one.choices for one in pool] == [one.choices for one in earlier]
+        assert {one.status for one in pool} == {"optimal"}
+    for k, one in enumerate(pool[1:], start=1):
+        assert one.objective - one.bound <= gap * one.objective
+        assert one.bound >= pool[k - 1].bound
+
+
+def test_what_it_leaves_out_when_time_is_up_is_bounded(runs, monkeypatch):
+    problem = random_problem(num_layers=40, num_choices=20, num_limits=3)
+    best = solve(problem, solutions=2, min_difference=0.2, pool_gap=0.001)
+    for limit in (0.2, 0.5, 1.0):
+        begin = time.monotonic()
+        pool = solve(problem, solutions=2, min_difference=0.2, time_limit=limit)
+        assert time.monotonic() - begin < limit + 2
+        assert len(pool) == 2
+        assert pool[1].bound <= best[1].objective
+        assert pool[1].objective >= best[1].bound
+
+
+def random_problem(num_layers: int, num_choices: int, num_limits: int) -> Problem:
+    rng = np.random.default_rng(5)
+    score = rng.integers(0, 10**8, (num_layers, num_choices))
+    costs = rng.integers(0, 10**9, (num_layers, num_choices, num_limits))
+    names = tuple(f"c{k}" for k in range(num_limits))
+    middle = (costs.min(axis=1) + 2 * costs.mean(axis=1)).sum(axis=0) // 3
+    layers = tuple(
+        tuple(Choice(f"v{k}", int(score[layer, k]), tuple(costs[layer, k].tolist())) for k in range(num_choices))
+        for layer in range(num_layers)
+    )
+    limits = tuple(Limit(name, upper=int(most)) for name, most in zip(names, middle, strict=True))
+    return Problem(names, layers, (0,) * num_limits, limits)
+
+
+def test_a_disk_that_keeps_nothing_costs_only_the_time_to_compile(tmp_path):
+    program = """
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+from inlay.solver import _exact, solve
+_exact.DIFFERENT_BUDGET = -1
+from test_deep import random_problem
+pool = solve(random_problem(num_layers=14, num_choices=8, num_limits=3), solutions=4)
+from inlay.solver._compiled import descend
+assert descend.signatures
+print(*(solution.objective for solution in pool))
+"""
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(Path(__file__).parent)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    pool = solve(random_problem(num_layers=14, num_choices=8, num_limits=3), solutions=4)
+    assert done.stdout.split() == [str(solution.objective) for solution in pool]
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_size]
