@@ -44,10 +44,10 @@ DIVE_WIDTH = 300
 DIFFERENT_BUDGET = 5000
 """FIRST_BUDGET where rows were added, which count agreements with earlier answers: few states dominate others there."""
 
-DIFFERENT_DIVE_WIDTH = 1000
+DIFFERENT_DIVE_WIDTH = 2000
 """DIVE_WIDTH where rows were added."""
 
-DEEP_BUDGET, DEEP_GROWTH = 400_000, 64
+DEEP_BUDGET, DEEP_GROWTH = 200_000, 64
 """States after which a deep search is given up for a dive, and so many times as many after each dive."""
 
 LAST_DIVE_WIDTH = 20_000
