@@ -50,6 +50,9 @@ DIFFERENT_DIVE_WIDTH = 2000
 DEEP_BUDGET, DEEP_GROWTH = 200_000, 64
 """States after which a deep search is given up for a dive, and so many times as many after each dive."""
 
+MOST_STEPS = 30
+"""Searches whose targets rise by the gap alone; around a score of 0 it is next to nothing."""
+
 LAST_DIVE_WIDTH = 20_000
 """From this width on nothing is forgotten: without any answer at hand, diving ends in a complete search."""
 
@@ -199,7 +202,7 @@ class _Hunt:
         too many states, a better answer first makes them smaller: a dive looks for one.
         """
         share, budget, dive_width, dive, deep = FIRST_SHARE, self._budget, self._dive_width, False, False
-        num_states, shake_after = 0, SHAKE_AFTER
+        num_states, shake_after, steps = 0, SHAKE_AFTER, 0
         generator = np.random.default_rng(0)
         while self._is_open(gap):
             if may_shake and num_states > shake_after:
@@ -210,7 +213,7 @@ class _Hunt:
             room = wanted - self._floor
             dive = dive or not math.isfinite(wanted)
             target = wanted if dive or share >= 1 else self._floor + room * share
-            if gap and self._learnt is not None and not dive:
+            if gap and self._learnt is not None and not dive and steps < MOST_STEPS:
                 # An answer up to here is proven by the bound at hand, and each step further multiplies the states.
                 target = min(wanted, self.bound / (1 - math.copysign(gap, self.bound)))
             if target < self.bound:
@@ -222,8 +225,9 @@ class _Hunt:
                 found = self._search_deep(target, budget, gap)
             else:
                 found = self._search(target, WIDTH, budget=budget)
-            num_states += 0 if deep else found.states
+            num_states += 0 if deep else found.states  # a deep search has millions, and no use for a shake
             complete = found.bound == math.inf
+            steps += complete
             self._raise_bound(target, math.inf if complete else math.ceil(found.bound - self._error))
             if found.stopped or (complete and (target == wanted or found.path is not None)):
                 break

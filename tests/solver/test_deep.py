@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +78,19 @@ def test_it_finds_what_the_other_search_finds(runs, monkeypatch, num_limits, gap
     for k, one in enumerate(pool[1:], start=1):
         assert one.objective - one.bound <= gap * one.objective
         assert one.bound >= pool[k - 1].bound
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_scores_around_zero(runs, seed):
+    problem = random_problem(num_layers=14, num_choices=8, num_limits=3)
+    best = solve(problem)[0].objective
+    rise = np.random.default_rng(seed).integers(-3, 4) - best
+    first = tuple(replace(choice, score=choice.score + int(rise)) for choice in problem.layers[0])
+    pool = solve(replace(problem, layers=(first, *problem.layers[1:])), solutions=4, pool_gap=0.01)
+    assert pool[0].objective == best + rise
+    for one in pool:
+        assert one.objective - one.bound <= 0.01 * abs(one.objective)
+    assert len(runs) < 200
 
 
 def test_what_it_leaves_out_when_time_is_up_is_bounded(runs, monkeypatch):
