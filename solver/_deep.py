@@ -9,6 +9,7 @@ the end, which are exact in the three rows that weigh most and price the others.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import numpy as np
 
@@ -39,6 +40,9 @@ MOST_TABLES, MOST_CELLS, CELLS_A_WAY = 24, 64**3, 30
 UNTIL_TABLES = 4
 """Pauses before tables are made: a search that ends earlier does not need them."""
 
+SPARE_ROWS = 8
+"""Rows for which there is place when a search is resumed."""
+
 FURTHEST = 3.0
 """A share of a plane's budget is cut to so many times the distance from the bound to the target at the start."""
 
@@ -64,41 +68,58 @@ class Deep:
         self._order = np.lexsort((reduced, node))
         self._reduced = reduced[self._order]
         self._edge_values = np.ascontiguousarray(graph.values[:-1, self._order].T)
-        self._turn = 0
+        self._turn, self.is_open = 0, False
 
         self._starts = np.arange(0, max(1, graph.num_nodes - 3), BAND)
         self._ends = np.append(self._starts[1:], graph.num_nodes)
         self._band_of = np.repeat(np.arange(len(self._starts)), self._ends - self._starts)
         num_rows = len(most)
-        num_planes = NUM_PLANES + -(NUM_PLANES + 2 + num_rows) % VECTOR
+        num_planes = NUM_PLANES + -(NUM_PLANES + 2 + num_rows + SPARE_ROWS) % VECTOR
         self._priced, self._score, self._rows = num_planes, num_planes + 1, num_planes + 2 + np.arange(num_rows)
 
-    def run(self, target: float, *, deadline: float, best: np.ndarray | None, gap: float, budget: float) -> Found:
+    def run(
+        self, target: float, *, deadline: float, best: np.ndarray | None, gap: float, at_least: float, budget: float
+    ) -> Found:
         """Search until nothing is left, `deadline` or about `budget` states.
 
         `best` are the values of an answer at hand: only better ones are returned. With a `gap` what is left after one
-        is searched only for answers that are better by that share.
+        is searched only for answers that are better by that share, of which there are none below `at_least`.
         """
-        found = Found()
         self._prepare(target)
-        tries, pauses = FEWEST_TRIES, 0
-        while (code := self._descend(tries)) != EXHAUSTED:
+        self._tries, self._pauses = FEWEST_TRIES, 0
+        return self._go_on(deadline, best, gap, at_least, budget)
+
+    def resume(self, *, deadline: float, gap: float, at_least: float) -> Found:
+        """Go on to the same target after an answer that `at_least` proved to be within the `gap`, and another row.
+
+        What was searched before held no other answer, and holds none with the row.
+        """
+        return self._go_on(deadline, None, gap, at_least, np.inf)
+
+    def _go_on(self, deadline: float, best: np.ndarray | None, gap: float, at_least: float, budget: float) -> Found:
+        found = Found()
+        self.is_open = False
+        while (code := self._descend(self._tries)) != EXHAUSTED:
             if code == ARRIVED:
                 path = self._path(int(self._counters[0]) + 1)
                 values = self._graph.base + self._graph.values[:, path].sum(axis=1)
                 is_answer = (values[1:-1] <= self._most).all() and values[0] <= self._target
                 if is_answer and (best is None or tuple(values) < tuple(best)):
                     best, found.values, found.path = values, values, path
-                    self._lower_target(float(values[0] - gap * abs(values[0])))
+                    wanted = float(values[0] - gap * abs(values[0]))
+                    if gap > 0 and wanted <= at_least:
+                        found.bound, self.is_open = wanted, True
+                        break
+                    self._lower_target(wanted)
                 continue
             if time.monotonic() > deadline or self._counters[2] > budget:
                 found.bound, found.stopped = self._left_out(), time.monotonic() > deadline
                 break
-            pauses += 1
-            if pauses == UNTIL_TABLES:
+            self._pauses += 1
+            if self._pauses == UNTIL_TABLES:
                 self._fill_tables()
             self._learn_here()
-            tries = int(np.clip(self._counters[1] // TRIES_SHARE, FEWEST_TRIES, MOST_TRIES))
+            self._tries = int(np.clip(self._counters[1] // TRIES_SHARE, FEWEST_TRIES, MOST_TRIES))
         if gap > 0 and found.path is not None:
             found.bound = min(found.bound, self._target)
         found.states = int(self._counters[2])
@@ -106,7 +127,7 @@ class Deep:
 
     def _prepare(self, target: float) -> None:
         graph, num_nodes, num_bands = self._graph, self._graph.num_nodes, len(self._starts)
-        num_budgets, num_values = int(self._rows[-1]) + 1, len(self._most) + 1
+        num_budgets, num_values = int(self._rows[-1]) + 1 + SPARE_ROWS, len(self._most) + 1
         self._target = target
         self._room = target - float(self._root.at(graph.base, 0))
         self._counters = np.array([-1, 0, 0])
@@ -129,7 +150,8 @@ class Deep:
         self._recall()
 
         self._global_scale = np.ones(num_budgets)
-        self._fill_rows()
+        for k in range(len(self._most)):
+            self._fill_row(k)
         self._fill_plane(self._score, plane_of(graph, self._most, np.zeros(len(self._most))))
         self._fill_priced()
         k = self._used[0]
@@ -137,13 +159,39 @@ class Deep:
         lives = called(enter, self._entered[0], *planes, self._budget[0])
         self._counters[0] = 0 if lives and (self._budget[0] >= 0).all() else -1
 
-    def _fill_rows(self) -> None:
-        graph = self._graph
+    def _fill_row(self, k: int) -> None:
+        graph, row = self._graph, self._graph.values[k + 1]
         node = np.repeat(np.arange(graph.num_nodes), np.diff(graph.first))
-        for k, row in enumerate(graph.values[1:-1]):
-            least = graph.rest(row)
-            beyond = row + least[graph.to] - least[node]
-            self._fill(int(self._rows[k]), beyond, self._most[k] - graph.base[k + 1] - least[0])
+        least = graph.rest(row)
+        beyond = row + least[graph.to] - least[node]
+        self._fill(int(self._rows[k]), beyond, self._most[k] - graph.base[k + 1] - least[0])
+
+    def add_row(self, row: np.ndarray, most: float) -> bool:
+        """One more `row` [E] of at most `most` over the edges that the relaxation was made of; False: has no place."""
+        graph, column = self._graph, int(self._rows[-1]) + 1
+        if column == self._share.shape[1]:
+            return False
+        values = np.insert(graph.values, -1, row[graph.edge], axis=0)
+        base = np.insert(graph.base, -1, row[graph.settled].sum())
+        self._graph = replace(graph, values=values, base=base)
+        self._relaxation.add_row(row)
+        self._most, self._prices = np.append(self._most, most), np.append(self._prices, 0.0)
+        self._root = replace(self._root, weights=np.append(self._root.weights, 0.0))
+        self._edge_values = np.ascontiguousarray(values[:-1, self._order].T)
+        self._weights = np.concatenate([self._weights, np.zeros((*self._weights.shape[:2], 1))], axis=2)
+        self._rows = np.append(self._rows, column)
+        self._fill_row(len(self._most) - 1)
+        depth, states = int(self._counters[0]), self._states()
+        begun = self._starts[self._starts <= depth]
+        self._entered = np.zeros((len(self._starts), len(self._most) + 1))
+        self._entered[: len(begun)] = states[:-1, begun].T
+        taken = self._share[self._cursor[:depth] - 1, column].astype(np.int64)
+        along = self._budget[0, column] - np.concatenate([[0], np.cumsum(taken)])
+        self._budget[: depth + 1, column] = np.maximum(along, -1)
+        dead = np.flatnonzero(along < 0)
+        if len(dead):
+            self._counters[0] = dead[0] - 1
+        return True
 
     def _fill_plane(self, column: int, plane: Plane) -> None:
         self._fill(column, plane.reduced(self._graph), self._target - float(plane.at(self._graph.base, 0)))

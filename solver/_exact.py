@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,6 +17,9 @@ from inlay.solver._pairs import OpenPairs, spread
 from inlay.solver._planes import Learnt, Planes
 from inlay.solver._relax import Edges, PairColumns, Prices, Relaxation
 from inlay.solver._start import round_and_swap, shake_and_swap
+
+if TYPE_CHECKING:
+    from inlay.solver._deep import Deep
 
 FIRST_SHARE = 0.25
 """The first complete search looks for answers in this share of the way from the bound to the best answer at hand."""
@@ -44,7 +48,7 @@ DIVE_WIDTH = 300
 DIFFERENT_BUDGET = 5000
 """FIRST_BUDGET where rows were added, which count agreements with earlier answers: few states dominate others there."""
 
-DIFFERENT_DIVE_WIDTH = 2000
+DIFFERENT_DIVE_WIDTH = 1500
 """DIVE_WIDTH where rows were added."""
 
 DEEP_BUDGET, DEEP_GROWTH = 200_000, 64
@@ -91,6 +95,7 @@ class Exact:
         self._relaxation = Relaxation(num_layers, self._edges, self._pairs)
         self._budget, self._dive_width = FIRST_BUDGET, DIVE_WIDTH
         self._learnt: Learnt | None = None
+        self._open: _Open | None = None
 
     def add_row(self, coefficients: np.ndarray) -> None:
         """One more row [E] over the edges given first."""
@@ -132,7 +137,10 @@ class Exact:
             hunt.offer(round_and_swap(edges, most, hunt.weight))
         for start in starts:
             hunt.offer(self._at_hand(start, most))
+        if self._open is not None:
+            hunt.resume(self._open, gap)
         hunt.close(gap, may_shake=is_plain)
+        self._open = hunt.open
         picks = None if hunt.best is None else self._alive[hunt.best]
         bound = None if hunt.bound == math.inf else int(hunt.bound)
         return Outcome(picks, bound, hunt.closed, prices.rows)
@@ -161,6 +169,17 @@ class _Core:
     relaxation: Relaxation
 
 
+@dataclass(frozen=True)
+class _Open:
+    """A deep search that ended with an answer within the gap, and has more to search up to its `target`."""
+
+    deep: Deep
+    core: _Core
+    most: np.ndarray
+    gap: float
+    target: float
+
+
 class _Hunt:
     """One minimisation: the best answer so far, the bound so far, and searches until they meet."""
 
@@ -185,6 +204,21 @@ class _Hunt:
         self.best: np.ndarray | None = None
         self.ceiling = math.inf
         self.closed = False
+        self.open: _Open | None = None
+
+    def resume(self, held: _Open, gap: float) -> None:
+        """Go on with the search that found the last answer, if what was added since is one row."""
+        if gap != held.gap or not np.array_equal(self._most[:-1], held.most):
+            return
+        if not held.deep.add_row(self._edges.rows[-1, held.core.kept], float(self._most[-1])):
+            return
+        if self._is_open(gap):
+            found = held.deep.resume(deadline=self._deadline, gap=gap, at_least=self.bound)
+            if found.bound == math.inf:
+                self._raise_bound(held.target, math.inf)
+            self._offer_found(held.core, found)
+        if held.deep.is_open:
+            self.open = replace(held, most=self._most)
 
     def offer(self, picks: np.ndarray | None) -> None:
         """Keep these edges, which meet the rows, if better in score, rows and tie weight than the best so far."""
@@ -300,8 +334,10 @@ class _Hunt:
             return self._search(target, WIDTH)
         deep = Deep(core.graph, self._most, self._prices.rows, core.relaxation, self._num_layers, self._learnt)
         best = None if self.best is None else self._values(self.best)
-        found = deep.run(target, deadline=self._deadline, best=best, gap=gap, budget=budget)
+        found = deep.run(target, deadline=self._deadline, best=best, gap=gap, at_least=self.bound, budget=budget)
         self._offer_found(core, found)
+        if deep.is_open:
+            self.open = _Open(deep, core, self._most, gap, target)
         return found
 
     def _core(self, target: float) -> _Core | None:

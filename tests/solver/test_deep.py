@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +23,10 @@ some = settings(max_examples=300, deadline=None, suppress_health_check=list(Heal
 
 @pytest.fixture
 def runs(monkeypatch):
-    """Searches after the first answer are deep from their first state, learn at every try and make tables at once."""
+    """Searches after the first answer are deep from the start, learn every three tries and make tables at once."""
     monkeypatch.setattr(_exact, "DIFFERENT_BUDGET", -1)
     monkeypatch.setattr(_exact, "DIFFERENT_DIVE_WIDTH", 1)
-    monkeypatch.setattr(_deep, "FEWEST_TRIES", 1)
+    monkeypatch.setattr(_deep, "FEWEST_TRIES", 3)
     monkeypatch.setattr(_deep, "UNTIL_TABLES", 1)
     monkeypatch.setattr(_deep, "CELLS_A_WAY", 1)
     run, seen = _deep.Deep.run, []
@@ -43,14 +45,16 @@ def runs(monkeypatch):
 def test_pools_are_those_of_brute_force(runs, data, problems, architectures):
     problem = data.draw(problems(lower=data.draw(st.booleans()), most_layers=6))
     share = data.draw(st.sampled_from([0.2, 0.5]))
+    gap = data.draw(st.sampled_from([0.0, 0.05, 0.5]))
     earlier = []
-    for solution in solve(problem, solutions=5, min_difference=share):
+    for solution in solve(problem, solutions=6, min_difference=share, pool_gap=gap):
         left = [one for one in architectures(problem) if all(differs(one[2], other, share) for other in earlier)]
         if not left:
             assert solution.status == "infeasible"
             return
-        assert solution.status == "optimal"
-        assert solution.objective == solution.bound == left[0][0]
+        assert solution.bound <= left[0][0] <= solution.objective
+        assert solution.objective - solution.bound <= gap * abs(solution.objective)
+        assert solution.status == ("optimal" if solution.objective == solution.bound else "feasible")
         assert (solution.objective, solution.totals, solution.choices) in left
         earlier.append(solution.choices)
 
@@ -80,7 +84,7 @@ def test_it_finds_what_the_other_search_finds(runs, monkeypatch, num_limits, gap
         assert one.bound >= pool[k - 1].bound
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_scores_around_zero(runs, seed):
     problem = random_problem(num_layers=14, num_choices=8, num_limits=3)
     best = solve(problem)[0].objective
@@ -91,6 +95,29 @@ def test_scores_around_zero(runs, seed):
     for one in pool:
         assert one.objective - one.bound <= 0.01 * abs(one.objective)
     assert len(runs) < 200
+
+
+@pytest.mark.parametrize("spare", [0, 8])
+def test_one_search_serves_several_answers(runs, monkeypatch, spare):
+    resume, resumed = _deep.Deep.resume, []
+
+    def counted(self, **kwargs):
+        found = resume(self, **kwargs)
+        resumed.append(found)
+        return found
+
+    monkeypatch.setattr(_deep.Deep, "resume", counted)
+    monkeypatch.setattr(_deep, "SPARE_ROWS", spare)
+    problem = random_problem(num_layers=14, num_choices=8, num_limits=3)
+    pool = solve(problem, solutions=12, pool_gap=0.03)
+    assert len({one.choices for one in pool}) == 12
+    assert sum(found.path is not None for found in resumed) >= spare // 4
+    assert len(resumed) > 0 or not spare
+    for k, one in enumerate(pool):
+        assert one.objective - one.bound <= 0.03 * one.objective
+        best = solve(problem, solutions=k + 1)[k] if k < 3 else None
+        assert best is None or one.bound <= best.objective
+        assert all(sum(a != b for a, b in zip(one.choices, other.choices, strict=True)) >= 3 for other in pool[:k])
 
 
 def test_what_it_leaves_out_when_time_is_up_is_bounded(runs, monkeypatch):
@@ -137,3 +164,21 @@ print(*(solution.objective for solution in pool))
     pool = solve(random_problem(num_layers=14, num_choices=8, num_limits=3), solutions=4)
     assert done.stdout.split() == [str(solution.objective) for solution in pool]
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_size]
+
+
+def test_a_search_that_is_resumed_may_run_out_of_time(runs, monkeypatch):
+    resume, stopped = _deep.Deep.resume, []
+
+    def late(self, *, deadline, gap, at_least):
+        found = resume(self, deadline=-math.inf, gap=gap, at_least=at_least)
+        stopped.append(found.stopped)
+        return found
+
+    monkeypatch.setattr(_deep.Deep, "resume", late)
+    problem = random_problem(num_layers=14, num_choices=8, num_limits=3)
+    pool = solve(problem, solutions=12, pool_gap=0.03)
+    assert any(stopped)
+    for one in pool:
+        assert one.objective - one.bound <= 0.03 * one.objective
+    for earlier, later in pairwise(pool):
+        assert earlier.bound <= later.bound
