@@ -317,7 +317,7 @@ class Deep:
         self._used[band] = max(self._used[band], int(slots.max()) + 1)
         first, begin, end = self._graph.first, int(self._starts[band]), int(self._ends[band])
         edges = slice(first[begin], first[end])
-        shares = np.maximum(planes.reduced(self._graph)[:, self._order[edges]], 0.0)
+        shares = np.maximum(planes.reduced(self._graph, self._order[edges]), 0.0)
         shares = np.where(planes.is_proof[:, None], shares, np.minimum(shares, FURTHEST * max(self._room, 1.0)))
         # From this scale on a path through the band takes at most TOP, so that a budget cut to PLENTY never ends it.
         scale = TOP / np.maximum(np.maximum.reduceat(shares, first[begin:end] - first[begin], axis=1).sum(axis=1), 1e-6)

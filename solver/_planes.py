@@ -33,10 +33,12 @@ class Plane:
         cost: np.ndarray = self.weights @ values[:-1] + self.offset[..., node]
         return cost
 
-    def reduced(self, graph: Graph) -> np.ndarray:
-        """What each edge adds to the cost when it is taken [..., E'], at least 0 but for rounding."""
-        node = np.repeat(np.arange(graph.num_nodes), np.diff(graph.first))
-        added: np.ndarray = self.weights @ graph.values[:-1] + self.offset[..., graph.to] - self.offset[..., node]
+    def reduced(self, graph: Graph, edges: np.ndarray | None = None) -> np.ndarray:
+        """What each of these `edges` (default: all) adds to the cost when taken, at least 0 but for rounding."""
+        edges = np.arange(len(graph.edge)) if edges is None else edges
+        node = np.searchsorted(graph.first, edges, side="right") - 1
+        weight = self.weights @ graph.values[:-1, edges]
+        added: np.ndarray = weight + self.offset[..., graph.to[edges]] - self.offset[..., node]
         return added
 
     def take(self, which: np.ndarray) -> Plane:

@@ -24,6 +24,19 @@ def problems() -> Callable[..., st.SearchStrategy[Problem]]:
     return _problems
 
 
+@pytest.fixture(scope="session")
+def differs() -> Callable[..., bool]:
+    """Whether two architectures of a problem fill at least a share of the layers, and at least one, differently."""
+    return _differs
+
+
+def _differs(problem: Problem, one: Architecture, other: Architecture, share: float) -> bool:
+    same = sum(
+        problem.layers[layer][index].layers for layer, index in enumerate(one) if index >= 0 and other[layer] == index
+    )
+    return len(one) - same >= max(1, share * len(one))
+
+
 def _architectures(problem: Problem) -> list[tuple[int, dict[str, int], Architecture]]:
     found = []
     for choices in _paths(problem, 0):

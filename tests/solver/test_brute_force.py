@@ -60,7 +60,7 @@ def test_all_at_once(data, problems, architectures):
 
 @some
 @given(data=st.data())
-def test_pools(data, problems, architectures):
+def test_pools(data, problems, architectures, differs):
     problem = data.draw(problems(pairs=data.draw(st.booleans()), spans=data.draw(st.booleans())))
     share = data.draw(st.sampled_from([0.0, 0.2, 0.5, 1.0]))
     feasible = architectures(problem)
@@ -77,12 +77,3 @@ def test_pools(data, problems, architectures):
         earlier.append(solution.choices)
     if len(pool) < 4:
         assert not [one for one in feasible if all(differs(problem, one[2], other, share) for other in earlier)]
-
-
-def differs(problem: Problem, one, other, share: float) -> bool:
-    """Whether the two fill at least the share of the layers, and at least one, differently."""
-    same = sum(
-        problem.layers[layer][index].layers for layer, index in enumerate(one) if index >= 0 and other[layer] == index
-    )
-    different = len(one) - same
-    return different >= max(1, share * len(one))
