@@ -23,8 +23,17 @@ TOP = 1 << 28
 PLENTY = (1 << 29) - 1
 """Larger budgets and shares are cut to this; the difference of two never overflows."""
 
+CHUNK = 20
+"""Terms of a plane's sum that are added in one pass: there are at least so many, and a multiple of four."""
+
+LANES = 32
+"""Planes of a band, whose budgets are computed side by side."""
+
 BINS = 2048
 """Fine steps of a row in which the cells of tables are looked up."""
+
+ROUNDING = 64
+"""More than a budget up to TOP is off when it is computed in single precision."""
 
 EXHAUSTED, ARRIVED, PAUSED = 0, 1, 2
 """Why `descend` returned: nothing is left, a path is at the end, its tries are used up."""
@@ -32,16 +41,16 @@ EXHAUSTED, ARRIVED, PAUSED = 0, 1, 2
 UNKNOWN = np.iinfo(np.int32).max
 """In a table: nothing that fits in this cell reaches the end."""
 
-MOST_REFUSALS = 10
+MOST_REFUSALS = 20
 """More than the functions here, each of which may be refused a few times."""
 
 
 def compiled(function: Callable[P, T]) -> Callable[P, T]:
     """`function` compiled; kept on disk for the next process unless no folder for that can be written."""
     try:
-        return cast(Callable[P, T], numba.njit(cache=True)(function))
+        return cast(Callable[P, T], numba.njit(cache=True, fastmath={"contract"})(function))
     except RuntimeError:
-        return cast(Callable[P, T], numba.njit(function))
+        return cast(Callable[P, T], numba.njit(fastmath={"contract"})(function))
 
 
 def called(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -57,18 +66,46 @@ def called(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
 
 
 @compiled
-def enter(
-    values: np.ndarray, weights: np.ndarray, offset: np.ndarray, scale: np.ndarray, most: np.ndarray, budget: np.ndarray
-) -> bool:
-    """Fill `budget` [D] with the distances of k planes to `most` [k] at a state of `values` [r]; False if dead."""
-    for k in range(len(scale)):
-        bound = offset[k]
-        for r in range(len(values)):
-            bound += weights[k, r] * values[r]
-        left = (most[k] - bound) * scale[k]
-        if left < 0:
-            return False
-        budget[k] = np.int32(min(left, PLENTY - 2)) + np.int32(2)
+def four(values: np.ndarray, block: np.ndarray, r: int, lane: int) -> float:
+    """Four terms of the sum of a lane, added in pairs."""
+    low = values[r] * block[r, lane] + values[r + 1] * block[r + 1, lane]
+    high = values[r + 2] * block[r + 2, lane] + values[r + 3] * block[r + 3, lane]
+    total: float = low + high
+    return total
+
+
+@compiled
+def weigh(values: np.ndarray, block: np.ndarray, sums: np.ndarray) -> bool:
+    """Fill `sums` [LANES] with the products of a `block` [r, LANES] with `values` [r]; whether any is above 0.
+
+    Most terms are added in one pass, which the compiler then keeps in registers.
+    """
+    above = np.int32(0)
+    for lane in range(LANES):
+        total = four(values, block, 0, lane) + four(values, block, 4, lane)
+        total += four(values, block, 8, lane) + four(values, block, 12, lane)
+        total += four(values, block, 16, lane)
+        sums[lane] = total
+        above = np.int32(above | (total > 0))
+    for r in range(CHUNK, len(values), 4):
+        above = np.int32(0)
+        for lane in range(LANES):
+            total = sums[lane] + four(values, block, r, lane)
+            sums[lane] = total
+            above = np.int32(above | (total > 0))
+    return bool(above != 0)
+
+
+@compiled
+def enter(values: np.ndarray, block: np.ndarray, scale: np.ndarray, sums: np.ndarray, budget: np.ndarray) -> bool:
+    """Fill `budget` [LANES] with the distances of a `block` [r, LANES] of planes to their limits; False if one is dead.
+
+    `values` [r] start with a 1, for the constants of planes; `sums` [LANES] is scratch.
+    """
+    if weigh(values, block, sums):
+        return False
+    for lane in range(LANES):
+        budget[lane] = np.int32(min(-sums[lane] * scale[lane], np.float32(TOP))) + np.int32(ROUNDING)
     return True
 
 
@@ -83,11 +120,9 @@ def descend(
     tries: int,
     band: np.ndarray,
     entered: np.ndarray,
-    weights: np.ndarray,
-    offset: np.ndarray,
+    centre: np.ndarray,
+    blocks: np.ndarray,
     scale: np.ndarray,
-    most: np.ndarray,
-    used: np.ndarray,
     table: np.ndarray,
     tables: np.ndarray,
     cells: np.ndarray,
@@ -100,14 +135,17 @@ def descend(
 
     The path so far: depth `counters[0]`, next edge `cursor[d]` and `budget[d]` [D] at each node d; `counters[1]` tries
     and `counters[2]` states. Edges of node d are `first[d]:first[d + 1]`, with `share` [E, D] and `values` [E, r].
-    Where a `band` of nodes starts (its index, else -1), the budgets of its planes are computed from the state itself,
-    kept in `entered` [b, r]. Where there is a `table` (its index, else -1), the least share of the budget `priced` of
-    any way to the end that fits the room in three `rows` is looked up.
+    Where a `band` of nodes starts (its index, else -1), the budgets of its planes (`blocks` [b, r + 1, LANES], over the
+    distances from `centre` [b, r]) are computed from the state itself, kept in `entered` [b, r]. Where there is a
+    `table` (its index, else -1), the least share of the budget `priced` of any way to the end that fits the room in
+    three `rows` is looked up.
     """
     end = len(first) - 1
     depth, tried, states = counters[0], counters[1], counters[2]
     stop = tried + tries
     code = EXHAUSTED
+    away, sums = np.zeros(blocks.shape[1], np.float32), np.empty(LANES, np.float32)
+    away[0] = 1
     while depth >= 0:
         edge = cursor[depth]
         if edge >= first[depth + 1] or share[edge, 0] > budget[depth, 0]:
@@ -142,14 +180,17 @@ def descend(
             begin = depth
             while band[begin] < 0:
                 begin -= 1
-            for r in range(entered.shape[1]):
+            num_values = entered.shape[1]
+            for r in range(num_values):
                 entered[b, r] = entered[b - 1, r]
-                for d in range(begin, node):
-                    entered[b, r] += values[cursor[d] - 1, r]
-            k = used[b]
-            if not enter(entered[b], weights[b, :k], offset[b, :k, 0], scale[b, :k], most[b, :k], budget[node]):
+            for d in range(begin, node):
+                edge = cursor[d] - 1
+                for r in range(num_values):
+                    entered[b, r] += values[edge, r]
+            for r in range(num_values):
+                away[1 + r] = entered[b, r] - centre[b, r]
+            if not enter(away, blocks[b], scale[b], sums, budget[node]):
                 continue
-            budget[node, k : weights.shape[1]] = PLENTY
         states += 1
         depth = node
         cursor[depth] = first[depth]

@@ -13,22 +13,39 @@ from dataclasses import replace
 
 import numpy as np
 
-from inlay.solver._compiled import ARRIVED, BINS, EXHAUSTED, PLENTY, TOP, called, descend, enter, tabulate
+from inlay.solver._compiled import (
+    ARRIVED,
+    BINS,
+    CHUNK,
+    EXHAUSTED,
+    LANES,
+    PLENTY,
+    ROUNDING,
+    TOP,
+    called,
+    descend,
+    enter,
+    tabulate,
+)
 from inlay.solver._graph import Graph
 from inlay.solver._labels import Found
 from inlay.solver._planes import Learnt, Plane, plane_of
 from inlay.solver._relax import Relaxation
 
-BAND = 9
-"""Nodes of a band, which has planes of its own."""
+BAND = 6
+"""Nodes of a band, which has planes of its own: the root's and the newest."""
 
-NUM_PLANES = 40
-"""Planes of a band at least; the newest takes the place of the oldest but one, the root's."""
+EMPTY = -1e30
+"""What a plane that is not there says."""
+
+LEAST_RATE = 0.02
+"""A band's share of the planes is as its share of those that cut the path they were learnt at, taken as this at least.
+"""
 
 VECTOR = 16
 """Budgets are padded to a multiple of this."""
 
-FEWEST_TRIES, MOST_TRIES, TRIES_SHARE = 10_000, 80_000, 150
+FEWEST_TRIES, MOST_TRIES, TRIES_SHARE = 10_000, 80_000, 60
 """After this share (one in so many) of all tries, within these bounds, the relaxation is solved for one more plane."""
 
 MOST_WAYS = 100_000
@@ -58,6 +75,7 @@ class Deep:
         relaxation: Relaxation,
         num_layers: int,
         learnt: Learnt,
+        target: float,
     ) -> None:
         """`prices` [m] are the root's; `relaxation` gives those of other states; `learnt` is used and added to."""
         self._graph, self._most, self._prices = graph, most.astype(float), prices
@@ -68,36 +86,34 @@ class Deep:
         self._order = np.lexsort((reduced, node))
         self._reduced = reduced[self._order]
         self._edge_values = np.ascontiguousarray(graph.values[:-1, self._order].T)
-        self._turn, self.is_open = 0, False
+        self.is_open = False
 
         self._starts = np.arange(0, max(1, graph.num_nodes - 3), BAND)
         self._ends = np.append(self._starts[1:], graph.num_nodes)
         self._band_of = np.repeat(np.arange(len(self._starts)), self._ends - self._starts)
-        num_rows = len(most)
-        num_planes = NUM_PLANES + -(NUM_PLANES + 2 + num_rows + SPARE_ROWS) % VECTOR
-        self._priced, self._score, self._rows = num_planes, num_planes + 1, num_planes + 2 + np.arange(num_rows)
+        self._priced, self._score, self._rows = LANES, LANES + 1, LANES + 2 + np.arange(len(most))
+        self._tries, self._pauses = FEWEST_TRIES, 0
+        self._prepare(target)
 
     def run(
-        self, target: float, *, deadline: float, best: np.ndarray | None, gap: float, at_least: float, budget: float
+        self,
+        target: float,
+        *,
+        deadline: float,
+        best: np.ndarray | None,
+        gap: float,
+        at_least: float,
+        budget: float = np.inf,
     ) -> Found:
-        """Search until nothing is left, `deadline` or about `budget` states.
+        """Search until nothing is left, `deadline` or about `budget` states of all runs; another run goes on there.
 
         `best` are the values of an answer at hand: only better ones are returned. With a `gap` what is left after one
-        is searched only for answers that are better by that share, of which there are none below `at_least`.
+        is searched only for answers that are better by that share, of which there are none below `at_least`: found
+        such an answer, `is_open` tells whether there is more to search. What was searched holds no other answer, also
+        when the next run has a lower `target` or more rows.
         """
-        self._prepare(target)
-        self._tries, self._pauses = FEWEST_TRIES, 0
-        return self._go_on(deadline, best, gap, at_least, budget)
-
-    def resume(self, *, deadline: float, gap: float, at_least: float) -> Found:
-        """Go on to the same target after an answer that `at_least` proved to be within the `gap`, and another row.
-
-        What was searched before held no other answer, and holds none with the row.
-        """
-        return self._go_on(deadline, None, gap, at_least, np.inf)
-
-    def _go_on(self, deadline: float, best: np.ndarray | None, gap: float, at_least: float, budget: float) -> Found:
         found = Found()
+        self._lower_target(target)
         self.is_open = False
         while (code := self._descend(self._tries)) != EXHAUSTED:
             if code == ARRIVED:
@@ -127,7 +143,9 @@ class Deep:
 
     def _prepare(self, target: float) -> None:
         graph, num_nodes, num_bands = self._graph, self._graph.num_nodes, len(self._starts)
-        num_budgets, num_values = int(self._rows[-1]) + 1 + SPARE_ROWS, len(self._most) + 1
+        num_values = len(self._most) + 1
+        num_budgets = int(self._rows[-1]) + 1 + SPARE_ROWS
+        num_budgets += -num_budgets % VECTOR
         self._target = target
         self._room = target - float(self._root.at(graph.base, 0))
         self._counters = np.array([-1, 0, 0])
@@ -135,18 +153,23 @@ class Deep:
         self._share = np.zeros((len(graph.edge), num_budgets), dtype=np.int32)
         self._budget = np.full((num_nodes + 1, num_budgets), PLENTY, dtype=np.int32)
 
-        size = (num_bands, self._priced)
-        self._weights, self._scale = np.zeros((*size, num_values)), np.ones(size)
+        size = (num_bands, LANES)
+        self._weights, self._scale = np.zeros((*size, num_values)), np.zeros(size, np.float32)
         self._offset = np.zeros((*size, int((self._ends - self._starts).max())))
-        self._limit, self._is_proof = np.zeros(size), np.zeros(size, dtype=bool)
-        self._used, self._next = np.zeros(num_bands, dtype=np.int64), np.zeros(num_bands, dtype=np.int64)
+        self._constant, self._is_proof = np.full(size, EMPTY), np.ones(size, dtype=bool)
+        height = max(CHUNK, num_values + 1 + -(num_values + 1) % 4)
+        self._blocks = np.zeros((num_bands, height, LANES), dtype=np.float32)
+        self._blocks[:, 0] = EMPTY
+        self._num_put = np.zeros(num_bands, dtype=np.int64)
+        self._num_learnt, self._num_cut, self._credit = np.ones(num_bands), np.ones(num_bands), np.zeros(num_bands)
+        self._fill_centre()
         self._band = np.full(num_nodes + 1, -1)
         self._band[self._starts] = np.arange(num_bands)
         self._entered = np.zeros((num_bands, num_values))
         self._entered[0] = graph.base[:-1]
         root = plane_of(graph, self._most, self._prices[None])
         for band in range(num_bands):
-            self._put(band, root)
+            self._write(band, np.zeros(1, dtype=np.int64), root)
         self._recall()
 
         self._global_scale = np.ones(num_budgets)
@@ -154,10 +177,20 @@ class Deep:
             self._fill_row(k)
         self._fill_plane(self._score, plane_of(graph, self._most, np.zeros(len(self._most))))
         self._fill_priced()
-        k = self._used[0]
-        planes = self._weights[0, :k], self._offset[0, :k, 0], self._scale[0, :k], self._limit[0, :k]
-        lives = called(enter, self._entered[0], *planes, self._budget[0])
+        away = np.zeros(height, dtype=np.float32)
+        away[0], away[1 : num_values + 1] = 1.0, self._entered[0] - self._centre[0]
+        sums = np.zeros(LANES, dtype=np.float32)
+        lives = called(enter, away, self._blocks[0], self._scale[0], sums, self._budget[0])
         self._counters[0] = 0 if lives and (self._budget[0] >= 0).all() else -1
+
+    def _fill_centre(self) -> None:
+        """The middle [b, r] of the values that states can have where bands start, and how far from it they can be."""
+        graph = self._graph
+        low, high = (reach.reduceat(graph.values[:-1], graph.first[:-1], axis=1) for reach in (np.minimum, np.maximum))
+        zero = np.zeros((len(low), 1))
+        middle, apart = (np.hstack([zero, np.cumsum(v, axis=1)]) for v in ((low + high) / 2, (high - low) / 2))
+        self._centre = np.ascontiguousarray(middle.T[self._starts] + graph.base[:-1])
+        self._apart = apart.T[self._starts]
 
     def _fill_row(self, k: int) -> None:
         graph, row = self._graph, self._graph.values[k + 1]
@@ -180,6 +213,9 @@ class Deep:
         self._edge_values = np.ascontiguousarray(values[:-1, self._order].T)
         self._weights = np.concatenate([self._weights, np.zeros((*self._weights.shape[:2], 1))], axis=2)
         self._rows = np.append(self._rows, column)
+        self._fill_centre()
+        if len(self._most) + 2 > self._blocks.shape[1]:
+            self._blocks = np.pad(self._blocks, ((0, 0), (0, 4), (0, 0)))
         self._fill_row(len(self._most) - 1)
         depth, states = int(self._counters[0]), self._states()
         begun = self._starts[self._starts <= depth]
@@ -246,11 +282,9 @@ class Deep:
             tries,
             self._band,
             self._entered,
-            self._weights,
-            self._offset,
+            self._centre,
+            self._blocks,
             self._scale,
-            self._limit,
-            self._used,
             self._table,
             self._tables,
             self._cells,
@@ -272,21 +306,26 @@ class Deep:
         return states
 
     def _learn_here(self) -> None:
-        """Solve the relaxation at the start of one of the bands that the path is in, by turns, for another plane."""
+        """Solve the relaxation at the start of one of the bands that the path is in for another plane."""
         depth = int(self._counters[0])
         if depth < 0:
             return
-        last = int(self._band_of[depth])
-        self._turn += 1
-        node = int(self._starts[last - self._turn % (last + 1)])
+        rate = np.maximum(self._num_cut / self._num_learnt, LEAST_RATE)[: self._band_of[depth] + 1]
+        self._credit[: len(rate)] += rate / rate.sum()
+        band = int(np.argmax(self._credit[: len(rate)]))
+        self._credit[band] -= 1
+        node, states = int(self._starts[band]), self._states()
         is_open = np.zeros(self._num_layers, dtype=bool)
         is_open[self._graph.layer[node:]] = True
-        prices = self._relaxation.prices(self._most - self._states()[1:-1, node], is_open)
-        if prices is not None:
-            self._learnt.add(prices, self._graph.num_nodes - node)
-            plane = plane_of(self._graph, self._most, prices.rows[None], np.array([not prices.feasible]))
-            for band in self._bands_near(node):
-                self._put(band, plane)
+        prices = self._relaxation.prices(self._most - states[1:-1, node], is_open)
+        if prices is None:
+            return
+        self._learnt.add(prices, self._graph.num_nodes - node)
+        plane = plane_of(self._graph, self._most, prices.rows[None], np.array([not prices.feasible]))
+        self._num_learnt[band] += 1
+        self._num_cut[band] += plane.at(states[:, node], node)[0] > (self._target if prices.feasible else 0)
+        for near in self._bands_near(node):
+            self._put(near, plane)
 
     def _recall(self) -> None:
         """Planes of the prices learnt by earlier searches."""
@@ -301,7 +340,7 @@ class Deep:
         for band in range(len(self._starts)):
             which = np.array([k for k, bands in enumerate(near) if band in bands], dtype=np.int64)
             if len(which):
-                self._put(band, planes.take(which[-self._priced + 1 :]))
+                self._put(band, planes.take(which[-LANES + 1 :]))
 
     def _bands_near(self, node: int) -> range:
         """The band that `node` is in and the one before."""
@@ -310,22 +349,29 @@ class Deep:
 
     def _put(self, band: int, planes: Plane) -> None:
         """`planes` as the newest of a band; the path that the search is at is cut where it is above a limit."""
-        slots = (self._next[band] - 1 + np.arange(len(planes.weights))) % (self._priced - 1) + 1
-        if self._used[band] == 0:
-            slots[0] = 0  # the root's, which stays
-        self._next[band] = slots[-1] % (self._priced - 1) + 1
-        self._used[band] = max(self._used[band], int(slots.max()) + 1)
+        slots = 1 + (self._num_put[band] + np.arange(len(planes.weights))) % (LANES - 1)
+        self._num_put[band] += len(slots)
+        self._write(band, slots, planes)
+
+    def _write(self, band: int, slots: np.ndarray, planes: Plane) -> None:
+        """`planes` into these slots of a band; slot 0 is the root's."""
+        num_values = planes.weights.shape[1]
+        constant = planes.weights @ self._centre[band] + planes.offset[:, self._starts[band]]
+        least = np.where(planes.is_proof, 0.0, self._target)
+        size = np.abs(planes.weights) @ self._apart[band] + np.abs(constant - least) + self._room
+        constant -= (num_values + 16) * np.finfo(np.float32).eps * size
+        self._constant[band, slots], self._is_proof[band, slots] = constant, planes.is_proof
+        self._blocks[band][:, slots] = 0.0
+        self._blocks[band][0, slots], self._blocks[band][1 : num_values + 1, slots] = constant - least, planes.weights.T
         first, begin, end = self._graph.first, int(self._starts[band]), int(self._ends[band])
         edges = slice(first[begin], first[end])
         shares = np.maximum(planes.reduced(self._graph, self._order[edges]), 0.0)
         shares = np.where(planes.is_proof[:, None], shares, np.minimum(shares, FURTHEST * max(self._room, 1.0)))
-        # From this scale on a path through the band takes at most TOP, so that a budget cut to PLENTY never ends it.
+        # From this scale on a path through the band takes at most TOP, so that a budget cut to it never ends a path.
         scale = TOP / np.maximum(np.maximum.reduceat(shares, first[begin:end] - first[begin], axis=1).sum(axis=1), 1e-6)
         self._share[edges, slots] = np.floor(shares * scale[:, None]).T
         self._weights[band, slots], self._scale[band, slots] = planes.weights, scale
         self._offset[band, slots, : end - begin] = planes.offset[:, begin:end]
-        self._limit[band, slots] = np.where(planes.is_proof, 0.0, self._target)
-        self._is_proof[band, slots] = planes.is_proof
         if self._counters[0] >= begin:
             self._refill(band, slots, self._states())
 
@@ -333,8 +379,9 @@ class Deep:
         """Budgets of these planes along the path that the search is at; a dead path ends where it is dead."""
         begin, end = int(self._starts[band]), min(int(self._ends[band]), int(self._counters[0]) + 1)
         bound = self._weights[band, slots] @ states[:-1, begin:end] + self._offset[band, slots, : end - begin]
-        left = (self._limit[band, slots, None] - bound) * self._scale[band, slots, None]
-        self._budget[begin:end, slots] = np.where(left < 0, -1, np.minimum(np.ceil(left), PLENTY - 1) + 1).T
+        most = np.where(self._is_proof[band, slots], 0.0, self._target)
+        left = (most[:, None] - bound) * self._scale[band, slots, None]
+        self._budget[begin:end, slots] = np.where(left < 0, -1, np.minimum(np.ceil(left), TOP) + ROUNDING).T
         dead = np.flatnonzero((left < 0).any(axis=0))
         if len(dead):
             self._counters[0] = begin + dead[0] - 1
@@ -344,7 +391,8 @@ class Deep:
             return
         lower = self._target - target
         self._target = target
-        self._limit[~self._is_proof] = target
+        above = np.maximum(self._constant - np.where(self._is_proof, 0.0, target), EMPTY)
+        self._blocks[:, 0] = above
         states = self._states()
         depth = int(self._counters[0])
         for column in (self._priced, self._score):
@@ -355,7 +403,7 @@ class Deep:
                 self._counters[0] = min(int(self._counters[0]), int(dead[0]) - 1)
         for band in range(len(self._starts)):
             if self._counters[0] >= self._starts[band]:
-                self._refill(band, np.arange(self._used[band]), states[:, : int(self._counters[0]) + 1])
+                self._refill(band, np.arange(LANES), states[:, : int(self._counters[0]) + 1])
 
     def _left_out(self) -> float:
         """The least bound of all that was not searched."""

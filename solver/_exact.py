@@ -171,13 +171,13 @@ class _Core:
 
 @dataclass(frozen=True)
 class _Open:
-    """A deep search that ended with an answer within the gap, and has more to search up to its `target`."""
+    """A deep search that has more to search up to its `target`."""
 
     deep: Deep
     core: _Core
+    target: float
     most: np.ndarray
     gap: float
-    target: float
 
 
 class _Hunt:
@@ -205,6 +205,9 @@ class _Hunt:
         self.ceiling = math.inf
         self.closed = False
         self.open: _Open | None = None
+        """Ended with an answer within the gap."""
+        self._paused: _Open | None = None
+        """Ended with its budget used up."""
 
     def resume(self, held: _Open, gap: float) -> None:
         """Go on with the search that found the last answer, if what was added since is one row."""
@@ -213,7 +216,7 @@ class _Hunt:
         if not held.deep.add_row(self._edges.rows[-1, held.core.kept], float(self._most[-1])):
             return
         if self._is_open(gap):
-            found = held.deep.resume(deadline=self._deadline, gap=gap, at_least=self.bound)
+            found = held.deep.run(held.target, deadline=self._deadline, best=None, gap=gap, at_least=self.bound)
             if found.bound == math.inf:
                 self._raise_bound(held.target, math.inf)
             self._offer_found(held.core, found)
@@ -327,17 +330,24 @@ class _Hunt:
         """The same, deep and complete, for lines without pair terms whose states do not dominate each other."""
         from inlay.solver._deep import Deep  # compiled, which takes time that most problems do not need
 
-        core = self._core(target)
-        if core is None or self._learnt is None:
-            return Found()
-        if core.graph.num_nodes == 0:
-            return self._search(target, WIDTH)
-        deep = Deep(core.graph, self._most, self._prices.rows, core.relaxation, self._num_layers, self._learnt)
+        held, self._paused = self._paused, None
+        if held is None or target > held.target:
+            core = self._core(target)
+            if core is None or self._learnt is None:
+                return Found()
+            if core.graph.num_nodes == 0:
+                return self._search(target, WIDTH)
+            prices, most, learnt = self._prices.rows, self._most, self._learnt
+            deep = Deep(core.graph, most, prices, core.relaxation, self._num_layers, learnt, target)
+            held = _Open(deep, core, target, most, gap)
+        held = replace(held, target=target)
         best = None if self.best is None else self._values(self.best)
-        found = deep.run(target, deadline=self._deadline, best=best, gap=gap, at_least=self.bound, budget=budget)
-        self._offer_found(core, found)
-        if deep.is_open:
-            self.open = _Open(deep, core, self._most, gap, target)
+        found = held.deep.run(target, deadline=self._deadline, best=best, gap=gap, at_least=self.bound, budget=budget)
+        self._offer_found(held.core, found)
+        if held.deep.is_open:
+            self.open = held
+        elif found.bound < math.inf:
+            self._paused = held
         return found
 
     def _core(self, target: float) -> _Core | None:

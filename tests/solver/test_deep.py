@@ -22,17 +22,21 @@ some = settings(max_examples=300, deadline=None, suppress_health_check=list(Heal
 
 @pytest.fixture
 def runs(monkeypatch):
-    """Searches after the first answer are deep from the start, learn every three tries and make tables at once."""
+    """Searches after the first answer are deep from the start, learn every three tries and make tables at once.
+
+    Holds what each run of a search found, and whether that search had been run before.
+    """
     monkeypatch.setattr(_exact, "DIFFERENT_BUDGET", -1)
     monkeypatch.setattr(_exact, "DIFFERENT_DIVE_WIDTH", 1)
     monkeypatch.setattr(_deep, "FEWEST_TRIES", 3)
     monkeypatch.setattr(_deep, "UNTIL_TABLES", 1)
     monkeypatch.setattr(_deep, "CELLS_A_WAY", 1)
-    run, seen = _deep.Deep.run, []
+    run, begun, seen = _deep.Deep.run, set(), []
 
     def counted(self, *args, **kwargs):
         found = run(self, *args, **kwargs)
-        seen.append(found)
+        seen.append((found, self in begun))
+        begun.add(self)
         return found
 
     monkeypatch.setattr(_deep.Deep, "run", counted)
@@ -67,7 +71,7 @@ def test_it_finds_what_the_other_search_finds(runs, monkeypatch, num_limits, gap
     pool = solve(problem, solutions=8, pool_gap=gap)
     assert len(pool) == 8
     assert len(runs) >= 3
-    assert sum(found.states for found in runs) > 500
+    assert sum(found.states for found, _ in runs) > 300
     monkeypatch.setattr(_exact, "DIFFERENT_BUDGET", 10**9)
     num_runs = len(runs)
     earlier = solve(problem, solutions=8)
@@ -95,18 +99,11 @@ def test_scores_around_zero(runs, seed):
 
 @pytest.mark.parametrize("spare", [0, 8])
 def test_one_search_serves_several_answers(runs, monkeypatch, spare):
-    resume, resumed = _deep.Deep.resume, []
-
-    def counted(self, **kwargs):
-        found = resume(self, **kwargs)
-        resumed.append(found)
-        return found
-
-    monkeypatch.setattr(_deep.Deep, "resume", counted)
     monkeypatch.setattr(_deep, "SPARE_ROWS", spare)
     problem = random_problem(num_layers=14, num_choices=8, num_limits=3)
     pool = solve(problem, solutions=12, pool_gap=0.03)
     assert len({one.choices for one in pool}) == 12
+    resumed = [found for found, is_resumed in runs if is_resumed]
     assert sum(found.path is not None for found in resumed) >= spare // 4
     assert len(resumed) > 0 or not spare
     for k, one in enumerate(pool):
@@ -161,14 +158,15 @@ print(*(solution.objective for solution in pool))
 
 
 def test_a_search_that_is_resumed_may_run_out_of_time(runs, monkeypatch):
-    resume, stopped = _deep.Deep.resume, []
+    run, begun, stopped = _deep.Deep.run, set(), []
 
-    def late(self, *, deadline, gap, at_least):
-        found = resume(self, deadline=-math.inf, gap=gap, at_least=at_least)
-        stopped.append(found.stopped)
+    def late(self, target, *, deadline, **kwargs):
+        found = run(self, target, deadline=-math.inf if self in begun else deadline, **kwargs)
+        stopped.append(self in begun and found.stopped)
+        begun.add(self)
         return found
 
-    monkeypatch.setattr(_deep.Deep, "resume", late)
+    monkeypatch.setattr(_deep.Deep, "run", late)
     problem = random_problem(num_layers=14, num_choices=8, num_limits=3)
     pool = solve(problem, solutions=12, pool_gap=0.03)
     assert any(stopped)
@@ -176,3 +174,28 @@ def test_a_search_that_is_resumed_may_run_out_of_time(runs, monkeypatch):
         assert one.objective - one.bound <= 0.03 * one.objective
     for earlier, later in pairwise(pool):
         assert earlier.bound <= later.bound
+
+
+@pytest.mark.parametrize("gap", [0.0, 0.001])
+def test_a_search_goes_on_where_its_budget_ended(runs, monkeypatch, gap):
+    problem = random_problem(num_layers=14, num_choices=8, num_limits=3)
+    pool = solve(problem, solutions=8, pool_gap=gap)
+    monkeypatch.setattr(_exact, "DEEP_BUDGET", 20)
+    monkeypatch.setattr(_exact, "DEEP_GROWTH", 2)
+    runs.clear()
+    again = solve(problem, solutions=8, pool_gap=gap)
+    assert sum(is_resumed for _, is_resumed in runs) > 8
+    if gap == 0:
+        assert [one.choices for one in again] == [one.choices for one in pool]
+    for one in again:
+        assert one.objective - one.bound <= gap * one.objective
+
+
+def test_more_answers_than_terms_in_a_pass(runs):
+    problem = random_problem(num_layers=14, num_choices=8, num_limits=3)
+    pool = solve(problem, solutions=30, pool_gap=0.02)
+    assert len(pool) == 30
+    assert len(runs) > 10
+    for k, one in enumerate(pool):
+        assert one.objective - one.bound <= 0.02 * one.objective
+        assert all(sum(a != b for a, b in zip(one.choices, other.choices, strict=True)) >= 3 for other in pool[:k])
