@@ -39,8 +39,7 @@ EMPTY = -1e30
 """What a plane that is not there says."""
 
 LEAST_RATE = 0.02
-"""A band's share of the planes is as its share of those that cut the path they were learnt at, taken as this at least.
-"""
+"""Bands get new planes in proportion to the rate at which theirs cut the path they were learnt at, or to this."""
 
 VECTOR = 16
 """Budgets are padded to a multiple of this."""
@@ -58,14 +57,19 @@ UNTIL_TABLES = 4
 """Pauses before tables are made: a search that ends earlier does not need them."""
 
 SPARE_ROWS = 8
-"""Rows for which there is place when a search is resumed."""
+"""Rows at least for which there is place when a search goes on."""
 
 FURTHEST = 3.0
 """A share of a plane's budget is cut to so many times the distance from the bound to the target at the start."""
 
 
 class Deep:
-    """A search of a line `graph` without pair terms for the best path of score at most a target, ties included."""
+    """A search of a line `graph` without pair terms for the best path of score at most a target, ties included.
+
+    Attributes:
+        target: falls with the answers found: what is searched from then on is searched up to there only.
+        is_open: the last run ended with an answer within the gap, and there is more to search.
+    """
 
     def __init__(
         self,
@@ -108,9 +112,9 @@ class Deep:
         """Search until nothing is left, `deadline` or about `budget` states of all runs; another run goes on there.
 
         `best` are the values of an answer at hand: only better ones are returned. With a `gap` what is left after one
-        is searched only for answers that are better by that share, of which there are none below `at_least`: found
-        such an answer, `is_open` tells whether there is more to search. What was searched holds no other answer, also
-        when the next run has a lower `target` or more rows.
+        is searched only for answers that are better by that share, of which there are none below `at_least`: then the
+        run ends there. What was searched holds no other answer, also when the next run has a lower `target` or more
+        rows.
         """
         found = Found()
         self._lower_target(target)
@@ -119,7 +123,7 @@ class Deep:
             if code == ARRIVED:
                 path = self._path(int(self._counters[0]) + 1)
                 values = self._graph.base + self._graph.values[:, path].sum(axis=1)
-                is_answer = (values[1:-1] <= self._most).all() and values[0] <= self._target
+                is_answer = (values[1:-1] <= self._most).all() and values[0] <= self.target
                 if is_answer and (best is None or tuple(values) < tuple(best)):
                     best, found.values, found.path = values, values, path
                     wanted = float(values[0] - gap * abs(values[0]))
@@ -137,7 +141,7 @@ class Deep:
             self._learn_here()
             self._tries = int(np.clip(self._counters[1] // TRIES_SHARE, FEWEST_TRIES, MOST_TRIES))
         if gap > 0 and found.path is not None:
-            found.bound = min(found.bound, self._target)
+            found.bound = min(found.bound, self.target)
         found.states = int(self._counters[2])
         return found
 
@@ -146,7 +150,7 @@ class Deep:
         num_values = len(self._most) + 1
         num_budgets = int(self._rows[-1]) + 1 + SPARE_ROWS
         num_budgets += -num_budgets % VECTOR
-        self._target = target
+        self.target = target
         self._room = target - float(self._root.at(graph.base, 0))
         self._counters = np.array([-1, 0, 0])
         self._cursor = np.zeros(num_nodes + 1, dtype=np.int64)
@@ -230,7 +234,7 @@ class Deep:
         return True
 
     def _fill_plane(self, column: int, plane: Plane) -> None:
-        self._fill(column, plane.reduced(self._graph), self._target - float(plane.at(self._graph.base, 0)))
+        self._fill(column, plane.reduced(self._graph), self.target - float(plane.at(self._graph.base, 0)))
 
     def _fill(self, column: int, shares: np.ndarray, room: float) -> None:
         """A budget that holds from the first node to the last: `room` at the start, of which edges take `shares`."""
@@ -323,7 +327,7 @@ class Deep:
         self._learnt.add(prices, self._graph.num_nodes - node)
         plane = plane_of(self._graph, self._most, prices.rows[None], np.array([not prices.feasible]))
         self._num_learnt[band] += 1
-        self._num_cut[band] += plane.at(states[:, node], node)[0] > (self._target if prices.feasible else 0)
+        self._num_cut[band] += plane.at(states[:, node], node)[0] > (self.target if prices.feasible else 0)
         for near in self._bands_near(node):
             self._put(near, plane)
 
@@ -357,7 +361,7 @@ class Deep:
         """`planes` into these slots of a band; slot 0 is the root's."""
         num_values = planes.weights.shape[1]
         constant = planes.weights @ self._centre[band] + planes.offset[:, self._starts[band]]
-        least = np.where(planes.is_proof, 0.0, self._target)
+        least = np.where(planes.is_proof, 0.0, self.target)
         size = np.abs(planes.weights) @ self._apart[band] + np.abs(constant - least) + self._room
         constant -= (num_values + 16) * np.finfo(np.float32).eps * size
         self._constant[band, slots], self._is_proof[band, slots] = constant, planes.is_proof
@@ -379,7 +383,7 @@ class Deep:
         """Budgets of these planes along the path that the search is at; a dead path ends where it is dead."""
         begin, end = int(self._starts[band]), min(int(self._ends[band]), int(self._counters[0]) + 1)
         bound = self._weights[band, slots] @ states[:-1, begin:end] + self._offset[band, slots, : end - begin]
-        most = np.where(self._is_proof[band, slots], 0.0, self._target)
+        most = np.where(self._is_proof[band, slots], 0.0, self.target)
         left = (most[:, None] - bound) * self._scale[band, slots, None]
         self._budget[begin:end, slots] = np.where(left < 0, -1, np.minimum(np.ceil(left), TOP) + ROUNDING).T
         dead = np.flatnonzero((left < 0).any(axis=0))
@@ -387,10 +391,10 @@ class Deep:
             self._counters[0] = begin + dead[0] - 1
 
     def _lower_target(self, target: float) -> None:
-        if target >= self._target:
+        if target >= self.target:
             return
-        lower = self._target - target
-        self._target = target
+        lower = self.target - target
+        self.target = target
         above = np.maximum(self._constant - np.where(self._is_proof, 0.0, target), EMPTY)
         self._blocks[:, 0] = above
         states = self._states()

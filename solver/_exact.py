@@ -171,11 +171,10 @@ class _Core:
 
 @dataclass(frozen=True)
 class _Open:
-    """A deep search that has more to search up to its `target`."""
+    """A deep search that has more to search, and what it was made for."""
 
     deep: Deep
     core: _Core
-    target: float
     most: np.ndarray
     gap: float
 
@@ -216,9 +215,10 @@ class _Hunt:
         if not held.deep.add_row(self._edges.rows[-1, held.core.kept], float(self._most[-1])):
             return
         if self._is_open(gap):
-            found = held.deep.run(held.target, deadline=self._deadline, best=None, gap=gap, at_least=self.bound)
+            target = held.deep.target
+            found = held.deep.run(target, deadline=self._deadline, best=None, gap=gap, at_least=self.bound)
             if found.bound == math.inf:
-                self._raise_bound(held.target, math.inf)
+                self._raise_bound(target, math.inf)
             self._offer_found(held.core, found)
         if held.deep.is_open:
             self.open = replace(held, most=self._most)
@@ -331,7 +331,7 @@ class _Hunt:
         from inlay.solver._deep import Deep  # compiled, which takes time that most problems do not need
 
         held, self._paused = self._paused, None
-        if held is None or target > held.target:
+        if held is None or target > held.deep.target:
             core = self._core(target)
             if core is None or self._learnt is None:
                 return Found()
@@ -339,8 +339,7 @@ class _Hunt:
                 return self._search(target, WIDTH)
             prices, most, learnt = self._prices.rows, self._most, self._learnt
             deep = Deep(core.graph, most, prices, core.relaxation, self._num_layers, learnt, target)
-            held = _Open(deep, core, target, most, gap)
-        held = replace(held, target=target)
+            held = _Open(deep, core, most, gap)
         best = None if self.best is None else self._values(self.best)
         found = held.deep.run(target, deadline=self._deadline, best=best, gap=gap, at_least=self.bound, budget=budget)
         self._offer_found(held.core, found)

@@ -16,6 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from inlay.solver import Choice, Limit, Problem, _deep, _exact, solve
+from inlay.solver._plain import Plain
+from inlay.solver._rows import limit_rows
 
 some = settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 
@@ -45,7 +47,8 @@ def runs(monkeypatch):
 
 @some
 @given(data=st.data())
-def test_pools_are_those_of_brute_force(runs, data, problems, architectures, differs):
+def test_pools_are_those_of_brute_force(runs, monkeypatch, data, problems, architectures, differs):
+    monkeypatch.setattr(_exact, "MOST_STEPS", data.draw(st.sampled_from([0, 1, 30])))
     problem = data.draw(problems(lower=data.draw(st.booleans()), most_layers=6))
     share = data.draw(st.sampled_from([0.2, 0.5]))
     gap = data.draw(st.sampled_from([0.0, 0.05, 0.5]))
@@ -67,11 +70,11 @@ def test_pools_are_those_of_brute_force(runs, data, problems, architectures, dif
 @pytest.mark.parametrize("num_limits", [1, 2, 3, 5])
 @pytest.mark.parametrize("gap", [0.0, 0.001])
 def test_it_finds_what_the_other_search_finds(runs, monkeypatch, num_limits, gap):
-    problem = random_problem(num_layers=14, num_choices=8, num_limits=num_limits)
+    problem = random_problem(num_layers=14 if num_limits > 1 else 30, num_choices=8, num_limits=num_limits)
     pool = solve(problem, solutions=8, pool_gap=gap)
     assert len(pool) == 8
     assert len(runs) >= 3
-    assert sum(found.states for found, _ in runs) > 300
+    assert sum(found.states for found, _ in runs) > 500
     monkeypatch.setattr(_exact, "DIFFERENT_BUDGET", 10**9)
     num_runs = len(runs)
     earlier = solve(problem, solutions=8)
@@ -123,8 +126,29 @@ def test_what_it_leaves_out_when_time_is_up_is_bounded(runs):
         assert pool[1].objective >= best[1].bound
 
 
-def random_problem(num_layers: int, num_choices: int, num_limits: int) -> Problem:
-    rng = np.random.default_rng(5)
+@pytest.mark.parametrize("most_steps", [0, 1])
+def test_bounds_of_searches_that_go_on_to_lower_targets(runs, monkeypatch, most_steps):
+    monkeypatch.setattr(_exact, "MOST_STEPS", most_steps)
+    problem = random_problem(num_layers=12, num_choices=7, num_limits=2, seed=12)
+    for gap in (0.02, 0.05, 0.1):
+        pool = solve(problem, solutions=8, pool_gap=gap)
+        assert any(is_resumed for _, is_resumed in runs)
+        for k, one in enumerate(pool[1:], start=1):
+            assert one.bound <= best_beside(problem, pool[:k]) <= one.objective
+
+
+def best_beside(problem: Problem, earlier) -> int:
+    """The score of the best that differs from all `earlier` in a fifth of the layers, by the plain program in HiGHS."""
+    rows = limit_rows(problem)
+    for one in earlier:
+        rows = rows.with_difference(problem, problem.table.first[:-1] + np.array(one.choices), 3)
+    outcome = Plain(problem, rows, "highs").minimise(rows.most, gap=0.0, deadline=math.inf, at_least=-math.inf)
+    assert outcome.picks is not None
+    return int(problem.table.score[outcome.picks].sum())
+
+
+def random_problem(num_layers: int, num_choices: int, num_limits: int, seed: int = 5) -> Problem:
+    rng = np.random.default_rng(seed)
     score = rng.integers(0, 10**8, (num_layers, num_choices))
     costs = rng.integers(0, 10**9, (num_layers, num_choices, num_limits))
     names = tuple(f"c{k}" for k in range(num_limits))
