@@ -23,7 +23,7 @@ from inlay.nas.families import Shape, open_parent
 from inlay.nas.families.reading import shape_of
 from inlay.nas.families.shape import SLOTS
 from inlay.nas.modeling import InlayConfig, InlayForCausalLM, build_layer, make_context
-from inlay.nas.stages.source import slot_state
+from inlay.nas.pieces.weights import slot_state
 from inlay.nas.variants import Variant
 from inlay.nas.variants.sums import CalibrationSums
 

@@ -20,16 +20,16 @@ import optuna
 from machine import footer
 
 from inlay.cluster.runtime import connect
+from inlay.nas.loop.candidates import Blocks, excess_of
+from inlay.nas.loop.pool import Pool
+from inlay.nas.loop.search import Search, cluster_settings
+from inlay.nas.loop.solving import load_tables
+from inlay.nas.loop.swaps import NEIGHBOURS
+from inlay.nas.pieces.texts import Ids
 from inlay.nas.report.progress import Reporter
 from inlay.nas.stages.assemble import correct, swap
-from inlay.nas.stages.candidates import Blocks, excess_of
-from inlay.nas.stages.later import job_of, library_of_workspace
-from inlay.nas.stages.neighbours import NEIGHBOURS
-from inlay.nas.stages.pool import Pool
-from inlay.nas.stages.search import Search, cluster_settings
-from inlay.nas.stages.solving import load_tables
-from inlay.nas.stages.text import Ids
-from inlay.nas.tables import ScoreTable
+from inlay.nas.stages.solutions import job_of, library_of_workspace
+from inlay.nas.tables.problem import ScoreTable
 from inlay.nas.workspace import Workspace
 
 DRAWS = 2000

@@ -24,12 +24,12 @@ from searches import split_text
 
 import inlay
 from inlay.cluster.runtime import Cluster, ClusterSettings, connect
+from inlay.nas.loop.search import Search
+from inlay.nas.pieces.texts import pack_texts, store_texts
+from inlay.nas.pieces.weights import Library
 from inlay.nas.report.progress import Reporter
 from inlay.nas.stages.recover import recover
 from inlay.nas.stages.run import open_job_parent
-from inlay.nas.stages.search import Search
-from inlay.nas.stages.source import Library
-from inlay.nas.stages.text import pack_texts, store_texts
 from inlay.nas.workspace import Workspace
 
 WAYS: tuple[tuple[str, dict[str, Any]], ...] = (

@@ -74,13 +74,13 @@ def overhead(folder: Path, rounds: int) -> dict[str, Any]:
     from inlay.cluster.pieces import PieceContext
     from inlay.cluster.runtime import ClusterSettings, connect
     from inlay.nas.job import Job
+    from inlay.nas.loop.search import Search
+    from inlay.nas.pieces.boundaries import scratch_of, spans_with_boundaries
+    from inlay.nas.pieces.texts import pack_texts, store_texts
     from inlay.nas.report.progress import Reporter
-    from inlay.nas.stages.boundaries import scratch_of, spans_with_boundaries
     from inlay.nas.stages.calibrate import calibrate_piece, sums_of
     from inlay.nas.stages.distill import distill_piece, keeps_outcomes, layer_variants
     from inlay.nas.stages.run import open_job_parent
-    from inlay.nas.stages.search import Search
-    from inlay.nas.stages.text import pack_texts, store_texts
     from inlay.nas.workspace import Workspace
 
     torch.set_num_threads(1)

@@ -21,12 +21,12 @@ from searches import split_text
 
 import inlay
 from inlay.cluster.runtime import ClusterSettings, connect
+from inlay.nas.loop.search import Search
+from inlay.nas.pieces.texts import pack_texts, store_texts
 from inlay.nas.report.progress import Reporter
 from inlay.nas.stages.distill import build_library, library_of
 from inlay.nas.stages.run import open_job_parent
 from inlay.nas.stages.score import score_blocks
-from inlay.nas.stages.search import Search
-from inlay.nas.stages.text import pack_texts, store_texts
 from inlay.nas.workspace import Workspace
 
 KINDS = ("kv_heads=1", "window=64", "linear")

@@ -37,7 +37,7 @@ def solve(
     from inlay.nas.errors import UserError
     from inlay.nas.job.budget import parse_budget
     from inlay.nas.job.problems import FieldProblems
-    from inlay.nas.stages.solving import load_problem, solve_pool
+    from inlay.nas.loop.solving import load_problem, solve_pool
     from inlay.nas.workspace import Workspace
 
     try:

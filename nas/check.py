@@ -20,7 +20,7 @@ from inlay.nas.families import Shape, describe_hub_parent, open_parent
 from inlay.nas.job import Job, JobError, Problem
 from inlay.nas.job.locations import EMBEDDED, is_hub_id, resolve
 from inlay.nas.job.problems import show
-from inlay.nas.tables_costs import given_costs
+from inlay.nas.tables.given_costs import given_costs
 from inlay.nas.variants import space_problems
 
 _FIELD = re.compile(r"`?([a-z_]+(?:\.[a-z_]+|\[\d+\])*)`?: (.+)", re.DOTALL)

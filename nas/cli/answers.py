@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from inlay.nas.cli.subject import Subject, WorkspaceSubject
-from inlay.nas.tables_io import Column
+from inlay.nas.tables.files import Column
 from inlay.solver import Change, Infeasibility, Problem, Sensitivity, Solution
 
 SIGNS = {"upper": "<=", "lower": ">="}

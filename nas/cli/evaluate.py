@@ -31,7 +31,7 @@ def evaluate_command(
     else:
         stored = (place.find_json(f"solutions/{solution}.json") or {}) if solution.isalnum() else {}
         if "evaluation" not in stored:
-            from inlay.nas.stages.later import evaluate_solution
+            from inlay.nas.stages.solutions import evaluate_solution
 
             stored["evaluation"] = evaluate_solution(place, solution)
         evaluation = Evaluation.of(stored["evaluation"])

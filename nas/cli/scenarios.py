@@ -19,8 +19,8 @@ from inlay.nas.cli.subject import (
     told_to_user,
 )
 from inlay.nas.errors import InfeasibleError, InlayError, UserError
-from inlay.nas.tables_io import BareTable
-from inlay.nas.tables_read import read_bare_table
+from inlay.nas.tables.files import BareTable
+from inlay.nas.tables.reading import read_bare_table
 from inlay.solver import Candidate, Decision, Limit, Problem, Solution, decide, explain_infeasible
 
 THROUGHPUT = "throughput"

@@ -151,7 +151,7 @@ def _store(subject: Any, problem: Any, solutions: list[Any], scenario: str | Non
     """Keeps a workspace's solutions, a decided scenario's in terms of all; ids, "" for one that breaks a limit."""
     from inlay.nas.cli.scenarios import restated, whole_problem
     from inlay.nas.cli.subject import WorkspaceSubject
-    from inlay.nas.stages.solving import store_solution
+    from inlay.nas.loop.solving import store_solution
 
     if not isinstance(subject, WorkspaceSubject):
         return []

@@ -31,7 +31,7 @@ def submit_command(
     from inlay.nas.cli.following import follow
     from inlay.nas.cli.submitted import submission
     from inlay.nas.job import Job
-    from inlay.nas.stages.shares import share_of
+    from inlay.nas.loop.resources import share_of
 
     loaded = Job.load(job)
     with job_server(address, insecure) as server:

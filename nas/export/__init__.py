@@ -30,7 +30,7 @@ def export_child(workspace: Workspace, form: str, output: Path, solution: str | 
         raise UserError(f"--format: {form} is not known; the formats are {', '.join(FORMATS)}")
     from inlay.nas.export.hf import card, check_output, write_folder
     from inlay.nas.stages.evaluate import Recovered
-    from inlay.nas.stages.later import assembled_blob, blocks_of, evaluate_solution, find_solution, job_of
+    from inlay.nas.stages.solutions import assembled_blob, blocks_of, evaluate_solution, find_solution, job_of
 
     check_output(output)
     job, parent = job_of(workspace)

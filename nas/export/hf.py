@@ -20,8 +20,8 @@ from inlay.nas.errors import UserError
 from inlay.nas.families import Parent
 from inlay.nas.families.remote_code import tokenizer_code
 from inlay.nas.job import Job
+from inlay.nas.pieces.assembled import entries_of
 from inlay.nas.stages.evaluate import Recovered
-from inlay.nas.stages.whole import entries_of
 from inlay.nas.workspace import Workspace
 from inlay.version import __version__
 

@@ -10,7 +10,6 @@ from typing import Any
 from rich.table import Table
 
 from inlay.nas.errors import UserError
-from inlay.nas.hardware.costs import CostTable
 from inlay.nas.job.quantities import show_bytes, show_count
 from inlay.nas.report.records import (
     PARENT_LABELS,
@@ -19,6 +18,7 @@ from inlay.nas.report.records import (
     read_pool,
     read_solution,
 )
+from inlay.nas.tables.costs import CostTable
 from inlay.nas.workspace import Workspace
 
 

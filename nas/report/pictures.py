@@ -6,7 +6,6 @@ from collections.abc import Iterator
 
 from matplotlib.figure import Figure
 
-from inlay.nas.hardware.costs import CostTable
 from inlay.nas.report.architecture import architecture_record, draw_architecture, shares_of
 from inlay.nas.report.curves import curves_record, draw_curves
 from inlay.nas.report.losses import draw_losses, loss_record, score_record
@@ -22,6 +21,7 @@ from inlay.nas.report.records import (
     read_scores,
     read_solution,
 )
+from inlay.nas.tables.costs import CostTable
 from inlay.nas.workspace import Workspace
 
 

@@ -1,1 +1,1 @@
-"""The stages of a search, one file each."""
+"""The table of contents: a run, its stages one file each, the plan, and what is done with a finished search."""

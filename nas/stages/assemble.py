@@ -15,16 +15,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from inlay.nas.errors import InfeasibleError
-from inlay.nas.stages.baselines import Baseline, depth, uniform
-from inlay.nas.stages.candidates import Blocks, excess_of
-from inlay.nas.stages.neighbours import neighbours
-from inlay.nas.stages.pool import SMALLEST_KL, Candidate, Pool
-from inlay.nas.stages.probes import Probes
-from inlay.nas.stages.search import Search
-from inlay.nas.stages.solving import Tables
-from inlay.nas.stages.source import Library
-from inlay.nas.stages.text import Texts
-from inlay.nas.tables import ScoreTable
+from inlay.nas.loop.baselines import Baseline, depth, uniform
+from inlay.nas.loop.candidates import Blocks, excess_of
+from inlay.nas.loop.pool import SMALLEST_KL, Candidate, Pool
+from inlay.nas.loop.probes import Probes
+from inlay.nas.loop.search import Search
+from inlay.nas.loop.solving import Tables
+from inlay.nas.loop.swaps import neighbours
+from inlay.nas.pieces.texts import Texts
+from inlay.nas.pieces.weights import Library
+from inlay.nas.tables.problem import ScoreTable
 
 TIME_CORRECTIONS = 3
 SWAP_ROUNDS = 4

@@ -10,17 +10,17 @@ import torch
 
 from inlay.cluster.pieces import PieceContext, PieceOutput
 from inlay.distill.sweep import sweep
-from inlay.nas.hardware.costs import CostTable
 from inlay.nas.job.sections import Scenario
-from inlay.nas.stages.boundaries import micro_batch, worker_source
-from inlay.nas.stages.candidates import Blocks, Measured, excess_of, identify, within
-from inlay.nas.stages.comparison import Comparison, compare, summaries
-from inlay.nas.stages.judging import judged_times, times_are_given
-from inlay.nas.stages.search import Search, Stage
-from inlay.nas.stages.source import Library
-from inlay.nas.stages.text import Ids, load_ids
-from inlay.nas.stages.whole import StoredModel, entries_of
-from inlay.nas.tables import PARENT_BLOCK
+from inlay.nas.loop.candidates import Blocks, Measured, excess_of, identify, within
+from inlay.nas.loop.search import Search, Stage
+from inlay.nas.loop.true_times import judged_times, times_are_given
+from inlay.nas.pieces.assembled import StoredModel, entries_of
+from inlay.nas.pieces.boundaries import micro_batch, worker_source
+from inlay.nas.pieces.comparison import Comparison, compare, summaries
+from inlay.nas.pieces.texts import Ids, load_ids
+from inlay.nas.pieces.weights import Library
+from inlay.nas.tables.costs import CostTable
+from inlay.nas.tables.problem import PARENT_BLOCK
 from inlay.nas.variants import kv_bytes
 
 

@@ -17,12 +17,12 @@ import torch
 
 from inlay.cluster.pieces import PieceContext, PieceOutput
 from inlay.nas.families import Shape
-from inlay.nas.hardware.costs import ENDS
-from inlay.nas.hardware.timing import Times, Workload, random_model, rounds_of, summarise
 from inlay.nas.job.sections import Scenario
-from inlay.nas.stages.search import Search, Stage
-from inlay.nas.stages.source import parent_of
-from inlay.nas.tables_costs import given_costs
+from inlay.nas.loop.search import Search, Stage
+from inlay.nas.pieces.timing import Times, Workload, random_model, rounds_of, summarise
+from inlay.nas.pieces.weights import parent_of
+from inlay.nas.tables.costs import ENDS
+from inlay.nas.tables.given_costs import given_costs
 from inlay.nas.variants import Variant, ends_parameters, kv_bytes, parameters, variants_of, weights_bytes
 
 COPIES = 4

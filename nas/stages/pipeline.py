@@ -12,22 +12,22 @@ from inlay.cluster.pieces import Record
 from inlay.cluster.runtime import Cluster
 from inlay.nas.export.hf import write_model_folder
 from inlay.nas.families import Parent
-from inlay.nas.hardware.costs import CostTable
 from inlay.nas.job import Job
+from inlay.nas.loop.candidates import Blocks, identify, true_scores
+from inlay.nas.loop.search import Search
+from inlay.nas.loop.solving import Tables, solve_pool
+from inlay.nas.pieces.texts import TEXTS, Packed, Texts, store_texts
+from inlay.nas.pieces.weights import Library
 from inlay.nas.report.progress import Reporter
 from inlay.nas.stages.assemble import Assembled, assemble
-from inlay.nas.stages.candidates import Blocks, identify, true_scores
 from inlay.nas.stages.distill import build_library, failures, library_of
 from inlay.nas.stages.evaluate import Recovered, side_by_side, true_scores_of_models
 from inlay.nas.stages.measure import cost_rows
 from inlay.nas.stages.record import SearchRecord
 from inlay.nas.stages.recover import curve_steps, global_settings, recover
 from inlay.nas.stages.score import score_blocks
-from inlay.nas.stages.search import Search
-from inlay.nas.stages.solving import Tables, solve_pool
-from inlay.nas.stages.source import Library
-from inlay.nas.stages.text import TEXTS, Packed, Texts, store_texts
-from inlay.nas.tables import PARENT_BLOCK, ScoreTable
+from inlay.nas.tables.costs import CostTable
+from inlay.nas.tables.problem import PARENT_BLOCK, ScoreTable
 from inlay.nas.variants import variants_of
 from inlay.nas.workspace import Workspace
 
@@ -56,7 +56,7 @@ class Pipeline:
 
     def run(self, packed: Packed) -> tuple[dict[str, Any], dict[str, Any]]:
         """All stages; evaluation.json's and run.json's contents."""
-        self.search.cluster.preload("inlay.nas.stages.distill", "inlay.nas.stages.comparison")
+        self.search.cluster.preload("inlay.nas.stages.distill", "inlay.nas.pieces.comparison")
         texts = store_texts(packed, self.place)
         self.record.texts(texts)
         self.place.write_json("texts.json", {name: asdict(getattr(texts, name)) for name in TEXTS})

@@ -12,10 +12,10 @@ from typing import Any
 from inlay.nas.families import Parent, Slot
 from inlay.nas.job import Job
 from inlay.nas.job.sections import Scenario
-from inlay.nas.stages.probes import probe_tokens
+from inlay.nas.loop.probes import probe_tokens
+from inlay.nas.loop.search import compute_dtype
+from inlay.nas.pieces.shards import shard_ranges
 from inlay.nas.stages.run import open_job_parent
-from inlay.nas.stages.search import compute_dtype
-from inlay.nas.stages.shards import shard_ranges
 from inlay.nas.variants import Variant, ends_parameters, kv_bytes, parameters, variants_of
 
 EXACT = ("parameters", "weights", "kv", "memory")
@@ -148,7 +148,7 @@ def _rate(parent: Parent, length: int) -> float:
     import torch
 
     from inlay.nas.modeling import build_layer, make_context
-    from inlay.nas.stages.boundaries import micro_batch
+    from inlay.nas.pieces.boundaries import micro_batch
 
     shape, dtype, device = parent.shape, torch.float32, torch.device("cpu")
     attention, ffn = (shape.parent_entry(0, slot) for slot in SLOTS)

@@ -12,17 +12,17 @@ from inlay.cluster.events import PieceEvent
 from inlay.cluster.tracking import Tracker, spool_folder
 from inlay.nas.families import Parent
 from inlay.nas.job import Job
+from inlay.nas.pieces.texts import TEXTS, Texts
 from inlay.nas.report.figures import evaluation_markdown
 from inlay.nas.report.progress import Reporter
 from inlay.nas.report.records import Evaluation
-from inlay.nas.stages.text import TEXTS, Texts
 from inlay.nas.workspace import Workspace
 
 if TYPE_CHECKING:
+    from inlay.nas.loop.search import Search
+    from inlay.nas.loop.solving import Tables
     from inlay.nas.stages.assemble import Assembled
     from inlay.nas.stages.evaluate import Recovered
-    from inlay.nas.stages.search import Search
-    from inlay.nas.stages.solving import Tables
 
 
 LIVE_POINTS = 500

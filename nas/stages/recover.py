@@ -25,13 +25,13 @@ from inlay.distill.globally import GlobalResult, GlobalSettings, OnStep, distill
 from inlay.distill.parallel import Ranks
 from inlay.distill.text import training_order
 from inlay.nas.errors import InlayError
-from inlay.nas.stages.boundaries import worker_source
-from inlay.nas.stages.candidates import Blocks, identify, used_weights
-from inlay.nas.stages.search import Search, Stage
-from inlay.nas.stages.source import Library, WorkerSource
-from inlay.nas.stages.text import Ids, load_ids
-from inlay.nas.stages.whole import build_sharded, build_whole, stored_state
-from inlay.nas.tables import PARENT_BLOCK, Block
+from inlay.nas.loop.candidates import Blocks, identify, used_weights
+from inlay.nas.loop.search import Search, Stage
+from inlay.nas.pieces.assembled import build_sharded, build_whole, stored_state
+from inlay.nas.pieces.boundaries import worker_source
+from inlay.nas.pieces.texts import Ids, load_ids
+from inlay.nas.pieces.weights import Library, WorkerSource
+from inlay.nas.tables.problem import PARENT_BLOCK, Block
 
 MICRO_TOKENS = 2048
 """Tokens of a micro-batch; gradients add up to the effective batch."""

@@ -118,9 +118,9 @@ def _finished(place: Workspace, fingerprint: str) -> RunResult | None:
 
 
 def _run(job: Job, place: Workspace, parent: Parent, fingerprint: str, reporter: Reporter, name: str) -> RunResult:
+    from inlay.nas.loop.search import cluster_settings
+    from inlay.nas.pieces.texts import pack_texts
     from inlay.nas.stages.pipeline import Pipeline
-    from inlay.nas.stages.search import cluster_settings
-    from inlay.nas.stages.text import pack_texts
 
     parent.check_finite()
     place.check_parent(parent.digest, job.parent)

@@ -13,11 +13,11 @@ from typing import Any
 
 from inlay.cluster.fanout import kept_records
 from inlay.cluster.pieces import Piece, Record
-from inlay.nas.stages.boundaries import scratch_of, spans_with_boundaries
-from inlay.nas.stages.comparison import compare_architectures, summaries
-from inlay.nas.stages.search import Search, Stage
-from inlay.nas.stages.source import Library
-from inlay.nas.stages.text import Ids
+from inlay.nas.loop.search import Search, Stage
+from inlay.nas.pieces.boundaries import scratch_of, spans_with_boundaries
+from inlay.nas.pieces.comparison import compare_architectures, summaries
+from inlay.nas.pieces.texts import Ids
+from inlay.nas.pieces.weights import Library
 from inlay.nas.variants import Variant, variants_of
 
 SCORE = Stage("score", 1, compare_architectures)

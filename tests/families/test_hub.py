@@ -14,7 +14,7 @@ from huggingface_hub import constants
 from inlay.nas.check import problems_of_file
 from inlay.nas.errors import UserError
 from inlay.nas.families import describe_hub_parent, open_parent
-from inlay.nas.stages.source import parent_of
+from inlay.nas.pieces.weights import parent_of
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 NAME = "someone/tiny-llama"

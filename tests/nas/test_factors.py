@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inlay.nas.stages.factors import fit_factors
-from inlay.nas.stages.probes import kind_of, shares, weighted, with_most_kl
-from inlay.nas.tables import NANO, PARENT_BLOCK, ScoreTable
+from inlay.nas.loop.probes import kind_of, shares, weighted, with_most_kl
+from inlay.nas.loop.ridge import fit_factors
+from inlay.nas.tables.problem import NANO, PARENT_BLOCK, ScoreTable
 from inlay.solver import Choice, Limit, Problem, solve
 
 ATTENTION, FFN = PARENT_BLOCK

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from inlay.nas.errors import InfeasibleError
-from inlay.nas.stages.solving import solve_pool
+from inlay.nas.loop.solving import solve_pool
 from inlay.solver import Choice, Limit, Problem
 
 MS, MIB = 10**6, 2**20

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from inlay.nas.errors import UserError
-from inlay.nas.tables_io import Column, is_parent
-from inlay.nas.tables_read import read_bare_table
+from inlay.nas.tables.files import Column, is_parent
+from inlay.nas.tables.reading import read_bare_table
 from inlay.solver import Limit, ProblemError, solve
 
 Write = Callable[[str], Path]

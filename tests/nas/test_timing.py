@@ -11,7 +11,7 @@ import torch
 
 from inlay.nas.embedded import embedded_parent
 from inlay.nas.families import open_parent
-from inlay.nas.hardware.timing import ROUNDS, ROUNDS_AT_MOST, Workload, random_model, rounds_of, summarise
+from inlay.nas.pieces.timing import ROUNDS, ROUNDS_AT_MOST, Workload, random_model, rounds_of, summarise
 
 CPU = torch.device("cpu")
 WORKLOAD = Workload(batch_size=1, prefill=4, generate=2, threads=1)

@@ -15,9 +15,9 @@ import torch.distributed as dist
 from inlay.cluster.store import Store
 from inlay.distill.parallel import local
 from inlay.nas.families import open_parent
-from inlay.nas.stages.source import Library, WorkerSource
-from inlay.nas.stages.whole import build_sharded, build_whole
-from inlay.nas.tables import PARENT_BLOCK
+from inlay.nas.pieces.assembled import build_sharded, build_whole
+from inlay.nas.pieces.weights import Library, WorkerSource
+from inlay.nas.tables.problem import PARENT_BLOCK
 
 INDEX, COUNT, PORT, PARENT, STORE = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4], sys.argv[5]
 

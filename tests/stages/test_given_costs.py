@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-from inlay.nas.hardware.costs import CostTable
+from inlay.nas.tables.costs import CostTable
 from inlay.nas.workspace import Workspace
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]

@@ -21,9 +21,9 @@ from inlay.cluster import ClusterSettings, connect
 from inlay.nas.job import Job
 from inlay.nas.report.progress import Reporter
 from inlay.nas.stages.run import open_job_parent
-from inlay.nas.stages.search import Search
-from inlay.nas.stages.source import Library
-from inlay.nas.stages.text import pack_texts, store_texts
+from inlay.nas.loop.search import Search
+from inlay.nas.pieces.weights import Library
+from inlay.nas.pieces.texts import pack_texts, store_texts
 from inlay.nas.workspace import Workspace
 
 CHILD = (("attention:parent", "ffn:parent"), ("attention:no_op", "ffn:parent"), ("attention:parent", "ffn:no_op"))

@@ -12,14 +12,14 @@ import pytest
 
 from inlay.cluster.runtime import ClusterSettings, connect
 from inlay.nas.job import Job
+from inlay.nas.loop.search import Search
+from inlay.nas.pieces.boundaries import Span, spans
+from inlay.nas.pieces.texts import pack_texts, store_texts
 from inlay.nas.report.progress import Reporter
 from inlay.nas.stages import boundaries
-from inlay.nas.stages.boundaries import Span, spans
 from inlay.nas.stages.distill import build_library, failures, library_of
 from inlay.nas.stages.run import open_job_parent
 from inlay.nas.stages.score import score_blocks
-from inlay.nas.stages.search import Search
-from inlay.nas.stages.text import pack_texts, store_texts
 from inlay.nas.workspace import Workspace
 
 Built = tuple[list[dict[str, Any]], list[dict[str, Any]]]

@@ -20,12 +20,12 @@ from safetensors.torch import load_file
 
 from inlay.cluster import Cluster, ClusterSettings, Record, connect
 from inlay.nas.job import Job
+from inlay.nas.loop.search import Search
+from inlay.nas.pieces.texts import pack_texts, store_texts
+from inlay.nas.pieces.weights import Library
 from inlay.nas.report.progress import Reporter
 from inlay.nas.stages.recover import recover
 from inlay.nas.stages.run import open_job_parent
-from inlay.nas.stages.search import Search
-from inlay.nas.stages.source import Library
-from inlay.nas.stages.text import pack_texts, store_texts
 from inlay.nas.workspace import Workspace
 
 DRIVER = Path(__file__).with_name("build_driver.py")

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from inlay.nas.hardware.costs import TIMES, CostTable
-from inlay.nas.stages.candidates import Blocks, Measured, measure
-from inlay.nas.stages.search import Search
-from inlay.nas.tables import PARENT_BLOCK
+from inlay.nas.loop.candidates import Blocks, Measured, measure
+from inlay.nas.loop.search import Search
+from inlay.nas.tables.costs import TIMES, CostTable
+from inlay.nas.tables.problem import PARENT_BLOCK
 
 
 def times_are_given(search: Search) -> bool:

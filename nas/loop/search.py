@@ -17,8 +17,8 @@ from inlay.cluster.store import Store
 from inlay.nas.families import Parent
 from inlay.nas.job import Job
 from inlay.nas.job.locations import is_hub_id
+from inlay.nas.loop.resources import share_of
 from inlay.nas.report.progress import Reporter
-from inlay.nas.stages.shares import share_of
 from inlay.nas.workspace import Workspace
 
 

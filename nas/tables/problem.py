@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from inlay.nas.errors import UserError
-from inlay.nas.hardware.costs import CostTable, quantities
 from inlay.nas.job.budget import BudgetLimit
+from inlay.nas.tables.costs import CostTable, quantities
 from inlay.solver import Choice, Limit, Problem
 
 NANO = 1_000_000_000

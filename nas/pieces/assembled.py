@@ -12,8 +12,8 @@ from torch import Tensor
 from inlay.distill.parallel import shard, world_mesh
 from inlay.distill.sweep import Slot
 from inlay.nas.modeling import Ends, InlayForCausalLM, InlayLayer, build_layer
-from inlay.nas.stages.source import WorkerSource, slot_state
-from inlay.nas.tables import Block
+from inlay.nas.pieces.weights import WorkerSource, slot_state
+from inlay.nas.tables.problem import Block
 from inlay.nas.variants import parse_variant
 
 HEAD = "lm_head.weight"

@@ -17,15 +17,15 @@ from functools import partial
 
 from inlay.nas.errors import InfeasibleError
 from inlay.nas.job import Job
-from inlay.nas.stages.candidates import Blocks
+from inlay.nas.loop.candidates import Blocks
+from inlay.nas.loop.pool import SMALLEST_KL, Candidate, Pool
+from inlay.nas.loop.ridge import fit_factors
+from inlay.nas.loop.solving import solve_pool
+from inlay.nas.loop.swaps import neighbours
+from inlay.nas.pieces.texts import Texts
 from inlay.nas.stages.evaluate import Recovered, true_scores_of_models
-from inlay.nas.stages.factors import fit_factors
-from inlay.nas.stages.neighbours import neighbours
-from inlay.nas.stages.pool import SMALLEST_KL, Candidate, Pool
 from inlay.nas.stages.recover import train_models
-from inlay.nas.stages.solving import solve_pool
-from inlay.nas.stages.text import Texts
-from inlay.nas.tables import NANO, PARENT_BLOCK, Block, ScoreTable, architecture_of
+from inlay.nas.tables.problem import NANO, PARENT_BLOCK, Block, ScoreTable, architecture_of
 from inlay.solver import Choice, Limit, Problem
 
 PROBE_SHARE = 4

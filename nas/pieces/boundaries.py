@@ -21,9 +21,9 @@ from inlay.cluster.pieces import PieceContext, PieceOutput
 from inlay.cluster.store import Store
 from inlay.distill.boundary import BoundaryScratch, boundary_bytes
 from inlay.distill.sweep import SLOTS, add_update
-from inlay.nas.stages.search import Search, Stage
-from inlay.nas.stages.source import Library, WorkerSource, parent_of
-from inlay.nas.stages.text import Ids, load_ids
+from inlay.nas.loop.search import Search, Stage
+from inlay.nas.pieces.texts import Ids, load_ids
+from inlay.nas.pieces.weights import Library, WorkerSource, parent_of
 
 MICRO_BATCH_TOKENS = 4096
 """Tokens computed at a time: small enough for a core's cache, large enough for a matrix product."""

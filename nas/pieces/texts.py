@@ -20,7 +20,7 @@ from inlay.distill.text import pack, read_documents, split_documents
 from inlay.nas.embedded.corpus import documents as embedded_documents
 from inlay.nas.errors import UserError
 from inlay.nas.job import Job
-from inlay.nas.stages.shards import shard_ranges
+from inlay.nas.pieces.shards import shard_ranges
 from inlay.nas.workspace import Workspace
 
 TEXTS = ("distill", "recover", "score", "report")

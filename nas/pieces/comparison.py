@@ -19,10 +19,10 @@ from inlay.distill.boundary import BoundaryScratch
 from inlay.distill.sweep import micro_batches, sweep
 from inlay.kernels import compare_next_token
 from inlay.nas.modeling import Ends
-from inlay.nas.stages.boundaries import embed_rows, worker_source
-from inlay.nas.stages.boundaries import micro_batch as sequences_at_once
-from inlay.nas.stages.source import Library
-from inlay.nas.stages.text import load_ids
+from inlay.nas.pieces.boundaries import embed_rows, worker_source
+from inlay.nas.pieces.boundaries import micro_batch as sequences_at_once
+from inlay.nas.pieces.texts import load_ids
+from inlay.nas.pieces.weights import Library
 
 MEASURES = ("kl", "child_nll", "agree")
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from inlay.nas.errors import UserError
 from inlay.nas.job.problems import show
-from inlay.nas.tables_io import BareTable
+from inlay.nas.tables.files import BareTable
 from inlay.solver import MAX_CHOICES
 
 if TYPE_CHECKING:

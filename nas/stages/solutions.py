@@ -10,17 +10,17 @@ import torch
 from inlay.cluster.runtime import connect
 from inlay.nas.errors import UserError
 from inlay.nas.families import Parent
-from inlay.nas.hardware.costs import CostTable
 from inlay.nas.job import Job
+from inlay.nas.loop.candidates import Blocks, true_scores
+from inlay.nas.loop.search import Search, cluster_settings
+from inlay.nas.pieces.assembled import assemble_state
+from inlay.nas.pieces.boundaries import worker_source
+from inlay.nas.pieces.texts import Ids
+from inlay.nas.pieces.weights import Library
 from inlay.nas.report.progress import Reporter
-from inlay.nas.stages.boundaries import worker_source
-from inlay.nas.stages.candidates import Blocks, true_scores
 from inlay.nas.stages.evaluate import rows_of
 from inlay.nas.stages.run import open_job_parent
-from inlay.nas.stages.search import Search, cluster_settings
-from inlay.nas.stages.source import Library
-from inlay.nas.stages.text import Ids
-from inlay.nas.stages.whole import assemble_state
+from inlay.nas.tables.costs import CostTable
 from inlay.nas.workspace import Workspace
 
 

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from inlay.nas.stages.candidates import Blocks, true_scores
-from inlay.nas.stages.comparison import Comparison
-from inlay.nas.stages.search import Search
-from inlay.nas.stages.source import Library
-from inlay.nas.stages.text import Ids
-from inlay.nas.tables import PARENT_BLOCK, Block, ScoreTable
+from inlay.nas.loop.candidates import Blocks, true_scores
+from inlay.nas.loop.search import Search
+from inlay.nas.pieces.comparison import Comparison
+from inlay.nas.pieces.texts import Ids
+from inlay.nas.pieces.weights import Library
+from inlay.nas.tables.problem import PARENT_BLOCK, Block, ScoreTable
 
 UNIFORM_TRIED = 12
 """Blocks whose true KL is taken, those of the least predicted KL first."""

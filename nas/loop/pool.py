@@ -7,17 +7,17 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from inlay.nas.hardware.costs import CostTable
-from inlay.nas.stages.candidates import Blocks, Excess, Measured, excess_of, identify, true_scores, within
-from inlay.nas.stages.comparison import Comparison
-from inlay.nas.stages.factors import fit_factors
-from inlay.nas.stages.judging import judged_times
-from inlay.nas.stages.paces import paced
-from inlay.nas.stages.search import Search
-from inlay.nas.stages.solving import Tables, solve_pool
-from inlay.nas.stages.source import Library
-from inlay.nas.stages.text import Ids
-from inlay.nas.tables import PARENT_BLOCK, Block, ScoreTable, architecture_of
+from inlay.nas.loop.candidates import Blocks, Excess, Measured, excess_of, identify, true_scores, within
+from inlay.nas.loop.ridge import fit_factors
+from inlay.nas.loop.search import Search
+from inlay.nas.loop.solving import Tables, solve_pool
+from inlay.nas.loop.time_corrections import paced
+from inlay.nas.loop.true_times import judged_times
+from inlay.nas.pieces.comparison import Comparison
+from inlay.nas.pieces.texts import Ids
+from inlay.nas.pieces.weights import Library
+from inlay.nas.tables.costs import CostTable
+from inlay.nas.tables.problem import PARENT_BLOCK, Block, ScoreTable, architecture_of
 from inlay.solver import Problem
 
 SMALLEST_KL = 1e-9

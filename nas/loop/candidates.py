@@ -12,16 +12,16 @@ from typing import Any
 import torch
 
 from inlay.cluster.pieces import PieceContext, PieceOutput
-from inlay.nas.hardware.costs import CostTable, quantities
-from inlay.nas.hardware.timing import Workload, random_model, rounds_of, summarise
 from inlay.nas.job.budget import BudgetLimit
-from inlay.nas.stages.comparison import Comparison, compare_architectures, summaries
+from inlay.nas.loop.search import Search, Stage
+from inlay.nas.pieces.assembled import entries_of
+from inlay.nas.pieces.comparison import Comparison, compare_architectures, summaries
+from inlay.nas.pieces.texts import Ids
+from inlay.nas.pieces.timing import Workload, random_model, rounds_of, summarise
+from inlay.nas.pieces.weights import Library, parent_of
 from inlay.nas.stages.measure import environment, workload_of
-from inlay.nas.stages.search import Search, Stage
-from inlay.nas.stages.source import Library, parent_of
-from inlay.nas.stages.text import Ids
-from inlay.nas.stages.whole import entries_of
-from inlay.nas.tables import PARENT_BLOCK, Block
+from inlay.nas.tables.costs import CostTable, quantities
+from inlay.nas.tables.problem import PARENT_BLOCK, Block
 
 TOLERANCE = 0.02
 """How far a measured quantity may be above its limit."""

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from inlay.nas.errors import InfeasibleError
-from inlay.nas.hardware.costs import CostTable
 from inlay.nas.job.budget import BudgetLimit
 from inlay.nas.job.quantities import show_bytes, show_count, show_seconds
-from inlay.nas.tables import NANO, ScoreTable, architecture_of, build_problem
+from inlay.nas.tables.costs import CostTable
+from inlay.nas.tables.problem import NANO, ScoreTable, architecture_of, build_problem
 from inlay.nas.workspace import Workspace
 from inlay.solver import Nearest, Problem, Solution, explain_infeasible, solve
 

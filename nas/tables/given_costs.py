@@ -12,10 +12,10 @@ from typing import Any
 
 from inlay.nas.errors import UserError
 from inlay.nas.families import Shape
-from inlay.nas.hardware.costs import ADDED, ENDS, CostTable
 from inlay.nas.job.problems import did_you_mean, show
 from inlay.nas.job.space import Space
-from inlay.nas.tables_read import read_arrow
+from inlay.nas.tables.costs import ADDED, ENDS, CostTable
+from inlay.nas.tables.reading import read_arrow
 from inlay.nas.variants import ends_parameters, parameters, variants_of
 
 FIELD = "hardware.costs"

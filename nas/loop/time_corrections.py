@@ -9,11 +9,11 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from statistics import median
 
-from inlay.nas.hardware.costs import TIMES, CostTable
 from inlay.nas.job.budget import Budget
-from inlay.nas.stages.candidates import Blocks, Measured
-from inlay.nas.stages.factors import fit_factors
-from inlay.nas.tables import PARENT_BLOCK
+from inlay.nas.loop.candidates import Blocks, Measured
+from inlay.nas.loop.ridge import fit_factors
+from inlay.nas.tables.costs import TIMES, CostTable
+from inlay.nas.tables.problem import PARENT_BLOCK
 
 PACE_WEIGHT = 1e-2
 """Times of whole models scatter by some percent. Of six values from 1e-4 to 0.1 this one predicted the left-out of 31

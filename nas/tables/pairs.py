@@ -9,8 +9,8 @@ from pathlib import Path
 
 from inlay.nas.errors import UserError
 from inlay.nas.job.problems import did_you_mean, show
-from inlay.nas.tables_io import SCORES, Column
-from inlay.nas.tables_read import read_arrow
+from inlay.nas.tables.files import SCORES, Column
+from inlay.nas.tables.reading import read_arrow
 from inlay.solver import MAX_TOTAL, PairTerm, Problem
 
 SIDES = (("layer", "variant"), ("other_layer", "other_variant"))

@@ -1,1 +1,0 @@
-"""What an architecture costs: times measured on the device, sizes counted exactly."""

@@ -1,0 +1,1 @@
+"""What workers run and hold: texts, weights, boundaries, whole models, comparisons, training and timing."""
