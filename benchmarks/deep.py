@@ -24,15 +24,16 @@ from inlay.cluster.errors import PieceError
 from inlay.cluster.pieces import PieceContext, PieceOutput
 from inlay.cluster.runtime import ClusterSettings, connect
 from inlay.nas.embedded import embedded_parent
-from inlay.nas.loop.search import Search, Stage
+from inlay.nas.loop.search import Search
 from inlay.nas.pieces.comparison import compare_architectures
+from inlay.nas.pieces.stage import Stage
 from inlay.nas.pieces.texts import Texts, pack_texts, store_texts
 from inlay.nas.pieces.weights import parent_of
 from inlay.nas.report.progress import Reporter
 from inlay.nas.stages.distill import build_library, library_of
 from inlay.nas.stages.run import open_job_parent
 from inlay.nas.stages.score import score_blocks
-from inlay.nas.tables.problem import PARENT_BLOCK
+from inlay.nas.tables.architecture import PARENT_BLOCK
 from inlay.nas.workspace import Workspace
 
 MIB = 1 << 20

@@ -22,7 +22,8 @@ from inlay.distill.local import Branch, BranchResult, LayerBatch, LocalSettings,
 from inlay.nas.families import Shape, open_parent
 from inlay.nas.families.reading import shape_of
 from inlay.nas.families.shape import SLOTS
-from inlay.nas.modeling import InlayConfig, InlayForCausalLM, build_layer, make_context
+from inlay.nas.modeling import InlayConfig
+from inlay.nas.modeling.modeling_inlay import InlayForCausalLM, build_layer, make_context
 from inlay.nas.pieces.weights import slot_state
 from inlay.nas.variants import Variant
 from inlay.nas.variants.sums import CalibrationSums

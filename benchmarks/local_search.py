@@ -20,7 +20,7 @@ import optuna
 from machine import footer
 
 from inlay.cluster.runtime import connect
-from inlay.nas.loop.candidates import Blocks, excess_of
+from inlay.nas.loop.excess import excess_of
 from inlay.nas.loop.pool import Pool
 from inlay.nas.loop.search import Search, cluster_settings
 from inlay.nas.loop.solving import load_tables
@@ -29,6 +29,7 @@ from inlay.nas.pieces.texts import Ids
 from inlay.nas.report.progress import Reporter
 from inlay.nas.stages.assemble import correct, swap
 from inlay.nas.stages.solutions import job_of, library_of_workspace
+from inlay.nas.tables.architecture import Blocks
 from inlay.nas.tables.problem import ScoreTable
 from inlay.nas.workspace import Workspace
 

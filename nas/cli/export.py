@@ -27,7 +27,7 @@ def export_command(
     ] = None,
 ) -> None:
     """Write a child of a search as a model folder."""
-    from inlay.nas.export import export_child
+    from inlay.nas.stages.export import export_child
     from inlay.nas.workspace import Workspace
 
     place = Workspace(workspace)

@@ -15,10 +15,11 @@ from inlay.nas.job.budget import BudgetLimit, parse_budget
 from inlay.nas.job.problems import FieldProblems
 from inlay.nas.job.quantities import is_ratio, parse_number, parse_ratio
 from inlay.nas.loop.solving import Tables, load_tables
+from inlay.nas.tables.architecture import PARENT_BLOCK
 from inlay.nas.tables.costs import CostTable, quantities
 from inlay.nas.tables.files import PARENT, SCORES, BareTable, Column
 from inlay.nas.tables.pairs import read_pairs
-from inlay.nas.tables.problem import NANO, PARENT_BLOCK, cost_name, solver_limits
+from inlay.nas.tables.problem import NANO, cost_name, solver_limits
 from inlay.nas.tables.reading import read_bare_table
 from inlay.nas.workspace import Workspace
 from inlay.solver import Limit, Problem, ProblemError

@@ -20,8 +20,8 @@ from inlay.nas.errors import UserError
 from inlay.nas.families import Parent
 from inlay.nas.families.remote_code import tokenizer_code
 from inlay.nas.job import Job
-from inlay.nas.pieces.assembled import entries_of
-from inlay.nas.stages.evaluate import Recovered
+from inlay.nas.pieces.assembled import TrainedModel
+from inlay.nas.variants.entries import entries_of
 from inlay.nas.workspace import Workspace
 from inlay.version import __version__
 
@@ -45,7 +45,7 @@ AUTO_MAP = {
 
 
 def write_model_folder(
-    place: Workspace, parent: Parent, model: Recovered, evaluation: Mapping[str, Any], job: Job, name: str
+    place: Workspace, parent: Parent, model: TrainedModel, evaluation: Mapping[str, Any], job: Job, name: str
 ) -> None:
     """Writes the recovered child into the workspace, folder or URL, as `<name>/`; an older one is replaced.
 
@@ -68,7 +68,7 @@ def write_model_folder(
             place.store.put(f"{name}/{file}", (Path(folder) / file).read_bytes())
 
 
-def write_folder(place: Workspace, parent: Parent, model: Recovered, output: Path, text: str, job: Job) -> Path:
+def write_folder(place: Workspace, parent: Parent, model: TrainedModel, output: Path, text: str, job: Job) -> Path:
     """Writes a model folder whole: beside first, then renamed into place; an older one is replaced."""
     beside = output.with_name(f".{output.name}.{uuid.uuid4().hex}.part")
     beside.mkdir(parents=True)
@@ -83,7 +83,7 @@ def write_folder(place: Workspace, parent: Parent, model: Recovered, output: Pat
     return output
 
 
-def _write_all_but_weights(folder: Path, parent: Parent, model: Recovered, text: str, job: Job) -> None:
+def _write_all_but_weights(folder: Path, parent: Parent, model: TrainedModel, text: str, job: Job) -> None:
     config = parent.config.with_blocks(entries_of(parent.shape, model.architecture))
     config.architectures = ["InlayForCausalLM"]
     config.auto_map = AUTO_MAP

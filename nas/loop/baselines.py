@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from inlay.nas.loop.candidates import Blocks, true_scores
 from inlay.nas.loop.search import Search
+from inlay.nas.loop.true_kl import true_scores
 from inlay.nas.pieces.comparison import Comparison
 from inlay.nas.pieces.texts import Ids
 from inlay.nas.pieces.weights import Library
-from inlay.nas.tables.problem import PARENT_BLOCK, Block, ScoreTable
+from inlay.nas.tables.architecture import PARENT_BLOCK, Block, Blocks
+from inlay.nas.tables.problem import ScoreTable
 
 UNIFORM_TRIED = 12
 """Blocks whose true KL is taken, those of the least predicted KL first."""

@@ -7,17 +7,20 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from inlay.nas.loop.candidates import Blocks, Excess, Measured, excess_of, identify, true_scores, within
+from inlay.nas.loop.excess import Excess, excess_of, within
 from inlay.nas.loop.ridge import fit_factors
 from inlay.nas.loop.search import Search
 from inlay.nas.loop.solving import Tables, solve_pool
 from inlay.nas.loop.time_corrections import paced
+from inlay.nas.loop.true_kl import true_scores
 from inlay.nas.loop.true_times import judged_times
 from inlay.nas.pieces.comparison import Comparison
+from inlay.nas.pieces.measuring import Measured
 from inlay.nas.pieces.texts import Ids
 from inlay.nas.pieces.weights import Library
+from inlay.nas.tables.architecture import PARENT_BLOCK, Block, Blocks, architecture_of, identify
 from inlay.nas.tables.costs import CostTable
-from inlay.nas.tables.problem import PARENT_BLOCK, Block, ScoreTable, architecture_of
+from inlay.nas.tables.problem import ScoreTable
 from inlay.solver import Problem
 
 SMALLEST_KL = 1e-9

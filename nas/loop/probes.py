@@ -17,15 +17,16 @@ from functools import partial
 
 from inlay.nas.errors import InfeasibleError
 from inlay.nas.job import Job
-from inlay.nas.loop.candidates import Blocks
 from inlay.nas.loop.pool import SMALLEST_KL, Candidate, Pool
 from inlay.nas.loop.ridge import fit_factors
 from inlay.nas.loop.solving import solve_pool
 from inlay.nas.loop.swaps import neighbours
+from inlay.nas.loop.training import train_models
+from inlay.nas.loop.true_kl import true_scores_of_models
+from inlay.nas.pieces.assembled import TrainedModel
 from inlay.nas.pieces.texts import Texts
-from inlay.nas.stages.evaluate import Recovered, true_scores_of_models
-from inlay.nas.stages.recover import train_models
-from inlay.nas.tables.problem import NANO, PARENT_BLOCK, Block, ScoreTable, architecture_of
+from inlay.nas.tables.architecture import PARENT_BLOCK, Block, Blocks, architecture_of
+from inlay.nas.tables.problem import NANO, ScoreTable
 from inlay.solver import Choice, Limit, Problem
 
 PROBE_SHARE = 4
@@ -91,7 +92,7 @@ class Probes:
         wanted = {candidate.id: candidate.architecture for candidate in candidates}
         records = train_models(search, self.texts.recover, pool.library, wanted, probe_tokens(search.job))
         models = {
-            name: Recovered(wanted[name], record.blobs["model"])
+            name: TrainedModel(wanted[name], record.blobs["model"])
             for name, record in records.items()
             if record.values["status"] == "trained"
         }

@@ -11,30 +11,16 @@ from typing import Any
 
 from inlay.cluster.events import PieceEvent
 from inlay.cluster.fanout import run_pieces
-from inlay.cluster.pieces import Piece, PieceFunction, Record, piece_key, piece_seed
+from inlay.cluster.pieces import Piece, Record, piece_key, piece_seed
 from inlay.cluster.runtime import Cluster, ClusterSettings
 from inlay.cluster.store import Store
 from inlay.nas.families import Parent
 from inlay.nas.job import Job
 from inlay.nas.job.locations import is_hub_id
 from inlay.nas.loop.resources import share_of
+from inlay.nas.pieces.stage import Stage
 from inlay.nas.report.progress import Reporter
 from inlay.nas.workspace import Workspace
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A stage's identity: its records are found again by it.
-
-    Args:
-        name: the stage's name, also in the records' folder.
-        version: raised when the same settings would give other results.
-        function: the module-level function that a worker calls for each piece.
-    """
-
-    name: str
-    version: int
-    function: PieceFunction
 
 
 @dataclass

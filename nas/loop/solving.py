@@ -5,8 +5,6 @@ No torch on import: `inlay solve` on a workspace goes through `load_problem`.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -14,8 +12,9 @@ from typing import Any
 from inlay.nas.errors import InfeasibleError
 from inlay.nas.job.budget import BudgetLimit
 from inlay.nas.job.quantities import show_bytes, show_count, show_seconds
+from inlay.nas.tables.architecture import architecture_of, identify
 from inlay.nas.tables.costs import CostTable
-from inlay.nas.tables.problem import NANO, ScoreTable, architecture_of, build_problem
+from inlay.nas.tables.problem import NANO, ScoreTable, build_problem
 from inlay.nas.workspace import Workspace
 from inlay.solver import Nearest, Problem, Solution, explain_infeasible, solve
 
@@ -82,12 +81,12 @@ def solve_pool(problem: Problem, pool: int, min_difference: float, time_limit: f
 
 def store_solution(workspace: Workspace, problem: Problem, solution: Solution) -> str:
     """Keeps a solution as `solutions/<id>.json` and returns its id, which the architecture decides."""
-    architecture = [list(block) for block in architecture_of(solution.labels)]
-    name = hashlib.sha256(json.dumps(architecture).encode()).hexdigest()[:12]
+    architecture = architecture_of(solution.labels)
+    name = identify(architecture)
     limits = {limit.name: {"upper": limit.upper, "lower": limit.lower} for limit in problem.limits}
     values = {
         "id": name,
-        "architecture": architecture,
+        "architecture": [list(block) for block in architecture],
         "status": solution.status,
         "predicted_kl_nats": solution.objective / NANO if solution.objective is not None else None,
         "gap": solution.gap,

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from inlay.nas.loop.candidates import Blocks
-from inlay.nas.tables.problem import Block, ScoreTable
+from inlay.nas.tables.architecture import Block, Blocks
+from inlay.nas.tables.problem import ScoreTable
 from inlay.solver import Problem
 
 NEIGHBOURS = 12

@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 
 from inlay.nas.job.budget import Budget
-from inlay.nas.loop.candidates import Blocks, Measured
 from inlay.nas.loop.ridge import fit_factors
+from inlay.nas.pieces.measuring import Measured
+from inlay.nas.tables.architecture import PARENT_BLOCK, Blocks
 from inlay.nas.tables.costs import TIMES, CostTable
-from inlay.nas.tables.problem import PARENT_BLOCK
 
 PACE_WEIGHT = 1e-2
 """Times of whole models scatter by some percent. Of six values from 1e-4 to 0.1 this one predicted the left-out of 31

@@ -11,23 +11,21 @@ from torch import Tensor
 
 from inlay.distill.parallel import shard, world_mesh
 from inlay.distill.sweep import Slot
-from inlay.nas.modeling import Ends, InlayForCausalLM, InlayLayer, build_layer
+from inlay.nas.modeling.modeling_inlay import Ends, InlayForCausalLM, InlayLayer, build_layer
 from inlay.nas.pieces.weights import WorkerSource, slot_state
-from inlay.nas.tables.problem import Block
+from inlay.nas.tables.architecture import Block, Blocks
 from inlay.nas.variants import parse_variant
+from inlay.nas.variants.entries import entries_of
 
 HEAD = "lm_head.weight"
 
 
-def entries_of(shape: Any, architecture: Sequence[Block]) -> list[dict[str, Any]]:
-    """The config's blocks of an architecture."""
-    return [
-        {
-            slot: parse_variant(label).entry(shape, layer)
-            for slot, label in zip(("attention", "ffn"), block, strict=True)
-        }
-        for layer, block in enumerate(architecture)
-    ]
+@dataclass(frozen=True)
+class TrainedModel:
+    """An architecture with its trained weights."""
+
+    architecture: Blocks
+    blob: str
 
 
 def assemble_state(source: WorkerSource, architecture: Sequence[Block]) -> dict[str, Tensor]:

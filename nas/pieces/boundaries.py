@@ -6,11 +6,6 @@ the files are there already, so boundaries need no records: they are never resul
 
 from __future__ import annotations
 
-import hashlib
-import json
-import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,101 +14,14 @@ import torch
 from inlay.cluster.files import write_error
 from inlay.cluster.pieces import PieceContext, PieceOutput
 from inlay.cluster.store import Store
-from inlay.distill.boundary import BoundaryScratch, boundary_bytes
+from inlay.distill.boundary import BoundaryScratch
 from inlay.distill.sweep import SLOTS, add_update
-from inlay.nas.loop.search import Search, Stage
-from inlay.nas.pieces.texts import Ids, load_ids
+from inlay.nas.pieces.stage import Stage
+from inlay.nas.pieces.texts import load_ids
 from inlay.nas.pieces.weights import Library, WorkerSource, parent_of
 
 MICRO_BATCH_TOKENS = 4096
 """Tokens computed at a time: small enough for a core's cache, large enough for a matrix product."""
-
-
-@dataclass(frozen=True)
-class Span:
-    """Layers [first, end) whose input boundaries are on scratch together."""
-
-    first: int
-    end: int
-
-    @property
-    def layers(self) -> range:
-        """The layers of the span."""
-        return range(self.first, self.end)
-
-
-def scratch_of(search: Search, ids: Ids, outcomes: bool = False) -> BoundaryScratch:
-    """The scratch folder of one text in this search, with or without outcomes.
-
-    Its name holds all that its files depend on, and the workspace: searches may share one folder for scratch.
-    """
-    told = [search.workspace.url, search.identity, ids.digest, ids.shards, outcomes, ADVANCE.version]
-    name = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:24]
-    return BoundaryScratch(search.scratch / "boundaries" / name, len(ids.shards))
-
-
-def spans(search: Search, ids: Ids, outcomes: bool = False, free_bytes: int | None = None) -> list[Span]:
-    """Cuts the layers into spans whose boundaries fit into half of the free scratch."""
-    num_layers = search.parent.shape.num_layers
-    if free_bytes is None:
-        root = scratch_of(search, ids, outcomes).folder
-        root.mkdir(parents=True, exist_ok=True)
-        free_bytes = shutil.disk_usage(root).free
-    one = boundary_bytes(*ids.shape, search.parent.shape.hidden, getattr(torch, search.identity["dtype"]))
-    one *= 2 if outcomes else 1
-    size = max(1, min(num_layers, free_bytes // 2 // one - 1))
-    return [Span(first, min(first + size, num_layers)) for first in range(0, num_layers, size)]
-
-
-def spans_with_boundaries(search: Search, ids: Ids, layers: Sequence[int], outcomes: bool = False) -> Iterator[Span]:
-    """Yields span after span with the boundaries before its layers on scratch; frees them when the next is asked for.
-
-    Args:
-        search: the running search.
-        ids: the text.
-        layers: the layers still to be worked on; spans without any of them are passed through, not kept.
-        outcomes: keep also what each layer made of its input: the state between its subblocks, the boundary behind it.
-
-    Raises:
-        PieceError: a worker failed; what is on scratch stays.
-    """
-    scratch = scratch_of(search, ids, outcomes)
-    wanted = set(layers)
-    for span in spans(search, ids, outcomes):
-        if not any(layer >= span.first for layer in wanted):
-            break
-        furthest = max(layer for layer in wanted if layer >= span.first)
-        advance(search, ids, span.first, min(span.end, furthest + outcomes), outcomes)
-        yield Span(span.first, min(span.end, furthest + 1))
-        for boundary in range(span.first, span.end):
-            scratch.free(boundary)
-    shutil.rmtree(scratch.folder, ignore_errors=True)
-
-
-def advance(search: Search, ids: Ids, first: int, last: int, outcomes: bool) -> None:
-    """Makes boundaries `first` .. `last` of the text complete, starting from boundary `first` (0: from the ids)."""
-    scratch = scratch_of(search, ids, outcomes)
-    pieces = [
-        search.piece(
-            ADVANCE,
-            f"{ids.digest[:8]}/layers {first:04d}-{last:04d}/shard {shard:05d}",
-            {
-                "store": search.workspace.url,
-                "ids": ids.digest,
-                "rows": rows,
-                "shard": shard,
-                "num_shards": len(ids.shards),
-                "scratch": str(scratch.folder),
-                "first": first,
-                "last": last,
-                "outcomes": outcomes,
-            },
-            {"ids": ids.digest, "first": first, "last": last},
-        )
-        for shard, rows in enumerate(ids.shards)
-        if scratch.first_missing(shard, first, last) <= last or not scratch.has(first, shard)
-    ]
-    search.run_scratch(pieces)
 
 
 def advance_shard(arguments: dict[str, Any], context: PieceContext) -> PieceOutput:

@@ -18,11 +18,13 @@ from inlay.cluster.pieces import PieceContext, PieceOutput
 from inlay.distill.boundary import BoundaryScratch
 from inlay.distill.sweep import micro_batches, sweep
 from inlay.kernels import compare_next_token
-from inlay.nas.modeling import Ends
-from inlay.nas.pieces.boundaries import embed_rows, worker_source
+from inlay.nas.modeling.modeling_inlay import Ends
+from inlay.nas.pieces.assembled import StoredModel
+from inlay.nas.pieces.boundaries import embed_rows, micro_batch, worker_source
 from inlay.nas.pieces.boundaries import micro_batch as sequences_at_once
 from inlay.nas.pieces.texts import load_ids
 from inlay.nas.pieces.weights import Library
+from inlay.nas.tables.architecture import PARENT_BLOCK
 
 MEASURES = ("kl", "child_nll", "agree")
 
@@ -147,3 +149,27 @@ def _summary(measures: dict[str, Tensor], parent_nll: Tensor) -> Comparison:
         top1_agreement=float(measures["agree"].mean()),
         perplexity=math.exp(min(nll, 700.0)),
     )
+
+
+@torch.inference_mode()
+def evaluate_model(arguments: dict[str, Any], context: PieceContext) -> PieceOutput:
+    """One stored model against the parent on one shard, both carried through layer by layer."""
+    source = worker_source(arguments, Library({}))
+    architecture = [tuple(block) for block in arguments["architecture"]]
+    stored = StoredModel(source, arguments["blob"], architecture)
+    first, end = arguments["rows"]
+    ids_NS = torch.from_numpy(load_ids(source.store, arguments["ids"])[first:end].astype("int64")).to(source.device)
+    size = micro_batch(ids_NS.shape[1], context.memory_retries)
+    parent_ends, child_ends = source.ends(), stored.ends()
+    (parent_NSD,) = sweep(source, [[PARENT_BLOCK] * source.num_layers], parent_ends.embed(ids_NS), 0, size)
+    context.progress(0.5)
+    (child_NSD,) = sweep(stored, [architecture], child_ends.embed(ids_NS), 0, size)
+    sequences = compare(parent_ends, ids_NS, parent_NSD, [child_NSD], [child_ends])
+    return PieceOutput(values={}, blobs={"sequences": sequences})
+
+
+def tensors_of(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a blob of comparisons."""
+    from safetensors.torch import load_file
+
+    return dict(load_file(path))

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from inlay.nas.modeling import InlayConfig, InlayForCausalLM
+from inlay.nas.modeling import InlayConfig
+from inlay.nas.modeling.modeling_inlay import InlayForCausalLM
 
 ROUNDS = 7
 """Rounds that are always taken."""

@@ -6,7 +6,7 @@ computed in the search's compute type. Stored weights are what is scored.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -18,7 +18,8 @@ from inlay.cluster.store import Store
 from inlay.distill.sweep import Slot
 from inlay.nas.families import Parent, open_parent
 from inlay.nas.families.hub import is_hub_id
-from inlay.nas.modeling import Ends, InlayLayer, build_layer, make_context
+from inlay.nas.modeling.modeling_inlay import Ends, InlayLayer, build_layer, make_context
+from inlay.nas.tables.architecture import Blocks
 from inlay.nas.variants import parse_variant
 
 SLOT_NORMS = {"attention": "input_layernorm", "ffn": "post_attention_layernorm"}
@@ -34,6 +35,17 @@ class Library:
     def has(self, layer: int, label: str) -> bool:
         """Whether that variant was trained."""
         return label in self.digests.get(layer, {})
+
+
+def used_weights(library: Library, architectures: Sequence[Blocks]) -> dict[str, dict[str, str]]:
+    """Digests of the trained weights that these architectures hold, by layer and label."""
+    held: dict[str, dict[str, str]] = {}
+    for architecture in architectures:
+        for layer, block in enumerate(architecture):
+            for label in block:
+                if library.has(layer, label):
+                    held.setdefault(str(layer), {})[label] = library.digests[layer][label]
+    return held
 
 
 @lru_cache(maxsize=2)

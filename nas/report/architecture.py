@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib.figure import Figure
 
 from inlay.nas.report.grid import Cell, GridRecord, draw_grid
-from inlay.nas.report.records import Block
+from inlay.nas.tables.architecture import Block
 
 SLOTS = ("attention", "ffn")
 

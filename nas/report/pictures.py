@@ -12,7 +12,6 @@ from inlay.nas.report.losses import draw_losses, loss_record, score_record
 from inlay.nas.report.pareto import draw_pareto, pareto_record
 from inlay.nas.report.records import (
     PARENT_LABELS,
-    Block,
     read_evaluation,
     read_losses,
     read_pool,
@@ -21,6 +20,7 @@ from inlay.nas.report.records import (
     read_scores,
     read_solution,
 )
+from inlay.nas.tables.architecture import Block
 from inlay.nas.tables.costs import CostTable
 from inlay.nas.workspace import Workspace
 

@@ -5,17 +5,16 @@ No torch here. A file that a search has not come to yet gives None or an empty l
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from inlay.nas.errors import InlayError
+from inlay.nas.tables.architecture import Blocks, blocks_of
 from inlay.nas.workspace import Workspace
 
 MODELS = ("parent", "child", "uniform", "depth")
 PARENT_LABELS = ("attention:parent", "ffn:parent")
-
-Block = tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Figures:
     kl_standard_error: float | None = None
     runtime_ratio: float | None = None
     over_budget: Mapping[str, float] = field(default_factory=dict)
-    architecture: tuple[Block, ...] = ()
+    architecture: Blocks = ()
 
     @classmethod
     def of(cls, name: str, values: Mapping[str, Any]) -> Figures:
@@ -169,15 +168,9 @@ class SolutionRow:
     tried as a real model, its true one."""
 
     id: str
-    architecture: tuple[Block, ...]
+    architecture: Blocks
     predicted_kl_nats: float | None
     kl_nats: float | None
-
-
-def blocks_of(value: Iterable[Iterable[str]]) -> tuple[Block, ...]:
-    """(attention, ffn) labels layer by layer, from JSON."""
-    pairs = (tuple(pair) for pair in value)
-    return tuple((str(attention), str(ffn)) for attention, ffn in pairs)
 
 
 def read_evaluation(workspace: Workspace) -> Evaluation | None:

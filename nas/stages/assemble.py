@@ -16,7 +16,7 @@ from typing import Any
 
 from inlay.nas.errors import InfeasibleError
 from inlay.nas.loop.baselines import Baseline, depth, uniform
-from inlay.nas.loop.candidates import Blocks, excess_of
+from inlay.nas.loop.excess import excess_of
 from inlay.nas.loop.pool import SMALLEST_KL, Candidate, Pool
 from inlay.nas.loop.probes import Probes
 from inlay.nas.loop.search import Search
@@ -24,6 +24,7 @@ from inlay.nas.loop.solving import Tables
 from inlay.nas.loop.swaps import neighbours
 from inlay.nas.pieces.texts import Texts
 from inlay.nas.pieces.weights import Library
+from inlay.nas.tables.architecture import Blocks
 from inlay.nas.tables.problem import ScoreTable
 
 TIME_CORRECTIONS = 3

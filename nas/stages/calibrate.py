@@ -11,9 +11,10 @@ import torch
 from inlay.cluster.pieces import Piece, PieceContext, PieceOutput, Record
 from inlay.distill.boundary import BoundaryScratch
 from inlay.distill.sweep import micro_batches
-from inlay.nas.loop.search import Search, Stage
-from inlay.nas.modeling import build_layer
+from inlay.nas.loop.search import Search
+from inlay.nas.modeling.modeling_inlay import build_layer
 from inlay.nas.pieces.boundaries import micro_batch, worker_source
+from inlay.nas.pieces.stage import Stage
 from inlay.nas.pieces.texts import Ids
 from inlay.nas.pieces.weights import Library
 from inlay.nas.variants import Variant

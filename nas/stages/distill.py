@@ -17,9 +17,11 @@ from inlay.cluster.pieces import Piece, PieceContext, PieceOutput, Record
 from inlay.distill.boundary import BoundaryScratch
 from inlay.distill.local import Branch, BranchResult, LayerBatch, LocalSettings, train_layer
 from inlay.distill.text import training_order
-from inlay.nas.loop.search import Search, Stage
-from inlay.nas.modeling import build_layer
-from inlay.nas.pieces.boundaries import scratch_of, spans_with_boundaries, worker_source
+from inlay.nas.loop.search import Search
+from inlay.nas.loop.spans import scratch_of, spans_with_boundaries
+from inlay.nas.modeling.modeling_inlay import build_layer
+from inlay.nas.pieces.boundaries import worker_source
+from inlay.nas.pieces.stage import Stage
 from inlay.nas.pieces.texts import Ids
 from inlay.nas.pieces.weights import Library, WorkerSource, slot_state
 from inlay.nas.stages.calibrate import calibrate_piece, sums_of

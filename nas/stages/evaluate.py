@@ -3,75 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from inlay.cluster.pieces import PieceContext, PieceOutput
-from inlay.distill.sweep import sweep
 from inlay.nas.job.sections import Scenario
-from inlay.nas.loop.candidates import Blocks, Measured, excess_of, identify, within
-from inlay.nas.loop.search import Search, Stage
+from inlay.nas.loop.excess import over_budget
+from inlay.nas.loop.search import Search
 from inlay.nas.loop.true_times import judged_times, times_are_given
-from inlay.nas.pieces.assembled import StoredModel, entries_of
-from inlay.nas.pieces.boundaries import micro_batch, worker_source
-from inlay.nas.pieces.comparison import Comparison, compare, summaries
-from inlay.nas.pieces.texts import Ids, load_ids
-from inlay.nas.pieces.weights import Library
+from inlay.nas.pieces.comparison import Comparison
+from inlay.nas.tables.architecture import PARENT_BLOCK, Blocks
 from inlay.nas.tables.costs import CostTable
-from inlay.nas.tables.problem import PARENT_BLOCK
 from inlay.nas.variants import kv_bytes
-
-
-@dataclass(frozen=True)
-class Recovered:
-    """An architecture with its trained weights."""
-
-    architecture: Blocks
-    blob: str
-
-
-def true_scores_of_models(search: Search, ids: Ids, models: Mapping[str, Recovered]) -> dict[str, Comparison]:
-    """Each stored model against the parent on a text, by name."""
-    distinct = {model.blob: model for model in models.values()}
-    pieces = []
-    for blob, model in distinct.items():
-        for shard, rows in enumerate(ids.shards):
-            depends = {
-                "ids": ids.digest,
-                "rows": list(rows),
-                "blob": blob,
-                "architecture": [list(b) for b in model.architecture],
-            }
-            label = f"{identify(model.architecture)} {blob[:8]} on {ids.digest[:8]} shard {shard:05d}"
-            pieces.append(search.piece(EVALUATE, label, {**depends, "store": search.workspace.url}, depends))
-    records = iter(search.run(pieces))
-    found = {}
-    for blob in distinct:
-        parts = [_tensors(search, next(records).blobs["sequences"]) for _ in ids.shards]
-        found[blob] = summaries(["model"], parts)["model"]
-    return {name: found[model.blob] for name, model in models.items()}
-
-
-@torch.inference_mode()
-def evaluate_model(arguments: dict[str, Any], context: PieceContext) -> PieceOutput:
-    """One stored model against the parent on one shard, both carried through layer by layer."""
-    source = worker_source(arguments, Library({}))
-    architecture = [tuple(block) for block in arguments["architecture"]]
-    stored = StoredModel(source, arguments["blob"], architecture)
-    first, end = arguments["rows"]
-    ids_NS = torch.from_numpy(load_ids(source.store, arguments["ids"])[first:end].astype("int64")).to(source.device)
-    size = micro_batch(ids_NS.shape[1], context.memory_retries)
-    parent_ends, child_ends = source.ends(), stored.ends()
-    (parent_NSD,) = sweep(source, [[PARENT_BLOCK] * source.num_layers], parent_ends.embed(ids_NS), 0, size)
-    context.progress(0.5)
-    (child_NSD,) = sweep(stored, [architecture], child_ends.embed(ids_NS), 0, size)
-    sequences = compare(parent_ends, ids_NS, parent_NSD, [child_NSD], [child_ends])
-    return PieceOutput(values={}, blobs={"sequences": sequences})
-
-
-EVALUATE = Stage("evaluate", 1, evaluate_model)
+from inlay.nas.variants.entries import entries_of
 
 
 def side_by_side(
@@ -115,14 +57,6 @@ def rows_of(
     return rows
 
 
-def over_budget(
-    search: Search, costs: CostTable, architecture: Blocks, measured: dict[str, Measured]
-) -> dict[str, float]:
-    """Limits that are missed beyond the tolerance, each with its value over the limit; empty when the budget is met."""
-    excesses = excess_of(search, costs, architecture, measured)
-    return {e.field: e.ratio for e in excesses if not within([e])}
-
-
 def _row(
     search: Search,
     costs: CostTable,
@@ -151,9 +85,3 @@ def _row(
         "runtime_seconds": times["runtime_ns"] / 1e9,
         "architecture": [list(block) for block in architecture],
     }
-
-
-def _tensors(search: Search, blob: str) -> dict[str, torch.Tensor]:
-    from safetensors.torch import load_file
-
-    return dict(load_file(search.workspace.store.blob_path(blob)))

@@ -2,32 +2,34 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import asdict
 from types import TracebackType
 from typing import Any, Self
 
-from inlay.cluster.pieces import Record
 from inlay.cluster.runtime import Cluster
 from inlay.nas.export.hf import write_model_folder
 from inlay.nas.families import Parent
 from inlay.nas.job import Job
-from inlay.nas.loop.candidates import Blocks, identify, true_scores
 from inlay.nas.loop.search import Search
 from inlay.nas.loop.solving import Tables, solve_pool
+from inlay.nas.loop.training import global_settings
+from inlay.nas.loop.true_kl import true_scores, true_scores_of_models
+from inlay.nas.pieces.assembled import TrainedModel
 from inlay.nas.pieces.texts import TEXTS, Packed, Texts, store_texts
+from inlay.nas.pieces.training import curve_steps
 from inlay.nas.pieces.weights import Library
 from inlay.nas.report.progress import Reporter
 from inlay.nas.stages.assemble import Assembled, assemble
 from inlay.nas.stages.distill import build_library, failures, library_of
-from inlay.nas.stages.evaluate import Recovered, side_by_side, true_scores_of_models
+from inlay.nas.stages.evaluate import side_by_side
 from inlay.nas.stages.measure import cost_rows
+from inlay.nas.stages.outcome import loss_rows
 from inlay.nas.stages.record import SearchRecord
-from inlay.nas.stages.recover import curve_steps, global_settings, recover
+from inlay.nas.stages.recover import recover
 from inlay.nas.stages.score import score_blocks
+from inlay.nas.tables.architecture import PARENT_BLOCK, Blocks, identify
 from inlay.nas.tables.costs import CostTable
-from inlay.nas.tables.problem import PARENT_BLOCK, ScoreTable
+from inlay.nas.tables.problem import ScoreTable
 from inlay.nas.variants import variants_of
 from inlay.nas.workspace import Workspace
 
@@ -118,7 +120,7 @@ class Pipeline:
     def _library(self, texts: Texts) -> tuple[Library, list[tuple[int, str, str]]]:
         with self.stage("distill") as told:
             records = build_library(self.search, texts.distill)
-            rows = _loss_rows(records)
+            rows = loss_rows(records)
             self.record.table("losses", rows)
             lost = failures(records)
             told.note = f"{len(rows) - len(lost)} variants" + (f", {len(lost)} failed" if lost else "")
@@ -148,16 +150,16 @@ class Pipeline:
             )
         return assembled
 
-    def _recover(self, texts: Texts, library: Library, architectures: dict[str, Blocks]) -> dict[str, Recovered]:
+    def _recover(self, texts: Texts, library: Library, architectures: dict[str, Blocks]) -> dict[str, TrainedModel]:
         with self.stage("recover"):
             self.record.name_series({name: identify(blocks) for name, blocks in architectures.items()})
             records = recover(self.search, texts.recover, library, architectures)
             steps = curve_steps(global_settings(self.search, texts.recover, self.job.recover.tokens).steps)
             self.record.curves({name: record.values["curve"] for name, record in records.items()}, steps)
-        return {name: Recovered(architectures[name], record.blobs["model"]) for name, record in records.items()}
+        return {name: TrainedModel(architectures[name], record.blobs["model"]) for name, record in records.items()}
 
     def _evaluate(
-        self, texts: Texts, library: Library, costs: CostTable, models: dict[str, Recovered]
+        self, texts: Texts, library: Library, costs: CostTable, models: dict[str, TrainedModel]
     ) -> dict[str, Any]:
         with self.stage("evaluate") as told:
             names = list(models)
@@ -178,65 +180,3 @@ class Pipeline:
                 f"KL {rows[winner]['kl_nats']:.4f}, {1 / rows[winner]['runtime_ratio']:.2f}x as fast as the parent"
             )
         return evaluation
-
-
-def _loss_rows(records: Sequence[Record]) -> list[dict[str, Any]]:
-    return [
-        {
-            "layer": int(record.values["layer"]),
-            "variant": label,
-            "status": result["status"],
-            "kept": result["kept"],
-            "start_loss": result["start_loss"],
-            "loss": result["loss"],
-            "reason": result["reason"],
-        }
-        for record in records
-        for label, result in sorted(record.values["variants"].items())
-    ]
-
-
-def pool_rows(assembled: Assembled, tables: Tables, job: Job) -> list[dict[str, Any]]:
-    """The pool table: every candidate with prediction beside truth; no times are true where the job gives them."""
-    scenario = tables.costs.scenarios[0]
-    rows = []
-    for candidate in sorted(assembled.candidates, key=lambda c: (c.true.kl_nats, c.id)):
-        total = tables.costs.total(scenario, candidate.architecture)
-        measured = candidate.measured[scenario] if candidate.measured and job.hardware.costs is None else None
-        rows.append(
-            {
-                "id": candidate.id,
-                "round": candidate.round,
-                "origin": candidate.origin,
-                "predicted_kl_nats": candidate.predicted_kl,
-                "kl_nats": candidate.true.kl_nats,
-                "standard_error": candidate.true.standard_error,
-                "probe_kl_nats": None if candidate.probe_kl == math.inf else candidate.probe_kl,
-                "predicted_runtime_ns": total["runtime_ns"],
-                "measured_runtime_ns": measured.runtime_ns if measured else None,
-                "measured_ratio": measured.ratios["runtime"] if measured else None,
-                "memory_bytes": total["weights_bytes"] + total["kv_bytes"],
-                "parameters": total["parameters"],
-                "kept": candidate.id == assembled.kept.id,
-            }
-        )
-    return rows
-
-
-def solution_of(assembled: Assembled, tables: Tables, job: Job) -> dict[str, Any]:
-    """solution.json: the kept architecture with its predicted and true figures."""
-    kept = assembled.kept
-    measured = kept.measured if kept.measured and job.hardware.costs is None else {}
-    return {
-        "id": identify(kept.architecture),
-        "architecture": [list(block) for block in kept.architecture],
-        "origin": kept.origin,
-        "predicted_kl_nats": kept.predicted_kl,
-        "kl_nats": kept.true.kl_nats,
-        "probe_kl_nats": kept.probe_kl,
-        "totals": {scenario: tables.costs.total(scenario, kept.architecture) for scenario in tables.costs.scenarios},
-        "measured": {scenario: asdict(times) for scenario, times in measured.items()},
-        "limits": {e.field: e.ratio for e in kept.excesses or ()},
-        "gamma": assembled.scores.gamma,
-        "rounds": assembled.rounds,
-    }

@@ -147,7 +147,7 @@ def _rate(parent: Parent, length: int) -> float:
     """Operations a second of one thread, by the parent's first layer on one micro-batch."""
     import torch
 
-    from inlay.nas.modeling import build_layer, make_context
+    from inlay.nas.modeling.modeling_inlay import build_layer, make_context
     from inlay.nas.pieces.boundaries import micro_batch
 
     shape, dtype, device = parent.shape, torch.float32, torch.device("cpu")

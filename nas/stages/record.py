@@ -21,8 +21,8 @@ from inlay.nas.workspace import Workspace
 if TYPE_CHECKING:
     from inlay.nas.loop.search import Search
     from inlay.nas.loop.solving import Tables
+    from inlay.nas.pieces.assembled import TrainedModel
     from inlay.nas.stages.assemble import Assembled
-    from inlay.nas.stages.evaluate import Recovered
 
 
 LIVE_POINTS = 500
@@ -123,7 +123,7 @@ class SearchRecord:
 
     def assembled(self, assembled: Assembled, tables: Tables) -> None:
         """Pool, kept solution, corrected scores and the pictures of them."""
-        from inlay.nas.stages.pipeline import pool_rows, solution_of
+        from inlay.nas.stages.outcome import pool_rows, solution_of
 
         self.table("pool", pool_rows(assembled, tables, self.job))
         self.place.write_json("solution.json", solution_of(assembled, tables, self.job))
@@ -163,7 +163,7 @@ class SearchRecord:
         fingerprint: str,
         evaluation: Mapping[str, Any],
         lost: Sequence[tuple[int, str, str]],
-        models: Mapping[str, Recovered],
+        models: Mapping[str, TrainedModel],
     ) -> dict[str, Any]:
         """Writes run.json as finished, and the pictures."""
         self.run |= {

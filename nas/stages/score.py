@@ -13,9 +13,10 @@ from typing import Any
 
 from inlay.cluster.fanout import kept_records
 from inlay.cluster.pieces import Piece, Record
-from inlay.nas.loop.search import Search, Stage
-from inlay.nas.pieces.boundaries import scratch_of, spans_with_boundaries
+from inlay.nas.loop.search import Search
+from inlay.nas.loop.spans import scratch_of, spans_with_boundaries
 from inlay.nas.pieces.comparison import compare_architectures, summaries
+from inlay.nas.pieces.stage import Stage
 from inlay.nas.pieces.texts import Ids
 from inlay.nas.pieces.weights import Library
 from inlay.nas.variants import Variant, variants_of

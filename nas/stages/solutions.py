@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,8 +11,8 @@ from inlay.cluster.runtime import connect
 from inlay.nas.errors import UserError
 from inlay.nas.families import Parent
 from inlay.nas.job import Job
-from inlay.nas.loop.candidates import Blocks, true_scores
 from inlay.nas.loop.search import Search, cluster_settings
+from inlay.nas.loop.true_kl import true_scores
 from inlay.nas.pieces.assembled import assemble_state
 from inlay.nas.pieces.boundaries import worker_source
 from inlay.nas.pieces.texts import Ids
@@ -20,6 +20,7 @@ from inlay.nas.pieces.weights import Library
 from inlay.nas.report.progress import Reporter
 from inlay.nas.stages.evaluate import rows_of
 from inlay.nas.stages.run import open_job_parent
+from inlay.nas.tables.architecture import Blocks, blocks_of
 from inlay.nas.tables.costs import CostTable
 from inlay.nas.workspace import Workspace
 
@@ -44,7 +45,7 @@ def evaluate_solution(place: Workspace, name: str) -> dict[str, Any]:
     """
     stored = find_solution(place, name)
     job, parent = job_of(place)
-    architecture = blocks_of(stored)
+    architecture = blocks_of(stored["architecture"])
     report = place.read_json("texts.json")["report"]
     ids = Ids(report["digest"], (report["shape"][0], report["shape"][1]))
     with connect(cluster_settings(job, place)) as cluster:
@@ -89,9 +90,3 @@ def library_of_workspace(place: Workspace) -> Library:
     """The block library's digests."""
     held: Mapping[str, Mapping[str, str]] = place.read_json("library.json")
     return Library({int(layer): digests for layer, digests in held.items()})
-
-
-def blocks_of(stored: Mapping[str, Any]) -> Blocks:
-    """The architecture of a stored solution."""
-    pairs: Sequence[Sequence[str]] = stored["architecture"]
-    return tuple((attention, ffn) for attention, ffn in pairs)

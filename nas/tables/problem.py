@@ -11,11 +11,11 @@ from typing import Any
 
 from inlay.nas.errors import UserError
 from inlay.nas.job.budget import BudgetLimit
+from inlay.nas.tables.architecture import PARENT_BLOCK, Block
 from inlay.nas.tables.costs import CostTable, quantities
 from inlay.solver import Choice, Limit, Problem
 
 NANO = 1_000_000_000
-PARENT_BLOCK = ("attention:parent", "ffn:parent")
 COSTS = {
     "runtime": "runtime_ns",
     "prefill": "prefill_ns",
@@ -24,8 +24,6 @@ COSTS = {
     "kv": "kv_bytes",
     "parameters": "parameters",
 }
-
-Block = tuple[str, str]
 
 
 @dataclass(frozen=True)
@@ -142,9 +140,3 @@ def solver_limits(
             key = cost_name(costs, scenario, name)
             found[key] = min(found.get(key, int(value)), int(value))
     return [Limit(name, upper=value) for name, value in found.items()]
-
-
-def architecture_of(labels: Sequence[str]) -> list[Block]:
-    """The blocks of a solution's labels."""
-    pairs = (label.split(" + ") for label in labels)
-    return [(attention, ffn) for attention, ffn in pairs]

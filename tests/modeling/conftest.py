@@ -15,7 +15,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from inlay.nas.modeling import InlayConfig, InlayForCausalLM, family_config_class
+from inlay.nas.modeling import InlayConfig, family_config_class
+from inlay.nas.modeling.modeling_inlay import InlayForCausalLM
 
 PARENT_CLASSES = {
     "llama": LlamaForCausalLM,

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from inlay.nas.loop.probes import kind_of, shares, weighted, with_most_kl
 from inlay.nas.loop.ridge import fit_factors
-from inlay.nas.tables.problem import NANO, PARENT_BLOCK, ScoreTable
+from inlay.nas.tables.architecture import PARENT_BLOCK
+from inlay.nas.tables.problem import NANO, ScoreTable
 from inlay.solver import Choice, Limit, Problem, solve
 
 ATTENTION, FFN = PARENT_BLOCK

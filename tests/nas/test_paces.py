@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 from inlay.nas.job.budget import parse_budget
-from inlay.nas.loop.candidates import Blocks, Measured
 from inlay.nas.loop.time_corrections import paced
+from inlay.nas.pieces.measuring import Measured
+from inlay.nas.tables.architecture import PARENT_BLOCK, Blocks
 from inlay.nas.tables.costs import ADDED, CostTable
-from inlay.nas.tables.problem import PARENT_BLOCK
 
 NS = {"attention:parent": 400, "attention:window=8": 300, "ffn:parent": 600, "ffn:width=8": 200, "ends": 1000}
 LAYERS = 4

@@ -7,8 +7,9 @@ import itertools
 import pytest
 
 from inlay.nas.job.budget import parse_budget
+from inlay.nas.tables.architecture import PARENT_BLOCK, architecture_of
 from inlay.nas.tables.costs import CostTable
-from inlay.nas.tables.problem import PARENT_BLOCK, ScoreTable, architecture_of, build_problem, fit_gamma
+from inlay.nas.tables.problem import ScoreTable, build_problem, fit_gamma
 from inlay.solver import solve
 
 ATTENTION = ("attention:parent", "attention:kv_heads=1", "attention:no_op")

@@ -17,7 +17,7 @@ from inlay.distill.parallel import local
 from inlay.nas.families import open_parent
 from inlay.nas.pieces.assembled import build_sharded, build_whole
 from inlay.nas.pieces.weights import Library, WorkerSource
-from inlay.nas.tables.problem import PARENT_BLOCK
+from inlay.nas.tables.architecture import PARENT_BLOCK
 
 INDEX, COUNT, PORT, PARENT, STORE = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4], sys.argv[5]
 

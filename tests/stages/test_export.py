@@ -10,7 +10,7 @@ import pytest
 
 from inlay.nas.export.hf import write_model_folder
 from inlay.nas.job import Job
-from inlay.nas.stages.evaluate import Recovered
+from inlay.nas.pieces.assembled import TrainedModel
 from inlay.nas.stages.run import open_job_parent
 from inlay.nas.workspace import Workspace
 
@@ -40,7 +40,7 @@ def test_a_url_gets_the_files_of_a_folder(
     weights = (parent.folder / "model.safetensors").read_bytes()
     evaluation: dict[str, Any] = {name: {**FIGURES, "architecture": [PARENT] * 3} for name in ("parent", "child")}
     for place in (here, there):
-        model = Recovered((PARENT,) * 3, place.store.put_blob(weights))
+        model = TrainedModel((PARENT,) * 3, place.store.put_blob(weights))
         write_model_folder(place, parent, model, {**evaluation, "chosen": "child"}, job, "child")
     written = {path.name: path.read_bytes() for path in (tmp_path / "here" / "child").iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "README.md", "inlay_recipe.json"} <= set(written)

@@ -12,11 +12,12 @@ import pytest
 
 from inlay.cluster.runtime import ClusterSettings, connect
 from inlay.nas.job import Job
+from inlay.nas.loop import spans as spans_module
 from inlay.nas.loop.search import Search
-from inlay.nas.pieces.boundaries import Span, spans
+from inlay.nas.loop.spans import spans
+from inlay.nas.modeling.cache_inlay import Span
 from inlay.nas.pieces.texts import pack_texts, store_texts
 from inlay.nas.report.progress import Reporter
-from inlay.nas.stages import boundaries
 from inlay.nas.stages.distill import build_library, failures, library_of
 from inlay.nas.stages.run import open_job_parent
 from inlay.nas.stages.score import score_blocks
@@ -87,14 +88,14 @@ def test_what_misses_a_blob_is_made_again_at_once(job: Job, built: Built, folder
 
 def test_spans_give_the_same_bytes(job: Job, built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = 2048 * 32 * 4  # one boundary of the distillation text
-    monkeypatch.setattr(boundaries.shutil, "disk_usage", lambda path: SimpleNamespace(free=6 * one))
+    monkeypatch.setattr(spans_module.shutil, "disk_usage", lambda path: SimpleNamespace(free=6 * one))
     cut: list[list[Span]] = []
 
     def recorded(*given: Any) -> list[Span]:
         cut.append(spans(*given))
         return cut[-1]
 
-    monkeypatch.setattr(boundaries, "spans", recorded)
+    monkeypatch.setattr(spans_module, "spans", recorded)
     assert build(job, tmp_path / "w.search", workers=2) == built
     assert any(len(each) > 1 for each in cut)
 

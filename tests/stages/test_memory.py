@@ -12,7 +12,8 @@ from inlay.cluster.pieces import Piece, PieceContext, PieceOutput
 from inlay.cluster.runtime import ClusterSettings, connect
 from inlay.nas.job import Job
 from inlay.nas.loop.search import Search
-from inlay.nas.pieces.boundaries import micro_batch, scratch_of, spans_with_boundaries
+from inlay.nas.loop.spans import scratch_of, spans_with_boundaries
+from inlay.nas.pieces.boundaries import micro_batch
 from inlay.nas.pieces.comparison import shares_of
 from inlay.nas.pieces.texts import pack_texts, store_texts
 from inlay.nas.pieces.weights import Library

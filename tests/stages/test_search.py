@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from inlay.nas.export import export_child
+from inlay.nas.stages.export import export_child
 from inlay.nas.workspace import Workspace
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]

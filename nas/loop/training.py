@@ -1,0 +1,91 @@
+"""Global distillation of whole models, fanned out: one piece a model, its weights one blob in the parent's type.
+
+With `recover.workers` above 1 the piece only waits: the model is trained by as many ranks of Ray Train.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+
+from inlay.cluster.pieces import Piece, Record, Resources
+from inlay.distill.globally import GlobalSettings
+from inlay.nas.loop.search import Search
+from inlay.nas.pieces.stage import Stage
+from inlay.nas.pieces.texts import Ids
+from inlay.nas.pieces.training import recover_model, recover_with_ranks
+from inlay.nas.pieces.weights import Library, used_weights
+from inlay.nas.tables.architecture import Blocks, identify
+
+RECOVER = Stage("recover", 2, recover_model)
+MICRO_TOKENS = 2048
+"""Tokens of a micro-batch; gradients add up to the effective batch."""
+CHECKPOINT_SECONDS = 60.0
+"""Between two states of a training on several ranks."""
+
+
+def train_models(
+    search: Search, ids: Ids, library: Library, architectures: Mapping[str, Blocks], tokens: int
+) -> dict[str, Record]:
+    """Trains each architecture once for so many tokens, equal ones together; records by the names given.
+
+    A record's `values["status"]` is `trained`, with the weights in its blob `model`, or `failed`, with a reason.
+
+    Raises:
+        UserError: this machine has fewer CPUs than one model's ranks.
+    """
+    distinct = {identify(architecture): architecture for architecture in architectures.values()}
+    pieces = [_piece(search, ids, library, architecture, tokens) for architecture in distinct.values()]
+    records = dict(zip(distinct, _run(search, pieces), strict=True))
+    for piece in pieces:
+        shutil.rmtree(piece.arguments["checkpoint"], ignore_errors=True)
+    return {name: records[identify(architecture)] for name, architecture in architectures.items()}
+
+
+def global_settings(search: Search, ids: Ids, tokens: int) -> GlobalSettings:
+    """The trainer's settings from the job, for so many tokens."""
+    chosen, length = search.job.recover, ids.shape[1]
+    return GlobalSettings(
+        steps=max(1, tokens // (chosen.batch_size * length)),
+        learning_rate=chosen.learning_rate,
+        warmup=chosen.warmup,
+        weight_decay=chosen.weight_decay,
+        micro_batch=max(1, min(chosen.batch_size, MICRO_TOKENS // length)),
+    )
+
+
+def _run(search: Search, pieces: list[Piece]) -> list[Record]:
+    """All pieces; as many at a time as their ranks have room for."""
+    ranks = search.job.recover.workers
+    if ranks == 1:
+        return search.run(pieces)
+    at_once = max(1, search.cluster.workers // ranks)
+    groups = [pieces[first : first + at_once] for first in range(0, len(pieces), at_once)]
+    return [record for group in groups for record in search.run(group)]
+
+
+def _piece(search: Search, ids: Ids, library: Library, architecture: Blocks, tokens: int) -> Piece:
+    job = search.job
+    depends = {
+        "ids": ids.digest,
+        "architecture": [list(block) for block in architecture],
+        "library": used_weights(library, [architecture]),
+        "settings": asdict(global_settings(search, ids, tokens)),
+        "batch_size": job.recover.batch_size,
+        "seed": job.seed,
+    }
+    handles = {"store": search.workspace.url, "sequence_length": ids.shape[1]}
+    label = identify(architecture) if tokens == job.recover.tokens else f"probe {identify(architecture)}"
+    piece = search.piece(RECOVER, label, {**depends, **handles}, depends)
+    piece.arguments["checkpoint"] = str(search.scratch / "recover" / piece.key)
+    if job.recover.workers == 1:
+        return piece
+    piece.arguments.update(
+        ranks=job.recover.workers,
+        sharding=job.recover.sharding,
+        rank_resources=piece.resources,
+        may_grow=search.cluster.elastic,
+        checkpoint_seconds=CHECKPOINT_SECONDS,
+    )
+    return replace(piece, function=recover_with_ranks, resources=Resources(cpus=0))

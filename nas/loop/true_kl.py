@@ -1,0 +1,78 @@
+"""The true KL of whole models: of architectures as assembled, by one sweep, and of trained ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from inlay.nas.loop.search import Search
+from inlay.nas.pieces.assembled import TrainedModel
+from inlay.nas.pieces.comparison import Comparison, compare_architectures, evaluate_model, summaries, tensors_of
+from inlay.nas.pieces.stage import Stage
+from inlay.nas.pieces.texts import Ids
+from inlay.nas.pieces.weights import Library, used_weights
+from inlay.nas.tables.architecture import Blocks, identify
+
+TRUE = Stage("true_kl", 1, compare_architectures)
+EVALUATE = Stage("evaluate", 1, evaluate_model)
+GROUP = 12
+"""Architectures that one piece carries through the layers together: what they share is computed once."""
+
+
+def true_scores(search: Search, ids: Ids, library: Library, architectures: Sequence[Blocks]) -> list[Comparison]:
+    """The true KL of whole architectures on a text, in the order given."""
+    store = search.workspace.store
+    pieces, places = [], []
+    for first in range(0, len(architectures), GROUP):
+        group = list(architectures[first : first + GROUP])
+        labels = [identify(architecture) for architecture in group]
+        held = used_weights(library, group)
+        for shard, rows in enumerate(ids.shards):
+            arguments = {
+                "store": search.workspace.url,
+                "ids": ids.digest,
+                "rows": [rows],
+                "shards": [shard],
+                "num_shards": len(ids.shards),
+                "first_layer": 0,
+                "architectures": [[list(block) for block in architecture] for architecture in group],
+                "labels": labels,
+                "library": held,
+            }
+            depends = {
+                "ids": ids.digest,
+                "rows": list(rows),
+                "architectures": arguments["architectures"],
+                "library": held,
+            }
+            pieces.append(search.piece(TRUE, f"{labels[0]}+{len(labels) - 1} shard {shard:05d}", arguments, depends))
+            places.append(first)
+    records = search.run(pieces)
+    found: list[Comparison] = []
+    for first in range(0, len(architectures), GROUP):
+        parts = [r for r, place in zip(records, places, strict=True) if place == first]
+        labels = [str(label) for label in parts[0].values["labels"]]
+        by_label = summaries(labels, [tensors_of(store.blob_path(part.blobs["sequences"])) for part in parts])
+        found += [by_label[label] for label in labels]
+    return found
+
+
+def true_scores_of_models(search: Search, ids: Ids, models: Mapping[str, TrainedModel]) -> dict[str, Comparison]:
+    """Each stored model against the parent on a text, by name."""
+    distinct = {model.blob: model for model in models.values()}
+    pieces = []
+    for blob, model in distinct.items():
+        for shard, rows in enumerate(ids.shards):
+            depends = {
+                "ids": ids.digest,
+                "rows": list(rows),
+                "blob": blob,
+                "architecture": [list(b) for b in model.architecture],
+            }
+            label = f"{identify(model.architecture)} {blob[:8]} on {ids.digest[:8]} shard {shard:05d}"
+            pieces.append(search.piece(EVALUATE, label, {**depends, "store": search.workspace.url}, depends))
+    records = iter(search.run(pieces))
+    found = {}
+    for blob in distinct:
+        parts = [tensors_of(search.workspace.store.blob_path(next(records).blobs["sequences"])) for _ in ids.shards]
+        found[blob] = summaries(["model"], parts)["model"]
+    return {name: found[model.blob] for name, model in models.items()}

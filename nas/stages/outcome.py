@@ -1,0 +1,77 @@
+"""What stages found, as rows of tables and as solution.json."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from inlay.cluster.pieces import Record
+from inlay.nas.job import Job
+from inlay.nas.loop.solving import Tables
+from inlay.nas.stages.assemble import Assembled
+from inlay.nas.tables.architecture import identify
+
+
+def loss_rows(records: Sequence[Record]) -> list[dict[str, Any]]:
+    """The loss table: every trained variant with what its training reached."""
+    return [
+        {
+            "layer": int(record.values["layer"]),
+            "variant": label,
+            "status": result["status"],
+            "kept": result["kept"],
+            "start_loss": result["start_loss"],
+            "loss": result["loss"],
+            "reason": result["reason"],
+        }
+        for record in records
+        for label, result in sorted(record.values["variants"].items())
+    ]
+
+
+def pool_rows(assembled: Assembled, tables: Tables, job: Job) -> list[dict[str, Any]]:
+    """The pool table: every candidate with prediction beside truth; no times are true where the job gives them."""
+    scenario = tables.costs.scenarios[0]
+    rows = []
+    for candidate in sorted(assembled.candidates, key=lambda c: (c.true.kl_nats, c.id)):
+        total = tables.costs.total(scenario, candidate.architecture)
+        measured = candidate.measured[scenario] if candidate.measured and job.hardware.costs is None else None
+        rows.append(
+            {
+                "id": candidate.id,
+                "round": candidate.round,
+                "origin": candidate.origin,
+                "predicted_kl_nats": candidate.predicted_kl,
+                "kl_nats": candidate.true.kl_nats,
+                "standard_error": candidate.true.standard_error,
+                "probe_kl_nats": None if candidate.probe_kl == math.inf else candidate.probe_kl,
+                "predicted_runtime_ns": total["runtime_ns"],
+                "measured_runtime_ns": measured.runtime_ns if measured else None,
+                "measured_ratio": measured.ratios["runtime"] if measured else None,
+                "memory_bytes": total["weights_bytes"] + total["kv_bytes"],
+                "parameters": total["parameters"],
+                "kept": candidate.id == assembled.kept.id,
+            }
+        )
+    return rows
+
+
+def solution_of(assembled: Assembled, tables: Tables, job: Job) -> dict[str, Any]:
+    """solution.json: the kept architecture with its predicted and true figures."""
+    kept = assembled.kept
+    measured = kept.measured if kept.measured and job.hardware.costs is None else {}
+    return {
+        "id": identify(kept.architecture),
+        "architecture": [list(block) for block in kept.architecture],
+        "origin": kept.origin,
+        "predicted_kl_nats": kept.predicted_kl,
+        "kl_nats": kept.true.kl_nats,
+        "probe_kl_nats": kept.probe_kl,
+        "totals": {scenario: tables.costs.total(scenario, kept.architecture) for scenario in tables.costs.scenarios},
+        "measured": {scenario: asdict(times) for scenario, times in measured.items()},
+        "limits": {e.field: e.ratio for e in kept.excesses or ()},
+        "gamma": assembled.scores.gamma,
+        "rounds": assembled.rounds,
+    }

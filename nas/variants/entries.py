@@ -1,0 +1,20 @@
+"""From labels to the config entries of a whole model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from inlay.nas.families.shape import Shape
+from inlay.nas.variants.variant import parse_variant
+
+
+def entries_of(shape: Shape, architecture: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
+    """The config's blocks of an architecture."""
+    return [
+        {
+            slot: parse_variant(label).entry(shape, layer)
+            for slot, label in zip(("attention", "ffn"), block, strict=True)
+        }
+        for layer, block in enumerate(architecture)
+    ]
