@@ -28,6 +28,7 @@ from inlay.nas.errors import InlayError
 from inlay.nas.stages.boundaries import worker_source
 from inlay.nas.stages.candidates import Blocks, identify, used_weights
 from inlay.nas.stages.search import Search, Stage
+from inlay.nas.stages.shares import share_of
 from inlay.nas.stages.source import Library, WorkerSource
 from inlay.nas.stages.text import Ids, load_ids
 from inlay.nas.stages.whole import build_sharded, build_whole, stored_state
@@ -201,7 +202,7 @@ def _run(search: Search, pieces: list[Piece]) -> list[Record]:
     ranks = search.job.recover.workers
     if ranks == 1:
         return search.run(pieces)
-    at_once = max(1, search.cluster.workers // ranks)
+    at_once = max(1, search.cluster.places(share_of(search.job)) // ranks)
     groups = [pieces[first : first + at_once] for first in range(0, len(pieces), at_once)]
     return [record for group in groups for record in search.run(group)]
 
