@@ -105,6 +105,7 @@ def hang_once(arguments: dict[str, Any], context: PieceContext) -> PieceOutput:
 
 def note(arguments: dict[str, Any], context: PieceContext) -> PieceOutput:
     Path(arguments["file"]).touch()
+    time.sleep(3)
     return PieceOutput()
 
 
@@ -280,7 +281,7 @@ def test_pieces_behind_wider_ones_are_queued_and_not_hung(
 ) -> None:
     monkeypatch.setattr("inlay.cluster.fanout._BEGINNING_SECONDS", 3.0)
     cluster.preload()
-    wide = replace(make(slow, "wide", steps=100), resources=Resources(cpus=2))
+    wide = replace(make(slow, "wide", steps=80), resources=Resources(cpus=2))
     events: list[PieceEvent] = []
     records = run_pieces(
         store, [wide, make(square, "narrow", x=2)], cluster, deadline_seconds=3, on_event=events.append
@@ -291,13 +292,18 @@ def test_pieces_behind_wider_ones_are_queued_and_not_hung(
 
 def test_pieces_that_are_queued_when_the_call_fails_never_run(store: Store, cluster: Cluster, tmp_path: Path) -> None:
     wide = replace(make(fail, "fails", seconds=2), resources=Resources(cpus=2))
-    narrow = [make(note, f"queued {n}", file=str(tmp_path / f"{n}")) for n in range(2)]
+    # Of these only one has room once the first has failed.
+    queued = [
+        replace(make(note, f"{cpus} CPUs", file=str(tmp_path / f"{cpus}")), resources=Resources(cpus=cpus))
+        for cpus in (1.25, 1.5, 1.75)
+    ]
     with pytest.raises(PieceError, match="work, fails: TwoArguments"):
-        run_pieces(store, [wide, *narrow], cluster)
-    time.sleep(2)
-    assert not any((tmp_path / f"{n}").exists() for n in range(2))
-    assert len(run_pieces(store, narrow, cluster)) == 2
-    assert all((tmp_path / f"{n}").exists() for n in range(2))
+        run_pieces(store, [wide, *queued], cluster)
+    time.sleep(4)
+    begun = [path.name for path in tmp_path.glob("1.*")]
+    assert len(begun) <= 1
+    assert [record.label for record in kept_records(store, queued).values()] == [f"{cpus} CPUs" for cpus in begun]
+    assert len(run_pieces(store, queued, cluster)) == 3
 
 
 def test_a_copy_of_the_progress_reports_at_once(store: Store, cluster: Cluster) -> None:
