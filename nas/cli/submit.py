@@ -29,7 +29,7 @@ def submit_command(
     """Submit a job to a cluster; the file goes as text, nothing else is uploaded."""
     from inlay.cluster.ids import new_job_id, parse_job_id, parse_tags
     from inlay.nas.cli.following import follow
-    from inlay.nas.cli.submitted import submission
+    from inlay.nas.driver import submission
     from inlay.nas.job import Job
     from inlay.nas.stages.shares import share_of
 
