@@ -177,9 +177,10 @@ class _FanOut:
         """
         if self.exclusive:
             return bool(self.flights)
-        most = self.cluster.settings.workers or math.inf
-        spare = 2 if self.cluster.elastic else 1
-        return len(self.flights) >= most or self.sent[wish] >= spare * self.places[wish]
+        limit, places = self.cluster.settings.workers, self.places[wish]
+        if self.cluster.elastic:
+            return self.sent[wish] >= 2 * places if limit is None else len(self.flights) >= limit
+        return self.sent[wish] >= places or (limit is not None and len(self.flights) >= limit)
 
     def submit(self, piece: Piece) -> None:
         losses = self.losses.get(piece.key, Counter())
@@ -337,27 +338,23 @@ class _FanOut:
             return False
         if flight.started is not None:
             return now - flight.moved > self.deadline_seconds
+        if not self.cluster.elastic and self.is_queued(flight):
+            flight.moved = now
         patience = max(self.deadline_seconds, _BEGINNING_SECONDS)
-        if now - flight.moved > patience:
-            since = self.has_worker_since(reference, flight)
-            flight.moved = now if since is None else since
+        if now - flight.moved > patience and self.cluster.elastic:
+            handed_over = self.cluster.handed_over(reference.task_id().hex())
+            flight.moved = now if handed_over is None else now - (time.time() - handed_over)
         return now - flight.moved > patience
 
     def is_queued(self, flight: Flight) -> bool:
-        """Whether a piece is still in Ray's queue, as far as is known without asking."""
+        """Whether a piece is in Ray's queue, as far as is known without asking Ray.
+
+        Nobody else uses a Ray of our own: what has room there has its worker. Elsewhere all that has not begun may be
+        queued; Ray's record of tasks tells.
+        """
         if flight.started is not None or flight.waits:
             return False
         return self.cluster.elastic or not has_room(self.cluster.amounts()[0], flight, self.flights.values())
-
-    def has_worker_since(self, reference: Any, flight: Flight) -> float | None:
-        """Return when a piece that has not begun got its worker, by the monotonic clock; None while it is queued.
-
-        No record of tasks is kept in a Ray of our own, and nobody else uses it: what has room has its worker.
-        """
-        if self.cluster.elastic:
-            handed_over = self.cluster.handed_over(reference.task_id().hex())
-            return None if handed_over is None else time.monotonic() - (time.time() - handed_over)
-        return None if self.is_queued(flight) else flight.moved
 
     def what_is_waited_for(self, wish: Resources) -> str:
         """Return why a piece that asks for this does not begin."""
