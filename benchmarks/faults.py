@@ -32,7 +32,8 @@ from fault_cluster import MARK, NODES, Disk, Machines, Tracker, busy_workers, en
 from machine import footer
 
 from inlay.cluster.processes import free_port
-from inlay.cluster.runtime import LOOPBACK_ONLY, protect_token
+from inlay.cluster.ray_environment import LOOPBACK_ONLY
+from inlay.cluster.ray_token import protect_token
 from inlay.nas.embedded import corpus
 
 KINDS = {

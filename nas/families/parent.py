@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from inlay.nas.errors import UserError
 from inlay.nas.families.checkpoint import Checkpoint, open_checkpoint
 from inlay.nas.families.checks import check_finite, check_tensors, stored_name
-from inlay.nas.families.hub import DESCRIPTION, download, is_hub_id
+from inlay.nas.families.hub import DESCRIPTION, download
 from inlay.nas.families.reading import family_of, read_config, shape_of
 from inlay.nas.families.remote_code import tokenizer_code
 from inlay.nas.families.shape import (
@@ -28,13 +28,14 @@ from inlay.nas.families.shape import (
     subblock_tensors,
 )
 from inlay.nas.families.tokenizer import TOKENIZER_FILES, check_ids, check_tokenizer_files
+from inlay.nas.hub_ids import has_hub_form
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-    from inlay.nas.modeling.configuration_inlay import InlayConfig
+    from inlay.nas.modeling import InlayConfig
 
 _DIGEST_CHUNK_BYTES: Final = 1 << 24
 
@@ -85,7 +86,7 @@ class Parent:
         import torch
         from transformers import AutoConfig
 
-        from inlay.nas.modeling.configuration_inlay import InlayConfig
+        from inlay.nas.modeling import InlayConfig
 
         try:
             config = AutoConfig.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
@@ -184,7 +185,7 @@ def _folder(name: str, revision: str | None) -> Path:
         return folder.resolve()
     if folder.is_file():
         raise UserError(f"parent: `{name}` is a file; give the folder with config.json and safetensors in it.")
-    if is_hub_id(name):
+    if has_hub_form(name):
         return download(name, revision)
     raise UserError(f"parent: there is no folder `{name}`; give a model folder, or a hub id with a `revision`.")
 

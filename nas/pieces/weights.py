@@ -17,7 +17,7 @@ from torch import Tensor
 from inlay.cluster.store import Store
 from inlay.distill.sweep import Slot
 from inlay.nas.families import Parent, open_parent
-from inlay.nas.families.hub import is_hub_id
+from inlay.nas.hub_ids import has_hub_form
 from inlay.nas.modeling.modeling_inlay import Ends, InlayLayer, build_layer, make_context
 from inlay.nas.tables.architecture import Blocks
 from inlay.nas.variants import parse_variant
@@ -52,7 +52,7 @@ def used_weights(library: Library, architectures: Sequence[Blocks]) -> dict[str,
 def parent_of(place: str) -> Parent:
     """The parent of this worker, in a folder or at `hub id@commit` through this node's own cache; once a process."""
     name, _, revision = place.rpartition("@")
-    return open_parent(name, revision) if is_hub_id(name) else open_parent(place)
+    return open_parent(name, revision) if has_hub_form(name) else open_parent(place)
 
 
 @dataclass

@@ -16,9 +16,9 @@ import pytest
 import yaml
 
 from inlay.cluster import Cluster, ClusterSettings, Store, connect
-from inlay.cluster.http import HttpError, ray_authorization, request_json
+from inlay.cluster.http import HttpError, request_json
 from inlay.cluster.processes import Spawned, end, free_port, spawn
-from inlay.cluster.runtime import protect_token
+from inlay.cluster.ray_token import protect_token, ray_authorization
 from inlay.cluster.services import JOB_SLOT
 
 _STORE_BYTES = 90 * 2**20

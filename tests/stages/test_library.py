@@ -14,8 +14,7 @@ from inlay.cluster.runtime import ClusterSettings, connect
 from inlay.nas.job import Job
 from inlay.nas.loop import spans as spans_module
 from inlay.nas.loop.search import Search
-from inlay.nas.loop.spans import spans
-from inlay.nas.modeling.cache_inlay import Span
+from inlay.nas.loop.spans import Span, spans
 from inlay.nas.pieces.texts import pack_texts, store_texts
 from inlay.nas.report.progress import Reporter
 from inlay.nas.stages.distill import build_library, failures, library_of
