@@ -36,7 +36,7 @@ def solve(
     """
     from inlay.nas.errors import UserError
     from inlay.nas.job.budget import parse_budget
-    from inlay.nas.job.problems import FieldProblems
+    from inlay.nas.problems import FieldProblems
     from inlay.nas.stages.solving import load_problem, solve_pool
     from inlay.nas.workspace import Workspace
 

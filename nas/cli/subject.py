@@ -13,8 +13,8 @@ from inlay.nas.cli.limits import Asked, parse_asked
 from inlay.nas.errors import UserError
 from inlay.nas.hardware.costs import CostTable, quantities
 from inlay.nas.job.budget import BudgetLimit, parse_budget
-from inlay.nas.job.problems import FieldProblems
-from inlay.nas.job.quantities import is_ratio, parse_number, parse_ratio
+from inlay.nas.problems import FieldProblems
+from inlay.nas.quantities import is_ratio, parse_number, parse_ratio
 from inlay.nas.stages.solving import Tables, load_tables
 from inlay.nas.tables import NANO, PARENT_BLOCK, cost_name, solver_limits
 from inlay.nas.tables_io import PARENT, SCORES, BareTable, Column

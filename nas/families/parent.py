@@ -23,6 +23,7 @@ from inlay.nas.families.shape import (
     SLOTS,
     Entry,
     Shape,
+    Slot,
     ends_tensors,
     layer_prefix,
     subblock_tensors,
@@ -126,11 +127,12 @@ class Parent:
 
     def layer_state(self, layer: int, dtype: "torch.dtype | None" = None) -> "dict[str, Tensor]":
         """The tensors of one layer by layer-local names, in the parent's own dtype or in `dtype`."""
-        prefix = layer_prefix(layer)
-        names = [
-            name for slot in SLOTS for name in subblock_tensors(self.shape, slot, self.shape.parent_entry(layer, slot))
-        ]
-        return {name: self._read(prefix + name, dtype) for name in names}
+        return {name: tensor for slot in SLOTS for name, tensor in self.slot_state(layer, slot, dtype).items()}
+
+    def slot_state(self, layer: int, slot: Slot, dtype: "torch.dtype | None" = None) -> "dict[str, Tensor]":
+        """The tensors of one subblock, and no others, as `layer_state` gives them."""
+        names = subblock_tensors(self.shape, slot, self.shape.parent_entry(layer, slot))
+        return {name: self._read(layer_prefix(layer) + name, dtype) for name in names}
 
     def ends_state(self, dtype: "torch.dtype | None" = None) -> "dict[str, Tensor]":
         """Embedding, final norm and an untied head by whole-model names, in the parent's own dtype or in `dtype`.

@@ -13,7 +13,15 @@ if TYPE_CHECKING:
     from .cache_inlay import InlayCache
     from .configuration_inlay import FAMILIES, InlayConfig, family_config_class
     from .kinds_inlay import SUBBLOCKS
-    from .modeling_inlay import Ends, ForwardContext, InlayForCausalLM, InlayLayer, InlayModel, build_layer, make_context
+    from .modeling_inlay import (
+        Ends,
+        ForwardContext,
+        InlayForCausalLM,
+        InlayLayer,
+        InlayModel,
+        build_layer,
+        make_context,
+    )
     from .no_op_inlay import ABSENT
     from .registration import register
     from .subblock_inlay import Entry, Sizes, Slot, SubblockKind

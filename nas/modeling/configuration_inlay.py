@@ -65,7 +65,12 @@ class InlayConfig(PreTrainedConfig):
 
     @classmethod
     def from_parent(cls, parent: PreTrainedConfig) -> InlayConfig:
-        """The configuration whose every block is the parent's own; ValueError when the family is not known."""
+        """The configuration whose every block is the parent's own: a child's is its own already.
+
+        Raises ValueError when the family is not known.
+        """
+        if isinstance(parent, cls):
+            return parent
         family = parent.model_type
         if family not in FAMILIES:
             raise ValueError(f"the parent's model_type is {family!r}; inlay knows {', '.join(FAMILIES)}")

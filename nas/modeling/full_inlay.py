@@ -29,6 +29,7 @@ class FullAttention(SubblockKind):
 
     name = "full"
     slots = ("attention",)
+    is_plain = True
     fields: ClassVar[Mapping[str, int]] = {"kv_heads": 1}
 
     def problem(self, entry: Entry, base: Mapping[str, Any]) -> str | None:

@@ -25,6 +25,7 @@ class GatedFfn(SubblockKind):
 
     name = "gated"
     slots = ("ffn",)
+    is_plain = True
     fields: ClassVar[Mapping[str, int]] = {"width": 1}
 
     def tensors(self, entry: Entry, slot: Slot, sizes: Sizes) -> Tensors:

@@ -20,6 +20,7 @@ class Linear(SubblockKind):
 
     name = "linear"
     slots = SLOTS
+    is_plain = True
 
     def tensors(self, entry: Entry, slot: Slot, sizes: Sizes) -> Tensors:
         """The norm and the matrix."""

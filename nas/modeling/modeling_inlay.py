@@ -28,7 +28,7 @@ from .configuration_inlay import InlayConfig
 from .families_inlay import FAMILY_MODULES
 from .kinds_inlay import SUBBLOCKS
 from .no_op_inlay import ABSENT
-from .subblock_inlay import SLOTS, Entry, WindowKey
+from .subblock_inlay import SLOTS, Entry, Slot, WindowKey
 
 
 @dataclass
@@ -89,6 +89,10 @@ class InlayLayer(GradientCheckpointingLayer):
         if not self.ffn_kind.absent:
             hidden_BSD = hidden_BSD + self.ffn_update(hidden_BSD)
         return hidden_BSD
+
+    def is_plain(self, slot: Slot) -> bool:
+        """Whether a subblock is nothing but its modules, as `SubblockKind.is_plain` says."""
+        return (self.attention_kind if slot == "attention" else self.ffn_kind).is_plain
 
     def attention_update(self, hidden_BSD: Tensor, context: ForwardContext) -> Tensor:
         """What the attention subblock adds to its input [B, S, D]; zeros where there is none."""

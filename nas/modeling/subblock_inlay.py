@@ -70,6 +70,9 @@ class SubblockKind(ABC):
     """The subblocks that it can be."""
     fields: ClassVar[Mapping[str, int]] = {}
     """The other fields of its entries, whole numbers, and the least value of each."""
+    is_plain: ClassVar[bool] = False
+    """Whether its update is nothing but what the family's own modules, or one matrix, make of the normed input:
+    training may then compute it in another order."""
     absent: ClassVar[bool] = False
     """Whether there is no subblock at all: the residual passes by, and nothing is held, computed or timed."""
 

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from inlay.nas.errors import UserError
 from inlay.nas.hardware.costs import CostTable
-from inlay.nas.job.quantities import show_bytes, show_count
+from inlay.nas.quantities import show_bytes, show_count
 from inlay.nas.report.records import (
     PARENT_LABELS,
     SolutionRow,

@@ -20,14 +20,15 @@ from inlay.nas.families import Shape
 from inlay.nas.hardware.costs import ENDS
 from inlay.nas.hardware.timing import Times, Workload, random_model, rounds_of, summarise
 from inlay.nas.job.sections import Scenario
+from inlay.nas.modeling import ABSENT
 from inlay.nas.stages.search import Search, Stage
 from inlay.nas.stages.source import parent_of
 from inlay.nas.tables_costs import given_costs
 from inlay.nas.variants import Variant, ends_parameters, kv_bytes, parameters, variants_of, weights_bytes
 
+TIMES = ("prefill_ns", "decode_ns", "runtime_ns", "spread_ns")
 COPIES = 4
 """Copies of a subblock in the model that is timed: enough to rise above the noise of the ends."""
-NO_OP = {"kind": "no_op"}
 
 
 def cost_rows(search: Search) -> list[dict[str, Any]]:
@@ -45,7 +46,8 @@ def cost_rows(search: Search) -> list[dict[str, Any]]:
 
 def measure_scenario(search: Search, scenario: Scenario) -> dict[str, dict[str, int]]:
     """Times by subblock key (`slot entry`) and `ends`, each `prefill_ns, decode_ns, runtime_ns, spread_ns`."""
-    entries = sorted({entry_key(v.slot, v.entry(s, layer)) for s, layer, v in _all_variants(search)})
+    there = [(variant, shape, layer) for shape, layer, variant in _all_variants(search) if not variant.is_free]
+    entries = sorted({entry_key(v.slot, v.entry(s, layer)) for v, s, layer in there if not v.is_absent(s, layer)})
     workload = workload_of(scenario)
     piece = search.piece(
         MEASURE,
@@ -68,7 +70,7 @@ def measure_subblocks(arguments: dict[str, Any], context: PieceContext) -> Piece
     dtype, device = getattr(torch, arguments["dtype"]), torch.device(arguments["device"])
     workload = Workload(**arguments["workload"])
     entries: list[str] = arguments["entries"]
-    nothing = {"attention": NO_OP, "ffn": NO_OP}
+    nothing = {"attention": ABSENT, "ffn": ABSENT}
     ends_only = random_model(config.with_blocks([nothing] * COPIES), dtype, device)
     # One turn of all; after an attempt that ran out of memory half as many models are held at once, beside the ends.
     held = max(1, -(-len(entries) // 2**context.memory_retries))
@@ -114,18 +116,19 @@ def scenario_rows(search: Search, scenario: Scenario, times: dict[str, dict[str,
     rows = []
     for shape, layer, variant in _all_variants(search):
         entry = variant.entry(shape, layer)
-        if variant.kind == "no_op":
+        if variant.is_free:
             continue
+        own = dict.fromkeys(TIMES, 0) if variant.is_absent(shape, layer) else times[entry_key(variant.slot, entry)]
         rows.append(
             {
                 "scenario": scenario.name,
                 "layer": layer,
                 "slot": variant.slot,
                 "variant": variant.label,
-                **times[entry_key(variant.slot, entry)],
+                **own,
                 "parameters": parameters(entry, variant.slot, shape),
                 "weights_bytes": weights_bytes(entry, variant.slot, shape),
-                "kv_bytes": kv_bytes(entry, shape, scenario.batch_size, length) if variant.slot == "attention" else 0,
+                "kv_bytes": kv_bytes(entry, shape, scenario.batch_size, length),
             }
         )
     shape = search.parent.shape
@@ -164,4 +167,4 @@ def _all_variants(search: Search) -> Sequence[tuple[Shape, int, Variant]]:
 
 def _block(key: str) -> dict[str, Any]:
     slot, text = key.split(" ", 1)
-    return {"attention": NO_OP, "ffn": NO_OP, slot: json.loads(text)}
+    return {"attention": ABSENT, "ffn": ABSENT, slot: json.loads(text)}

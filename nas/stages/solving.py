@@ -14,7 +14,7 @@ from typing import Any
 from inlay.nas.errors import InfeasibleError
 from inlay.nas.hardware.costs import CostTable
 from inlay.nas.job.budget import BudgetLimit
-from inlay.nas.job.quantities import show_bytes, show_count, show_seconds
+from inlay.nas.quantities import show_bytes, show_count, show_seconds
 from inlay.nas.tables import NANO, ScoreTable, architecture_of, build_problem
 from inlay.nas.workspace import Workspace
 from inlay.solver import Nearest, Problem, Solution, explain_infeasible, solve

@@ -37,7 +37,6 @@ def job_values(parent: Path, texts: tuple[Path, Path]) -> dict[str, Any]:
             "attention": [{"kv_heads": 2}, {"window": 32}, "linear", "no_op"],
             "ffn": [{"width": 0.5}, "linear", "no_op"],
         },
-        "calibrate": {"tokens": "8k"},
         "distill": {"tokens": "8k"},
         "score": {"pairs": 4},
         "solve": {"pool": 4},
