@@ -296,7 +296,6 @@ def write_job(folder: Path, address: str, tracking: str) -> Path:
             "validate": {"path": "held_out.txt", "tokens": 512},
         },
         "space": {"attention": [{"kv_heads": 2}, "no_op"], "ffn": [{"width": 0.5}, "no_op"]},
-        "calibrate": {"tokens": 512},
         "distill": {"tokens": 2048, "batch_size": 4},
         "score": {"pairs": 2},
         "solve": {"pool": 3},

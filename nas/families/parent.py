@@ -17,25 +17,17 @@ from inlay.nas.families.checks import check_finite, check_tensors, stored_name
 from inlay.nas.families.hub import DESCRIPTION, download
 from inlay.nas.families.reading import family_of, read_config, shape_of
 from inlay.nas.families.remote_code import tokenizer_code
-from inlay.nas.families.shape import (
-    EMBEDDING,
-    HEAD,
-    SLOTS,
-    Entry,
-    Shape,
-    ends_tensors,
-    layer_prefix,
-    subblock_tensors,
-)
+from inlay.nas.families.shape import EMBEDDING, HEAD, SLOTS, Entry, Shape, ends_tensors, layer_prefix, subblock_tensors
 from inlay.nas.families.tokenizer import TOKENIZER_FILES, check_ids, check_tokenizer_files
 from inlay.nas.hub_ids import has_hub_form
+from inlay.nas.modeling.subblock_inlay import Slot
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-    from inlay.nas.modeling import InlayConfig
+    from inlay.nas.modeling.configuration_inlay import InlayConfig
 
 _DIGEST_CHUNK_BYTES: Final = 1 << 24
 
@@ -86,7 +78,7 @@ class Parent:
         import torch
         from transformers import AutoConfig
 
-        from inlay.nas.modeling import InlayConfig
+        from inlay.nas.modeling.configuration_inlay import InlayConfig
 
         try:
             config = AutoConfig.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)
@@ -127,11 +119,12 @@ class Parent:
 
     def layer_state(self, layer: int, dtype: "torch.dtype | None" = None) -> "dict[str, Tensor]":
         """The tensors of one layer by layer-local names, in the parent's own dtype or in `dtype`."""
-        prefix = layer_prefix(layer)
-        names = [
-            name for slot in SLOTS for name in subblock_tensors(self.shape, slot, self.shape.parent_entry(layer, slot))
-        ]
-        return {name: self._read(prefix + name, dtype) for name in names}
+        return {name: tensor for slot in SLOTS for name, tensor in self.slot_state(layer, slot, dtype).items()}
+
+    def slot_state(self, layer: int, slot: Slot, dtype: "torch.dtype | None" = None) -> "dict[str, Tensor]":
+        """The tensors of one subblock, and no others, as `layer_state` gives them."""
+        names = subblock_tensors(self.shape, slot, self.shape.parent_entry(layer, slot))
+        return {name: self._read(layer_prefix(layer) + name, dtype) for name in names}
 
     def ends_state(self, dtype: "torch.dtype | None" = None) -> "dict[str, Tensor]":
         """Embedding, final norm and an untied head by whole-model names, in the parent's own dtype or in `dtype`.

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 
 from inlay.cluster.pieces import PieceContext, PieceOutput
+from inlay.nas.modeling.no_op_inlay import ABSENT
 from inlay.nas.pieces.timing import Times, Workload, random_model, rounds_of, summarise
 from inlay.nas.pieces.weights import parent_of
 
 COPIES = 4
 """Copies of a subblock in the model that is timed: enough to rise above the noise of the ends."""
-NO_OP = {"kind": "no_op"}
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def measure_subblocks(arguments: dict[str, Any], context: PieceContext) -> Piece
     dtype, device = getattr(torch, arguments["dtype"]), torch.device(arguments["device"])
     workload = Workload(**arguments["workload"])
     entries: list[str] = arguments["entries"]
-    nothing = {"attention": NO_OP, "ffn": NO_OP}
+    nothing = {"attention": ABSENT, "ffn": ABSENT}
     ends_only = random_model(config.with_blocks([nothing] * COPIES), dtype, device)
     # One turn of all; after an attempt that ran out of memory half as many models are held at once, beside the ends.
     held = max(1, -(-len(entries) // 2**context.memory_retries))
@@ -108,4 +108,4 @@ def time_architecture(arguments: dict[str, Any], context: PieceContext) -> Piece
 
 def _block(key: str) -> dict[str, Any]:
     slot, text = key.split(" ", 1)
-    return {"attention": NO_OP, "ffn": NO_OP, slot: json.loads(text)}
+    return {"attention": ABSENT, "ffn": ABSENT, slot: json.loads(text)}

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from inlay.nas.modeling import InlayConfig
+from inlay.nas.modeling.configuration_inlay import InlayConfig
 from inlay.nas.modeling.modeling_inlay import InlayForCausalLM
 
 ROUNDS = 7

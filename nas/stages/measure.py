@@ -21,6 +21,7 @@ from inlay.nas.tables.costs import ENDS
 from inlay.nas.tables.given_costs import given_costs
 from inlay.nas.variants import Variant, ends_parameters, kv_bytes, parameters, variants_of, weights_bytes
 
+TIMES = ("prefill_ns", "decode_ns", "runtime_ns", "spread_ns")
 MEASURE = Stage("measure", 2, measure_subblocks)
 
 
@@ -39,7 +40,8 @@ def cost_rows(search: Search) -> list[dict[str, Any]]:
 
 def measure_scenario(search: Search, scenario: Scenario) -> dict[str, dict[str, int]]:
     """Times by subblock key (`slot entry`) and `ends`, each `prefill_ns, decode_ns, runtime_ns, spread_ns`."""
-    entries = sorted({entry_key(v.slot, v.entry(s, layer)) for s, layer, v in _all_variants(search)})
+    there = [(variant, shape, layer) for shape, layer, variant in _all_variants(search) if not variant.is_free]
+    entries = sorted({entry_key(v.slot, v.entry(s, layer)) for v, s, layer in there if not v.is_absent(s, layer)})
     workload = workload_of(scenario)
     piece = search.piece(
         MEASURE,
@@ -57,18 +59,19 @@ def scenario_rows(search: Search, scenario: Scenario, times: dict[str, dict[str,
     rows = []
     for shape, layer, variant in _all_variants(search):
         entry = variant.entry(shape, layer)
-        if variant.kind == "no_op":
+        if variant.is_free:
             continue
+        own = dict.fromkeys(TIMES, 0) if variant.is_absent(shape, layer) else times[entry_key(variant.slot, entry)]
         rows.append(
             {
                 "scenario": scenario.name,
                 "layer": layer,
                 "slot": variant.slot,
                 "variant": variant.label,
-                **times[entry_key(variant.slot, entry)],
+                **own,
                 "parameters": parameters(entry, variant.slot, shape),
                 "weights_bytes": weights_bytes(entry, variant.slot, shape),
-                "kv_bytes": kv_bytes(entry, shape, scenario.batch_size, length) if variant.slot == "attention" else 0,
+                "kv_bytes": kv_bytes(entry, shape, scenario.batch_size, length),
             }
         )
     shape = search.parent.shape

@@ -39,7 +39,6 @@ def job(tiny_parent: Callable[..., Path], texts: tuple[Path, Path]) -> Job:
                 "attention": [{"kv_heads": 1}, {"window": 8}, "linear", "no_op"],
                 "ffn": [{"width": 16}, "linear"],
             },
-            "calibrate": {"tokens": 1024},
             "distill": {"tokens": 2048, "batch_size": 4},
             "recover": {"tokens": 1024},
             "budget": {"parameters": "0.9x"},
