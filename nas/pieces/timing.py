@@ -172,10 +172,10 @@ def relative_error(values: Sequence[float]) -> float:
 
 def _settled(found: Mapping[str, Sequence[tuple[int, int]]], workload: Workload) -> bool:
     base, *others = (runtimes(rounds, workload) for rounds in found.values())
-    pairs = [[own / first for own, first in zip(other, base, strict=True)] for other in others]
-    return all(relative_error(values) <= SETTLED for values in pairs) and (
-        bool(pairs) or relative_error(base) <= SETTLED
-    )
+    if not others:
+        return relative_error(base) <= SETTLED
+    pairs = ([own / first for own, first in zip(other, base, strict=True)] for other in others)
+    return all(relative_error(values) <= SETTLED for values in pairs)
 
 
 @contextlib.contextmanager
