@@ -24,7 +24,7 @@ from machine import footer
 
 from inlay.nas.embedded import embedded_parent
 from inlay.nas.families import open_parent
-from inlay.nas.pieces.measuring import NO_OP
+from inlay.nas.modeling.no_op_inlay import ABSENT
 from inlay.nas.pieces.timing import Workload, random_model, relative_error, rounds_of, runtimes
 
 COUNTING = "while True: pass"
@@ -62,8 +62,8 @@ def models() -> dict[str, Any]:
         "parent": own,
         "parent again": own,
         "a quarter of the ffn in half": [{**b, "ffn": narrow} if i % 2 else b for i, b in enumerate(own)],
-        "no attention in half": [{**b, "attention": NO_OP} if i % 2 else b for i, b in enumerate(own)],
-        "neither in half": [{"attention": NO_OP, "ffn": NO_OP} if i % 2 else b for i, b in enumerate(own)],
+        "no attention in half": [{**b, "attention": ABSENT} if i % 2 else b for i, b in enumerate(own)],
+        "neither in half": [{"attention": ABSENT, "ffn": ABSENT} if i % 2 else b for i, b in enumerate(own)],
     }
     made: dict[str, Any] = {}
     for name, chosen in blocks.items():

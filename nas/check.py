@@ -18,8 +18,9 @@ from inlay.nas.embedded import embedded_parent
 from inlay.nas.errors import UserError
 from inlay.nas.families import Shape, describe_hub_parent, open_parent
 from inlay.nas.job import Job, JobError, Problem
+from inlay.nas.job.judged import judged_length
 from inlay.nas.job.locations import EMBEDDED, is_hub_id, resolve
-from inlay.nas.job.problems import show
+from inlay.nas.problems import show
 from inlay.nas.tables.given_costs import given_costs
 from inlay.nas.variants import space_problems
 
@@ -88,7 +89,7 @@ def _folder_of(parent: str, folder: Path) -> Path:
 def _against_shape(sections: Mapping[str, Any], shape: Shape) -> Iterator[Problem]:
     context = shape.max_positions
     if "space" in sections:
-        yield from space_problems(sections["space"], shape)
+        yield from space_problems(sections["space"], shape, judged_length=judged_length(sections))
     if "data" in sections and (length := sections["data"].distill.sequence_length) > context:
         text = f"{length} is longer than the parent's context; it must be at most {context}"
         yield Problem("data.distill.sequence_length", text)

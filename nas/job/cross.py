@@ -9,7 +9,7 @@ from typing import Any
 
 from inlay.cluster.ids import has_password
 from inlay.nas.job.locations import EMBEDDED, is_hub_id, resolve
-from inlay.nas.job.problems import Problem, did_you_mean, plain_key, show
+from inlay.nas.problems import Problem, did_you_mean, plain_key, show
 
 _STORE_KEYS = "the store's own variables, such as AWS_SECRET_ACCESS_KEY"
 _URLS = {
@@ -84,7 +84,7 @@ def _texts(data: Any, folder: Path) -> list[Problem]:
 def _token_counts(sections: Mapping[str, Any]) -> list[Problem]:
     length = sections["data"].distill.sequence_length
     counts = {"data.validate.tokens": sections["data"].validate.tokens} | {
-        f"{name}.tokens": sections[name].tokens for name in ("calibrate", "distill", "recover") if name in sections
+        f"{name}.tokens": sections[name].tokens for name in ("distill", "recover") if name in sections
     }
     needed = {field: 2 * length if field == "data.validate.tokens" else length for field in counts}
     return [

@@ -48,12 +48,6 @@ with warnings.catch_warnings():
         validate: ValidateText = Field(description="Text that scores and reports.")  # type: ignore[assignment]
 
 
-class Calibrate(Section):
-    """The sums that start variants without training."""
-
-    tokens: Count = Field(default=64_000, ge=8, le=LARGEST_COUNT, description="Tokens to gather sums over.")
-
-
 class Distill(Section):
     """Local distillation: every variant learns to reproduce the parent at its place."""
 

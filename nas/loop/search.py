@@ -18,7 +18,7 @@ from inlay.cluster.store import Store
 from inlay.nas.families import Parent
 from inlay.nas.job import Job
 from inlay.nas.job.locations import is_hub_id
-from inlay.nas.loop.resources import share_of
+from inlay.nas.loop.resources import resources_of
 from inlay.nas.pieces.stage import Stage
 from inlay.nas.report.progress import Reporter
 from inlay.nas.workspace import Workspace
@@ -86,7 +86,7 @@ class Search:
             version=stage.version,
             function=stage.function,
             arguments={**self.base, **arguments},
-            resources=share_of(self.job),
+            resources=resources_of(self.job),
             seed=piece_seed(self.job.seed, label),
         )
 
@@ -148,7 +148,7 @@ def cluster_settings(job: Job, workspace: Workspace) -> ClusterSettings:
     """How a job reaches its workers, and what each of them books."""
     return ClusterSettings(
         workers=job.cluster.max_workers,
-        share=share_of(job),
+        share=resources_of(job),
         address=job.cluster.address,
         scratch=scratch_of_job(job, workspace) / "local",
     )

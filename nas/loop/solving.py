@@ -11,7 +11,7 @@ from typing import Any
 
 from inlay.nas.errors import InfeasibleError
 from inlay.nas.job.budget import BudgetLimit
-from inlay.nas.job.quantities import show_bytes, show_count, show_seconds
+from inlay.nas.quantities import show_bytes, show_count, show_seconds
 from inlay.nas.tables.architecture import architecture_of, identify
 from inlay.nas.tables.costs import CostTable
 from inlay.nas.tables.problem import NANO, ScoreTable, build_problem

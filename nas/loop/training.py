@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 
 from inlay.cluster.pieces import Piece, Record, Resources
 from inlay.distill.globally import GlobalSettings
+from inlay.nas.loop.resources import resources_of
 from inlay.nas.loop.search import Search
 from inlay.nas.pieces.stage import Stage
 from inlay.nas.pieces.texts import Ids
@@ -60,7 +61,7 @@ def _run(search: Search, pieces: list[Piece]) -> list[Record]:
     ranks = search.job.recover.workers
     if ranks == 1:
         return search.run(pieces)
-    at_once = max(1, search.cluster.workers // ranks)
+    at_once = max(1, search.cluster.places(resources_of(search.job)) // ranks)
     groups = [pieces[first : first + at_once] for first in range(0, len(pieces), at_once)]
     return [record for group in groups for record in search.run(group)]
 

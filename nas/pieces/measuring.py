@@ -15,12 +15,12 @@ import torch
 from inlay.cluster.pieces import PieceContext, PieceOutput
 from inlay.nas.modeling import InlayConfig
 from inlay.nas.modeling.modeling_inlay import InlayForCausalLM
+from inlay.nas.modeling.no_op_inlay import ABSENT
 from inlay.nas.pieces.timing import Times, Workload, random_model, relative_error, rounds_of, runtimes, summarise
 from inlay.nas.pieces.weights import parent_of
 
 COPIES = 4
 """Copies of a subblock in the model that is timed: enough to rise above the noise of the ends."""
-NO_OP = {"kind": "no_op"}
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def measure_subblocks(arguments: dict[str, Any], context: PieceContext) -> Piece
     dtype, device = getattr(torch, arguments["dtype"]), torch.device(arguments["device"])
     workload = Workload(**arguments["workload"])
     entries: list[str] = arguments["entries"]
-    nothing = {"attention": NO_OP, "ffn": NO_OP}
+    nothing = {"attention": ABSENT, "ffn": ABSENT}
     ends_only = random_model(config.with_blocks([nothing] * COPIES), dtype, device)
     # One turn of all; after an attempt that ran out of memory half as many models are held at once, beside the ends.
     held = max(1, -(-len(entries) // 2**context.memory_retries))
@@ -174,4 +174,4 @@ def _by_name(rounds: Sequence[tuple[int, int]], workload: Workload) -> dict[str,
 
 def _block(key: str) -> dict[str, Any]:
     slot, text = key.split(" ", 1)
-    return {"attention": NO_OP, "ffn": NO_OP, slot: json.loads(text)}
+    return {"attention": ABSENT, "ffn": ABSENT, slot: json.loads(text)}

@@ -1,6 +1,6 @@
 """Text becomes packed token ids, once: four arrays in the store, named by their digest.
 
-`distill` trains variants and calibrates, `recover` trains whole models; `score` ranks; `report` is the quarter of the
+`distill` starts and trains variants, `recover` trains whole models; `score` ranks; `report` is the quarter of the
 validation text that nothing else sees.
 """
 
@@ -80,7 +80,7 @@ def pack_texts(job: Job, tokenizer: Any) -> Packed:
     """
     length = job.data.distill.sequence_length
     held_out = LocalSettings.held_out * job.distill.batch_size
-    local = max(job.distill.tokens, job.calibrate.tokens) // length + held_out
+    local = job.distill.tokens // length + held_out
     whole = max(1, job.recover.tokens // length)
     held = documents_of(job, "validate")
     if len(held) < 2:

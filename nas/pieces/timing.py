@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import torch
 
-from inlay.nas.modeling import InlayConfig
+from inlay.nas.modeling.configuration_inlay import InlayConfig
 from inlay.nas.modeling.modeling_inlay import InlayForCausalLM
 
 LEAST_ROUNDS = 3

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
-from inlay.nas.job.quantities import show_bytes, show_count, show_seconds
+from inlay.nas.quantities import show_bytes, show_count, show_seconds
 from inlay.nas.report.records import Evaluation, Figures
 
 SHOWN = 0.01

@@ -13,7 +13,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from inlay.nas.job.quantities import show_seconds
+from inlay.nas.quantities import show_seconds
 from inlay.nas.report.progress import PieceEventLike, Reporter, finished, time_left
 
 LAST_EVENTS = 3

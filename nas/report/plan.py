@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from inlay.nas.job.quantities import show_bytes, show_count, show_seconds
+from inlay.nas.quantities import show_bytes, show_count, show_seconds
 
 
 def plan_tables(plan: Mapping[str, Any]) -> Iterator[Table | Text]:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, Protocol, Self, TextIO
 
-from inlay.nas.job.quantities import show_bytes, show_seconds
+from inlay.nas.quantities import show_bytes, show_seconds
 
 SECONDS_BETWEEN_LINES = 10.0
 _PROGRESS = re.compile(r"([a-z]+) +(?:started|waiting: .*|.* retried: .*|(\d+) of (\d+) pieces(?:, (.+) left)?.*)")

@@ -22,6 +22,7 @@ from inlay.nas.tables.costs import ENDS
 from inlay.nas.tables.given_costs import given_costs
 from inlay.nas.variants import Variant, ends_parameters, kv_bytes, parameters, variants_of, weights_bytes
 
+TIMES = ("prefill_ns", "decode_ns", "runtime_ns", "spread_ns")
 MEASURE = Stage("measure", 3, measure_subblocks)
 
 
@@ -40,8 +41,8 @@ def cost_rows(search: Search) -> list[dict[str, Any]]:
 def measured_subblocks(search: Search) -> list[tuple[Scenario, dict[str, dict[str, int]]]]:
     """Every scenario's times by subblock key (`slot entry`) and `ends`, each `prefill_ns, decode_ns, runtime_ns,
     spread_ns`."""
-    timed = [each for each in _all_variants(search) if each[2].kind != "no_op"]
-    entries = sorted({entry_key(v.slot, v.entry(s, layer)) for s, layer, v in timed})
+    there = [(variant, shape, layer) for shape, layer, variant in _all_variants(search) if not variant.is_free]
+    entries = sorted({entry_key(v.slot, v.entry(s, layer)) for v, s, layer in there if not v.is_absent(s, layer)})
     pieces = []
     for scenario in search.job.hardware.scenarios:
         settings = {"entries": entries, "workload": asdict(workload_of(scenario))}
@@ -60,18 +61,19 @@ def scenario_rows(search: Search, scenario: Scenario, times: dict[str, dict[str,
     rows = []
     for shape, layer, variant in _all_variants(search):
         entry = variant.entry(shape, layer)
-        if variant.kind == "no_op":
+        if variant.is_free:
             continue
+        own = dict.fromkeys(TIMES, 0) if variant.is_absent(shape, layer) else times[entry_key(variant.slot, entry)]
         rows.append(
             {
                 "scenario": scenario.name,
                 "layer": layer,
                 "slot": variant.slot,
                 "variant": variant.label,
-                **times[entry_key(variant.slot, entry)],
+                **own,
                 "parameters": parameters(entry, variant.slot, shape),
                 "weights_bytes": weights_bytes(entry, variant.slot, shape),
-                "kv_bytes": kv_bytes(entry, shape, scenario.batch_size, length) if variant.slot == "attention" else 0,
+                "kv_bytes": kv_bytes(entry, shape, scenario.batch_size, length),
             }
         )
     shape = search.parent.shape

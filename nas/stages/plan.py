@@ -45,7 +45,7 @@ def make_plan(job: Job) -> dict[str, Any]:
             "weights_bytes": parent_parameters(parent) * shape.dtype_bytes,
         },
         "space": {
-            "variants": sum(variant.kind != "parent" for layer in space for variant in layer),
+            "variants": sum(not variant.is_parent for layer in space for variant in layer),
             "trained": trained,
             "log10_architectures": sum(_log10_blocks(layer) for layer in space),
         },
@@ -234,7 +234,7 @@ def reachable(
             sizes = []
             for variant in (v for v in variants if v.slot == slot):
                 entry = variant.entry(shape, layer)
-                cache = kv_bytes(entry, shape, scenario.batch_size, length) if slot == "attention" else 0
+                cache = kv_bytes(entry, shape, scenario.batch_size, length)
                 count = parameters(entry, slot, shape)
                 weights = count * shape.dtype_bytes
                 sizes.append({"parameters": count, "weights": weights, "kv": cache, "memory": weights + cache})

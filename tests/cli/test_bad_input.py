@@ -32,7 +32,7 @@ AGAINST_PARENT = [
     ({"space.attention": ["no_op", {"kv_heads": 3}]}, "space.attention[1].kv_heads: "),
     ({"space.ffn": [{"width": 480}]}, "space.ffn[0].width: "),
     ({"space.attention": [{"window": 65}]}, "space.attention[0].window: "),
-    ({"data.distill.sequence_length": 65, "distill.tokens": 65, "calibrate.tokens": 65, "recover.tokens": 65},
+    ({"data.distill.sequence_length": 65, "distill.tokens": 65, "recover.tokens": 65},
      "data.distill.sequence_length: 65 is longer than the parent's context; it must be at most 64"),
     ({"hardware.scenarios": [{"prefill": 60, "generate": 8}]},
      "hardware.scenarios[0]: prefill 60 and generate 8 make 68 tokens; the parent's context is 64"),

@@ -14,8 +14,7 @@ from inlay.cluster.runtime import ClusterSettings, connect
 from inlay.nas.job import Job
 from inlay.nas.loop import spans as spans_module
 from inlay.nas.loop.search import Search
-from inlay.nas.loop.spans import spans
-from inlay.nas.modeling.cache_inlay import Span
+from inlay.nas.loop.spans import Span, spans
 from inlay.nas.pieces.texts import pack_texts, store_texts
 from inlay.nas.report.progress import Reporter
 from inlay.nas.stages.distill import build_library, failures, library_of
@@ -40,7 +39,6 @@ def job(tiny_parent: Callable[..., Path], texts: tuple[Path, Path]) -> Job:
                 "attention": [{"kv_heads": 1}, {"window": 8}, "linear", "no_op"],
                 "ffn": [{"width": 16}, "linear"],
             },
-            "calibrate": {"tokens": 1024},
             "distill": {"tokens": 2048, "batch_size": 4},
             "recover": {"tokens": 1024},
             "budget": {"parameters": "0.9x"},
