@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -134,18 +133,17 @@ def rounds_of(
     ids_BT = torch.randint(0, vocab, (workload.batch_size, longest), generator=generator).to(device)
     read = _reader(workload.clock(str(device)), device)
     begun = time.monotonic()
-    with _usual_priority():
-        for number in range(-1, ROUNDS_AT_MOST):
-            turn = number % len(names)
-            for name in names[turn:] + names[:turn]:
-                times = _time_once(models[name], ids_BT, workload, read)
-                if number >= 0:
-                    found[name].append(times)
-            done = number + 1
-            late = time.monotonic() - begun > patience_seconds
-            if done >= LEAST_ROUNDS and (late or (done >= ROUNDS and _settled(found, workload))):
-                break
-            on_round((done + 1) / ((ROUNDS if done < ROUNDS else ROUNDS_AT_MOST) + 1))
+    for number in range(-1, ROUNDS_AT_MOST):
+        turn = number % len(names)
+        for name in names[turn:] + names[:turn]:
+            times = _time_once(models[name], ids_BT, workload, read)
+            if number >= 0:
+                found[name].append(times)
+        done = number + 1
+        late = time.monotonic() - begun > patience_seconds
+        if done >= LEAST_ROUNDS and (late or (done >= ROUNDS and _settled(found, workload))):
+            break
+        on_round((done + 1) / ((ROUNDS if done < ROUNDS else ROUNDS_AT_MOST) + 1))
     on_round(1.0)
     return found
 
@@ -176,22 +174,6 @@ def _settled(found: Mapping[str, Sequence[tuple[int, int]]], workload: Workload)
         return relative_error(base) <= SETTLED
     pairs = ([own / first for own, first in zip(other, base, strict=True)] for other in others)
     return all(relative_error(values) <= SETTLED for values in pairs)
-
-
-@contextlib.contextmanager
-def _usual_priority() -> Iterator[None]:
-    """Ray's workers have a low priority, and then often find their caches used by others when their turn comes.
-
-    To raise it a process needs the right to; where it has not, the times are taken as they are.
-    """
-    before = os.getpriority(os.PRIO_PROCESS, 0)
-    with contextlib.suppress(OSError):
-        os.setpriority(os.PRIO_PROCESS, 0, min(before, 0))
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, 0, before)
 
 
 @torch.inference_mode()
