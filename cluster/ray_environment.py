@@ -13,6 +13,8 @@ _RAY_VARIABLES = {
 LOOPBACK_ONLY = ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 """Ray has no other switch for it: without clusters, as on desktops, every port of its processes is on the loopback."""
 WORKER_VARIABLES = {
+    # Ray lets workers stand back (nice 15): beside any other program they would get next to nothing of a processor.
+    "RAY_worker_niceness": "0",
     "OMP_NUM_THREADS": "1",
     "MKL_NUM_THREADS": "1",
     "OPENBLAS_NUM_THREADS": "1",

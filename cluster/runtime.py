@@ -99,7 +99,11 @@ class Cluster:
             "logging_level": logging.ERROR,
             "namespace": "inlay",
             # An empty working folder: else Ray puts this process's folder first on the path of every worker.
-            "runtime_env": {"working_dir": str(package), "env_vars": WORKER_VARIABLES | self.settings.environment},
+            "runtime_env": {
+                "working_dir": str(package),
+                "env_vars": WORKER_VARIABLES | self.settings.environment,
+                "worker_process_setup_hook": "inlay.cluster.worker.take_own_session",
+            },
         }
         try:
             if self.settings.address is not None:

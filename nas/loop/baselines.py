@@ -16,6 +16,7 @@ from inlay.nas.pieces.weights import Library
 from inlay.nas.tables.architecture import PARENT_BLOCK, Block, Blocks
 from inlay.nas.tables.problem import ScoreTable
 
+BASELINES = ("uniform", "depth")
 UNIFORM_TRIED = 12
 """Blocks whose true KL is taken, those of the least predicted KL first."""
 NO_BLOCK: Block = ("attention:no_op", "ffn:no_op")

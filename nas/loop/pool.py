@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from inlay.nas.loop.baselines import BASELINES
 from inlay.nas.loop.excess import Excess, excess_of, within
 from inlay.nas.loop.ridge import fit_factors
 from inlay.nas.loop.search import Search
@@ -137,30 +138,35 @@ class Pool:
         """All of them, least true KL first."""
         return sorted(self.candidates, key=lambda c: (c.true.kl_nats, c.id))
 
-    def judge(self, candidate: Candidate) -> bool:
-        """Whether it meets the budget when measured; times are taken once."""
-        if candidate.excesses is None:
-            candidate.measured = judged_times(self.search, self.tables.costs, candidate.architecture)
-            candidate.excesses = excess_of(self.search, self.tables.costs, candidate.architecture, candidate.measured)
-        return within(candidate.excesses)
+    def judge(self, candidates: Sequence[Candidate]) -> None:
+        """Measures those that were not: in turns with one parent, beside the baselines, which are timed anyhow."""
+        new = [c for c in candidates if c.excesses is None]
+        if not new:
+            return
+        new += [c for c in self.candidates if c.origin in BASELINES and c.excesses is None and c not in new]
+        costs = self.tables.costs
+        for candidate, measured in zip(
+            new, judged_times(self.search, costs, [c.architecture for c in new]), strict=True
+        ):
+            candidate.measured = measured
+            candidate.excesses = excess_of(self.search, costs, candidate.architecture, measured)
 
     def judge_some(self, candidates: Iterable[Candidate], wanted: int) -> tuple[list[Candidate], int]:
         """The first `wanted` that meet the budget when measured, and how many before them do not.
 
-        Those that the corrected costs rule out are not measured: what was observed of others speaks against them; nor
-        is any more once `MISSED_AT_MOST` missed.
+        As many as are still wanted are measured together. Those that the corrected costs rule out are not measured:
+        what was observed of others speaks against them; nor is any more once `MISSED_AT_MOST` missed.
         """
+        open_ = [candidate for candidate in candidates if self.may_fit(candidate)]
         found: list[Candidate] = []
         missed = 0
-        for candidate in candidates:
-            if len(found) == wanted or missed == MISSED_AT_MOST:
-                break
-            if not self.may_fit(candidate):
-                continue
-            if self.judge(candidate):
-                found.append(candidate)
-            else:
-                missed += 1
+        while open_ and len(found) < wanted and missed < MISSED_AT_MOST:
+            count = min(wanted - len(found), MISSED_AT_MOST - missed)
+            batch, open_ = open_[:count], open_[count:]
+            self.judge(batch)
+            met = [candidate for candidate in batch if within(candidate.excesses or ())]
+            found += met
+            missed += len(batch) - len(met)
         return found, missed
 
     def may_fit(self, candidate: Candidate) -> bool:
@@ -169,10 +175,22 @@ class Pool:
             return within(candidate.excesses)
         return within(excess_of(self.search, self.costs, candidate.architecture, None))
 
-    def learn_times(self) -> None:
-        """Corrects the costs by all that was measured."""
-        judged = [(c.architecture, c.measured) for c in self.candidates if c.measured is not None]
+    def learn_times(self) -> bool:
+        """Corrects the costs by all that was measured; whether that changed more than the measurements' noise."""
+        before = self.costs
+        seen = [c for c in self.candidates if c.measured is not None]
+        judged = [(c.architecture, c.measured) for c in seen if c.measured is not None]
         self.costs = paced(self.tables.costs, self.search.job.budget, judged)
+        return any(
+            abs(now.ratio - was.ratio) > true.noise
+            for c in seen
+            for was, now, true in zip(
+                excess_of(self.search, before, c.architecture, None),
+                excess_of(self.search, self.costs, c.architecture, None),
+                c.excesses or (),
+                strict=True,
+            )
+        )
 
     def reached(self) -> str:
         """What the nearest measured candidate reached."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -36,6 +37,10 @@ class Search:
     """Told of what pieces report beside their progress."""
     records: dict[str, Record] = field(default_factory=dict)
     """Records of the stage that runs, by key, for its report."""
+    environments: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Device and versions where times are taken, by clock, once a worker was asked."""
+    times_read: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What records of measured times hold, by their place in the store, once they were read."""
     scratch_peak_bytes: int = 0
     """The largest worker's memory in the stage's pieces whose records are not kept."""
 
@@ -116,6 +121,22 @@ class Search:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         self.scratch_peak_bytes = max(self.scratch_peak_bytes, *(record.peak_bytes for record in records))
+
+    def ask(self, piece: Piece, *, exclusive: bool = False) -> Record:
+        """Runs a piece that only says what a worker finds, without a word; nothing of it is kept."""
+        with tempfile.TemporaryDirectory(dir=self._made_scratch(), prefix="ask-") as folder:
+            (record,) = run_pieces(
+                Store(folder),
+                [piece],
+                self.cluster,
+                deadline_seconds=self.job.cluster.patience,
+                exclusive=exclusive,
+            )
+        return record
+
+    def _made_scratch(self) -> Path:
+        self.scratch.mkdir(parents=True, exist_ok=True)
+        return self.scratch
 
     def _tell(self, event: PieceEvent) -> None:
         self.reporter.piece_event(event)

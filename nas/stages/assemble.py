@@ -113,6 +113,8 @@ def affordable(
 ) -> list[Candidate]:
     """The first candidates, in some order, that meet the budget when measured: at least one, `wanted` at most.
 
+    Fewer than wanted are enough once a correction of the costs says no more than the times' noise.
+
     Args:
         search_again: adds candidates under the corrected costs.
 
@@ -124,7 +126,8 @@ def affordable(
         if len(found) == wanted or (found and not missed):
             return found
         if attempt < TIME_CORRECTIONS:
-            pool.learn_times()
+            if not pool.learn_times() and found:
+                return found  # those that missed did so by no more than the times' noise: it is not chased
             with suppress(InfeasibleError):  # the budget now seems out of reach
                 search_again()
     if found:

@@ -50,6 +50,9 @@ def pool_rows(assembled: Assembled, tables: Tables, job: Job) -> list[dict[str, 
                 "predicted_runtime_ns": total["runtime_ns"],
                 "measured_runtime_ns": measured.runtime_ns if measured else None,
                 "measured_ratio": measured.ratios["runtime"] if measured else None,
+                "measured_ratio_error": measured.ratios["runtime"] * measured.ratio_errors["runtime"]
+                if measured
+                else None,
                 "memory_bytes": total["weights_bytes"] + total["kv_bytes"],
                 "parameters": total["parameters"],
                 "kept": candidate.id == assembled.kept.id,

@@ -10,6 +10,7 @@ from inlay.cluster.runtime import Cluster
 from inlay.nas.export.hf import write_model_folder
 from inlay.nas.families import Parent
 from inlay.nas.job import Job
+from inlay.nas.loop.baselines import BASELINES
 from inlay.nas.loop.search import Search
 from inlay.nas.loop.solving import Tables, solve_pool
 from inlay.nas.loop.training import global_settings
@@ -32,8 +33,6 @@ from inlay.nas.tables.costs import CostTable
 from inlay.nas.tables.problem import ScoreTable
 from inlay.nas.variants import variants_of
 from inlay.nas.workspace import Workspace
-
-BASELINES = ("uniform", "depth")
 
 
 class Pipeline:

@@ -143,6 +143,10 @@ def note_times(arguments: dict[str, Any], context: PieceContext) -> PieceOutput:
     return PieceOutput({"begun": begun, "ended": time.time()})
 
 
+def standing(arguments: dict[str, Any], context: PieceContext) -> PieceOutput:
+    return PieceOutput({"priority": os.getpriority(os.PRIO_PROCESS, 0), "leads": os.getsid(0) == os.getpid()})
+
+
 def diverge(arguments: dict[str, Any], context: PieceContext) -> PieceOutput:
     return PieceOutput({"steps": 3}, failure="the loss was not finite at step 3")
 
@@ -375,6 +379,11 @@ def test_ready_holds_pieces_back_until_records_let_them_go(store: Store, cluster
 def test_pieces_that_can_never_start_are_an_error(store: Store, cluster: Cluster) -> None:
     with pytest.raises(PieceError, match="waits: none of the 1 pieces left may start"):
         run_pieces(store, [make(square, "waits", x=1)], cluster, ready=lambda piece: False)
+
+
+def test_workers_compete_with_other_programs_as_equals(store: Store, cluster: Cluster) -> None:
+    (record,) = run_pieces(store, [make(standing, "standing")], cluster)
+    assert record.values == {"priority": os.getpriority(os.PRIO_PROCESS, 0), "leads": True}
 
 
 def test_exclusive_pieces_never_overlap(store: Store, cluster: Cluster) -> None:
