@@ -20,7 +20,7 @@ from inlay.nas.pieces.texts import Ids
 from inlay.nas.pieces.weights import Library
 from inlay.nas.tables.architecture import PARENT_BLOCK, Block, Blocks, architecture_of, identify
 from inlay.nas.tables.costs import CostTable
-from inlay.nas.tables.problem import ScoreTable
+from inlay.nas.tables.scores import ScoreTable
 from inlay.solver import Problem
 
 SMALLEST_KL = 1e-9

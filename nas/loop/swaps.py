@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from inlay.nas.tables.architecture import Block, Blocks
-from inlay.nas.tables.problem import ScoreTable
+from inlay.nas.tables.scores import ScoreTable
 from inlay.solver import Problem
 
 NEIGHBOURS = 12

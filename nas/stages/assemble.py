@@ -25,7 +25,7 @@ from inlay.nas.loop.swaps import neighbours
 from inlay.nas.pieces.texts import Texts
 from inlay.nas.pieces.weights import Library
 from inlay.nas.tables.architecture import Blocks
-from inlay.nas.tables.problem import ScoreTable
+from inlay.nas.tables.scores import ScoreTable
 
 TIME_CORRECTIONS = 3
 SWAP_ROUNDS = 4

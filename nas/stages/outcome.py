@@ -72,6 +72,7 @@ def solution_of(assembled: Assembled, tables: Tables, job: Job) -> dict[str, Any
         "totals": {scenario: tables.costs.total(scenario, kept.architecture) for scenario in tables.costs.scenarios},
         "measured": {scenario: asdict(times) for scenario, times in measured.items()},
         "limits": {e.field: e.ratio for e in kept.excesses or ()},
-        "gamma": assembled.scores.gamma,
+        "gamma": assembled.scores.gammas.common,
+        "gammas": {" + ".join(pair): gamma for pair, gamma in assembled.scores.gammas.by_kind.items()},
         "rounds": assembled.rounds,
     }

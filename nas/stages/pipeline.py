@@ -29,7 +29,7 @@ from inlay.nas.stages.recover import recover
 from inlay.nas.stages.score import score_blocks
 from inlay.nas.tables.architecture import PARENT_BLOCK, Blocks, identify
 from inlay.nas.tables.costs import CostTable
-from inlay.nas.tables.problem import ScoreTable
+from inlay.nas.tables.scores import ScoreTable
 from inlay.nas.variants import variants_of
 from inlay.nas.workspace import Workspace
 
@@ -114,7 +114,7 @@ class Pipeline:
                     else (PARENT_BLOCK[0], variant.label)
                 )
                 measured.setdefault(layer, {})[block] = 0.0
-        problem = Tables(ScoreTable(measured, 1.0), costs, self._tokens()).problem(self.job.budget)
+        problem = Tables(ScoreTable(measured), costs, self._tokens()).problem(self.job.budget)
         solve_pool(problem, 1, 0.0, self.job.solve.time_limit)
 
     def _library(self, texts: Texts) -> tuple[Library, list[tuple[int, str, str]]]:
@@ -135,8 +135,8 @@ class Pipeline:
             rows = score_blocks(self.search, texts.score, library)
             self.record.table("scores", rows)
             scores = ScoreTable.of(rows)
-            told.note = f"{len(rows)} blocks, gamma {scores.gamma:.3f}"
-            told.metrics["gamma"] = scores.gamma
+            told.note = f"{len(rows)} blocks, {scores.gammas}"
+            told.metrics["gamma"] = scores.gammas.common
         return scores
 
     def _assemble(self, texts: Texts, library: Library, tables: Tables) -> Assembled:
