@@ -127,7 +127,7 @@ class ScoreRow:
     attention: str
     ffn: str
     kl_nats: float
-    standard_error: float
+    standard_error: float | None
 
 
 @dataclass(frozen=True)
