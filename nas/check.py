@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from inlay.distill.text import read_documents, split_documents
 from inlay.nas.embedded import embedded_parent
 from inlay.nas.errors import UserError
 from inlay.nas.families import Shape, describe_hub_parent, open_parent
-from inlay.nas.job import Job, JobError, Problem
+from inlay.nas.job import Data, Job, JobError, Problem, Scenario
 from inlay.nas.job.locations import EMBEDDED, is_hub_id, resolve
 from inlay.nas.job.problems import show
 from inlay.nas.tables.given_costs import given_costs
@@ -57,7 +57,8 @@ def section_problems(sections: Mapping[str, Any], folder: Path) -> list[Problem]
     if parent is not None:
         found += _against_shape(sections, parent.shape)
     if "data" in sections:
-        found += _texts(sections["data"], parent, folder)
+        scenarios = sections["hardware"].scenarios if "hardware" in sections else ()
+        found += _texts(sections["data"], scenarios, parent, folder)
     if "hardware" in sections and sections["hardware"].costs is not None:
         found += _costs(sections, parent, folder)
     return found
@@ -89,9 +90,10 @@ def _against_shape(sections: Mapping[str, Any], shape: Shape) -> Iterator[Proble
     context = shape.max_positions
     if "space" in sections:
         yield from space_problems(sections["space"], shape)
-    if "data" in sections and (length := sections["data"].distill.sequence_length) > context:
-        text = f"{length} is longer than the parent's context; it must be at most {context}"
-        yield Problem("data.distill.sequence_length", text)
+    for part in ("distill", "validate") if "data" in sections else ():
+        if (length := getattr(sections["data"], part).sequence_length) is not None and length > context:
+            text = f"{length} is longer than the parent's context; it must be at most {context}"
+            yield Problem(f"data.{part}.sequence_length", text)
     for place, scenario in enumerate(sections["hardware"].scenarios if "hardware" in sections else ()):
         if (total := scenario.prefill + scenario.generate) > context:
             text = f"prefill {scenario.prefill} and generate {scenario.generate} make {total} tokens; the parent's"
@@ -108,9 +110,9 @@ def _costs(sections: Mapping[str, Any], parent: _Described | None, folder: Path)
         yield _problem(error, "hardware.costs")
 
 
-def _texts(data: Any, parent: _Described | None, folder: Path) -> Iterator[Problem]:
-    length = data.distill.sequence_length
-    for part in ("distill", "validate"):
+def _texts(data: Data, scenarios: Sequence[Scenario], parent: _Described | None, folder: Path) -> Iterator[Problem]:
+    lengths_asked = {"distill": data.distill.sequence_length, "validate": data.judged_length(scenarios)}
+    for part, length in lengths_asked.items():
         source, field = getattr(data, part), f"data.{part}.path"
         if source.path.startswith(EMBEDDED):
             continue
@@ -129,7 +131,8 @@ def _texts(data: Any, parent: _Described | None, folder: Path) -> Iterator[Probl
         if min(lengths) < length:
             cut = "a part of the validation text (it is cut by documents, 3 to 1)" if part == "validate" else "the text"
             text = f"{show(source.path)}: {cut} has {min(lengths)} tokens, less than one sequence of {length}"
-            yield Problem(field, f"{text}; give more text, or lower data.distill.sequence_length")
+            lower = "validate" if length > data.distill.sequence_length else "distill"
+            yield Problem(field, f"{text}; give more text, or lower data.{lower}.sequence_length")
 
 
 def _tokenizer(parent: _Described | None) -> Any | None:
