@@ -21,19 +21,30 @@ from inlay.nas.job import Data, Job, JobError, Problem, Scenario
 from inlay.nas.job.locations import EMBEDDED, is_hub_id, resolve
 from inlay.nas.job.problems import show
 from inlay.nas.tables.given_costs import given_costs
+from inlay.nas.tables.idle_limits import idle_limits, parent_sizes
 from inlay.nas.variants import space_problems
 
 _FIELD = re.compile(r"`?([a-z_]+(?:\.[a-z_]+|\[\d+\])*)`?: (.+)", re.DOTALL)
 
 
-def check_job(job: Job) -> None:
-    """Raises JobError with every problem of the job against its parent and its texts."""
+@dataclass(frozen=True)
+class Checked:
+    """What is wrong with a job, and what its author should look at though it can run."""
+
+    problems: list[Problem]
+    warnings: list[str]
+
+
+def check_job(job: Job) -> list[str]:
+    """Raises JobError with every problem of the job against its parent and its texts; returns its warnings."""
     sections = {name: getattr(job, name) for name in type(job).model_fields}
-    if problems := section_problems(sections, job.folder):
-        raise JobError.of(problems, sections, str(job.file or "job"))
+    checked = check_sections(sections, job.folder)
+    if checked.problems:
+        raise JobError.of(checked.problems, sections, str(job.file or "job"))
+    return checked.warnings
 
 
-def problems_of_file(path: str | os.PathLike[str]) -> list[Problem]:
+def check_file(path: str | os.PathLike[str]) -> Checked:
     """Every problem of a job file; where fields are wrong, the others are still checked against parent and texts.
 
     Raises UserError for a file that is not a YAML mapping.
@@ -41,27 +52,31 @@ def problems_of_file(path: str | os.PathLike[str]) -> list[Problem]:
     try:
         job = Job.load(path)
     except JobError as error:
-        return [*error.problems, *section_problems(error.sections, Path(path).absolute().parent)]
-    return section_problems({name: getattr(job, name) for name in Job.model_fields}, job.folder)
+        checked = check_sections(error.sections, Path(path).absolute().parent)
+        return Checked([*error.problems, *checked.problems], checked.warnings)
+    return check_sections({name: getattr(job, name) for name in Job.model_fields}, job.folder)
 
 
-def section_problems(sections: Mapping[str, Any], folder: Path) -> list[Problem]:
-    """Problems of those sections of a job that are there, against its parent and its texts."""
+def check_sections(sections: Mapping[str, Any], folder: Path) -> Checked:
+    """Those sections of a job that are there, against its parent and its texts."""
     found: list[Problem] = []
+    warnings: list[str] = []
     parent: _Described | None = None
     if "parent" in sections:
         try:
             parent = _describe(sections["parent"], sections.get("revision"), folder)
         except UserError as error:
             found.append(_problem(error, "parent"))
+    scenarios = sections["hardware"].scenarios if "hardware" in sections else ()
     if parent is not None:
         found += _against_shape(sections, parent.shape)
+        sizes = {scenario.name: parent_sizes(parent.shape, scenario) for scenario in scenarios}
+        warnings = idle_limits(sections.get("budget", ()), sizes)
     if "data" in sections:
-        scenarios = sections["hardware"].scenarios if "hardware" in sections else ()
         found += _texts(sections["data"], scenarios, parent, folder)
     if "hardware" in sections and sections["hardware"].costs is not None:
         found += _costs(sections, parent, folder)
-    return found
+    return Checked(found, warnings)
 
 
 @dataclass(frozen=True)

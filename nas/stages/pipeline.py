@@ -28,7 +28,8 @@ from inlay.nas.stages.record import SearchRecord
 from inlay.nas.stages.recover import recover
 from inlay.nas.stages.score import ScoredBlock, score_blocks
 from inlay.nas.tables.architecture import PARENT_BLOCK, Blocks, identify
-from inlay.nas.tables.costs import CostTable
+from inlay.nas.tables.costs import TIMES, CostTable, quantities
+from inlay.nas.tables.idle_limits import idle_limits
 from inlay.nas.tables.scores import ScoreTable
 from inlay.nas.variants import variants_of
 from inlay.nas.workspace import Workspace
@@ -63,6 +64,7 @@ class Pipeline:
         self.record.texts(texts)
         self.place.write_json("texts.json", {name: asdict(getattr(texts, name)) for name in TEXTS})
         tables_costs = self._costs()
+        self._warn_of_idle_times(tables_costs)
         self._check_reachable(tables_costs)
         library, lost = self._library(texts)
         scored = self._scored(texts, library)
@@ -102,6 +104,15 @@ class Pipeline:
                 ],
             )
         return CostTable(rows)
+
+    def _warn_of_idle_times(self, costs: CostTable) -> None:
+        """Limits on times above the parent's own, now that these are known; sizes were known before the run."""
+        blocks = [PARENT_BLOCK] * self.parent.shape.num_layers
+        tokens = self._tokens()
+        own = {name: quantities(costs.total(name, blocks), tokens[name]) for name in costs.scenarios}
+        timed = {name: {key: row[key] for key in (*TIMES, "throughput")} for name, row in own.items()}
+        for warning in idle_limits(self.job.budget, timed):
+            self.search.reporter.warning(warning)
 
     def _check_reachable(self, costs: CostTable) -> None:
         """An impossible budget is told now, before anything is trained."""

@@ -103,7 +103,7 @@ def test_a_right_job(inlay: Inlay, write_job: WriteJob) -> None:
     before = names(job.parent)
     done = inlay("validate", job)
     assert (done.returncode, done.stderr, done.stdout) == (0, "", f"{job} is right\n")
-    assert json.loads(inlay("validate", job, "--json").stdout) == {"valid": True, "problems": []}
+    assert json.loads(inlay("validate", job, "--json").stdout) == {"valid": True, "problems": [], "warnings": []}
     assert names(job.parent) == before
 
 
