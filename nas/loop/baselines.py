@@ -14,7 +14,7 @@ from inlay.nas.pieces.comparison import Comparison
 from inlay.nas.pieces.texts import Ids
 from inlay.nas.pieces.weights import Library
 from inlay.nas.tables.architecture import PARENT_BLOCK, Block, Blocks
-from inlay.nas.tables.problem import ScoreTable
+from inlay.nas.tables.scores import ScoreTable
 
 BASELINES = ("uniform", "depth")
 UNIFORM_TRIED = 12

@@ -25,8 +25,9 @@ from inlay.nas.loop.training import train_models
 from inlay.nas.loop.true_kl import true_scores_of_models
 from inlay.nas.pieces.assembled import TrainedModel
 from inlay.nas.pieces.texts import Texts
-from inlay.nas.tables.architecture import PARENT_BLOCK, Block, Blocks, architecture_of
-from inlay.nas.tables.problem import NANO, ScoreTable
+from inlay.nas.tables.architecture import PARENT_BLOCK, Block, Blocks, architecture_of, kind_of
+from inlay.nas.tables.problem import NANO
+from inlay.nas.tables.scores import ScoreTable
 from inlay.solver import Choice, Limit, Problem
 
 PROBE_SHARE = 4
@@ -190,11 +191,6 @@ def probe_tokens(job: Job) -> int:
     recover = job.recover
     least = PROBE_STEPS * recover.batch_size * job.data.distill.sequence_length
     return max(1, recover.tokens // PROBE_SHARE, min(recover.tokens // 2, least))
-
-
-def kind_of(label: str) -> str:
-    """`attention:kv_heads` of `attention:kv_heads=2`."""
-    return label.partition("=")[0]
 
 
 def shares(scores: ScoreTable, layer: int, block: Block) -> dict[str, float]:

@@ -27,10 +27,11 @@ from inlay.nas.stages.measure import cost_rows
 from inlay.nas.stages.outcome import loss_rows
 from inlay.nas.stages.record import SearchRecord
 from inlay.nas.stages.recover import recover
-from inlay.nas.stages.score import score_blocks
+from inlay.nas.stages.score import ScoredBlock, score_blocks
 from inlay.nas.tables.architecture import PARENT_BLOCK, Blocks, identify
-from inlay.nas.tables.costs import CostTable
-from inlay.nas.tables.problem import ScoreTable
+from inlay.nas.tables.costs import TIMES, CostTable, quantities
+from inlay.nas.tables.idle_limits import idle_limits
+from inlay.nas.tables.scores import ScoreTable
 from inlay.nas.variants import variants_of
 from inlay.nas.workspace import Workspace
 
@@ -62,11 +63,12 @@ class Pipeline:
         self.record.texts(texts)
         self.place.write_json("texts.json", {name: asdict(getattr(texts, name)) for name in TEXTS})
         tables_costs = self._costs()
+        self._warn_of_idle_times(tables_costs)
         self._check_reachable(tables_costs)
         library, lost = self._library(texts)
-        scores = self._scores(texts, library)
-        tables = Tables(scores, tables_costs, self._tokens())
-        assembled = self._assemble(texts, library, tables)
+        scored = self._scored(texts, library)
+        tables = Tables(ScoreTable.of(one.row() for one in scored), tables_costs, self._tokens())
+        assembled = self._assemble(texts, library, tables, scored)
         architectures = {"child": assembled.kept.architecture} | {
             name: assembled.baselines[name].architecture for name in BASELINES
         }
@@ -102,6 +104,15 @@ class Pipeline:
             )
         return CostTable(rows)
 
+    def _warn_of_idle_times(self, costs: CostTable) -> None:
+        """Limits on times above the parent's own, now that these are known; sizes were known before the run."""
+        blocks = [PARENT_BLOCK] * self.parent.shape.num_layers
+        tokens = self._tokens()
+        own = {name: quantities(costs.total(name, blocks), tokens[name]) for name in costs.scenarios}
+        timed = {name: {key: row[key] for key in (*TIMES, "throughput")} for name, row in own.items()}
+        for warning in idle_limits(self.job.budget, timed):
+            self.search.reporter.warning(warning)
+
     def _check_reachable(self, costs: CostTable) -> None:
         """An impossible budget is told now, before anything is trained."""
         measured: dict[int, dict[tuple[str, str], float]] = {}
@@ -113,7 +124,7 @@ class Pipeline:
                     else (PARENT_BLOCK[0], variant.label)
                 )
                 measured.setdefault(layer, {})[block] = 0.0
-        problem = Tables(ScoreTable(measured, 1.0), costs, self._tokens()).problem(self.job.budget)
+        problem = Tables(ScoreTable(measured), costs, self._tokens()).problem(self.job.budget)
         solve_pool(problem, 1, 0.0, self.job.solve.time_limit)
 
     def _library(self, texts: Texts) -> tuple[Library, list[tuple[int, str, str]]]:
@@ -129,18 +140,19 @@ class Pipeline:
         self.place.write_json("library.json", {str(layer): dict(held) for layer, held in library.digests.items()})
         return library, lost
 
-    def _scores(self, texts: Texts, library: Library) -> ScoreTable:
+    def _scored(self, texts: Texts, library: Library) -> list[ScoredBlock]:
         with self.stage("score") as told:
-            rows = score_blocks(self.search, texts.score, library)
+            scored = score_blocks(self.search, texts.score, library)
+            rows = [one.row() for one in scored]
             self.record.table("scores", rows)
-            scores = ScoreTable.of(rows)
-            told.note = f"{len(rows)} blocks, gamma {scores.gamma:.3f}"
-            told.metrics["gamma"] = scores.gamma
-        return scores
+            gammas = ScoreTable.of(rows).gammas
+            told.note = f"{len(rows)} blocks, {gammas}"
+            told.metrics["gamma"] = gammas.common
+        return scored
 
-    def _assemble(self, texts: Texts, library: Library, tables: Tables) -> Assembled:
+    def _assemble(self, texts: Texts, library: Library, tables: Tables, scored: list[ScoredBlock]) -> Assembled:
         with self.stage("assemble") as told:
-            assembled = assemble(self.search, texts, library, tables)
+            assembled = assemble(self.search, texts, library, tables, scored)
             self.record.assembled(assembled, tables)
             kept = assembled.kept
             probed = sum(candidate.probe_kl is not None for candidate in assembled.candidates)
@@ -172,10 +184,19 @@ class Pipeline:
             allowed = ["child", *(name for name in BASELINES if not rows[name]["over_budget"])]
             # Ranked on the score text: the report text chooses nothing.
             winner = min(allowed, key=lambda name: (ranked[name].kl_nats, name != "child"))
-            evaluation = {**rows, "chosen": winner, "scenario": self.job.hardware.scenarios[0].name}
+            above = {name: ranked[name].above(ranked[winner]) for name in allowed if name != winner}
+            evaluation = {
+                **rows,
+                "chosen": winner,
+                "scenario": self.job.hardware.scenarios[0].name,
+                "above_chosen": {name: asdict(difference) for name, difference in above.items()},
+            }
             self.place.write_json("evaluation.json", evaluation)
             self.record.evaluation(evaluation)
             told.note = (
                 f"KL {rows[winner]['kl_nats']:.4f}, {1 / rows[winner]['runtime_ratio']:.2f}x as fast as the parent"
             )
+            for name, difference in above.items():
+                if difference.within_noise and models[name].blob != models[winner].blob:
+                    told.note += f", not told apart from {name} by the score text"
         return evaluation
