@@ -25,10 +25,15 @@ def times_are_given(search: Search) -> bool:
     return search.job.hardware.costs is not None
 
 
-def judged_times(search: Search, costs: CostTable, architecture: Blocks) -> dict[str, Measured]:
-    """Times by scenario: true ones, or the sums of the given table, so that equal tables choose equal children."""
+def judged_times(
+    search: Search, costs: CostTable, architecture: Blocks, what: str = "times of 1 candidate"
+) -> dict[str, Measured]:
+    """Times by scenario: true ones, or the sums of the given table, so that equal tables choose equal children.
+
+    `what` is what people are told of it.
+    """
     if not times_are_given(search):
-        return measure(search, architecture)
+        return measure(search, architecture, what)
     return {s.name: _summed(costs, s.name, architecture) for s in search.job.hardware.scenarios}
 
 
@@ -46,8 +51,8 @@ def _summed(costs: CostTable, scenario: str, architecture: Blocks) -> Measured:
     )
 
 
-def measure(search: Search, architecture: Blocks) -> dict[str, Measured]:
-    """True times by scenario."""
+def measure(search: Search, architecture: Blocks, what: str) -> dict[str, Measured]:
+    """True times by scenario; `what` is what people are told of it."""
     blocks = entries_of(search.parent.shape, architecture)
     found = {}
     for scenario in search.job.hardware.scenarios:
@@ -55,7 +60,7 @@ def measure(search: Search, architecture: Blocks) -> dict[str, Measured]:
         depends = {"blocks": blocks, "workload": workload, "environment": environment(search)}
         name = f"{identify(architecture)} in {scenario.name}"
         piece = search.piece(TRUE_TIMES, name, {"blocks": blocks, "workload": workload}, depends)
-        (record,) = search.run([piece], exclusive=True)
+        (record,) = search.run([piece], what, exclusive=True)
         found[scenario.name] = Measured(**record.values["measured"])
     return found
 

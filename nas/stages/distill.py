@@ -24,6 +24,7 @@ from inlay.nas.pieces.boundaries import worker_source
 from inlay.nas.pieces.stage import Stage
 from inlay.nas.pieces.texts import Ids
 from inlay.nas.pieces.weights import Library, WorkerSource, slot_state
+from inlay.nas.report.sentences import counted
 from inlay.nas.stages.calibrate import calibrate_piece, sums_of
 from inlay.nas.variants import Variant, parse_variant, variants_of
 from inlay.nas.variants.sums import CalibrationSums
@@ -45,12 +46,19 @@ def build_library(search: Search, ids: Ids) -> list[Record]:
     scratch = scratch_of(search, ids, outcomes)
     for span in spans_with_boundaries(search, ids, todo, outcomes):
         layers = [layer for layer in span.layers if layer in todo]
-        sums = search.run([calibrate_piece(search, ids, layer, space[layer], scratch) for layer in layers])
+        sums = search.run(
+            [calibrate_piece(search, ids, layer, space[layer], scratch) for layer in layers],
+            "sums that start the variants",
+            "layers",
+        )
+        search.part(span.share, 1)
         search.run(
             [
                 distill_piece(search, ids, layer, space[layer], sums_of(record))
                 for layer, record in zip(layers, sums, strict=True)
-            ]
+            ],
+            f"training {counted(sum(len(space[layer]) for layer in layers), 'variant')}",
+            "layers",
         )
     return search.run(pieces)
 

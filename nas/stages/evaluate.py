@@ -43,7 +43,10 @@ def rows_of(
     Each row's `times` says whether its speed was `measured` here or is the `given` cost table's.
     """
     scenario = search.job.hardware.scenarios[0]
-    times = {name: judged_times(search, costs, architecture) for name, architecture in architectures.items()}
+    times = {
+        name: judged_times(search, costs, architecture, f"times of {name}")
+        for name, architecture in architectures.items()
+    }
     own = next(iter(times.values()))[scenario.name].parent
     num_layers = search.parent.shape.num_layers
     rows = {"parent": _row(search, costs, scenario, tuple([PARENT_BLOCK] * num_layers), own, parent)}

@@ -17,6 +17,7 @@ from inlay.nas.loop.search import Search
 from inlay.nas.loop.true_times import environment, workload_of
 from inlay.nas.pieces.measuring import measure_subblocks
 from inlay.nas.pieces.stage import Stage
+from inlay.nas.report.sentences import counted
 from inlay.nas.tables.costs import ENDS
 from inlay.nas.tables.given_costs import given_costs
 from inlay.nas.variants import Variant, ends_parameters, kv_bytes, parameters, variants_of, weights_bytes
@@ -31,6 +32,7 @@ def cost_rows(search: Search) -> list[dict[str, Any]]:
         names = [scenario.name for scenario in search.job.hardware.scenarios]
         return given_costs(given, names, search.job.space, search.parent.shape)
     rows: list[dict[str, Any]] = []
+    search.part(1.0, len(search.job.hardware.scenarios))
     for scenario in search.job.hardware.scenarios:
         times = measure_scenario(search, scenario)
         rows += scenario_rows(search, scenario, times)
@@ -47,7 +49,7 @@ def measure_scenario(search: Search, scenario: Scenario) -> dict[str, dict[str, 
         {"entries": entries, "workload": asdict(workload)},
         {"entries": entries, "workload": asdict(workload), "environment": environment(search)},
     )
-    (record,) = search.run([piece], exclusive=True)
+    (record,) = search.run([piece], f"times of {counted(len(entries), 'subblock')} in {scenario.name}", exclusive=True)
     return {key: dict(times) for key, times in record.values["times"].items()}
 
 

@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import math
-import os
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
-from inlay.nas.families import Parent, Slot
+from inlay.nas.families import Parent
 from inlay.nas.job import Job
 from inlay.nas.job.sections import Scenario
-from inlay.nas.loop.probes import probe_tokens
 from inlay.nas.loop.search import compute_dtype
 from inlay.nas.pieces.shards import shard_ranges
+from inlay.nas.stages.estimate import MODELS, SLOTS, parent_parameters, scored_blocks, stage_seconds
 from inlay.nas.stages.run import open_job_parent
 from inlay.nas.variants import Variant, ends_parameters, kv_bytes, parameters, variants_of
 
 EXACT = ("parameters", "weights", "kv", "memory")
 """What needs no measuring."""
-MODELS = 3
-"""Child and two baselines: what is recovered."""
-PROBE_RUNS = 3
-"""One layer of the parent is run so often, and the fastest taken, to learn what a worker computes in a second."""
 
 
 def make_plan(job: Job) -> dict[str, Any]:
@@ -55,16 +49,6 @@ def make_plan(job: Job) -> dict[str, Any]:
     }
 
 
-def parent_parameters(parent: Parent) -> int:
-    """All parameters, a tied head counted once."""
-    shape = parent.shape
-    layers = (parameters(shape.parent_entry(i, slot), slot, shape) for i in range(shape.num_layers) for slot in SLOTS)
-    return ends_parameters(shape) + sum(layers)
-
-
-SLOTS: tuple[Slot, Slot] = ("attention", "ffn")
-
-
 def scratch_bytes(job: Job, parent: Parent) -> int:
     """What scratch holds at most: the states before, in float32 also those within, every layer."""
     states = 2 * parent.shape.num_layers + 1 if compute_dtype(job, parent) == "float32" else parent.shape.num_layers + 1
@@ -78,28 +62,9 @@ def _log10_blocks(layer: tuple[Variant, ...]) -> float:
 
 def _stages(job: Job, parent: Parent, space: list[tuple[Variant, ...]], trained: int) -> list[dict[str, Any]]:
     shape, length = parent.shape, job.data.distill.sequence_length
-    workers = job.cluster.max_workers or local_workers(job)
-    own = parent_parameters(parent) - ends_parameters(shape)
-    layer = own / shape.num_layers
-    head = shape.vocab * shape.hidden
     score_tokens = job.data.validate.tokens * 3 // 4
     shards = len(shard_ranges(max(1, job.distill.tokens // length), length))
-    blocks = sum(len(v) - 2 for v in space) + job.score.pairs
-    forward = 2.0
-    # The parent forward, and a child of 0.8 of it forward and back.
-    trained_token = (1 + 3 * 0.8) * forward * (own + head)
-    costs = {
-        "distill": forward * own * job.distill.tokens + 3 * forward * trained * layer * 0.4 * job.distill.tokens,
-        "score": forward * score_tokens * blocks * (own / 2 + head),
-        "assemble": forward * score_tokens * (4 * job.solve.pool + 3 * shape.num_layers + 12) * (own + head)
-        + job.recover.probes * probe_tokens(job) * trained_token,
-        "recover": MODELS * job.recover.tokens * trained_token,
-    }
-    rate = _rate(parent, length) if job.hardware.device == "cpu" else None
-    at_once = {name: min(workers, shape.num_layers) if name in ("distill", "score") else workers for name in costs}
-    # Child, uniform and depth are trained at once where there are workers for them, each on its own ranks.
-    at_once["recover"] = min(MODELS, max(1, workers // job.recover.workers)) * job.recover.workers
-    seconds = {name: operations / rate / at_once[name] if rate else None for name, operations in costs.items()}
+    seconds = stage_seconds(job, parent)
     variant_bytes = sum(
         parameters(v.entry(shape, i), v.slot, shape) for i, vs in enumerate(space) for v in vs if v.trained
     )
@@ -119,58 +84,28 @@ def _stages(job: Job, parent: Parent, space: list[tuple[Variant, ...]], trained:
             "name": "distill",
             "pieces": shape.num_layers,
             "bytes": variant_bytes * shape.dtype_bytes,
-            "seconds": seconds["distill"],
+            "seconds": seconds.get("distill"),
             "what": f"{trained} variants, {job.distill.tokens:,} tokens each",
         },
         {
             "name": "score",
             "pieces": shape.num_layers,
-            "seconds": seconds["score"],
-            "what": f"{blocks} blocks on {score_tokens:,} tokens",
+            "seconds": seconds.get("score"),
+            "what": f"{scored_blocks(job, parent)} blocks on {score_tokens:,} tokens",
         },
         {
             "name": "assemble",
-            "seconds": seconds["assemble"],
+            "seconds": seconds.get("assemble"),
             "what": f"a pool of {job.solve.pool}, true KL, true times, baselines, {job.recover.probes} probes",
         },
         {
             "name": "recover",
             "pieces": MODELS,
-            "seconds": seconds["recover"],
+            "seconds": seconds.get("recover"),
             "what": f"child and two baselines where they differ, {job.recover.tokens:,} tokens each",
         },
         {"name": "evaluate", "what": f"{job.data.validate.tokens // 4:,} tokens that nothing has seen"},
     ]
-
-
-def _rate(parent: Parent, length: int) -> float:
-    """Operations a second of one thread, by the parent's first layer on one micro-batch."""
-    import torch
-
-    from inlay.nas.modeling.modeling_inlay import build_layer, make_context
-    from inlay.nas.pieces.boundaries import micro_batch
-
-    shape, dtype, device = parent.shape, torch.float32, torch.device("cpu")
-    attention, ffn = (shape.parent_entry(0, slot) for slot in SLOTS)
-    layer = build_layer(parent.config, 0, attention, ffn, parent.layer_state(0), dtype)
-    batch = micro_batch(length)
-    context = make_context(parent.config, batch, length, dtype, device, [attention])
-    hidden_BSD = torch.randn(batch, length, shape.hidden)
-    torch.set_num_threads(1)
-    times = []
-    with torch.inference_mode():
-        for _ in range(PROBE_RUNS):
-            start = time.perf_counter()
-            middle_BSD = hidden_BSD + layer.attention_update(hidden_BSD, context)
-            layer.ffn_update(middle_BSD)
-            times.append(time.perf_counter() - start)
-    operations = (
-        2.0
-        * batch
-        * length
-        * sum(parameters(entry, slot, shape) for entry, slot in zip((attention, ffn), SLOTS, strict=True))
-    )
-    return operations / min(times)
 
 
 def _facts(job: Job, parent: Parent, space: list[tuple[Variant, ...]]) -> list[tuple[str, str]]:
@@ -213,11 +148,6 @@ def _warnings(job: Job, parent: Parent, space: list[tuple[Variant, ...]]) -> lis
                     f"is {least[limit.name] / own[limit.name]:.3f}x"
                 )
     return found
-
-
-def local_workers(job: Job) -> int:
-    """Workers of a job without `max_workers` on this machine: as many as its CPUs hold."""
-    return max(1, (os.cpu_count() or 1) // job.cluster.cpus_per_worker)
 
 
 def reachable(

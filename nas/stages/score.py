@@ -38,7 +38,8 @@ def score_blocks(search: Search, ids: Ids, library: Library) -> list[dict[str, A
     kept = kept_records(search.workspace.store, pieces)
     missing = [layer for layer, piece in enumerate(pieces) if piece.key not in kept]
     for span in spans_with_boundaries(search, ids, missing):
-        search.run([pieces[layer] for layer in span.layers if layer in missing])
+        search.part(span.share, 1)
+        search.run([pieces[layer] for layer in span.layers if layer in missing], "KL of blocks", "layers")
     records = search.run(pieces)
     return [row for layer, record in enumerate(records) for row in _rows(search, layer, blocks[layer], record)]
 

@@ -10,8 +10,7 @@ import pytest
 
 from inlay.nas.job import Job
 from inlay.nas.report.progress import Reporter
-from inlay.nas.stages.record import SearchRecord
-from inlay.nas.stages.run import open_job_parent
+from inlay.nas.stages.recording.record import SearchRecord
 from inlay.nas.workspace import Workspace
 
 Make = Callable[..., Job]
@@ -36,10 +35,10 @@ def make(tmp_path: Path, tiny_parent: Callable[..., Path], texts: tuple[Path, Pa
 
 def run_of(job: Job, place: Workspace) -> str:
     """Starts and ends the record of a search; the id of its run."""
-    record = SearchRecord(job, place, open_job_parent(job), Reporter())
+    record = SearchRecord(job, place, Reporter())
     record.start()
     record.end(None)
-    identifier = record.tracker.run_id()
+    identifier = record.tracked.run_id()
     assert identifier is not None
     return identifier
 
