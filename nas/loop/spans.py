@@ -114,4 +114,4 @@ def advance(search: Search, ids: Ids, first: int, last: int, outcomes: bool) -> 
         for shard, rows in enumerate(ids.shards)
         if scratch.first_missing(shard, first, last) <= last or not scratch.has(first, shard)
     ]
-    search.run_scratch(pieces, f"the parent's states before layer {last}", "shards")
+    search.run_scratch(pieces, "hidden states of the parent", "shards")

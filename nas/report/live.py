@@ -19,7 +19,7 @@ from inlay.nas.report.sentences import search_words
 if TYPE_CHECKING:
     from inlay.cluster.events import PieceEvent
 
-BAR = 24
+BAR = 20
 """Columns of a bar where the terminal has 80."""
 
 
@@ -84,17 +84,24 @@ class LiveReporter(Reporter):
         if not self._stage:
             return Text("")
         width = self._console.width
-        rows = Table.grid(padding=(0, 1))
-        for _ in range(4):
-            rows.add_column(no_wrap=True, overflow="ellipsis")
         bar = min(BAR, width * BAR // 80)
+        rows = Table.grid(padding=(0, 1))
+        for columns in (1, 9, bar):
+            rows.add_column(width=columns, no_wrap=True)
+        room = width - (1 + 9 + bar + 3)
         standing = self._time.standing()
         if standing.num_stages:
-            rows.add_row("", Text("search", style="bold"), _bar(standing.fraction, bar), Text(search_words(standing)))
+            rows.add_row(
+                "", Text("search", style="bold"), _bar(standing.fraction, bar), _cut(search_words(standing), room)
+            )
         own = _bar(self._time.stage_fraction, bar)
-        rows.add_row(self._spinner, Text(f"{self._stage:<9}", style="bold"), own, Text(self._words()))
+        rows.add_row(self._spinner, Text(self._stage, style="bold"), own, _cut(self._words(), room))
         now = "  now: " + ", ".join(self._running) if self._running else ""
-        return Group(rows, Text(now if len(now) <= width else now[: width - 1] + "…", style="cyan", no_wrap=True))
+        return Group(rows, _cut(now, width))
+
+
+def _cut(words: str, columns: int) -> Text:
+    return Text(words if len(words) <= columns else words[: columns - 1] + "…", no_wrap=True)
 
 
 def _bar(share: float, width: int) -> ProgressBar:

@@ -132,7 +132,7 @@ class Reporter:
 
     def _of_search(self, words: str) -> str:
         standing = self._time.standing()
-        return f"{words} · {search_words(standing)}" if standing.num_stages else words
+        return f"{words} · search {search_words(standing)}" if standing.num_stages else words
 
     def _line(self, name: str, text: str) -> None:
         print(f"{name:<10} {text}", file=self.stream, flush=True)

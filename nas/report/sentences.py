@@ -10,8 +10,8 @@ from inlay.nas.report.time_left import Standing
 
 _PROGRESS = re.compile(
     r"(?P<stage>[a-z]+) +(?:"
-    r"(?P<doing>.+?)(?:, (?P<done>\d+) of (?P<total>\d+) [a-z]+)? · "
-    r"(?:search (?P<percent>\d+) %(?:, about (?P<left>.+) left)?|stage \d+ of \d+)"
+    r"(?P<doing>.+?)(?:, (?P<done>\d+) of (?P<total>\d+) [a-z]+)? · search "
+    r"(?:(?P<percent>\d+) %, about (?P<left>.+) left|stage \d+ of \d+)"
     r"|(?P<trouble>waiting: .*|.* retried: .*))"
 )
 
@@ -30,10 +30,10 @@ def batch_words(what: str, done: int, total: int, unit: str) -> str:
 
 
 def search_words(standing: Standing) -> str:
-    """`search 62 %, about 1 min 40 s left`; where nothing estimates its time, `stage 3 of 7`."""
+    """`62 %, about 1 min 40 s left`; where nothing estimates its time, `stage 3 of 7`."""
     if standing.seconds_left is None:
         return f"stage {standing.stage} of {standing.num_stages}"
-    return f"search {round(100 * standing.fraction)} %, {about(standing.seconds_left)} left"
+    return f"{round(100 * standing.fraction)} %, {about(standing.seconds_left)} left"
 
 
 def about(seconds: float) -> str:

@@ -156,8 +156,9 @@ class SearchTime:
         for stage in self._done:
             if stage.earned > 0 and stage.estimate:
                 seen, expected = seen + stage.spent, expected + stage.earned * stage.estimate
-        if (stage := self._stage) is not None and stage.earned >= TEACHES and stage.estimate:
-            seen, expected = seen + stage.told - stage.started, expected + stage.earned * stage.estimate
+        running = self._stage
+        if running is not None and running.earned >= TEACHES and running.estimate:
+            seen, expected = seen + running.told - running.started, expected + running.earned * running.estimate
         return min(MOST, max(1 / MOST, seen / expected))
 
     def _rest(self, stage: _Stage, scale: float) -> float:
