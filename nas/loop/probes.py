@@ -101,7 +101,7 @@ class Probes:
             for name, record in records.items()
             if record.values["status"] == "trained"
         }
-        found = true_scores_of_models(search, self.texts.score, models, f"{what}: true KL after it")
+        found = true_scores_of_models(search, self.texts.score, models, f"true KL after {what}")
         for candidate in candidates:
             candidate.probe_kl = found[candidate.id].kl_nats if candidate.id in found else math.inf
             if candidate.probe_kl < math.inf:

@@ -33,10 +33,11 @@ class Telling:
         measured: Mapping[str, Measured] | None = None,
     ) -> None:
         """Tells of an architecture if its KL is the least of its kind, of a predicted one only if it is the first."""
-        least = self._least.get(by, math.inf)
-        if kl_nats >= least or (by == "predicted" and self._least):
+        told = self._least.get(by, math.inf)
+        shown = float(f"{kl_nats:.3g}")  # what reads the same is not told again
+        if shown >= told or (by == "predicted" and self._least):
             return
-        self._least[by] = kl_nats
+        self._least[by] = shown
         scenario = self._costs.scenarios[0]
         own = self._costs.total(scenario, architecture)
         parent = self._costs.total(scenario, [PARENT_BLOCK] * len(architecture))

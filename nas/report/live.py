@@ -24,7 +24,7 @@ BAR = 20
 
 
 class LiveReporter(Reporter):
-    """Draws one line for the whole search, one for its stage and one for the pieces that run now.
+    """Draws one line for the whole search, one for its stage and one for the layers that are worked on.
 
     The drawing has the same lines as long as a stage runs, so that nothing jumps.
 
@@ -96,7 +96,8 @@ class LiveReporter(Reporter):
             )
         own = _bar(self._time.stage_fraction, bar)
         rows.add_row(self._spinner, Text(self._stage, style="bold"), own, _cut(self._words(), room))
-        now = "  now: " + ", ".join(self._running) if self._running else ""
+        # Other pieces are called by digests.
+        now = "  now: " + ", ".join(self._running) if self._running and self._unit == "layers" else ""
         return Group(rows, _cut(now, width))
 
 

@@ -18,6 +18,8 @@ FAITH = 0.1
 """The estimates count as if so much of the search had agreed with them: a first short stage decides little."""
 MOST = 5.0
 """The estimates are corrected by this factor at most, up or down."""
+BEGINNING = 2.0
+"""Seconds in which a batch's first piece begins where its workers are up."""
 TEACHES = 0.1
 """The running stage corrects the estimates of later ones once so much of it was earned."""
 
@@ -56,12 +58,19 @@ class _Stage:
     high: float = 0.0
     running: dict[str, float] = field(default_factory=dict)
     batch_left: float | None = None
-    spent: float = 0.0
-    """Seconds, once it is done."""
+    batch_started: float | None = None
+    """When a batch began of which nothing was seen to run yet."""
+    waited: float = 0.0
+    """Seconds in which workers were started, beyond what every batch takes to begin."""
 
     @property
     def earned(self) -> float:
         return self.at - self.skipped
+
+    @property
+    def worked(self) -> float:
+        """Seconds, until it was last seen to get on."""
+        return self.told - self.started - self.waited
 
     def skip_to(self, share: float) -> None:
         if share > self.at:
@@ -73,6 +82,7 @@ class _Stage:
         self.low, self.high = self.at, self.at + max(0.0, self.end - self.at) / (self.batches or 2)
         self.batches = max(1, self.batches - 1) if self.batches else None
         self.running.clear()
+        self.batch_started = self.told
 
 
 class SearchTime:
@@ -90,7 +100,7 @@ class SearchTime:
         self._known = any(self._estimates.values())
         self._done: list[_Stage] = []
         self._stage: _Stage | None = None
-        self._fraction = 0.0
+        self._fraction, self._left, self._seen_at = 0.0, sum(self._estimates.values()), clock()
 
     def stage_started(self, name: str) -> None:
         """A stage begins."""
@@ -108,22 +118,27 @@ class SearchTime:
         stage = self._stage
         if stage is None:
             return
+        if event.kind != "waiting":
+            stage.told = self._clock()
         if event.kind == "kept":
             stage.next_batch()
             stage.skip_to(stage.low + (stage.high - stage.low) * event.done / max(1, event.total))
-        elif event.kind in ("finished", "retried"):
+        elif event.kind != "waiting" and stage.batch_started is not None:
+            stage.waited += max(0.0, stage.told - stage.batch_started - BEGINNING)
+            stage.batch_started = None
+        if event.kind in ("finished", "retried"):
             stage.running.pop(event.label, None)
-        elif event.kind != "waiting":
+        elif event.kind in ("started", "progress"):
             stage.running[event.label] = event.fraction
         share = (event.done + sum(stage.running.values())) / max(1, event.total)
         stage.at = max(stage.at, stage.low + (stage.high - stage.low) * min(1.0, share))
-        stage.batch_left, stage.told = event.seconds_left, self._clock()
+        stage.batch_left = event.seconds_left
 
     def stage_finished(self) -> None:
         """The running stage ended."""
         if self._stage is not None:
             self._stage.skip_to(1.0)
-            self._stage.spent = self._clock() - self._stage.started
+            self._stage.told = self._clock()
             self._done.append(self._stage)
             self._stage = None
 
@@ -138,16 +153,18 @@ class SearchTime:
         if not self._known:
             fraction = (len(self._done) + self.stage_fraction) / max(1, len(self._names))
             return Standing(fraction, None, number, len(self._names))
-        scale = self._scale()
-        passed = {stage.name for stage in self._done}
-        done = sum(stage.spent + stage.skipped * scale * stage.estimate for stage in self._done)
+        scale, now = self._scale(), self._clock()
+        ahead = set(self._names) - {stage.name for stage in self._done}
         left = 0.0
         if self._stage is not None:
-            passed.add(self._stage.name)
-            done += self._clock() - self._stage.started + self._stage.skipped * scale * self._stage.estimate
+            ahead.discard(self._stage.name)
             left = self._rest(self._stage, scale)
-        left += sum(scale * seconds for name, seconds in self._estimates.items() if name not in passed)
-        self._fraction = max(self._fraction, done / max(done + left, 1e-9))
+        left += sum(scale * self._estimates[name] for name in ahead)
+        # As much of what was left has passed since as there are seconds, or as is left less: so the bar never stands
+        # still nor goes back, and it ends with the search, whatever was thought of its time before.
+        passed = max(now - self._seen_at, self._left - left, 0.0)
+        self._fraction += (1 - self._fraction) * passed / max(passed + left, 1e-9)
+        self._seen_at, self._left = now, left
         return Standing(min(self._fraction, 0.99), left, number, len(self._names))
 
     def _scale(self) -> float:
@@ -155,17 +172,17 @@ class SearchTime:
         seen = expected = FAITH * sum(self._estimates.values())
         for stage in self._done:
             if stage.earned > 0 and stage.estimate:
-                seen, expected = seen + stage.spent, expected + stage.earned * stage.estimate
+                seen, expected = seen + stage.worked, expected + stage.earned * stage.estimate
         running = self._stage
         if running is not None and running.earned >= TEACHES and running.estimate:
-            seen, expected = seen + running.told - running.started, expected + running.earned * running.estimate
+            seen, expected = seen + running.worked, expected + running.earned * running.estimate
         return min(MOST, max(1 / MOST, seen / expected))
 
     def _rest(self, stage: _Stage, scale: float) -> float:
         """Seconds left of the running stage: what was estimated, then more and more by its own pace."""
         rest = scale * stage.estimate * (1 - stage.at)
         if stage.earned > 0:
-            pace = (stage.told - stage.started) / stage.earned
+            pace = stage.worked / stage.earned
             batch = pace * (stage.high - stage.at)
             if stage.batch_left is not None:
                 batch = min(stage.batch_left, 2 * batch)

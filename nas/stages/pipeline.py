@@ -151,7 +151,7 @@ class Pipeline:
             kept = assembled.kept
             probed = sum(candidate.probe_kl is not None for candidate in assembled.candidates)
             told.note = (
-                f"{len(assembled.candidates)} candidates, {probed} probed, kept {kept.id} (KL {kept.true.kl_nats:.4f})"
+                f"{len(assembled.candidates)} candidates, {probed} probed, KL {kept.true.kl_nats:.4f} as assembled"
             )
         return assembled
 

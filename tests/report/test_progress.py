@@ -52,6 +52,7 @@ def test_plain_lines_say_what_is_done_and_how_far_the_search_is() -> None:
         reporter.part(1.0, 1)
         reporter.batch_started("training 64 variants", "layers")
         reporter.piece_event(event("kept", 0))
+        reporter.piece_event(event("started", 0))
         for done in range(1, 9):
             clock.now += 5
             reporter.piece_event(event("finished", done, 40.0 - 5 * done))
@@ -201,7 +202,7 @@ def test_live_frames_fit_the_terminal_and_keep_their_height(width: int) -> None:
         reporter.search_started(STAGES, ESTIMATES)
         reporter.stage_started("distill")
         for done in range(8):
-            reporter.batch_started("baseline depth: 5 of 6 layers dropped, and more", "shards")
+            reporter.batch_started("training 64 variants that have a long name", "layers")
             for number in range(4 * (done % 2)):
                 reporter.piece_event(event("started", done, 4000.0, f"layer {number} with a long name"))
             lines = drawn(reporter, width)
@@ -223,6 +224,7 @@ def test_a_live_frame_has_a_line_for_the_search_and_one_for_its_stage() -> None:
         reporter.part(1.0, 1)
         reporter.batch_started("true KL of 4 candidates", "shards")
         reporter.piece_event(event("kept", 0))
+        reporter.piece_event(event("started", 0))
         clock.now = 20
         reporter.piece_event(event("finished", 4))
         search, stage = (line.rstrip() for line in drawn(reporter, 80)[:2])
