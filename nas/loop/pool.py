@@ -14,6 +14,7 @@ from inlay.nas.loop.excess import Excess, excess_of, within
 from inlay.nas.loop.ridge import fit_factors
 from inlay.nas.loop.search import Search
 from inlay.nas.loop.solving import Tables, solve_pool
+from inlay.nas.loop.telling import Telling
 from inlay.nas.loop.time_corrections import paced
 from inlay.nas.loop.true_kl import true_scores
 from inlay.nas.loop.true_times import judged_times
@@ -80,9 +81,11 @@ class Pool:
     costs: CostTable = field(init=False)
     candidates: list[Candidate] = field(default_factory=list)
     rounds: list[dict[str, Any]] = field(default_factory=list)
+    telling: Telling = field(init=False)
 
     def __post_init__(self) -> None:
         self.scores, self.costs = self.tables.scores, self.tables.costs
+        self.telling = Telling(self.search, self.costs)
 
     def problem(self, scores: ScoreTable | None = None) -> Problem:
         """The problem under the corrected costs and the corrected (or given) scores."""
@@ -96,7 +99,9 @@ class Pool:
         """
         chosen = self.search.job.solve
         found = solve_pool(self.problem(), chosen.pool, chosen.min_difference, chosen.time_limit)
-        return self.add([tuple(architecture_of(solution.labels)) for solution in found], "pool")
+        architectures: list[Blocks] = [tuple(architecture_of(solution.labels)) for solution in found]
+        self.telling.tell("predicted", self.scores.predict(architectures[0]), architectures[0])
+        return self.add(architectures, "pool")
 
     def add(self, architectures: Sequence[Blocks], origin: str) -> list[Candidate]:
         """Takes the true KL of architectures that are new, as one round; the new candidates."""
@@ -111,6 +116,10 @@ class Pool:
             for a, true in zip(new, true_scores(self.search, self.ids, self.library, new), strict=True)
         ]
         self.candidates += found
+        for candidate in self.by_kl():
+            if self.may_fit(candidate):
+                self.telling.tell("true", candidate.true.kl_nats, candidate.architecture, candidate.measured)
+                break
         best, best_new = self.by_kl()[0].true.kl_nats, min(found, key=lambda c: (c.true.kl_nats, c.id))
         self.rounds.append(
             {

@@ -18,7 +18,7 @@ from inlay.nas.errors import InfeasibleError
 from inlay.nas.loop.baselines import Baseline, depth, uniform
 from inlay.nas.loop.excess import excess_of
 from inlay.nas.loop.pool import SMALLEST_KL, Candidate, Pool
-from inlay.nas.loop.probes import Probes
+from inlay.nas.loop.probes import FIRST_PROBE, Probes
 from inlay.nas.loop.search import Search
 from inlay.nas.loop.solving import Tables
 from inlay.nas.loop.swaps import neighbours
@@ -54,8 +54,12 @@ def assemble(
         InfeasibleError: nothing meets the budget, predicted or measured; the text says what was reached.
     """
     pool = Pool(search, texts.score, library, tables, {(s.layer, s.block): s.comparison.kl_N for s in scored})
+    before_probes = FIRST_PROBE if search.job.recover.probes else 1.0
+    search.part(0.4 * before_probes, search.job.solve.corrections + 1)
     correct(pool)
+    search.part(0.7 * before_probes, SWAP_ROUNDS)
     swap(pool)
+    search.part(before_probes)
     baselines = join_baselines(pool)
     most_kl = min((b.comparison.kl_nats for b in baselines.values() if b.over_budget is None), default=math.inf)
     probes = Probes(pool, texts, most_kl)

@@ -15,7 +15,7 @@ from inlay.nas.loop.probes import probe_tokens
 from inlay.nas.modeling.modeling_inlay import build_layer, make_context
 from inlay.nas.pieces.boundaries import micro_batch
 from inlay.nas.pieces.measuring import COPIES
-from inlay.nas.pieces.timing import LONGEST_RUN, ROUNDS, SAMPLED_STEPS
+from inlay.nas.pieces.timing import ROUNDS, SAMPLED_STEPS
 from inlay.nas.stages.measure import entry_key
 from inlay.nas.tables.idle_limits import parent_sizes
 from inlay.nas.variants import Variant, ends_parameters, parameters, variants_of
@@ -172,7 +172,7 @@ class _TimedModels:
         head = FORWARD * scenario.batch_size * shape.vocab * shape.hidden / rate
         step = calls + head + FORWARD * scenario.batch_size * numbers / rate
         contexts, steps = [scenario.prefill], scenario.generate
-        if steps > LONGEST_RUN:
+        if steps >= 3 * SAMPLED_STEPS:
             last = scenario.prefill + steps - SAMPLED_STEPS
             contexts, steps = [scenario.prefill, (scenario.prefill + last) // 2, last], 3 * SAMPLED_STEPS
         prefill = FORWARD * scenario.batch_size * sum(contexts) * numbers / rate + len(contexts) * (calls + head)

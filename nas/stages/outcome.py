@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -62,6 +62,19 @@ def pool_rows(assembled: Assembled, tables: Tables, job: Job) -> list[dict[str, 
             }
         )
     return rows
+
+
+def correction_rows(assembled: Assembled) -> list[dict[str, Any]]:
+    """The factors by which true KL corrected the scores of blocks."""
+    return [
+        {"layer": layer, "attention": block[0], "ffn": block[1], "factor": factor}
+        for (layer, block), factor in sorted(assembled.scores.factors.items())
+    ]
+
+
+def curve_rows(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> list[dict[str, Any]]:
+    """The recovery table: every model's losses, point by point."""
+    return [{"model": name, "point": n, **point} for name, curve in curves.items() for n, point in enumerate(curve)]
 
 
 def solution_of(assembled: Assembled, tables: Tables, job: Job) -> dict[str, Any]:

@@ -22,10 +22,11 @@ from inlay.nas.pieces.weights import Library
 from inlay.nas.report.progress import Reporter
 from inlay.nas.stages.assemble import Assembled, assemble
 from inlay.nas.stages.distill import build_library, failures, library_of
+from inlay.nas.stages.estimate import stage_seconds
 from inlay.nas.stages.evaluate import side_by_side
 from inlay.nas.stages.measure import cost_rows
 from inlay.nas.stages.outcome import loss_rows
-from inlay.nas.stages.record import SearchRecord
+from inlay.nas.stages.recording.record import SearchRecord
 from inlay.nas.stages.recover import recover
 from inlay.nas.stages.score import ScoredBlock, score_blocks
 from inlay.nas.tables.architecture import PARENT_BLOCK, Blocks, identify
@@ -35,6 +36,9 @@ from inlay.nas.tables.scores import ScoreTable
 from inlay.nas.variants import variants_of
 from inlay.nas.workspace import Workspace
 
+STAGES = ("measure", "distill", "score", "assemble", "recover", "evaluate", "export")
+"""In their order, as people see them."""
+
 
 class Pipeline:
     """One run of all stages; a context manager, so that the tracker learns how it ended."""
@@ -43,8 +47,9 @@ class Pipeline:
         self, job: Job, place: Workspace, parent: Parent, cluster: Cluster, reporter: Reporter, fingerprint: str
     ) -> None:
         self.job, self.place, self.parent = job, place, parent
-        self.record = SearchRecord(job, place, parent, reporter)
-        self.search = Search(job, place, parent, cluster, reporter, self.record.numbers)
+        self.record = SearchRecord(job, place, reporter)
+        tracked = self.record.tracked
+        self.search = Search(job, place, parent, cluster, reporter, tracked.numbers, tracked.best)
         self.fingerprint = fingerprint
 
     def __enter__(self) -> Self:
@@ -58,9 +63,10 @@ class Pipeline:
 
     def run(self, packed: Packed) -> tuple[dict[str, Any], dict[str, Any]]:
         """All stages; evaluation.json's and run.json's contents."""
+        self.search.reporter.search_started(STAGES, stage_seconds(self.job, self.parent))
         self.search.cluster.preload("inlay.nas.stages.distill", "inlay.nas.pieces.comparison")
         texts = store_texts(packed, self.place)
-        self.record.texts(texts)
+        self.record.tracked.texts(texts)
         self.place.write_json("texts.json", {name: asdict(getattr(texts, name)) for name in TEXTS})
         tables_costs = self._costs()
         self._warn_of_idle_times(tables_costs)
@@ -157,13 +163,13 @@ class Pipeline:
             kept = assembled.kept
             probed = sum(candidate.probe_kl is not None for candidate in assembled.candidates)
             told.note = (
-                f"{len(assembled.candidates)} candidates, {probed} probed, kept {kept.id} (KL {kept.true.kl_nats:.4f})"
+                f"{len(assembled.candidates)} candidates, {probed} probed, KL {kept.true.kl_nats:.4f} as assembled"
             )
         return assembled
 
     def _recover(self, texts: Texts, library: Library, architectures: dict[str, Blocks]) -> dict[str, TrainedModel]:
         with self.stage("recover"):
-            self.record.name_series({name: identify(blocks) for name, blocks in architectures.items()})
+            self.record.tracked.name_series({name: identify(blocks) for name, blocks in architectures.items()})
             records = recover(self.search, texts.recover, library, architectures)
             steps = curve_steps(global_settings(self.search, texts.recover, self.job.recover.tokens).steps)
             self.record.curves({name: record.values["curve"] for name, record in records.items()}, steps)
@@ -177,9 +183,13 @@ class Pipeline:
             architectures = {name: models[name].architecture for name in names}
             parent_blocks: Blocks = tuple([PARENT_BLOCK] * self.parent.shape.num_layers)
             asked = [*architectures.values(), parent_blocks]
-            *before, parent = true_scores(self.search, texts.report, library, asked)
-            after = true_scores_of_models(self.search, texts.report, models)
-            ranked = true_scores_of_models(self.search, texts.score, models)
+            self.search.part(0.15, 1)
+            *before, parent = true_scores(self.search, texts.report, library, asked, "true KL before recovery")
+            self.search.part(0.3, 1)
+            after = true_scores_of_models(self.search, texts.report, models, "true KL after recovery")
+            self.search.part(0.45, 1)
+            ranked = true_scores_of_models(self.search, texts.score, models, "true KL on the score text")
+            self.search.part(1.0, len(set(architectures.values())) * len(self.job.hardware.scenarios))
             rows = side_by_side(self.search, costs, after, dict(zip(names, before, strict=True)), parent, architectures)
             allowed = ["child", *(name for name in BASELINES if not rows[name]["over_budget"])]
             # Ranked on the score text: the report text chooses nothing.
@@ -191,7 +201,6 @@ class Pipeline:
                 "scenario": self.job.hardware.scenarios[0].name,
                 "above_chosen": {name: asdict(difference) for name, difference in above.items()},
             }
-            self.place.write_json("evaluation.json", evaluation)
             self.record.evaluation(evaluation)
             told.note = (
                 f"KL {rows[winner]['kl_nats']:.4f}, {1 / rows[winner]['runtime_ratio']:.2f}x as fast as the parent"

@@ -48,7 +48,8 @@ def score_blocks(search: Search, ids: Ids, library: Library) -> list[ScoredBlock
     kept = kept_records(search.workspace.store, pieces)
     missing = [layer for layer, piece in enumerate(pieces) if piece.key not in kept]
     for span in spans_with_boundaries(search, ids, missing):
-        search.run([pieces[layer] for layer in span.layers if layer in missing])
+        search.part(span.share, 1)
+        search.run([pieces[layer] for layer in span.layers if layer in missing], "KL of blocks", "layers")
     records = search.run(pieces)
     return [one for layer, record in enumerate(records) for one in _scored(search, layer, blocks[layer], record)]
 
