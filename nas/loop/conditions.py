@@ -56,9 +56,7 @@ def run_timed(search: Search, pieces: Sequence[tuple[Scenario, Piece]], what: st
     found: dict[str, Record] = {}
     for clock in ("thread", "wall"):
         own = [piece for scenario, piece in pieces if clock_of(search, scenario) == clock]
-        found |= (
-            {record.key: record for record in search.run(own, what, "scenarios", exclusive=clock == "wall")}
-            if own
-            else {}
-        )
+        if own:
+            records = search.run(own, what, "scenarios", exclusive=clock == "wall")
+            found |= {record.key: record for record in records}
     return [found[piece.key] for _, piece in pieces]
