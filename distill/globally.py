@@ -36,7 +36,7 @@ class GlobalSettings:
     warmup: float = 0.05
     """Share of the steps in which the rate rises; 0 to 1."""
     floor: float = 0.0
-    """Share of the peak rate left at the last step; 0 to 1."""
+    """Share of the peak rate that the fall ends at; 0 to 1."""
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW's averaging; each in [0, 1)."""
     weight_decay: float = 0.0

@@ -136,7 +136,8 @@ def _kind(layer: Any, mixer: Any, given: SlotInput, kept_sequences: int) -> str:
     Attention is recognised where its band fits, for as many sequences as are kept for a backward at once.
     """
     norm_D = getattr(layer, NORMS[given.slot]).weight
-    if not given.hidden_BSD.dtype == norm_D.dtype == torch.float32:
+    is_plain_float32 = given.hidden_BSD.dtype == norm_D.dtype == torch.float32
+    if not is_plain_float32 or torch.is_autocast_enabled(given.hidden_BSD.device.type):
         return ""
     if isinstance(mixer, nn.Linear):
         return "linear" if mixer.bias is None else ""

@@ -190,7 +190,7 @@ def _finite(loss: float) -> float | None:
     return loss if math.isfinite(loss) else None
 
 
-DISTILL = Stage("distill", 2, distill_layer)
+DISTILL = Stage("distill", 3, distill_layer)
 
 
 class _Batches:
