@@ -74,7 +74,7 @@ def true_scores(search: Search, ids: Ids, library: Library, architectures: Seque
     return found
 
 
-TRUE = Stage("true_kl", 1, compare_architectures)
+TRUE = Stage("true_kl", 2, compare_architectures)
 
 
 @dataclass(frozen=True)

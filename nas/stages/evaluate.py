@@ -71,7 +71,7 @@ def evaluate_model(arguments: dict[str, Any], context: PieceContext) -> PieceOut
     return PieceOutput(values={}, blobs={"sequences": sequences})
 
 
-EVALUATE = Stage("evaluate", 1, evaluate_model)
+EVALUATE = Stage("evaluate", 2, evaluate_model)
 
 
 def side_by_side(

@@ -20,7 +20,7 @@ from inlay.nas.stages.source import Library
 from inlay.nas.stages.text import Ids
 from inlay.nas.variants import Variant, variants_of
 
-SCORE = Stage("score", 1, compare_architectures)
+SCORE = Stage("score", 2, compare_architectures)
 PARENT = {"attention": "attention:parent", "ffn": "ffn:parent"}
 
 
