@@ -72,7 +72,7 @@ class SearchRecord:
         """The datasets as inputs of the run."""
         for name in TEXTS:
             ids = getattr(texts, name)
-            source = self.job.data.distill if name in ("distill", "recover") else self.job.data.validate
+            source = self.job.data.distill if name in ("distill", "recover", "held_out") else self.job.data.validate
             profile = {"sequences": ids.shape[0], "sequence_length": ids.shape[1]}
             self.tracker.dataset(name, ids.digest, profile, self.job.resolve(source.path))
 
