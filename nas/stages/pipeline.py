@@ -21,7 +21,7 @@ from inlay.nas.stages.distill import build_library, failures, library_of
 from inlay.nas.stages.evaluate import Recovered, side_by_side, true_scores_of_models
 from inlay.nas.stages.measure import cost_rows
 from inlay.nas.stages.record import SearchRecord
-from inlay.nas.stages.recover import curve_steps, global_settings, recover
+from inlay.nas.stages.recover import recover
 from inlay.nas.stages.score import score_blocks
 from inlay.nas.stages.search import Search
 from inlay.nas.stages.solving import Tables, solve_pool
@@ -151,9 +151,8 @@ class Pipeline:
     def _recover(self, texts: Texts, library: Library, architectures: dict[str, Blocks]) -> dict[str, Recovered]:
         with self.stage("recover"):
             self.record.name_series({name: identify(blocks) for name, blocks in architectures.items()})
-            records = recover(self.search, texts.recover, library, architectures)
-            steps = curve_steps(global_settings(self.search, texts.recover, self.job.recover.tokens).steps)
-            self.record.curves({name: record.values["curve"] for name, record in records.items()}, steps)
+            records = recover(self.search, texts, library, architectures)
+            self.record.curves({name: record.values["curve"] for name, record in records.items()})
         return {name: Recovered(architectures[name], record.blobs["model"]) for name, record in records.items()}
 
     def _evaluate(

@@ -89,7 +89,7 @@ class Probes:
         """Trains each for a while and takes its KL; one whose training diverges has none that is finite."""
         search, pool = self.pool.search, self.pool
         wanted = {candidate.id: candidate.architecture for candidate in candidates}
-        records = train_models(search, self.texts.recover, pool.library, wanted, probe_tokens(search.job))
+        records = train_models(search, self.texts, pool.library, wanted, probe_tokens(search.job))
         models = {
             name: Recovered(wanted[name], record.blobs["model"])
             for name, record in records.items()

@@ -137,16 +137,17 @@ class SearchRecord:
             figures = {name: row[name] for name in ("best_kl_nats", "gain_nats", "prediction_error")}
             self.tracker.metrics({f"assemble.{name}": value for name, value in figures.items()}, step=row["round"])
 
-    def curves(self, curves: Mapping[str, Sequence[Mapping[str, float]]], steps: Sequence[int]) -> None:
-        """Recovery losses at these optimizer steps; the tracker gets those that it was not told while they came."""
+    def curves(self, curves: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
+        """Recovery losses by optimizer step; the tracker gets those that it was not told while they came."""
         rows = [{"model": name, "point": n, **point} for name, curve in curves.items() for n, point in enumerate(curve)]
         self.table("recovery", rows)
         for name, curve in curves.items():
             series = f"recover.{name}"
             told = self._live.get(series, _Live()).steps
-            for step, point in zip(steps, curve, strict=True):
+            for point in curve:
+                step = int(point["step"])
                 if step not in told:
-                    self._metrics(series, point, step)
+                    self._metrics(series, {key: value for key, value in point.items() if key != "step"}, step)
 
     def evaluation(self, evaluation: Mapping[str, Any]) -> None:
         """The figures of child, parent and baselines, and their table as the run's description."""

@@ -1,6 +1,7 @@
 """recover: global distillation of the child and of both baselines, the same text, seed and settings for each.
 
-One piece an architecture; its weights are one blob in the parent's dtype. A killed piece goes on from its checkpoint.
+One piece an architecture; its weights are one blob in the parent's dtype: the best that it had on the held-out text,
+those that it came with among them. A killed piece goes on from its checkpoint.
 With `recover.workers` above 1 the piece only waits: the model is trained by as many ranks of Ray Train, each with its
 rows of every batch. The same text in the same order gives the same loss, so neither the ranks nor the sharding are part
 of the piece's key: what one number of ranks began or finished, another takes as it is.
@@ -15,21 +16,26 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from inlay.cluster.pieces import Piece, PieceContext, PieceOutput, Progress, Record, Resources
 from inlay.cluster.train import Rank, TrainSettings, train
 from inlay.distill.checkpoint import Checkpoint, TrainingState, read_state, write_state
-from inlay.distill.globally import GlobalResult, GlobalSettings, OnStep, distill_globally
+from inlay.distill.globally import BEST, GlobalResult, distill_globally
+from inlay.distill.objective import Losses
 from inlay.distill.parallel import Ranks
+from inlay.distill.rates import plan_trials
+from inlay.distill.settings import GlobalSettings
 from inlay.distill.text import training_order
 from inlay.nas.errors import InlayError
 from inlay.nas.stages.boundaries import worker_source
 from inlay.nas.stages.candidates import Blocks, identify, used_weights
 from inlay.nas.stages.search import Search, Stage
 from inlay.nas.stages.source import Library, WorkerSource
-from inlay.nas.stages.text import Ids, load_ids
+from inlay.nas.stages.text import Texts, held_out_batches, load_ids
 from inlay.nas.stages.whole import build_sharded, build_whole, stored_state
 from inlay.nas.tables import PARENT_BLOCK, Block
 
@@ -40,13 +46,13 @@ CHECKPOINT_SECONDS = 60.0
 """Between two states of a training on several ranks."""
 
 
-def recover(search: Search, ids: Ids, library: Library, architectures: Mapping[str, Blocks]) -> dict[str, Record]:
+def recover(search: Search, texts: Texts, library: Library, architectures: Mapping[str, Blocks]) -> dict[str, Record]:
     """Trains each architecture once, equal ones together; records by the names given.
 
     Raises:
-        InlayError: the training of one diverged twice.
+        InlayError: one has no finite KL, neither as it came nor after any training.
     """
-    found = train_models(search, ids, library, architectures, search.job.recover.tokens)
+    found = train_models(search, texts, library, architectures, search.job.recover.tokens)
     for name, record in found.items():
         if record.values["status"] == "failed":
             raise InlayError(
@@ -57,17 +63,21 @@ def recover(search: Search, ids: Ids, library: Library, architectures: Mapping[s
 
 
 def train_models(
-    search: Search, ids: Ids, library: Library, architectures: Mapping[str, Blocks], tokens: int
+    search: Search, texts: Texts, library: Library, architectures: Mapping[str, Blocks], tokens: int
 ) -> dict[str, Record]:
     """Trains each architecture once for so many tokens, equal ones together; records by the names given.
 
-    A record's `values["status"]` is `trained`, with the weights in its blob `model`, or `failed`, with a reason.
+    A record's `values["status"]` is `trained`, with the weights in its blob `model`, or `failed`, with a reason. The
+    other values of one that was trained: `improved` (whether any state was better on the held-out text than the
+    start), `best_step` (of the state that is kept, 0 for the start), `start_kl_nats`, `best_kl_nats`, `held_out` (a
+    point each time it was judged), `learning_rate` (the peak that it was trained at), `trials` (what each rate of the
+    range test led to), `reason` (why it stopped before its last step, else empty), `tokens` and `curve`.
 
     Raises:
         UserError: this machine has fewer CPUs than one model's ranks.
     """
     distinct = {identify(architecture): architecture for architecture in architectures.values()}
-    pieces = [_piece(search, ids, library, architecture, tokens) for architecture in distinct.values()]
+    pieces = [_piece(search, texts, library, architecture, tokens) for architecture in distinct.values()]
     records = dict(zip(distinct, _run(search, pieces), strict=True))
     for piece in pieces:
         shutil.rmtree(piece.arguments["checkpoint"], ignore_errors=True)
@@ -80,16 +90,21 @@ def recover_model(arguments: dict[str, Any], context: PieceContext) -> PieceOutp
     parent = build_whole(source, [PARENT_BLOCK] * source.num_layers, source.dtype).requires_grad_(False)
     child = build_whole(source, architecture, torch.float32)
     settings = _settings(arguments, context.memory_retries)
+    told = _Told(context.progress, arguments, settings)
     result = distill_globally(
         parent,
         child,
-        _Batches(source.store, arguments, settings.steps, source.device),
+        _batches(source, arguments, settings.steps),
+        _held_out(source, arguments),
         settings,
-        on_step=_reports_to(context.progress, arguments),
+        on_step=told.step,
+        on_trial=told.trial,
         checkpoint=Checkpoint(Path(arguments["checkpoint"])),
     )
     state = stored_state(child, getattr(torch, source.parent.shape.dtype))
-    return PieceOutput(values=_values(result), blobs={"model": state} if result.status == "trained" else {})
+    return PieceOutput(
+        values=_values(result, settings.steps), blobs={"model": state} if result.status == "trained" else {}
+    )
 
 
 def recover_with_ranks(arguments: dict[str, Any], context: PieceContext) -> PieceOutput:
@@ -106,7 +121,7 @@ def recover_with_ranks(arguments: dict[str, Any], context: PieceContext) -> Piec
         return PieceOutput(values=trained.value, peak_bytes=trained.peak_bytes)
     dtype = getattr(torch, _source(arguments)[0].parent.shape.dtype)
     tensors = read_state(_parts(trained.folder)).tensors
-    weights = {name.removeprefix("weight."): tensors[name].to(dtype) for name in tensors if name.startswith("weight.")}
+    weights = {name.removeprefix(BEST): tensors[name].to(dtype) for name in tensors if name.startswith(BEST)}
     return PieceOutput(values=trained.value, blobs={"model": weights}, peak_bytes=trained.peak_bytes)
 
 
@@ -122,36 +137,35 @@ def recover_in_rank(arguments: dict[str, Any], rank: Rank) -> dict[str, Any]:
         parent = build_whole(source, parents, source.dtype).requires_grad_(False)
         child = build_whole(source, architecture, torch.float32)
     settings = _settings(arguments, arguments["memory_retries"])
+    told = _Told(rank.progress, arguments, settings) if rank.index == 0 else None
     result = distill_globally(
         parent,
         child,
-        _Batches(source.store, arguments, settings.steps, source.device),
+        _batches(source, arguments, settings.steps),
+        _held_out(source, arguments),
         settings,
-        on_step=_reports_to(rank.progress, arguments) if rank.index == 0 else None,
+        on_step=told.step if told else None,
+        on_trial=told.trial if told else None,
         checkpoint=_Committed(rank.folder, every_seconds=arguments["checkpoint_seconds"], rank=rank, ranks=ranks),
         ranks=ranks,
     )
-    return _values(result)
+    return _values(result, settings.steps)
 
 
-RECOVER = Stage("recover", 2, recover_model)
+RECOVER = Stage("recover", 3, recover_model)
 
 
-def global_settings(search: Search, ids: Ids, tokens: int) -> GlobalSettings:
+def global_settings(search: Search, tokens: int) -> GlobalSettings:
     """The trainer's settings from the job, for so many tokens."""
-    chosen, length = search.job.recover, ids.shape[1]
+    chosen, length = search.job.recover, search.job.data.distill.sequence_length
     return GlobalSettings(
         steps=max(1, tokens // (chosen.batch_size * length)),
         learning_rate=chosen.learning_rate,
+        rate=chosen.rate,
         warmup=chosen.warmup,
         weight_decay=chosen.weight_decay,
         micro_batch=max(1, min(chosen.batch_size, MICRO_TOKENS // length)),
     )
-
-
-def curve_steps(steps: int) -> range:
-    """The optimizer steps, 1-based, that a record's curve has of a training of `steps`."""
-    return range(1, steps + 1, max(1, steps // CURVE_POINTS))
 
 
 @dataclass(kw_only=True)
@@ -180,20 +194,24 @@ def _parts(folder: Path) -> list[Path]:
     return sorted(folder.glob("rank_*.safetensors"))
 
 
-class _Batches:
-    """Batches [B, S] of ids in the training order; the same at every call."""
+def _batches(source: WorkerSource, arguments: dict[str, Any], steps: int) -> Iterator[Tensor]:
+    """Batches [B, S] of ids in the training order."""
+    ids, batch = load_ids(source.store, arguments["ids"]), arguments["batch_size"]
+    length = ids.shape[1]
+    order = training_order(len(ids), steps * batch * length, length, arguments["seed"])
+    for start in range(0, steps * batch, batch):
+        yield _on_device(ids[order[start : start + batch]], source)
 
-    def __init__(self, store: Any, arguments: dict[str, Any], steps: int, device: torch.device) -> None:
-        self.ids = load_ids(store, arguments["ids"])
-        self.batch = arguments["batch_size"]
-        length = self.ids.shape[1]
-        self.order = training_order(len(self.ids), steps * self.batch * length, length, arguments["seed"])
-        self.steps, self.device = steps, device
 
-    def __iter__(self) -> Iterator[Tensor]:
-        for step in range(self.steps):
-            rows = self.order[step * self.batch : (step + 1) * self.batch]
-            yield torch.from_numpy(self.ids[rows].astype("int64")).to(self.device)
+def _held_out(source: WorkerSource, arguments: dict[str, Any]) -> list[Tensor]:
+    """The batches [B, S] that a model is judged on while it trains."""
+    batch = arguments["batch_size"]
+    ids = load_ids(source.store, arguments["held_out"]["ids"])[: arguments["held_out"]["batches"] * batch]
+    return [_on_device(ids[start : start + batch], source) for start in range(0, len(ids), batch)]
+
+
+def _on_device(ids_BS: NDArray[np.int32], source: WorkerSource) -> Tensor:
+    return torch.from_numpy(ids_BS.astype("int64")).to(source.device)
 
 
 def _run(search: Search, pieces: list[Piece]) -> list[Record]:
@@ -206,17 +224,18 @@ def _run(search: Search, pieces: list[Piece]) -> list[Record]:
     return [record for group in groups for record in search.run(group)]
 
 
-def _piece(search: Search, ids: Ids, library: Library, architecture: Blocks, tokens: int) -> Piece:
+def _piece(search: Search, texts: Texts, library: Library, architecture: Blocks, tokens: int) -> Piece:
     job = search.job
     depends = {
-        "ids": ids.digest,
+        "ids": texts.recover.digest,
+        "held_out": {"ids": texts.held_out.digest, "batches": held_out_batches(job, tokens)},
         "architecture": [list(block) for block in architecture],
         "library": used_weights(library, [architecture]),
-        "settings": asdict(global_settings(search, ids, tokens)),
+        "settings": asdict(global_settings(search, tokens)),
         "batch_size": job.recover.batch_size,
         "seed": job.seed,
     }
-    handles = {"store": search.workspace.url, "sequence_length": ids.shape[1]}
+    handles = {"store": search.workspace.url, "sequence_length": texts.recover.shape[1]}
     label = identify(architecture) if tokens == job.recover.tokens else f"probe {identify(architecture)}"
     piece = search.piece(RECOVER, label, {**depends, **handles}, depends)
     piece.arguments["checkpoint"] = str(search.scratch / "recover" / piece.key)
@@ -243,16 +262,35 @@ def _settings(arguments: dict[str, Any], memory_retries: int) -> GlobalSettings:
     return GlobalSettings(**{**chosen, "micro_batch": max(1, chosen["micro_batch"] >> memory_retries)})
 
 
-def _reports_to(progress: Progress, arguments: dict[str, Any]) -> OnStep:
-    """Tells of every step's losses, with the step and the tokens so far."""
-    tokens = arguments["batch_size"] * arguments["sequence_length"]
+class _Told:
+    """What a training tells of itself: how far it is, its range test in front, and each step's losses."""
 
-    def on_step(step: int, steps: int, losses: dict[str, float]) -> None:
-        progress(step / steps, {"step": step, "tokens": step * tokens, **losses})
+    def __init__(self, progress: Progress, arguments: dict[str, Any], settings: GlobalSettings) -> None:
+        self.progress = progress
+        self.tokens = arguments["batch_size"] * arguments["sequence_length"]
+        plan = plan_trials(settings)
+        self.tried, self.steps = len(plan.rates) * plan.steps, settings.steps
 
-    return on_step
+    def trial(self, done: int, tried: int) -> None:
+        self.progress(done / (tried + self.steps))
+
+    def step(self, step: int, steps: int, losses: Losses) -> None:
+        share = (self.tried + step) / (self.tried + steps)
+        self.progress(share, {"step": step, "tokens": step * self.tokens, **losses})
 
 
-def _values(result: GlobalResult) -> dict[str, Any]:
-    curve = [result.curve[step - 1] for step in curve_steps(len(result.curve))]
-    return {"status": result.status, "reason": result.reason, "tokens": result.tokens, "curve": curve}
+def _values(result: GlobalResult, steps: int) -> dict[str, Any]:
+    shown = range(0, result.steps, max(1, steps // CURVE_POINTS))
+    return {
+        "status": result.status,
+        "reason": result.reason,
+        "tokens": result.tokens,
+        "curve": [{"step": place + 1, **result.curve[place]} for place in shown if result.curve[place]],
+        "learning_rate": result.learning_rate,
+        "trials": [asdict(trial) for trial in result.trials],
+        "held_out": [{"step": step, "kl_nats": kl_nats} for step, kl_nats in result.held_out],
+        "best_step": result.best_step,
+        "start_kl_nats": result.start_kl_nats,
+        "best_kl_nats": result.best_kl_nats,
+        "improved": result.improved,
+    }

@@ -125,7 +125,7 @@ NARROW = [torch.bfloat16, torch.float16]
 @pytest.mark.parametrize("dtype", NARROW)
 @pytest.mark.parametrize("autocast", [False, True])
 def test_logits_of_narrow_models_are_not_rounded(dtype: torch.dtype, autocast: bool) -> None:
-    parent_ND, child_ND, head_VD, child_head_VD = (tensor.to(dtype) for tensor in pair())
+    parent_ND, child_ND, head_VD, _ = (tensor.to(dtype) for tensor in pair())
     near_ND = (parent_ND.double() + 0.02 * (child_ND.double() - parent_ND.double())).to(dtype)
     given = (near_ND.requires_grad_(), head_VD.clone().requires_grad_())
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
