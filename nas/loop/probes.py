@@ -96,7 +96,7 @@ class Probes:
         first, last, total = len(self.probed) + 1, len(self.probed) + len(wanted), search.job.recover.probes
         what = f"probe {first} of {total}" if first == last else f"probes {first} to {last} of {total}"
         search.part(FIRST_PROBE + (1 - FIRST_PROBE) * min(1.0, last / total), 1)
-        records = train_models(search, self.texts.recover, pool.library, wanted, probe_tokens(search.job), what)
+        records = train_models(search, self.texts, pool.library, wanted, probe_tokens(search.job), what)
         models = {
             name: TrainedModel(wanted[name], record.blobs["model"])
             for name, record in records.items()

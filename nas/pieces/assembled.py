@@ -12,7 +12,7 @@ from torch import Tensor
 from inlay.distill.parallel import shard, world_mesh
 from inlay.distill.sweep import Slot
 from inlay.nas.families import ends_tensors, layer_prefix, subblock_tensors
-from inlay.nas.modeling.modeling_inlay import Ends, InlayForCausalLM, InlayLayer, build_layer
+from inlay.nas.modeling import Ends, InlayForCausalLM, InlayLayer, build_layer
 from inlay.nas.pieces.weights import WorkerSource
 from inlay.nas.tables.architecture import Block, Blocks
 from inlay.nas.variants import parse_variant

@@ -12,7 +12,7 @@ from inlay.nas.families import Parent, Slot
 from inlay.nas.job import Job, Scenario
 from inlay.nas.job.judged import judged_length
 from inlay.nas.loop.probes import probe_tokens
-from inlay.nas.modeling.modeling_inlay import build_layer, make_context
+from inlay.nas.modeling import build_layer, make_context
 from inlay.nas.pieces.boundaries import micro_batch
 from inlay.nas.pieces.measuring import COPIES
 from inlay.nas.pieces.timing import ROUNDS, SAMPLED_STEPS

@@ -13,11 +13,9 @@ from inlay.nas.job import Job
 from inlay.nas.loop.baselines import BASELINES
 from inlay.nas.loop.search import Search
 from inlay.nas.loop.solving import Tables, solve_pool
-from inlay.nas.loop.training import global_settings
 from inlay.nas.loop.true_kl import true_scores, true_scores_of_models
 from inlay.nas.pieces.assembled import TrainedModel
 from inlay.nas.pieces.texts import TEXTS, Packed, Texts, store_texts
-from inlay.nas.pieces.training import curve_steps
 from inlay.nas.pieces.weights import Library
 from inlay.nas.report.progress import Reporter
 from inlay.nas.stages.assemble import Assembled, assemble
@@ -170,9 +168,8 @@ class Pipeline:
     def _recover(self, texts: Texts, library: Library, architectures: dict[str, Blocks]) -> dict[str, TrainedModel]:
         with self.stage("recover"):
             self.record.tracked.name_series({name: identify(blocks) for name, blocks in architectures.items()})
-            records = recover(self.search, texts.recover, library, architectures)
-            steps = curve_steps(global_settings(self.search, texts.recover, self.job.recover.tokens).steps)
-            self.record.curves({name: record.values["curve"] for name, record in records.items()}, steps)
+            records = recover(self.search, texts, library, architectures)
+            self.record.curves({name: record.values["curve"] for name, record in records.items()})
         return {name: TrainedModel(architectures[name], record.blobs["model"]) for name, record in records.items()}
 
     def _evaluate(

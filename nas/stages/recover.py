@@ -8,19 +8,19 @@ from inlay.cluster.pieces import Record
 from inlay.nas.errors import InlayError
 from inlay.nas.loop.search import Search
 from inlay.nas.loop.training import train_models
-from inlay.nas.pieces.texts import Ids
+from inlay.nas.pieces.texts import Texts
 from inlay.nas.pieces.weights import Library
 from inlay.nas.tables.architecture import Blocks
 
 
-def recover(search: Search, ids: Ids, library: Library, architectures: Mapping[str, Blocks]) -> dict[str, Record]:
+def recover(search: Search, texts: Texts, library: Library, architectures: Mapping[str, Blocks]) -> dict[str, Record]:
     """Trains each architecture once, equal ones together; records by the names given.
 
     Raises:
-        InlayError: the training of one diverged twice.
+        InlayError: one has no finite KL, neither as it came nor after any training.
     """
     found = train_models(
-        search, ids, library, architectures, search.job.recover.tokens, "training " + ", ".join(architectures)
+        search, texts, library, architectures, search.job.recover.tokens, "training " + ", ".join(architectures)
     )
     for name, record in found.items():
         if record.values["status"] == "failed":

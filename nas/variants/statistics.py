@@ -19,7 +19,7 @@ from inlay.nas.modeling.subblock_inlay import MIXERS, NORMS, Slot
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from inlay.nas.modeling.modeling_inlay import ForwardContext, InlayLayer
+    from inlay.nas.modeling import ForwardContext, InlayLayer
 
 
 class Statistic(ABC):

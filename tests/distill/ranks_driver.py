@@ -15,8 +15,9 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 
 from inlay.distill.checkpoint import Checkpoint, TrainingState, read_state, write_state
-from inlay.distill.globally import GlobalSettings, distill_globally
+from inlay.distill.globally import distill_globally
 from inlay.distill.parallel import Ranks, is_sharded, shard, world_mesh
+from inlay.distill.settings import GlobalSettings
 
 INDEX, COUNT, PORT, FOLDER = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], Path(sys.argv[4])
 STEPS = 6
@@ -84,7 +85,14 @@ def train(
     kept = None if checkpoint is None else Parts(FOLDER / checkpoint, every_steps=2, every_seconds=None, ranks=ranks)
     try:
         result = distill_globally(
-            parent, child, SMALL.batches(STEPS, size), replace(SETTINGS, micro_batch=micro_batch), on_step, kept, ranks
+            parent,
+            child,
+            SMALL.batches(STEPS, size),
+            SMALL.held_out(size=size),
+            replace(SETTINGS, micro_batch=micro_batch),
+            on_step,
+            checkpoint=kept,
+            ranks=ranks,
         )
     except SMALL.Killed:
         return
