@@ -45,8 +45,8 @@ def variants_of(space: SearchSpace, shape: Shape, layer: int) -> tuple[Variant, 
         parent = Variant(slot, "parent")
         found[parent.label] = parent
         for variant in (_variant(item, space, Place(shape, layer, slot)) for item in getattr(space, slot)):
-            is_parent = variant.entry(shape, layer) == parent.entry(shape, layer)
-            if not is_parent and variant.problem(shape, layer) is None:
+            # Only what can stand there has an entry.
+            if variant.problem(shape, layer) is None and variant.entry(shape, layer) != parent.entry(shape, layer):
                 found.setdefault(variant.label, variant)
     return tuple(found.values())
 
