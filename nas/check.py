@@ -18,11 +18,11 @@ from inlay.nas.embedded import embedded_parent
 from inlay.nas.errors import UserError
 from inlay.nas.families import Shape, describe_hub_parent, open_parent
 from inlay.nas.job import Job, JobError, Problem
-from inlay.nas.job.judged import judged_length
+from inlay.nas.job.judged import JUDGED_FIELD, judged_length
 from inlay.nas.job.locations import EMBEDDED, is_hub_id, resolve
 from inlay.nas.problems import show
 from inlay.nas.tables_costs import given_costs
-from inlay.nas.variants import space_problems
+from inlay.nas.variants import space_problems, unseen_problems
 
 _FIELD = re.compile(r"`?([a-z_]+(?:\.[a-z_]+|\[\d+\])*)`?: (.+)", re.DOTALL)
 
@@ -89,7 +89,11 @@ def _folder_of(parent: str, folder: Path) -> Path:
 def _against_shape(sections: Mapping[str, Any], shape: Shape) -> Iterator[Problem]:
     context = shape.max_positions
     if "space" in sections:
-        yield from space_problems(sections["space"], shape, judged_length=judged_length(sections))
+        problems = space_problems(sections["space"], shape)
+        length = judged_length(sections)
+        if not problems and length is not None:
+            problems = unseen_problems(sections["space"], shape, length, JUDGED_FIELD)
+        yield from problems
     if "data" in sections and (length := sections["data"].distill.sequence_length) > context:
         text = f"{length} is longer than the parent's context; it must be at most {context}"
         yield Problem("data.distill.sequence_length", text)
