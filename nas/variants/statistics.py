@@ -83,6 +83,22 @@ class ChannelActivity(Statistic):
 
 
 @dataclass(frozen=True)
+class ChannelGram(Statistic):
+    """H'H, [F, F], of the ffn channels H = act(gate) * up."""
+
+    name: str = "ffn.gram"
+
+    def watch(self, layer: "InlayLayer", seen: "dict[str, Tensor]") -> list[Any]:
+        """What the down projection reads."""
+        return [layer.get_submodule(DOWN).register_forward_pre_hook(_keep_input(seen, "channels"))]
+
+    def sums(self, seen: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
+        """`hh`."""
+        channels_NF = _rows(seen["channels"])
+        return {"hh": channels_NF.T @ channels_NF}
+
+
+@dataclass(frozen=True)
 class Sums:
     """The sums of one layer over a number of tokens, `name.part` by `name.part`; `+` joins those of two chunks."""
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from safetensors.torch import save_file
 
@@ -85,15 +86,18 @@ class InProcess(Search):
         )
 
 
-@pytest.fixture
-def in_process() -> Callable[[Job, Path], InProcess]:
-    """`in_process(job, folder)`: the job's search on a new workspace, without Ray."""
+@pytest.fixture(scope="module")
+def make_search() -> Iterator[Callable[[Job, Path], InProcess]]:
+    """`make_search(job, folder)`: the job's search on a new workspace, without Ray."""
 
     def make(job: Job, folder: Path) -> InProcess:
         nobody: Any = None
         return InProcess(job, Workspace(folder), open_job_parent(job), nobody, Reporter())
 
-    return make
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as a worker does
+    yield make
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
