@@ -148,7 +148,7 @@ def main() -> None:
             start = time.monotonic()
             records = build_library(search, texts.distill)
             distilled = time.monotonic()
-            rows = score_blocks(search, texts.score, library_of(records))
+            rows = [scored.row() for scored in score_blocks(search, texts.score, library_of(records))]
             scored = time.monotonic()
             try:
                 search.run(

@@ -1,15 +1,15 @@
-"""How long the sequences are that quality is judged on."""
+"""How long the sequences are that score, rank and report."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from inlay.nas.job.model import Job
 
 
-def judged_length(sections: Mapping[str, Any]) -> int | None:
-    """Tokens of each sequence that scores, ranks and reports; None where the job's section is not there.
+def judged_length(job: Job) -> int:
+    """Tokens in a sequence of the validation text.
 
-    Args:
-        sections: those sections of a job that are right on their own, by name.
+    `data.validate.sequence_length`, else the longest scenario's prefill + generate, at least
+    `data.distill.sequence_length`: what a window or a cache leaves out shows only in a context that exceeds it. At most
+    the parent's context, since neither a scenario nor a sequence may be longer than that.
     """
-    return int(sections["data"].distill.sequence_length) if "data" in sections else None
+    return job.data.judged_length(job.hardware.scenarios)

@@ -48,13 +48,15 @@ def environment(search: Search, scenario: Scenario) -> dict[str, str]:
     return search.environments[clock]
 
 
-def run_timed(search: Search, pieces: Sequence[tuple[Scenario, Piece]]) -> list[Record]:
-    """Records of pieces that take times, in the order given.
+def run_timed(search: Search, pieces: Sequence[tuple[Scenario, Piece]], what: str) -> list[Record]:
+    """Records of pieces that take times, in the order given; `what` is what people are told of them.
 
     Nothing else may run beside one that reads the wall clock; a thread's own clock stands still while others run.
     """
     found: dict[str, Record] = {}
     for clock in ("thread", "wall"):
         own = [piece for scenario, piece in pieces if clock_of(search, scenario) == clock]
-        found |= {record.key: record for record in search.run(own, exclusive=clock == "wall")} if own else {}
+        if own:
+            records = search.run(own, what, "scenarios", exclusive=clock == "wall")
+            found |= {record.key: record for record in records}
     return [found[piece.key] for _, piece in pieces]

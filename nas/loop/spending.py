@@ -33,4 +33,5 @@ def _better(pool: Pool, swaps: Sequence[Blocks], than: Candidate) -> Candidate |
     pool.add(swaps, "spend")
     seen = [candidate for candidate in pool.by_kl() if candidate.architecture in swaps]
     lower = [candidate for candidate in seen if candidate.true.kl_nats < than.true.kl_nats]
-    return next((candidate for candidate in lower if pool.may_fit(candidate) and pool.judge(candidate)), None)
+    met, _ = pool.judge_some(lower, 1)
+    return met[0] if met else None

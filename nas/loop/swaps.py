@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inlay.nas.tables.architecture import Block, Blocks
-from inlay.nas.tables.problem import ScoreTable
+from inlay.nas.tables.scores import ScoreTable
 from inlay.solver import Problem
 
 NEIGHBOURS = 12

@@ -11,6 +11,7 @@ from inlay.nas.loop.conditions import conditions_of, run_timed, workload_of
 from inlay.nas.loop.search import Search
 from inlay.nas.pieces.measuring import Measured, time_architectures
 from inlay.nas.pieces.stage import Stage
+from inlay.nas.report.sentences import counted
 from inlay.nas.tables.architecture import PARENT_BLOCK, Blocks, identify
 from inlay.nas.tables.costs import TIMES, CostTable
 from inlay.nas.variants.entries import entries_of
@@ -23,10 +24,15 @@ def times_are_given(search: Search) -> bool:
     return search.job.hardware.costs is not None
 
 
-def judged_times(search: Search, costs: CostTable, architectures: Sequence[Blocks]) -> list[dict[str, Measured]]:
-    """Times by scenario: true ones, or the sums of the given table, so that equal tables choose equal children."""
+def judged_times(
+    search: Search, costs: CostTable, architectures: Sequence[Blocks], what: str = ""
+) -> list[dict[str, Measured]]:
+    """Times by scenario: true ones, or the sums of the given table, so that equal tables choose equal children.
+
+    `what` is what people are told of it; by default the number of candidates.
+    """
     if not times_are_given(search):
-        return measure(search, architectures)
+        return measure(search, architectures, what or f"times of {counted(len(architectures), 'candidate')}")
     return [
         {s.name: _summed(costs, s.name, architecture) for s in search.job.hardware.scenarios}
         for architecture in architectures
@@ -49,8 +55,8 @@ def _summed(costs: CostTable, scenario: str, architecture: Blocks) -> Measured:
     )
 
 
-def measure(search: Search, architectures: Sequence[Blocks]) -> list[dict[str, Measured]]:
-    """True times by scenario, in the order given.
+def measure(search: Search, architectures: Sequence[Blocks], what: str) -> list[dict[str, Measured]]:
+    """True times by scenario, in the order given; `what` is what people are told of it.
 
     What was never measured under a scenario's conditions is, all of it in turns with one parent.
     """
@@ -63,7 +69,7 @@ def measure(search: Search, architectures: Sequence[Blocks]) -> list[dict[str, M
         new = {name: a for a in architectures if (name := identify(a)) not in held}
         if new:
             pieces.append((scenario, _piece(search, scenario, conditions[scenario.name], new)))
-    for (scenario, _), record in zip(pieces, run_timed(search, pieces), strict=True):
+    for (scenario, _), record in zip(pieces, run_timed(search, pieces, what), strict=True):
         known[conditions[scenario.name]] |= {
             name: Measured(**found) for name, found in record.values["measured"].items()
         }

@@ -130,7 +130,7 @@ class ScoreRow:
     attention: str
     ffn: str
     kl_nats: float
-    standard_error: float
+    standard_error: float | None
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from inlay.nas.pieces.boundaries import worker_source
 from inlay.nas.pieces.stage import Stage
 from inlay.nas.pieces.texts import Ids
 from inlay.nas.pieces.weights import Library, WorkerSource
+from inlay.nas.report.sentences import counted
 from inlay.nas.stages.calibrate import calibrate_piece, statistics_of, sums_of
 from inlay.nas.variants import Place, Variant, parse_variant, variants_of
 from inlay.nas.variants.statistics import Sums
@@ -46,9 +47,18 @@ def build_library(search: Search, ids: Ids) -> list[Record]:
     for span in spans_with_boundaries(search, ids, todo, outcomes):
         layers = [layer for layer in span.layers if layer in todo]
         summed = [layer for layer in layers if statistics_of(space[layer], search.parent.shape, layer)]
-        records = search.run([calibrate_piece(search, ids, layer, space[layer], scratch) for layer in summed])
+        records = search.run(
+            [calibrate_piece(search, ids, layer, space[layer], scratch) for layer in summed],
+            "sums that start the variants",
+            "layers",
+        )
         sums = dict(zip(summed, map(sums_of, records), strict=True))
-        search.run([distill_piece(search, ids, layer, space[layer], sums.get(layer, "")) for layer in layers])
+        search.part(span.share, 1)
+        search.run(
+            [distill_piece(search, ids, layer, space[layer], sums.get(layer, "")) for layer in layers],
+            f"training {counted(sum(len(space[layer]) for layer in layers), 'variant')}",
+            "layers",
+        )
     return search.run(pieces)
 
 

@@ -44,7 +44,8 @@ def rows_of(
     limit of the budget with value over limit and its standard error, which is 0 where nothing was measured.
     """
     scenario = search.job.hardware.scenarios[0]
-    times = dict(zip(architectures, judged_times(search, costs, list(architectures.values())), strict=True))
+    judged = judged_times(search, costs, list(architectures.values()), f"times of {', '.join(architectures)}")
+    times = dict(zip(architectures, judged, strict=True))
     own = next(iter(times.values()))[scenario.name].parent
     num_layers = search.parent.shape.num_layers
     rows = {"parent": _row(search, costs, scenario, tuple([PARENT_BLOCK] * num_layers), own, parent)}

@@ -18,6 +18,7 @@ from inlay.nas.loop.conditions import conditions_of, run_timed, workload_of
 from inlay.nas.loop.search import Search
 from inlay.nas.pieces.measuring import measure_subblocks
 from inlay.nas.pieces.stage import Stage
+from inlay.nas.report.sentences import counted
 from inlay.nas.tables.costs import ENDS
 from inlay.nas.tables.given_costs import given_costs
 from inlay.nas.variants import Variant, ends_parameters, kv_bytes, parameters, variants_of, weights_bytes
@@ -48,7 +49,7 @@ def measured_subblocks(search: Search) -> list[tuple[Scenario, dict[str, dict[st
         settings = {"entries": entries, "workload": asdict(workload_of(scenario))}
         depends = settings | {"conditions": conditions_of(search, scenario, MEASURE.version)}
         pieces.append((scenario, search.piece(MEASURE, f"scenario {scenario.name}", settings, depends)))
-    records = run_timed(search, pieces)
+    records = run_timed(search, pieces, f"times of {counted(len(entries), 'subblock')}")
     return [
         (scenario, {key: dict(times) for key, times in record.values["times"].items()})
         for (scenario, _), record in zip(pieces, records, strict=True)

@@ -56,7 +56,7 @@ def build(job: Job, folder: Path, workers: int) -> Built:
         records = build_library(search, texts.distill)
         assert not failures(records)
         assert (search.scratch_peak_bytes > 50_000_000) == search.cluster.started, "boundaries were made by workers"
-        rows = score_blocks(search, texts.score, library_of(records))
+        rows = [scored.row() for scored in score_blocks(search, texts.score, library_of(records))]
     return [record.identity() for record in records], rows
 
 
@@ -125,7 +125,7 @@ def test_variants_that_diverge_are_failed_with_their_reason_and_not_offered(job:
         lost = failures(records)
         assert {layer for layer, _, _ in lost} == {0, 1, 2, 3}
         assert all("not finite" in reason for _, _, reason in lost)
-        rows = score_blocks(search, texts.score, library_of(records))
+        rows = [scored.row() for scored in score_blocks(search, texts.score, library_of(records))]
     gone = {(layer, label) for layer, label, _ in lost}
     assert not any({(row["layer"], row["attention"]), (row["layer"], row["ffn"])} & gone for row in rows)
     assert {"attention:no_op"} <= {row["attention"] for row in rows}
