@@ -85,6 +85,13 @@ def stage_seconds(job: Job, parent: Parent) -> dict[str, float]:
     }
 
 
+def token_seconds(parent: Parent, length: int) -> float:
+    """Of the whole parent, head included, forward on one thread, for each token of sequences of a length."""
+    shape = parent.shape
+    layers = (parameters(shape.parent_entry(i, slot), slot, shape) for i in range(shape.num_layers) for slot in SLOTS)
+    return FORWARD * (sum(layers) + shape.vocab * shape.hidden) / layer_rate(parent, length).operations_per_second
+
+
 def judged_tokens(job: Job) -> tuple[int, int]:
     """Tokens of the score text and of the report text at most: whole sequences, one at least."""
     length, tokens = judged_length(job), job.data.validate.tokens

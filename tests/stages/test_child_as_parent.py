@@ -84,7 +84,7 @@ def child(
     ids = store_texts(pack_texts(job, search.parent.tokenizer()), search.workspace)
     library = library_of(build_library(search, ids.distill))
     search.workspace.write_json("library.json", {str(layer): dict(held) for layer, held in library.digests.items()})
-    model = Recovered(ARCHITECTURE, assembled_blob(search.workspace, search.parent, ARCHITECTURE))
+    model = TrainedModel(ARCHITECTURE, assembled_blob(search.workspace, search.parent, ARCHITECTURE))
     exported = write_folder(search.workspace, search.parent, model, folder / "child", "", job)
     whole = InlayForCausalLM.from_pretrained(exported)
     with torch.no_grad():
@@ -166,7 +166,7 @@ def test_a_second_search_from_it(child: Child, texts: Any, tmp_path: Path, make_
     # What is exported opens again: a third round could begin.
     search.workspace.write_json("library.json", {str(layer): dict(held) for layer, held in library.digests.items()})
     blob = assembled_blob(search.workspace, search.parent, architecture)
-    again = write_folder(search.workspace, search.parent, Recovered(architecture, blob), tmp_path / "child", "", job)
+    again = write_folder(search.workspace, search.parent, TrainedModel(architecture, blob), tmp_path / "child", "", job)
     entries = [
         {variant.slot: variant.entry(shape, layer) for variant in map(parse_variant, block)}
         for layer, block in enumerate(architecture)
