@@ -29,6 +29,11 @@ def batch_words(what: str, done: int, total: int, unit: str) -> str:
     return f"{what}, {counted}" if total > 1 else what
 
 
+def probe_words(first: int, last: int, total: int) -> str:
+    """`probe 3 of 8`, `probes 3 to 4 of 8`."""
+    return f"probe {first} of {total}" if first == last else f"probes {first} to {last} of {total}"
+
+
 def search_words(standing: Standing) -> str:
     """`62 %, about 1 min 40 s left`; where nothing estimates its time, `stage 3 of 7`."""
     if standing.seconds_left is None:

@@ -12,7 +12,7 @@ from inlay.nas.report.best import Best
 from inlay.nas.report.live import LiveReporter
 from inlay.nas.report.progress import Reporter
 from inlay.nas.report.records import StageRow
-from inlay.nas.report.sentences import about, batch_words, read_progress, search_words
+from inlay.nas.report.sentences import about, batch_words, counted, probe_words, read_progress, search_words
 from inlay.nas.report.summary import closing_lines, print_summary, stage_table
 from inlay.nas.report.terminal import make_reporter
 from inlay.nas.report.time_left import Standing
@@ -137,6 +137,13 @@ def test_a_batch_says_what_it_is_for(what: str, done: int, total: int, unit: str
 )
 def test_a_time_left_is_as_exact_as_an_estimate_is(seconds: float, words: str) -> None:
     assert about(seconds) == words
+
+
+def test_things_are_counted_in_words() -> None:
+    assert counted(1, "candidate") == "1 candidate"
+    assert counted(4, "candidate") == "4 candidates"
+    assert probe_words(3, 3, 8) == "probe 3 of 8"
+    assert probe_words(3, 4, 8) == "probes 3 to 4 of 8"
 
 
 def test_the_search_in_words() -> None:
