@@ -101,7 +101,8 @@ def test_the_run_told_how_far_it_was_and_what_it_had_found(finished: Path) -> No
     started = [re.fullmatch(r"([a-z]+) +started · search (\d+) %, about .+ left", line) for line in lines]
     assert [match[1] for match in started if match] == list(STAGES)
     shares = [int(match[2]) for match in started if match]
-    assert shares == sorted(set(shares))
+    assert shares == sorted(shares)
+    assert shares[0] == 0 < 90 < shares[-1]
     costs = r"runtime \d\.\d\dx, memory 0\.\d\dx"
     found = {
         kind: [
