@@ -103,6 +103,21 @@ def test_what_the_user_should_know_is_never_held_back() -> None:
     ]
 
 
+def test_what_a_run_did_itself_is_not_said_to_be_there_already() -> None:
+    stream = io.StringIO()
+    reporter = Reporter(stream, Clock())
+    reporter.stage_started("distill")
+    reporter.piece_event(event("kept", 0))
+    reporter.piece_event(event("finished", 8))
+    reporter.piece_event(event("kept", 8))  # its records are collected
+    reporter.stage_started("score")
+    reporter.kept(5, 8, "layers")
+    reporter.piece_event(event("kept", 8))
+    assert [line for line in stream.getvalue().splitlines() if "already" in line] == [
+        "score      5 of 8 layers are there already"
+    ]
+
+
 @pytest.mark.parametrize(
     ("what", "done", "total", "unit", "words"),
     [
