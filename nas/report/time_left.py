@@ -29,7 +29,7 @@ class Standing:
     """Where a search stands.
 
     Args:
-        fraction: of its whole time, 0 to 1.
+        fraction: of its whole work, 0 to 1.
         seconds_left: None where nothing estimates them.
         stage: the running one's number, from 1.
         num_stages: of the search.
@@ -100,7 +100,6 @@ class SearchTime:
         self._known = any(self._estimates.values())
         self._done: list[_Stage] = []
         self._stage: _Stage | None = None
-        self._fraction, self._left, self._seen_at = 0.0, sum(self._estimates.values()), clock()
 
     def stage_started(self, name: str) -> None:
         """A stage begins."""
@@ -148,24 +147,24 @@ class SearchTime:
         return self._stage.at if self._stage is not None else 0.0
 
     def standing(self) -> Standing:
-        """Where the search stands now; its fraction never falls."""
+        """Where the search stands now."""
         number = min(len(self._names), len(self._done) + (self._stage is not None))
         if not self._known:
             fraction = (len(self._done) + self.stage_fraction) / max(1, len(self._names))
             return Standing(fraction, None, number, len(self._names))
-        scale, now = self._scale(), self._clock()
+        scale = self._scale()
         ahead = set(self._names) - {stage.name for stage in self._done}
         left = 0.0
         if self._stage is not None:
             ahead.discard(self._stage.name)
             left = self._rest(self._stage, scale)
         left += sum(scale * self._estimates[name] for name in ahead)
-        # As much of what was left has passed since as there are seconds, or as is left less: so the bar never stands
-        # still nor goes back, and it ends with the search, whatever was thought of its time before.
-        passed = max(now - self._seen_at, self._left - left, 0.0)
-        self._fraction += (1 - self._fraction) * passed / max(passed + left, 1e-9)
-        self._seen_at, self._left = now, left
-        return Standing(min(self._fraction, 0.99), left, number, len(self._names))
+        done = sum(stage.estimate for stage in self._done)
+        if self._stage is not None:
+            done += self._stage.at * self._stage.estimate
+        # Of the work and not of the time: what makes all stages slower does not move it.
+        fraction = done / sum(self._estimates.values())
+        return Standing(min(fraction, 0.99), left, number, len(self._names))
 
     def _scale(self) -> float:
         """Seconds seen over seconds estimated, of all that was earned."""
