@@ -52,9 +52,14 @@ class Reporter:
     def close(self) -> None:
         """Ends the display."""
 
-    def search_started(self, stages: Sequence[str], estimates: Mapping[str, float]) -> None:
-        """A whole search begins: its stages in order, and the seconds that each is thought to take, where known."""
-        self._time = SearchTime(stages, estimates, self._clock)
+    def search_started(
+        self, stages: Sequence[str], estimates: Mapping[str, float], of_this_device: bool = True
+    ) -> None:
+        """A whole search begins: its stages in order, and the seconds that each is thought to take, where known.
+
+        `of_this_device`: whether they are seconds of the device that computes; else only their proportions count.
+        """
+        self._time = SearchTime(stages, estimates, self._clock, of_this_device)
 
     def stage_started(self, name: str) -> None:
         """A stage begins."""

@@ -163,7 +163,8 @@ def test_things_are_counted_in_words() -> None:
 
 def test_the_search_in_words() -> None:
     assert search_words(Standing(0.62, 100.0, 4, 7)) == "62 %, about 1 min 40 s left"
-    assert search_words(Standing(0.62, None, 4, 7)) == "stage 4 of 7"
+    assert search_words(Standing(0.62, None, 4, 7)) == "62 %"
+    assert search_words(Standing(0.5, None, 4, 7, estimated=False)) == "stage 4 of 7"
 
 
 @pytest.mark.parametrize(
@@ -206,6 +207,11 @@ def test_progress_is_read_back_from_a_log() -> None:
     assert progress is not None
     assert (progress["doing"], progress["done"], progress["total"]) == ("true KL of 4 candidates", 3, 8)
     assert progress["line"].startswith("distill true KL of 4 candidates, 3 of 8 shards · search ")
+    reporter.search_started(STAGES, ESTIMATES, of_this_device=False)
+    reporter.stage_started("distill")
+    progress = read_progress(stream.getvalue())
+    assert progress is not None
+    assert (progress["doing"], progress["percent"], progress["time_left"]) == ("started", 0, None)
     reporter.search_started(STAGES, {})
     reporter.stage_started("recover")
     assert (read_progress(stream.getvalue()) or {})["line"] == "recover started · search stage 1 of 2"
