@@ -61,7 +61,9 @@ class Pipeline:
 
     def run(self, packed: Packed) -> tuple[dict[str, Any], dict[str, Any]]:
         """All stages; evaluation.json's and run.json's contents."""
-        self.search.reporter.search_started(STAGES, stage_seconds(self.job, self.parent))
+        self.search.reporter.search_started(
+            STAGES, stage_seconds(self.job, self.parent), of_this_device=self.job.hardware.device == "cpu"
+        )
         self.search.cluster.preload("inlay.nas.stages.distill", "inlay.nas.pieces.comparison")
         texts = store_texts(packed, self.place)
         self.record.tracked.texts(texts)

@@ -121,4 +121,5 @@ def finished(
     done = inlay_command("run", "job.yaml", cwd=folder)
     assert done.returncode == 0, done.stderr
     (folder / "stdout").write_text(done.stdout)
+    (folder / "stderr").write_text(done.stderr)
     return folder
