@@ -10,7 +10,7 @@ import json
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +33,9 @@ CHILD = (("attention:parent", "ffn:parent"), ("attention:no_op", "ffn:parent"), 
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    with connect(ClusterSettings(workers=2)) as cluster:
-        yield cluster
+def cluster(shared_ray: Any) -> Cluster:
+    running: Cluster = shared_ray.cluster()
+    return running
 
 
 @pytest.fixture(scope="module")
