@@ -75,7 +75,6 @@ def job_of(parent: Path) -> inlay.Job:
                 "validate": {"path": "inlay:pystdlib/held_out", "tokens": 1024},
             },
             "space": {"attention": [{"kv_heads": 1}, "no_op"], "ffn": [{"width": 0.5}, "no_op"]},
-            "calibrate": {"tokens": 2048},
             "distill": {"tokens": 4096, "batch_size": 4},
             "budget": {"parameters": "0.7x"},
             "cluster": {"max_workers": 2},
@@ -149,7 +148,7 @@ def main() -> None:
             start = time.monotonic()
             records = build_library(search, texts.distill)
             distilled = time.monotonic()
-            rows = score_blocks(search, texts.score, library_of(records))
+            rows = [scored.row() for scored in score_blocks(search, texts.score, library_of(records))]
             scored = time.monotonic()
             try:
                 search.run(

@@ -32,7 +32,8 @@ from fault_cluster import MARK, NODES, Disk, Machines, Tracker, busy_workers, en
 from machine import footer
 
 from inlay.cluster.processes import free_port
-from inlay.cluster.runtime import LOOPBACK_ONLY, protect_token
+from inlay.cluster.ray_environment import LOOPBACK_ONLY
+from inlay.cluster.ray_token import protect_token
 from inlay.nas.embedded import corpus
 
 KINDS = {
@@ -295,7 +296,6 @@ def write_job(folder: Path, address: str, tracking: str) -> Path:
             "validate": {"path": "held_out.txt", "tokens": 512},
         },
         "space": {"attention": [{"kv_heads": 2}, "no_op"], "ffn": [{"width": 0.5}, "no_op"]},
-        "calibrate": {"tokens": 512},
         "distill": {"tokens": 2048, "batch_size": 4},
         "score": {"pairs": 2},
         "solve": {"pool": 3},

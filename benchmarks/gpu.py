@@ -34,7 +34,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2
 
 from inlay.distill.globally import GlobalSettings, distill_globally
 from inlay.distill.parallel import Ranks, shard, world_mesh
-from inlay.nas.modeling import InlayConfig
+from inlay.nas.modeling.configuration_inlay import InlayConfig
 from inlay.nas.modeling.modeling_inlay import InlayForCausalLM
 from inlay.nas.pieces.timing import Workload, random_model, rounds_of, summarise
 

@@ -22,11 +22,11 @@ from inlay.distill.local import Branch, BranchResult, LayerBatch, LocalSettings,
 from inlay.nas.families import Shape, open_parent
 from inlay.nas.families.reading import shape_of
 from inlay.nas.families.shape import SLOTS
-from inlay.nas.modeling import InlayConfig
+from inlay.nas.modeling.configuration_inlay import InlayConfig
 from inlay.nas.modeling.modeling_inlay import InlayForCausalLM, build_layer, make_context
-from inlay.nas.pieces.weights import slot_state
-from inlay.nas.variants import Variant
-from inlay.nas.variants.sums import CalibrationSums
+from inlay.nas.stages.calibrate import statistics_of
+from inlay.nas.variants import Place, Variant
+from inlay.nas.variants.statistics import Sums, gather
 
 
 def local(report: Report, parent: str) -> None:
@@ -69,7 +69,7 @@ class Layer:
 
     def variants(self, length: int) -> list[Variant]:
         """One of every kind that is trained."""
-        widths = [max(8, self.shape.ffn_width * share // 8) for share in (6, 4, 2)]
+        widths = [max(8, self.shape.parent_entry(0, "ffn")["width"] * share // 8) for share in (6, 4, 2)]
         attention = [("kv_heads", 1), ("window", (length // 4, 4)), ("window", (length // 2, 4)), ("linear", None)]
         ffn = [*(("width", width) for width in widths), ("linear", None)]
         return [Variant("attention", *one) for one in attention] + [Variant("ffn", *one) for one in ffn]
@@ -80,7 +80,7 @@ class Layer:
         return build_layer(self.config, 0, entries["attention"], entries["ffn"], self.state, self.dtype).to(device)
 
     def train(
-        self, hidden_NSD: Tensor, batch: int, sums: CalibrationSums, device: torch.device
+        self, hidden_NSD: Tensor, batch: int, sums: Sums, device: torch.device
     ) -> tuple[list[BranchResult], float]:
         """Trains all variants on all but one batch, which judges; the results, and the seconds of training alone."""
         length = hidden_NSD.shape[1]
@@ -90,8 +90,9 @@ class Layer:
         context = make_context(self.config, batch, length, self.dtype, device, entries)
         branches = []
         for variant in variants:
-            own = {name: t.to(torch.float32, copy=True) for name, t in slot_state(self.state, variant.slot).items()}
-            start, entry = variant.start(self.shape, own, sums), variant.entry(self.shape, 0)
+            parents = Place(self.shape, 0, variant.slot).tensors(self.state)
+            own = {name: tensor.to(torch.float32, copy=True) for name, tensor in parents.items()}
+            start, entry = variant.start(self.shape, 0, own, sums), variant.entry(self.shape, 0)
             pair = (entry, None) if variant.slot == "attention" else (None, entry)
             module = build_layer(self.config, 0, *pair, start, torch.float32).to(device).requires_grad_(True)
             branches.append(Branch(variant.label, variant.slot, module))
@@ -111,7 +112,8 @@ def _layer(report: Report, name: str, layer: Layer, hidden_NSD: Tensor, batch: i
     few = batch if layer.dtype == torch.float32 else 1
     context = make_context(layer.config, len(few_NSD), few_NSD.shape[1], layer.dtype, cpu,
                            [layer.shape.parent_entry(0, "attention")])  # fmt: skip
-    sums, _ = CalibrationSums.of(layer.built(cpu), few_NSD, context, True)
+    statistics = statistics_of(layer.variants(length), layer.shape, 0)
+    sums, _ = gather(layer.built(cpu), few_NSD, context, statistics)
     there, here = (layer.train(few_NSD, few, sums, device)[0] for device in (report.device, cpu))
     apart = max(curves_apart(one.curve, other.curve) for one, other in zip(there, here, strict=True))
     limit = TRAINED_ALIKE[layer.dtype]

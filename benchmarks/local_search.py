@@ -30,7 +30,7 @@ from inlay.nas.report.progress import Reporter
 from inlay.nas.stages.assemble import correct, swap
 from inlay.nas.stages.solutions import job_of, library_of_workspace
 from inlay.nas.tables.architecture import Blocks
-from inlay.nas.tables.problem import ScoreTable
+from inlay.nas.tables.scores import ScoreTable
 from inlay.nas.workspace import Workspace
 
 DRAWS = 2000
@@ -68,7 +68,7 @@ def rows(place: Workspace, evaluations: int, seeds: int) -> list[str]:
     job, parent = job_of(place)
     score = place.read_json("texts.json")["score"]
     tables = load_tables(place)
-    tables = type(tables)(ScoreTable(tables.scores.measured, tables.scores.gamma), tables.costs, tables.tokens)
+    tables = type(tables)(ScoreTable(tables.scores.measured, tables.scores.gammas), tables.costs, tables.tokens)
     with connect(cluster_settings(job, place)) as cluster:
         search = Search(job, place, parent, cluster, Reporter())
         ids = Ids(score["digest"], tuple(score["shape"]))

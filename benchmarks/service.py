@@ -226,7 +226,6 @@ def write_job(path: Path, *, distill: str, recover: str, kinds: int) -> Path:
             "validate": {"path": "held_out.txt", "tokens": "4k"},
         },
         "space": {"attention": attention[:kinds], "ffn": ffn[:kinds]},
-        "calibrate": {"tokens": "4k"},
         "distill": {"tokens": distill},
         "score": {"pairs": 2},
         "solve": {"pool": 2, "corrections": 0},

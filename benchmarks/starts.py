@@ -20,9 +20,9 @@ from inlay.distill.text import pack, read_documents
 from inlay.kernels import update_mse
 from inlay.nas.families import open_parent
 from inlay.nas.modeling.modeling_inlay import Ends, build_layer, make_context
-from inlay.nas.variants import parse_variant
+from inlay.nas.variants import Place, parse_variant
 from inlay.nas.variants.linear import linear_from_products
-from inlay.nas.variants.sums import CalibrationSums
+from inlay.nas.variants.statistics import Products, gather
 
 LENGTH, BATCH = 256, 16
 
@@ -51,14 +51,14 @@ def main() -> None:
         context = make_context(parent.config, BATCH, LENGTH, torch.float32, "cpu", [entries[0]])
         total, outputs = None, []
         for batch in hidden[:-2]:
-            sums, output = CalibrationSums.of(layer, batch, context, True)
+            sums, output = gather(layer, batch, context, [Products("attention"), Products("ffn")])
             total = sums if total is None else total + sums
             outputs.append(output)
         found = [index]
         for slot in ("attention", "ffn"):
             starts = {
-                "ridge": parse_variant(f"{slot}:linear").start(shape, state, total),
-                "products": linear_from_products(slot, shape, state),
+                "ridge": parse_variant(f"{slot}:linear").start(shape, index, state, total),
+                "products": linear_from_products(Place(shape, index, slot), state),
             }
             for start in starts.values():
                 attention, ffn = ({"kind": "linear"}, None) if slot == "attention" else (None, {"kind": "linear"})

@@ -81,7 +81,7 @@ def library_scores(parent: str, texts: Path, tokens: int, through: str, cluster:
         start = time.monotonic()
         records = build_library(search, texts.distill)
         seconds = time.monotonic() - start
-        rows = score_blocks(search, texts.score, library_of(records))
+        rows = [scored.row() for scored in score_blocks(search, texts.score, library_of(records))]
     means = []
     for kind in KINDS:
         found = [row["kl_nats"] for row in rows if row["attention"].startswith(f"attention:{kind}")]

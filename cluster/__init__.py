@@ -1,5 +1,6 @@
 """Ray, stores, MLflow tracking: everything that crosses processes and machines."""
 
+from inlay.cluster.capacity import usable_cpus
 from inlay.cluster.errors import ClusterError, ConnectError, LockedError, PieceError, StoreError
 from inlay.cluster.events import PieceEvent
 from inlay.cluster.fanout import kept_records, run_pieces
@@ -15,7 +16,7 @@ from inlay.cluster.pieces import (
     piece_seed,
     read_record,
 )
-from inlay.cluster.runtime import Cluster, ClusterSettings, connect, usable_cpus
+from inlay.cluster.runtime import Cluster, ClusterSettings, connect
 from inlay.cluster.store import Store, digest_of, json_bytes
 
 __all__ = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ from inlay.cluster.pieces import Resources
 
 Amounts = Mapping[str, float]
 """Resources by Ray's names: CPU, GPU, memory (bytes)."""
+_SLACK = 1e-9
+"""Shares of a CPU or GPU are added up as doubles."""
 
 
 @dataclass(frozen=True)
@@ -36,14 +39,19 @@ def live_resources(answer: Any) -> list[Amounts]:
 
 
 def fits(node: Amounts, share: Resources) -> bool:
-    """Tell whether a node with these resources in all can hold one worker with this share."""
-    return all(node.get(name, 0) >= amount for name, amount in _wanted(share).items())
+    """Tell whether a node with these resources can hold one worker with this share."""
+    return all(node.get(name, 0) >= amount - _SLACK for name, amount in _wanted(share).items())
 
 
 def room(nodes: Sequence[Amounts], share: Resources) -> int:
-    """Return how many workers with this share the nodes hold together."""
+    """Return how many workers with this share the nodes hold together; the share books something."""
     wanted = _wanted(share)
-    return sum(min(int(node.get(name, 0) / amount + 1e-9) for name, amount in wanted.items()) for node in nodes)
+    return sum(min(int(node.get(name, 0) / amount + _SLACK) for name, amount in wanted.items()) for node in nodes)
+
+
+def without(node: Amounts, share: Resources) -> Amounts:
+    """Return what is left of a node's resources beside a worker with this share."""
+    return {**node, **{name: node.get(name, 0) - amount for name, amount in _wanted(share).items()}}
 
 
 def words(share: Resources) -> str:
@@ -71,6 +79,11 @@ def crowded(nodes: Sequence[Amounts], share: Resources, count: int) -> str | Non
     if places >= count:
         return None
     return f"{count} workers with {words(share)} each are to run at once, and there is room for {places}"
+
+
+def usable_cpus() -> int:
+    """Return how many CPUs this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def read_growth(status: str | bytes | Mapping[str, Any] | None) -> Growth | None:

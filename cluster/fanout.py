@@ -3,7 +3,6 @@ record."""
 
 from __future__ import annotations
 
-import json
 import math
 import time
 import uuid
@@ -15,7 +14,9 @@ from typing import Any, Literal
 from inlay.cluster.capacity import fits, misfit, words
 from inlay.cluster.errors import PieceError
 from inlay.cluster.events import PieceEvent, TimeLeft
+from inlay.cluster.flights import Flight, completed, has_room, read_progress
 from inlay.cluster.pieces import Piece, Record, Resources, read_record
+from inlay.cluster.ray_private import delete_value
 from inlay.cluster.runtime import Cluster
 from inlay.cluster.store import Store
 from inlay.cluster.worker import PROGRESS_NAMESPACE, Order, execute, execute_on_gpu
@@ -44,12 +45,14 @@ def run_pieces(
     """Return the record of every piece, in the order given; committed ones are only read, the others run on Ray in
     that order.
 
-    `ready` is asked before a piece is sent, and again after every record; `on_record` gets every record once, the
-    committed ones first. A piece that reports no progress for `deadline_seconds` is ended and tried again. `retries`
-    more attempts follow a lost worker or a missed deadline, twice as many want of memory, ten times as many a lost
-    node. An exception of the function ends the call by PieceError once the pieces under way are committed.
-    `exclusive` gives a piece all CPUs of one node, one piece at a time. Pieces may be of several stages. Ray is not
-    started when nothing is missing.
+    Of pieces that ask for the same, as many are sent as have room, and where nodes may come twice as many. `ready` is
+    asked before a piece is sent, and again after every record; `on_record` gets every record once, the committed ones
+    first. A piece that reports no progress for `deadline_seconds`, or that has its worker for so long and does not
+    begin, is ended and tried again; one that waits for what others hold is not. `retries` more attempts follow a lost
+    worker or a missed deadline, twice as many want of memory, ten times as many a lost node. An exception of the
+    function ends the call by PieceError once the pieces that have begun are committed; those still queued are taken
+    back. `exclusive` gives a piece all CPUs of one node, one piece at a time. Pieces may be of several stages. Ray is
+    not started when nothing is missing.
     """
     kept, stale = _survey(store, pieces)
     fanout = _FanOut(store, pieces, cluster, kept, on_event, on_record, ready, deadline_seconds, retries, exclusive)
@@ -79,22 +82,6 @@ def _survey(store: Store, pieces: Sequence[Piece]) -> tuple[dict[str, Record], l
 
 
 @dataclass
-class _Flight:
-    """A piece under way."""
-
-    piece: Piece
-    progress_key: str
-    started: float | None = None
-    moved: float = field(default_factory=time.monotonic)
-    """When its progress was last seen to change; until it has started, when its deadline began."""
-    fraction: float = 0.0
-    node: str = ""
-    numbers: Mapping[str, float] = field(default_factory=dict)
-    """What it last reported beside its progress."""
-    overdue: bool = False
-
-
-@dataclass
 class _FanOut:
     store: Store
     pieces: Sequence[Piece]
@@ -107,7 +94,7 @@ class _FanOut:
     retries: int
     exclusive: bool
     pending: list[Piece] = field(init=False)
-    flights: dict[Any, _Flight] = field(default_factory=dict, init=False)
+    flights: dict[Any, Flight] = field(default_factory=dict, init=False)
     losses: dict[str, Counter[str]] = field(default_factory=dict, init=False)
     failure: PieceError | None = field(default=None, init=False)
 
@@ -116,7 +103,8 @@ class _FanOut:
             raise ValueError("two pieces of one call have the same key: their labels must differ")
         self.pending = [piece for piece in self.pieces if piece.key not in self.records]
         self.waiting = Counter(piece.stage for piece in self.pending)
-        self.workers = self.window = 1
+        self.places = dict.fromkeys((piece.resources for piece in self.pending), 1)
+        self.sent: Counter[Resources] = Counter()
         self.time_left = TimeLeft(self.records.values())
         self.run_id = uuid.uuid4().hex[:12]
         self.polled = 0.0
@@ -135,22 +123,24 @@ class _FanOut:
         self.task = ray.remote(execute)
         # A worker that has used a GPU is not used again: Ray may give its next piece another one.
         self.gpu_task = ray.remote(max_calls=1)(execute_on_gpu)
-        self.size_window()
+        self.count_places()
         if not self.cluster.elastic:
             self.check_that_all_fit()
         try:
             while self.flights or (self.pending and self.failure is None):
-                if not self.cluster.answers():
+                if not self.cluster.head.answers():
                     time.sleep(_POLL_SECONDS)
                     continue
                 if self.failure is None:
                     self.send()
-                done, _ = self.cluster.ask(ray.wait, list(self.flights), num_returns=1, timeout=_POLL_SECONDS)
-                for reference in done:
-                    self.receive(reference)
+                over = self.cluster.head.ask(completed, list(self.flights), _POLL_SECONDS)
+                if any(isinstance(outcome, Exception) for _, outcome in over):
+                    self.cluster.head.confirm()
+                for reference, outcome in over:
+                    self.receive(reference, outcome)
                 self.poll()
         except BaseException:
-            if not self.cluster.lost:
+            if not self.cluster.head.lost:
                 for reference in self.flights:
                     self.cancel(reference)
             raise
@@ -160,9 +150,9 @@ class _FanOut:
 
     def send(self) -> None:
         for piece in list(self.pending):
-            if len(self.flights) >= self.window:
+            if all(map(self.is_full, self.places)):
                 return
-            if self.ready is None or self.ready(piece):
+            if not self.is_full(piece.resources) and (self.ready is None or self.ready(piece)):
                 self.pending.remove(piece)
                 self.waiting[piece.stage] -= 1
                 self.submit(piece)
@@ -175,15 +165,27 @@ class _FanOut:
                 "NotReady",
             )
 
-    def size_window(self) -> None:
-        """Set how many pieces are sent at once, which follows the size of the cluster."""
+    def count_places(self) -> None:
+        """Count how many pieces have room at once, by what they ask for: it follows the size of the cluster."""
         if not self.exclusive:
-            self.workers, self.window = self.cluster.workers, self.cluster.window
+            self.places = {wish: self.cluster.places(wish) for wish in self.places}
+
+    def is_full(self, wish: Resources) -> bool:
+        """Whether no more pieces that ask for this are to be sent now.
+
+        Where nodes may come, more are sent than have room, which makes an autoscaler add some.
+        """
+        if self.exclusive:
+            return bool(self.flights)
+        limit, places = self.cluster.settings.workers, self.places[wish]
+        if self.cluster.elastic:
+            return self.sent[wish] >= 2 * places if limit is None else len(self.flights) >= limit
+        return self.sent[wish] >= places or (limit is not None and len(self.flights) >= limit)
 
     def submit(self, piece: Piece) -> None:
         losses = self.losses.get(piece.key, Counter())
         attempt = losses.total() + 1
-        flight = _Flight(piece, f"{self.run_id}/{piece.key}/{attempt}")
+        flight = Flight(piece, f"{self.run_id}/{piece.key}/{attempt}")
         order = Order(
             piece=piece,
             store=self.store,
@@ -199,7 +201,8 @@ class _FanOut:
         # What is measured shares its GPU with nobody.
         gpus = math.ceil(wish.gpus) if self.exclusive else wish.gpus
         task = task.options(name=f"{piece.stage}: {piece.label}", max_retries=0, num_gpus=gpus or None, **options)
-        self.flights[self.cluster.ask(task.remote, order)] = flight
+        self.flights[self.cluster.head.ask(task.remote, order)] = flight
+        self.sent[wish] += 1
 
     def alone(self, wish: Resources) -> dict[str, Any]:
         """Return the Ray options that give a piece all CPUs of the largest node that has what it wishes.
@@ -218,10 +221,10 @@ class _FanOut:
     def cancel(self, reference: Any) -> None:
         import ray
 
-        self.cluster.ask(ray.cancel, reference, force=True)
+        self.cluster.head.ask(ray.cancel, reference, force=True)
 
     def check_that_all_fit(self) -> None:
-        nodes = [node["Resources"] for node in self.cluster.nodes()]
+        nodes = self.cluster.amounts()
         for piece in self.pending:
             if reason := misfit(nodes, piece.resources):
                 raise PieceError(
@@ -231,17 +234,16 @@ class _FanOut:
                     "DoesNotFit",
                 )
 
-    def receive(self, reference: Any) -> None:
+    def receive(self, reference: Any, outcome: Any) -> None:
         import ray
 
-        try:
-            outcome: Any = self.cluster.ask(ray.get, reference)
-        except ray.exceptions.RayError as error:
-            outcome = error
         flight = self.flights.pop(reference)
         piece = flight.piece
-        self.follow(flight, *self.cluster.ask(_read_progress, [flight.progress_key]))
-        self.cluster.ask(_forget_progress, flight.progress_key)
+        self.sent[piece.resources] -= 1
+        self.follow(flight, *self.cluster.head.ask(read_progress, [flight.progress_key]))
+        self.cluster.head.ask(delete_value, flight.progress_key, PROGRESS_NAMESPACE)
+        if flight.dropped and isinstance(outcome, Exception):
+            return
         try:
             if isinstance(outcome, Exception):
                 raise outcome
@@ -280,16 +282,28 @@ class _FanOut:
             self.waiting[piece.stage] += 1
             self.tell("retried", piece, note=how)
             return
-        self.failure = self.failure or PieceError(
-            f"{piece.stage}, {piece.label}: given up after {losses.total()} attempts, because {how}; "
-            "finished pieces stay",
-            piece.label,
-            kind="OutOfMemory" if what == "memory" else "Lost",
+        self.give_up(
+            PieceError(
+                f"{piece.stage}, {piece.label}: given up after {losses.total()} attempts, because {how}; "
+                "finished pieces stay",
+                piece.label,
+                kind="OutOfMemory" if what == "memory" else "Lost",
+            )
         )
 
     def fail(self, piece: Piece, kind: str, message: str, details: str) -> None:
         text = message if kind == "StoreError" else f"{piece.stage}, {piece.label}: {kind}: {message}"
-        self.failure = self.failure or PieceError(text, piece.label, kind=kind, details=details)
+        self.give_up(PieceError(text, piece.label, kind=kind, details=details))
+
+    def give_up(self, failure: PieceError) -> None:
+        """Remember why the call fails, and take out of the queue what no worker has yet."""
+        if self.failure is None:
+            self.failure = failure
+            self.read_progress()
+            for reference, flight in self.flights.items():
+                if self.is_queued(flight):
+                    flight.dropped = True
+                    self.cancel(reference)
 
     def poll(self) -> None:
         """Read the progress of the pieces under way, end overdue ones, and say when nothing can start."""
@@ -298,41 +312,70 @@ class _FanOut:
             return
         self.polled = now
         if self.cluster.elastic:
-            self.size_window()
-        told = self.cluster.ask(_read_progress, [flight.progress_key for flight in self.flights.values()])
-        for (reference, flight), progress in zip(list(self.flights.items()), told, strict=True):
-            if self.follow(flight, progress):
-                self.idle_since = now
+            self.count_places()
+        self.read_progress()
+        for reference, flight in self.flights.items():
             if self.hangs(reference, flight):
                 flight.overdue = True
                 self.cancel(reference)
         if self.flights and now - self.idle_since > _WAITING_SECONDS:
             self.idle_since = now
-            piece = next(iter(self.flights.values())).piece
-            self.tell("waiting", piece, note=_what_is_waited_for(self.cluster, piece.resources))
+            flight = next(iter(self.flights.values()))
+            what = f"it waits for {flight.waits}" if flight.waits else self.what_is_waited_for(flight.piece.resources)
+            self.tell("waiting", flight.piece, note=what)
 
-    def hangs(self, reference: Any, flight: _Flight) -> bool:
-        """Whether a piece has missed its deadline: no progress, or a worker that has it and does not begin.
+    def read_progress(self) -> None:
+        """Tell what the pieces under way have reported since they were last asked."""
+        told = self.cluster.head.ask(read_progress, [flight.progress_key for flight in self.flights.values()])
+        for flight, progress in zip(list(self.flights.values()), told, strict=True):
+            if self.follow(flight, progress):
+                self.idle_since = time.monotonic()
 
-        In a Ray of our own a piece has its worker at once. Elsewhere it may be queued, which Ray's record of it tells.
-        """
+    def hangs(self, reference: Any, flight: Flight) -> bool:
+        """Whether a piece has missed its deadline: no progress, or a worker that has it and does not begin."""
         now = time.monotonic()
-        if self.deadline_seconds is None or flight.overdue:
+        if self.deadline_seconds is None or flight.overdue or flight.waits:
             return False
         if flight.started is not None:
             return now - flight.moved > self.deadline_seconds
+        if not self.cluster.elastic and self.is_queued(flight):
+            flight.moved = now
         patience = max(self.deadline_seconds, _BEGINNING_SECONDS)
         if now - flight.moved > patience and self.cluster.elastic:
             handed_over = self.cluster.handed_over(reference.task_id().hex())
             flight.moved = now if handed_over is None else now - (time.time() - handed_over)
         return now - flight.moved > patience
 
-    def follow(self, flight: _Flight, told: dict[str, Any] | None) -> bool:
-        """Tell what a piece has reported since it was last asked; False while it waits for its worker."""
+    def is_queued(self, flight: Flight) -> bool:
+        """Whether a piece is in Ray's queue, as far as is known without asking Ray.
+
+        Nobody else uses a Ray of our own: what has room there has its worker. Elsewhere all that has not begun may be
+        queued; Ray's record of tasks tells.
+        """
+        if flight.started is not None or flight.waits:
+            return False
+        return self.cluster.elastic or not has_room(self.cluster.amounts()[0], flight, self.flights.values())
+
+    def what_is_waited_for(self, wish: Resources) -> str:
+        """Return why a piece that asks for this does not begin."""
+        if not self.cluster.elastic:
+            return "its worker is still being started"  # all there is here is ours, and the piece fits
+        lacking = misfit(self.cluster.amounts(), wish)
+        grows = self.cluster.growth()
+        if lacking is None:
+            taken = f"every node that has {words(wish)} is taken"
+            return taken if grows is None else f"{taken}; {grows}"
+        return f"{lacking}; {'it waits for such a node to come' if grows is None else grows}"
+
+    def follow(self, flight: Flight, told: dict[str, Any] | None) -> bool:
+        """Tell what a piece has reported since it was last asked; False while it waits, for its worker or others."""
         if told is None:
             return False
         now = time.monotonic()
-        flight.node = told["node"]
+        flight.node, flight.waits = told["node"], told["waits"]
+        if flight.waits:
+            flight.moved = now
+            return False
         if flight.started is None:
             flight.started = flight.moved = now
             self.tell("started", flight.piece)
@@ -359,35 +402,11 @@ class _FanOut:
         running = [
             (flight.piece.stage, flight.fraction, now - (flight.started or now)) for flight in self.flights.values()
         ]
-        left = self.time_left.seconds(self.waiting, running, self.workers)
+        workers = min(max(self.places.values(), default=1), self.cluster.settings.workers or math.inf)
+        left = self.time_left.seconds(self.waiting, running, int(workers))
         label, stage = (
             (piece.label, piece.stage) if piece is not None else ("", self.pieces[0].stage if self.pieces else "")
         )
         self.on_event(
             PieceEvent(kind, label, stage, len(self.records), len(self.pieces), left, fraction, note, numbers or {})
         )
-
-
-def _what_is_waited_for(cluster: Cluster, wish: Resources) -> str:
-    if not cluster.elastic:
-        return "its worker is still being started"  # all there is here is ours, and the piece fits
-    lacking = misfit([node["Resources"] for node in cluster.nodes()], wish)
-    grows = cluster.growth()
-    if lacking is None:
-        taken = f"every node that has {words(wish)} is taken"
-        return taken if grows is None else f"{taken}; {grows}"
-    return f"{lacking}; {'it waits for such a node to come' if grows is None else grows}"
-
-
-def _read_progress(keys: Sequence[str]) -> list[dict[str, Any] | None]:
-    """Return what pieces last reported: `fraction`, `numbers`, and the `node` they run on; None for one that waits."""
-    from ray.experimental.internal_kv import _internal_kv_get
-
-    values = [_internal_kv_get(key, namespace=PROGRESS_NAMESPACE) for key in keys]
-    return [None if value is None else json.loads(value) for value in values]
-
-
-def _forget_progress(key: str) -> None:
-    from ray.experimental.internal_kv import _internal_kv_del
-
-    _internal_kv_del(key, namespace=PROGRESS_NAMESPACE)

@@ -11,7 +11,6 @@ import json
 import os
 import urllib.error
 import urllib.request
-from pathlib import Path
 from typing import Any
 
 from inlay.cluster.errors import ClusterError
@@ -61,12 +60,6 @@ def is_healthy(url: str) -> bool:
         return False
 
 
-def ray_authorization() -> str | None:
-    """Return the header for Ray's servers, None without a token."""
-    token = ray_token()
-    return None if token is None else f"Bearer {token}"
-
-
 def mlflow_authorization(uri: str) -> str | None:
     """Return the header for the MLflow server at `uri`; only the one that MLFLOW_TRACKING_URI names gets one."""
     if uri.rstrip("/") != os.environ.get("MLFLOW_TRACKING_URI", "").rstrip("/"):
@@ -77,19 +70,6 @@ def mlflow_authorization(uri: str) -> str | None:
     if name is None or password is None:
         return None
     return f"Basic {base64.b64encode(f'{name}:{password}'.encode()).decode()}"
-
-
-def ray_token() -> str | None:
-    """Return the token for Ray's servers: RAY_AUTH_TOKEN, the file RAY_AUTH_TOKEN_PATH, or this account's."""
-    if os.environ.get("RAY_AUTH_MODE", "token") != "token":
-        return None
-    if token := os.environ.get("RAY_AUTH_TOKEN"):
-        return token.strip()
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
-    try:
-        return path.read_text().strip() or None
-    except OSError:
-        return None
 
 
 def _direct() -> urllib.request.OpenerDirector:

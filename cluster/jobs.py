@@ -14,9 +14,10 @@ from typing import Any
 
 from inlay.cluster.capacity import Amounts, Growth, crowded, live_resources, misfit, read_growth
 from inlay.cluster.errors import ClusterError
-from inlay.cluster.http import HttpError, ray_authorization, request_json
+from inlay.cluster.http import HttpError, request_json
 from inlay.cluster.ids import is_loopback, parse_job_id, parse_server
 from inlay.cluster.pieces import Resources
+from inlay.cluster.ray_token import ray_authorization
 from inlay.cluster.services import JOB_SLOT, find_services, services_folder
 
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")

@@ -46,6 +46,12 @@ class Progress(Protocol):
         Cheap enough to call every step: at most two reports a second are kept, and the one of fraction 1.
         """
 
+    def waits(self, what: str, /) -> None:
+        """Report that the piece does nothing but wait for `what`, such as `room for 2 ranks`, until its next report.
+
+        It counts as not begun until then, and has no deadline.
+        """
+
 
 @dataclass(frozen=True)
 class PieceContext:

@@ -56,12 +56,12 @@ def probe_nodes(
         for node in cluster.nodes():
             here = NodeAffinitySchedulingStrategy(node_id=node["NodeID"], soft=False)
             options = task.options(num_cpus=0, max_retries=1, scheduling_strategy=here)
-            asked[cluster.ask(options.remote, list(paths), shared, inlay_version)] = node
-        answered, silent = cluster.ask(ray.wait, list(asked), num_returns=len(asked), timeout=timeout_seconds)
+            asked[cluster.head.ask(options.remote, list(paths), shared, inlay_version)] = node
+        answered, silent = cluster.head.ask(ray.wait, list(asked), num_returns=len(asked), timeout=timeout_seconds)
         problems = [(asked[reference], f"did not answer within {timeout_seconds:g} s") for reference in silent]
         for reference in answered:
             try:
-                problems += [(asked[reference], problem) for problem in cluster.ask(ray.get, reference)]
+                problems += [(asked[reference], problem) for problem in cluster.head.ask(ray.get, reference)]
             except ray.exceptions.RayError as error:
                 problems.append((asked[reference], _failure(error)))
         alive = {node["NodeID"] for node in cluster.nodes()}

@@ -17,11 +17,12 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from inlay.cluster.capacity import live_resources
+from inlay.cluster.capacity import live_resources, usable_cpus
 from inlay.cluster.errors import ClusterError
-from inlay.cluster.http import HttpError, is_healthy, ray_authorization, request_json
+from inlay.cluster.http import HttpError, is_healthy, request_json
 from inlay.cluster.processes import Spawned, end, free_port, spawn
-from inlay.cluster.runtime import LOOPBACK_ONLY, protect_token, usable_cpus
+from inlay.cluster.ray_environment import LOOPBACK_ONLY
+from inlay.cluster.ray_token import protect_token, ray_authorization
 
 _MIB = 1 << 20
 # Ray's sockets lie below its folder, and the path of a socket has at most 107 bytes.

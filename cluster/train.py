@@ -16,8 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from inlay.cluster.capacity import room, words
 from inlay.cluster.errors import ClusterError
 from inlay.cluster.pieces import Progress, Resources
+from inlay.cluster.ray_private import list_of_commits, remove_placement_group
 from inlay.cluster.worker import is_out_of_memory, peak_bytes, reset_peak
 
 _PLACES = "placement_group"
@@ -128,6 +130,7 @@ def train(
     drop_if_damaged(folder)
     _free_places(folder)
     held = settings.resources
+    waited_for = f"room for {settings.ranks} ranks of {words(held)} each"
     run_config: Any = ray.train.RunConfig  # its fields are hidden behind those of the older API
     wish = {"CPU": held.cpus, "GPU": held.gpus, "memory": held.memory_bytes}
     loop: Any = _run_rank  # its result comes back to us, which the trainer's types leave out
@@ -149,9 +152,11 @@ def train(
             failure_config=ray.train.FailureConfig(max_failures=settings.retries),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+            callbacks=[_tells_of_waits(progress, waited_for)],
         ),
     )  # fmt: skip
     logging.getLogger("ray.train").setLevel(logging.ERROR)
+    progress.waits(waited_for)
     try:
         result: Any = trainer.fit()
     except ray.train.TrainingFailedError as error:
@@ -179,34 +184,40 @@ def _run_rank(config: dict[str, Any]) -> Any:
         folder=Path(config["folder"]),
         progress=config["progress"],
     )
+    if rank.index == 0:
+        rank.progress(0.0)  # the wait for room is over
     value = config["function"](config["arguments"], rank)
     peak = torch.tensor(peak_bytes(), dtype=torch.int64, device=rank.device)
     torch.distributed.all_reduce(peak, torch.distributed.ReduceOp.MAX)
     return value, int(peak)
 
 
+def _tells_of_waits(progress: Progress, what: str) -> Any:
+    """What Ray Train calls in its controller once ranks were lost or raised: all of them wait for room again."""
+    import ray.train
+
+    class Tells(ray.train.UserCallback):  # here, since Ray is imported late
+        def after_exception(self, run_context: object, worker_exceptions: object) -> None:
+            progress.waits(what)
+
+    return Tells()
+
+
 def _check_that_they_fit(settings: TrainSettings) -> None:
     from inlay.cluster.runtime import live_nodes
 
-    wish = {"CPU": settings.resources.cpus, "GPU": settings.resources.gpus, "memory": settings.resources.memory_bytes}
-    places = sum(
-        int(min(node["Resources"].get(name, 0) // amount for name, amount in wish.items() if amount))
-        for node in live_nodes()
-    )
+    places = room([node["Resources"] for node in live_nodes()], settings.resources)
     if places < settings.ranks:
-        words = ", ".join(f"{amount:g} {name}" for name, amount in wish.items() if amount)
         raise TrainError(
-            f"{settings.ranks} ranks of {words} each are wanted, and there is room for {places} of them; "
-            "ask for fewer, or give the cluster more"
+            f"{settings.ranks} ranks of {words(settings.resources)} each are wanted, and there is room for {places} of "
+            "them; ask for fewer, or give the cluster more"
         )
 
 
 def drop_if_damaged(folder: Path) -> None:
     """Removes a training whose list of commits was cut short by a kill: Ray writes it in place, and would refuse it."""
-    from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
-
     try:
-        json.loads((folder / CHECKPOINT_MANAGER_SNAPSHOT_FILENAME).read_bytes())
+        json.loads(list_of_commits(folder).read_bytes())
     except FileNotFoundError:
         return
     except ValueError:
@@ -215,15 +226,8 @@ def drop_if_damaged(folder: Path) -> None:
 
 def _free_places(folder: Path) -> None:
     """Gives back what the ranks of a call held that was killed: Ray keeps it for the job, unless it has a dashboard."""
-    import ray
-    from ray._raylet import PlacementGroupID
-    from ray.util.placement_group import PlacementGroup
-
     with contextlib.suppress(FileNotFoundError):
-        name = (folder / _PLACES).read_text()
-        held = ray.util.placement_group_table().get(name, {"state": "REMOVED"})
-        if held["state"] != "REMOVED":
-            ray.util.remove_placement_group(PlacementGroup(PlacementGroupID.from_hex(name)))
+        remove_placement_group((folder / _PLACES).read_text())
 
 
 def _told(error: Any, settings: TrainSettings) -> Exception:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import math
 import os
 import platform
 import resource
@@ -20,10 +21,20 @@ from typing import Any
 
 from inlay.cluster.errors import StoreError
 from inlay.cluster.pieces import Piece, PieceContext, PieceOutput, Record, parse_record, read_record
+from inlay.cluster.ray_private import put_value
 from inlay.cluster.store import Store
 
 PROGRESS_NAMESPACE = "inlay.progress"
 _PROGRESS_SECONDS = 0.5
+# Of plain RuntimeErrors, in lower case: torch's allocator on CPUs, CUDA and NCCL calls outside torch's allocator, and
+# cuBLAS, cuDNN and cuSOLVER, which cannot make room for a handle or a workspace.
+_MEMORY_TEXTS = (
+    "can't allocate memory",
+    "out of memory",
+    "cublas_status_alloc_failed",
+    "cudnn_status_alloc_failed",
+    "cusolver_status_alloc_failed",
+)
 
 
 @dataclass(frozen=True)
@@ -49,6 +60,16 @@ class Outcome:
     message: str = ""
     details: str = ""
     out_of_memory: bool = False
+
+
+def take_own_session() -> None:
+    """Called by Ray in every worker that starts: makes it a session of its own.
+
+    Linux shares the processors of a desktop among sessions first (autogroups): all workers in the driver's session get
+    as much together as one busy program of the user's.
+    """
+    with contextlib.suppress(OSError):  # it leads a session or group already
+        os.setsid()
 
 
 def execute(order: Order) -> Outcome:
@@ -194,7 +215,7 @@ def is_out_of_memory(error: BaseException) -> bool:
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
         or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
-        or "can't allocate memory" in str(error)
+        or (isinstance(error, RuntimeError) and any(text in str(error).lower() for text in _MEMORY_TEXTS))
     )
 
 
@@ -209,19 +230,25 @@ class _Progress:
 
         self._key = key
         self._node = ray.get_runtime_context().get_node_id()
-        self._written = 0.0
+        self._written = -math.inf
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the time of the last report behind: the clock of another machine says nothing here."""
+        return {**self.__dict__, "_written": -math.inf}
 
     def start(self) -> None:
         """Say that the piece left the queue."""
         self._write(0.0)
 
+    def waits(self, what: str, /) -> None:
+        self._write(0.0, waits=what)
+        self._written = -math.inf  # that the wait is over is told at once
+
     def __call__(self, fraction: float, numbers: Mapping[str, float] | None = None, /) -> None:
         if fraction >= 1 or time.monotonic() - self._written >= _PROGRESS_SECONDS:
             self._write(min(max(float(fraction), 0.0), 1.0), numbers)
 
-    def _write(self, fraction: float, numbers: Mapping[str, float] | None = None) -> None:
-        from ray.experimental.internal_kv import _internal_kv_put
-
+    def _write(self, fraction: float, numbers: Mapping[str, float] | None = None, waits: str = "") -> None:
         self._written = time.monotonic()
-        told = {"fraction": fraction, "node": self._node, "numbers": dict(numbers or {})}
-        _internal_kv_put(self._key, json.dumps(told), namespace=PROGRESS_NAMESPACE)
+        told = {"fraction": fraction, "node": self._node, "numbers": dict(numbers or {}), "waits": waits}
+        put_value(self._key, json.dumps(told), PROGRESS_NAMESPACE)

@@ -48,8 +48,8 @@ class SlotInput:
     """The residual stream before the subblock."""
     context: Any
     """Positions and masks of the batch, for attention."""
-    norm_epsilon: float
-    """Of the parent's norm, which every variant has."""
+    norm_epsilon: float | None
+    """Of the parent's norm, which every variant has; None where the parent has no such subblock."""
 
     @cached_property
     def normed_BSD(self) -> Tensor:
@@ -59,46 +59,56 @@ class SlotInput:
 
 def slot_input(parent_layer: Any, slot: Slot, hidden_BSD: Tensor, context: Any) -> SlotInput:
     """The input of a slot, read off the parent's layer."""
-    return SlotInput(slot, hidden_BSD, context, getattr(parent_layer, NORMS[slot]).variance_epsilon)
+    norm = getattr(parent_layer, NORMS[slot], None)
+    return SlotInput(slot, hidden_BSD, context, None if norm is None else norm.variance_epsilon)
 
 
 def update_of(layer: Any, given: SlotInput) -> Tensor:
     """What the layer's subblock adds to its input, [B, S, D]."""
-    mixer, norm_D = getattr(layer, MIXERS[given.slot]), getattr(layer, NORMS[given.slot]).weight
-    kind = _kind(layer, mixer, given, len(given.hidden_BSD) if torch.is_grad_enabled() else 1)
-    if kind == "linear":
+    form = _form(layer, given, len(given.hidden_BSD) if torch.is_grad_enabled() else 1)
+    if form == "own":
+        return _own_update(layer, given)
+    mixer, norm_D = _modules(layer, given.slot)
+    if form == "linear":
         return functional.linear(given.normed_BSD, mixer.weight * norm_D)
-    if kind == "gated" and not mixer.down_proj.weight.requires_grad:
-        gate_FD, up_FD = mixer.gate_proj.weight * norm_D, mixer.up_proj.weight * norm_D
-        normed_ND = given.normed_BSD.flatten(0, 1)
-        return gated_ffn(normed_ND, gate_FD, up_FD, mixer.down_proj.weight).view_as(given.hidden_BSD)
-    if kind in ("attention", "normed attention"):
+    if form != "gated":
         return _attention(mixer, norm_D, given, layer.window)
+    if mixer.down_proj.weight.requires_grad:
+        return _own_update(layer, given)
+    gate_FD, up_FD = mixer.gate_proj.weight * norm_D, mixer.up_proj.weight * norm_D
+    normed_ND = given.normed_BSD.flatten(0, 1)
+    return gated_ffn(normed_ND, gate_FD, up_FD, mixer.down_proj.weight).view_as(given.hidden_BSD)
+
+
+def error_of(layer: Any, given: SlotInput, answer_BSD: Tensor, scale: Tensor) -> Tensor:
+    """update_mse of the layer's update against `answer_BSD`, with gradients for the layer's weights."""
+    form = _form(layer, given, 1)
+    if form in ("own", "normed attention"):
+        return update_mse(update_of(layer, given), answer_BSD, scale)
+    mixer, norm_D = _modules(layer, given.slot)
+    normed_ND, answer_ND = (tensor.flatten(0, 1) for tensor in (given.normed_BSD, answer_BSD))
+    if form == "linear":
+        return linear_error(normed_ND, mixer.weight * norm_D, answer_ND, scale)
+    if form == "gated":
+        gate_FD, up_FD = mixer.gate_proj.weight * norm_D, mixer.up_proj.weight * norm_D
+        return gated_ffn_error(normed_ND, gate_FD, up_FD, mixer.down_proj.weight, answer_ND, scale)
+    joint_OD, bias_O = _joint_projection(mixer, norm_D)
+    shape = AttentionShape(mixer.head_dim, mixer.scaling, *(layer.window or (None, 0)))
+    rotary = given.context.position_embeddings
+    return attention_error(given.normed_BSD, joint_OD, bias_O, mixer.o_proj.weight, rotary, shape, answer_BSD, scale)
+
+
+def _modules(layer: Any, slot: Slot) -> tuple[Any, Tensor]:
+    """The mixer of a subblock and the weight of the norm before it, [D]."""
+    return getattr(layer, MIXERS[slot]), getattr(layer, NORMS[slot]).weight
+
+
+def _own_update(layer: Any, given: SlotInput) -> Tensor:
     if given.slot == "ffn":
         update_BSD: Tensor = layer.ffn_update(given.hidden_BSD)
     else:
         update_BSD = layer.attention_update(given.hidden_BSD, given.context)
     return update_BSD
-
-
-def error_of(layer: Any, given: SlotInput, answer_BSD: Tensor, scale: Tensor) -> Tensor:
-    """update_mse of the layer's update against `answer_BSD`, with gradients for the layer's weights."""
-    mixer, norm_D = getattr(layer, MIXERS[given.slot]), getattr(layer, NORMS[given.slot]).weight
-    kind = _kind(layer, mixer, given, 1)
-    normed_ND, answer_ND = (tensor.flatten(0, 1) for tensor in (given.normed_BSD, answer_BSD))
-    if kind == "linear":
-        return linear_error(normed_ND, mixer.weight * norm_D, answer_ND, scale)
-    if kind == "gated":
-        gate_FD, up_FD = mixer.gate_proj.weight * norm_D, mixer.up_proj.weight * norm_D
-        return gated_ffn_error(normed_ND, gate_FD, up_FD, mixer.down_proj.weight, answer_ND, scale)
-    if kind == "attention":
-        joint_OD, bias_O = _joint_projection(mixer, norm_D)
-        shape = AttentionShape(mixer.head_dim, mixer.scaling, *(layer.window or (None, 0)))
-        rotary = given.context.position_embeddings
-        return attention_error(
-            given.normed_BSD, joint_OD, bias_O, mixer.o_proj.weight, rotary, shape, answer_BSD, scale
-        )
-    return update_mse(update_of(layer, given), answer_BSD, scale)
 
 
 def _attention(mixer: Any, norm_D: Tensor, given: SlotInput, window: tuple[int, int] | None) -> Tensor:
@@ -130,25 +140,28 @@ def _joint_projection(mixer: Any, norm_D: Tensor) -> tuple[Tensor, Tensor | None
     return weight_OD, torch.cat([projection.bias for projection in projections])
 
 
-def _kind(layer: Any, mixer: Any, given: SlotInput, kept_sequences: int) -> str:
-    """What a mixer is recognised as; "" for anything else, which runs as its own method says.
+def _form(layer: Any, given: SlotInput, kept_sequences: int) -> str:
+    """How a subblock is computed here: by what its modules are, or "own", as its own method says.
 
-    Attention is recognised where its band fits, for as many sequences as are kept for a backward at once.
+    Only subblocks that say that they are nothing but their modules are looked into. Attention is recognised where its
+    band fits, for as many sequences as are kept for a backward at once.
     """
-    norm_D = getattr(layer, NORMS[given.slot]).weight
+    if not layer.is_plain(given.slot):
+        return "own"
+    mixer, norm_D = _modules(layer, given.slot)
     if not given.hidden_BSD.dtype == norm_D.dtype == torch.float32:
-        return ""
+        return "own"
     if isinstance(mixer, nn.Linear):
-        return "linear" if mixer.bias is None else ""
+        return "linear" if mixer.bias is None else "own"
     if given.slot == "ffn":
         is_gated = isinstance(getattr(mixer, "act_fn", None), nn.SiLU | SiLUActivation)
-        return "gated" if is_gated and _have_no_bias(mixer, "gate_proj", "up_proj", "down_proj") else ""
+        return "gated" if is_gated and _have_no_bias(mixer, "gate_proj", "up_proj", "down_proj") else "own"
     if given.hidden_BSD.device.type != "cpu" or not _is_grouped_attention(mixer):
-        return ""
+        return "own"
     num_heads = len(mixer.q_proj.weight) // mixer.head_dim
     band_bytes = 4 * num_heads * banded_elements(given.hidden_BSD.shape[1], *(layer.window or (None, 0)))
     if band_bytes * kept_sequences > LARGEST_BAND_BYTES:
-        return ""
+        return "own"
     is_plain = not hasattr(mixer, "q_norm") and len(given.context.position_embeddings[0]) == 1
     return "attention" if is_plain and mixer.o_proj.bias is None else "normed attention"
 

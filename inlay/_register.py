@@ -52,6 +52,4 @@ class _ThenRegister(Loader):
 
 
 def _register() -> None:
-    """Importing the modeling package registers it; when it is what imports Transformers, it will do so in a moment."""
-    if "inlay.nas.modeling" not in sys.modules:
-        import_module("inlay.nas.modeling")
+    import_module("inlay.nas.modeling.registration").register()

@@ -36,8 +36,8 @@ def solve(
     """
     from inlay.nas.errors import UserError
     from inlay.nas.job.budget import parse_budget
-    from inlay.nas.job.problems import FieldProblems
     from inlay.nas.loop.solving import load_problem, solve_pool
+    from inlay.nas.problems import FieldProblems
     from inlay.nas.workspace import Workspace
 
     try:

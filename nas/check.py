@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,23 +17,34 @@ from inlay.distill.text import read_documents, split_documents
 from inlay.nas.embedded import embedded_parent
 from inlay.nas.errors import UserError
 from inlay.nas.families import Shape, describe_hub_parent, open_parent
-from inlay.nas.job import Job, JobError, Problem
+from inlay.nas.job import Data, Job, JobError, Problem, Scenario
 from inlay.nas.job.locations import EMBEDDED, is_hub_id, resolve
-from inlay.nas.job.problems import show
+from inlay.nas.problems import show
 from inlay.nas.tables.given_costs import given_costs
+from inlay.nas.tables.idle_limits import idle_limits, parent_sizes
 from inlay.nas.variants import space_problems
 
 _FIELD = re.compile(r"`?([a-z_]+(?:\.[a-z_]+|\[\d+\])*)`?: (.+)", re.DOTALL)
 
 
-def check_job(job: Job) -> None:
-    """Raises JobError with every problem of the job against its parent and its texts."""
+@dataclass(frozen=True)
+class Checked:
+    """What is wrong with a job, and what its author should look at though it can run."""
+
+    problems: list[Problem]
+    warnings: list[str]
+
+
+def check_job(job: Job) -> list[str]:
+    """Raises JobError with every problem of the job against its parent and its texts; returns its warnings."""
     sections = {name: getattr(job, name) for name in type(job).model_fields}
-    if problems := section_problems(sections, job.folder):
-        raise JobError.of(problems, sections, str(job.file or "job"))
+    checked = check_sections(sections, job.folder)
+    if checked.problems:
+        raise JobError.of(checked.problems, sections, str(job.file or "job"))
+    return checked.warnings
 
 
-def problems_of_file(path: str | os.PathLike[str]) -> list[Problem]:
+def check_file(path: str | os.PathLike[str]) -> Checked:
     """Every problem of a job file; where fields are wrong, the others are still checked against parent and texts.
 
     Raises UserError for a file that is not a YAML mapping.
@@ -41,26 +52,31 @@ def problems_of_file(path: str | os.PathLike[str]) -> list[Problem]:
     try:
         job = Job.load(path)
     except JobError as error:
-        return [*error.problems, *section_problems(error.sections, Path(path).absolute().parent)]
-    return section_problems({name: getattr(job, name) for name in Job.model_fields}, job.folder)
+        checked = check_sections(error.sections, Path(path).absolute().parent)
+        return Checked([*error.problems, *checked.problems], checked.warnings)
+    return check_sections({name: getattr(job, name) for name in Job.model_fields}, job.folder)
 
 
-def section_problems(sections: Mapping[str, Any], folder: Path) -> list[Problem]:
-    """Problems of those sections of a job that are there, against its parent and its texts."""
+def check_sections(sections: Mapping[str, Any], folder: Path) -> Checked:
+    """Those sections of a job that are there, against its parent and its texts."""
     found: list[Problem] = []
+    warnings: list[str] = []
     parent: _Described | None = None
     if "parent" in sections:
         try:
             parent = _describe(sections["parent"], sections.get("revision"), folder)
         except UserError as error:
             found.append(_problem(error, "parent"))
+    scenarios = sections["hardware"].scenarios if "hardware" in sections else ()
     if parent is not None:
         found += _against_shape(sections, parent.shape)
+        sizes = {scenario.name: parent_sizes(parent.shape, scenario) for scenario in scenarios}
+        warnings = idle_limits(sections.get("budget", ()), sizes)
     if "data" in sections:
-        found += _texts(sections["data"], parent, folder)
+        found += _texts(sections["data"], scenarios, parent, folder)
     if "hardware" in sections and sections["hardware"].costs is not None:
         found += _costs(sections, parent, folder)
-    return found
+    return Checked(found, warnings)
 
 
 @dataclass(frozen=True)
@@ -85,13 +101,21 @@ def _folder_of(parent: str, folder: Path) -> Path:
     return Path(resolve(parent, folder))
 
 
+def _judged_length(sections: Mapping[str, Any]) -> int | None:
+    """How long the sequences are that judge; None where a section that says so is wrong itself."""
+    if "data" not in sections or "hardware" not in sections:
+        return None
+    return int(sections["data"].judged_length(sections["hardware"].scenarios))
+
+
 def _against_shape(sections: Mapping[str, Any], shape: Shape) -> Iterator[Problem]:
     context = shape.max_positions
     if "space" in sections:
-        yield from space_problems(sections["space"], shape)
-    if "data" in sections and (length := sections["data"].distill.sequence_length) > context:
-        text = f"{length} is longer than the parent's context; it must be at most {context}"
-        yield Problem("data.distill.sequence_length", text)
+        yield from space_problems(sections["space"], shape, judged_length=_judged_length(sections))
+    for part in ("distill", "validate") if "data" in sections else ():
+        if (length := getattr(sections["data"], part).sequence_length) is not None and length > context:
+            text = f"{length} is longer than the parent's context; it must be at most {context}"
+            yield Problem(f"data.{part}.sequence_length", text)
     for place, scenario in enumerate(sections["hardware"].scenarios if "hardware" in sections else ()):
         if (total := scenario.prefill + scenario.generate) > context:
             text = f"prefill {scenario.prefill} and generate {scenario.generate} make {total} tokens; the parent's"
@@ -108,9 +132,9 @@ def _costs(sections: Mapping[str, Any], parent: _Described | None, folder: Path)
         yield _problem(error, "hardware.costs")
 
 
-def _texts(data: Any, parent: _Described | None, folder: Path) -> Iterator[Problem]:
-    length = data.distill.sequence_length
-    for part in ("distill", "validate"):
+def _texts(data: Data, scenarios: Sequence[Scenario], parent: _Described | None, folder: Path) -> Iterator[Problem]:
+    lengths_asked = {"distill": data.distill.sequence_length, "validate": data.judged_length(scenarios)}
+    for part, length in lengths_asked.items():
         source, field = getattr(data, part), f"data.{part}.path"
         if source.path.startswith(EMBEDDED):
             continue
@@ -129,7 +153,8 @@ def _texts(data: Any, parent: _Described | None, folder: Path) -> Iterator[Probl
         if min(lengths) < length:
             cut = "a part of the validation text (it is cut by documents, 3 to 1)" if part == "validate" else "the text"
             text = f"{show(source.path)}: {cut} has {min(lengths)} tokens, less than one sequence of {length}"
-            yield Problem(field, f"{text}; give more text, or lower data.distill.sequence_length")
+            lower = "validate" if length > data.distill.sequence_length else "distill"
+            yield Problem(field, f"{text}; give more text, or lower data.{lower}.sequence_length")
 
 
 def _tokenizer(parent: _Described | None) -> Any | None:

@@ -1,61 +1,12 @@
-"""The problem as plain data: layers of choices with integer scores and costs, and limits on the totals."""
+"""The problem as plain data: layers of choices and limits on the totals, checked when it is made; and its answer."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from fractions import Fraction
 
 from inlay.solver._checks import build_table, check_limits, check_names, check_pairs
+from inlay.solver._parts import Choice, Limit, PairTerm
 from inlay.solver._table import Table
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """One way to fill a layer, or several consecutive layers from the one it is listed at.
-
-    `score` is in units of 1e-9 nats and is minimised; `costs` are whole non-negative numbers (bytes, nanoseconds) in
-    the order of the problem's `cost_names`; `layers` is how many layers the choice covers.
-    """
-
-    label: str
-    score: int
-    costs: tuple[int, ...] = ()
-    layers: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Limit:
-    """A bound on the total of one cost, base costs included: at most `upper`, at least `lower`, either may be None."""
-
-    name: str
-    upper: int | None = None
-    lower: int | None = None
-
-    @staticmethod
-    def relative(
-        name: str,
-        reference: int,
-        *,
-        upper: str | float | Fraction | None = None,
-        lower: str | float | Fraction | None = None,
-    ) -> Limit:
-        """A limit as a share of `reference` (the parent's total), exactly: `upper="0.6"` rounds down, `lower` up."""
-        most = None if upper is None else _fraction(upper) * reference
-        least = None if lower is None else _fraction(lower) * reference
-        return Limit(
-            name,
-            upper=None if most is None else most.numerator // most.denominator,
-            lower=None if least is None else -(-least.numerator // least.denominator),
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class PairTerm:
-    """An addition to the score, of any sign, when two choices, written (layer, index in it), are both taken."""
-
-    first: tuple[int, int]
-    second: tuple[int, int]
-    score: int
 
 
 @dataclass(frozen=True)
@@ -80,17 +31,17 @@ class Problem:
         object.__setattr__(self, "base_costs", base)
         object.__setattr__(self, "limits", tuple(self.limits))
         object.__setattr__(self, "pairs", tuple(self.pairs))
-        check_names(self)
-        object.__setattr__(self, "table", build_table(self))
-        check_limits(self)
-        check_pairs(self)
+        check_names(self.cost_names, self.base_costs, self.layers)
+        object.__setattr__(self, "table", build_table(self.cost_names, self.base_costs, self.layers, self.pairs))
+        check_limits(self.cost_names, self.limits)
+        check_pairs(self.layers, self.pairs)
 
     def with_limits(self, *limits: Limit) -> Problem:
         """The same choices under other limits; the arrays are shared, so that this costs nothing."""
         other = object.__new__(Problem)
         other.__dict__.update(self.__dict__)
         object.__setattr__(other, "limits", tuple(limits))
-        check_limits(other)
+        check_limits(other.cost_names, other.limits)
         return other
 
 
@@ -117,7 +68,3 @@ class Solution:
     prices: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     method: str = "exact"
-
-
-def _fraction(value: str | float | Fraction) -> Fraction:
-    return value if isinstance(value, Fraction) else Fraction(str(value))

@@ -10,7 +10,8 @@ from fractions import Fraction
 
 from inlay.solver._checks import ProblemError
 from inlay.solver._instance import Instance
-from inlay.solver._problem import Limit, Problem, Solution
+from inlay.solver._parts import Limit
+from inlay.solver._problem import Problem, Solution
 from inlay.solver._rows import limit_rows
 from inlay.solver._solve import describe
 

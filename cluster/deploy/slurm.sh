@@ -15,7 +15,7 @@ set -euo pipefail
 job=$1
 shift
 export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0 RAY_JOB_STOP_WAIT_TIME_S=8
-python -c 'from inlay.cluster.runtime import protect_token; protect_token()'
+python -c 'from inlay.cluster.ray_token import protect_token; protect_token()'
 
 head=$SLURMD_NODENAME
 address=$(hostname --ip-address | cut -d ' ' -f 1)

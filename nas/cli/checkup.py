@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from inlay.nas.job.quantities import show_bytes
+from inlay.nas.quantities import show_bytes
 
 LIBRARIES = ("torch", "transformers", "safetensors", "ray", "mlflow", "pulp", "highspy", "numpy", "pyarrow", "fsspec")
 LEAST_DISK_BYTES = 5 * 2**30

@@ -17,7 +17,7 @@ def clean_command(
 ) -> None:
     """List what no result needs, with sizes; --yes drops it."""
     from inlay.nas.cli.leftovers import drop, leftovers
-    from inlay.nas.job.quantities import show_bytes
+    from inlay.nas.quantities import show_bytes
     from inlay.nas.workspace import Workspace
 
     place = Workspace(workspace)

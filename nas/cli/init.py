@@ -22,7 +22,6 @@ DEMO: dict[str, Any] = {
         "attention": [{"kv_heads": 2}, {"kv_heads": 1}, {"window": 64}, "linear", "no_op"],
         "ffn": [{"width": 0.75}, {"width": 0.5}, {"width": 0.25}, "linear", "no_op"],
     },
-    "calibrate": {"tokens": 32_000},
     "distill": {"tokens": 80_000},
     "hardware": {"scenarios": [{"name": "chat", "batch_size": 4, "prefill": 128, "generate": 32}]},
     "budget": {"runtime": "0.5x"},
@@ -88,8 +87,10 @@ def fitted_values(parent: str | None, text: str | None, held_out: str | None, fo
 
 def _for_shape(values: dict[str, Any], shape: Shape) -> dict[str, Any]:
     context = shape.max_positions
-    heads = [{"kv_heads": n} for n in range(shape.kv_heads - 1, 0, -1) if shape.kv_heads % n == 0][:3]
-    narrowest = min((window for window in shape.windows if window), default=context)
+    own = [shape.parent_entry(layer, "attention") for layer in range(shape.num_layers)]
+    most = max((entry["kv_heads"] for entry in own if "kv_heads" in entry), default=1)
+    heads = [{"kv_heads": n} for n in range(most - 1, 0, -1) if most % n == 0][:3]
+    narrowest = min((entry["window"] for entry in own if "window" in entry), default=context)
     windows = [{"window": size} for size in (1024, 128, 32) if size < narrowest and size <= context // 2][-1:]
     length, half = min(256, context), min(128, context // 2)
     data = values["data"]

@@ -22,7 +22,7 @@ def run_command(
     Its stages: calibrate, distill, score, measure, solve, assemble, recover, evaluate, export.
     """
     from inlay.nas.job import Job
-    from inlay.nas.report.progress import make_reporter
+    from inlay.nas.report.terminal import make_reporter
 
     loaded = Job.load(job)
     with make_reporter() as reporter:

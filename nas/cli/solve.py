@@ -165,7 +165,7 @@ def _store(subject: Any, problem: Any, solutions: list[Any], scenario: str | Non
 def seconds_of(time_limit: str) -> float:
     """The `--time-limit` in seconds; UserError when it is no time above 0."""
     from inlay.nas.errors import UserError
-    from inlay.nas.job.quantities import parse_seconds
+    from inlay.nas.quantities import parse_seconds
 
     try:
         seconds = parse_seconds(time_limit)

@@ -14,7 +14,7 @@ def status_command(
 ) -> None:
     """Show a job's state, its stage with counts and time left, its workspace and its MLflow page."""
     from inlay.cluster.tracking_link import job_page
-    from inlay.nas.report.progress import read_progress
+    from inlay.nas.report.sentences import read_progress
 
     with job_server(address, insecure) as server:
         job = explained(server, server.job(job_id))

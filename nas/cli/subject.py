@@ -12,9 +12,9 @@ from typing import Any, Protocol
 from inlay.nas.cli.limits import Asked, parse_asked
 from inlay.nas.errors import UserError
 from inlay.nas.job.budget import BudgetLimit, parse_budget
-from inlay.nas.job.problems import FieldProblems
-from inlay.nas.job.quantities import is_ratio, parse_number, parse_ratio
 from inlay.nas.loop.solving import Tables, load_tables
+from inlay.nas.problems import FieldProblems
+from inlay.nas.quantities import is_ratio, parse_number, parse_ratio
 from inlay.nas.tables.architecture import PARENT_BLOCK
 from inlay.nas.tables.costs import CostTable, quantities
 from inlay.nas.tables.files import PARENT, SCORES, BareTable, Column

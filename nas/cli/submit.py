@@ -29,9 +29,9 @@ def submit_command(
     """Submit a job to a cluster; the file goes as text, nothing else is uploaded."""
     from inlay.cluster.ids import new_job_id, parse_job_id, parse_tags
     from inlay.nas.cli.following import follow
-    from inlay.nas.cli.submitted import submission
+    from inlay.nas.driver import submission
     from inlay.nas.job import Job
-    from inlay.nas.loop.resources import share_of
+    from inlay.nas.loop.resources import resources_of
 
     loaded = Job.load(job)
     with job_server(address, insecure) as server:
@@ -43,9 +43,9 @@ def submit_command(
             raise UserError(
                 f"the cluster at {server.url} has Ray {theirs}, this side has {order.details['ray']}; use the same"
             )
-        server.check_share(share_of(loaded))
+        server.check_share(resources_of(loaded))
         try:
-            server.check_together(share_of(loaded), loaded.recover.workers)
+            server.check_together(resources_of(loaded), loaded.recover.workers)
         except ValueError as error:
             raise UserError(f"recover.workers: {error}; lower it") from error
         server.submit(identifier, order.entrypoint, order.environment, tags, order.details)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import typer
 
 from inlay.nas.cli.output import JobArgument, JsonOption, print_json
@@ -9,13 +11,16 @@ from inlay.nas.cli.output import JobArgument, JsonOption, print_json
 
 def validate_command(job: JobArgument, as_json: JsonOption = False) -> None:
     """Check a job file: all its errors at once; nothing is run."""
-    from inlay.nas.check import problems_of_file
+    from inlay.nas.check import check_file
     from inlay.nas.job import JobError
 
-    problems = problems_of_file(job)
+    checked = check_file(job)
     if as_json:
-        print_json({"valid": not problems, "problems": [{"field": p.field, "text": p.text} for p in problems]})
+        problems = [{"field": p.field, "text": p.text} for p in checked.problems]
+        print_json({"valid": not problems, "problems": problems, "warnings": checked.warnings})
         raise typer.Exit(2 if problems else 0)
-    if problems:
-        raise JobError.of(problems, {}, job)
+    if checked.problems:
+        raise JobError.of(checked.problems, {}, job)
     print(f"{job} is right")
+    for warning in checked.warnings:
+        print(f"! {warning}", file=sys.stderr)

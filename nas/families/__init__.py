@@ -2,7 +2,8 @@
 
 from inlay.nas.families.family import FAMILIES, Family
 from inlay.nas.families.parent import Parent, describe_hub_parent, open_parent
-from inlay.nas.families.shape import Entry, Shape, Slot, ends_tensors, layer_prefix, subblock_tensors
+from inlay.nas.families.shape import Entry, Shape, ends_tensors, layer_prefix, subblock_tensors
+from inlay.nas.modeling.subblock_inlay import Slot
 
 __all__ = [
     "FAMILIES",

@@ -92,3 +92,7 @@ FAMILIES: Final[Mapping[str, Family]] = MappingProxyType(
     {family.name: family for family in (LLAMA, MISTRAL, QWEN2, QWEN3)}
 )
 """Every supported family by its `model_type`, in the order messages list them."""
+
+CHILD: Final = "inlay"
+"""The `model_type` of an exported child. It is a parent like any other: its modules are those of the family that its
+config.json names, its layers what its `blocks` say."""

@@ -9,16 +9,10 @@ from inlay.nas.families.checkpoint import INDEX
 from inlay.nas.families.remote_code import remote_code_allowed
 from inlay.nas.families.tokenizer import TOKENIZER_FILES
 
-_HUB_ID: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
 DESCRIPTION: Final = ("config.json", *TOKENIZER_FILES)
 """The files that tell a model's shape and tokens, without its weights."""
 _WANTED: Final = ("config.json", "generation_config.json", "*.safetensors", INDEX, "LICENSE*", *TOKENIZER_FILES)
-
-
-def is_hub_id(name: str) -> bool:
-    """Whether `name` has the form `owner/model`."""
-    return _HUB_ID.fullmatch(name) is not None
 
 
 def download(name: str, revision: str | None, files: tuple[str, ...] = _WANTED) -> Path:

@@ -14,20 +14,13 @@ from typing import TYPE_CHECKING, Final
 from inlay.nas.errors import UserError
 from inlay.nas.families.checkpoint import Checkpoint, open_checkpoint
 from inlay.nas.families.checks import check_finite, check_tensors, stored_name
-from inlay.nas.families.hub import DESCRIPTION, download, is_hub_id
+from inlay.nas.families.hub import DESCRIPTION, download
 from inlay.nas.families.reading import family_of, read_config, shape_of
 from inlay.nas.families.remote_code import tokenizer_code
-from inlay.nas.families.shape import (
-    EMBEDDING,
-    HEAD,
-    SLOTS,
-    Entry,
-    Shape,
-    ends_tensors,
-    layer_prefix,
-    subblock_tensors,
-)
+from inlay.nas.families.shape import EMBEDDING, HEAD, SLOTS, Entry, Shape, ends_tensors, layer_prefix, subblock_tensors
 from inlay.nas.families.tokenizer import TOKENIZER_FILES, check_ids, check_tokenizer_files
+from inlay.nas.hub_ids import has_hub_form
+from inlay.nas.modeling.subblock_inlay import Slot
 
 if TYPE_CHECKING:
     import torch
@@ -126,11 +119,12 @@ class Parent:
 
     def layer_state(self, layer: int, dtype: "torch.dtype | None" = None) -> "dict[str, Tensor]":
         """The tensors of one layer by layer-local names, in the parent's own dtype or in `dtype`."""
-        prefix = layer_prefix(layer)
-        names = [
-            name for slot in SLOTS for name in subblock_tensors(self.shape, slot, self.shape.parent_entry(layer, slot))
-        ]
-        return {name: self._read(prefix + name, dtype) for name in names}
+        return {name: tensor for slot in SLOTS for name, tensor in self.slot_state(layer, slot, dtype).items()}
+
+    def slot_state(self, layer: int, slot: Slot, dtype: "torch.dtype | None" = None) -> "dict[str, Tensor]":
+        """The tensors of one subblock, and no others, as `layer_state` gives them."""
+        names = subblock_tensors(self.shape, slot, self.shape.parent_entry(layer, slot))
+        return {name: self._read(layer_prefix(layer) + name, dtype) for name in names}
 
     def ends_state(self, dtype: "torch.dtype | None" = None) -> "dict[str, Tensor]":
         """Embedding, final norm and an untied head by whole-model names, in the parent's own dtype or in `dtype`.
@@ -184,7 +178,7 @@ def _folder(name: str, revision: str | None) -> Path:
         return folder.resolve()
     if folder.is_file():
         raise UserError(f"parent: `{name}` is a file; give the folder with config.json and safetensors in it.")
-    if is_hub_id(name):
+    if has_hub_form(name):
         return download(name, revision)
     raise UserError(f"parent: there is no folder `{name}`; give a model folder, or a hub id with a `revision`.")
 

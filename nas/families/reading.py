@@ -6,8 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from inlay.nas.errors import UserError
-from inlay.nas.families.family import FAMILIES, Family
-from inlay.nas.families.shape import DTYPE_BYTES, Shape
+from inlay.nas.families.family import CHILD, FAMILIES, Family
+from inlay.nas.families.shape import DTYPE_BYTES, SLOTS, Entry, Shape
+from inlay.nas.modeling.gated_inlay import GatedFfn
+from inlay.nas.modeling.kinds_inlay import SUBBLOCKS
+from inlay.nas.modeling.subblock_inlay import Slot
+from inlay.nas.modeling.window_inlay import parent_attention
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -27,13 +31,19 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def family_of(config: Mapping[str, Any]) -> Family:
-    """The family that config.json names. Raises `UserError` with the list of families, or for quantised weights."""
+    """The family that config.json names, for a child of another search the one that it was made from.
+
+    Raises `UserError` with the list of families, or for quantised weights.
+    """
     name = str(config.get("model_type"))
-    if name not in FAMILIES:
+    made_of = str(config.get("family")) if name == CHILD else name
+    if made_of not in FAMILIES:
+        text = f"family `{made_of}` in config.json" if name == CHILD else f"model type `{name}`"
         raise UserError(
-            f"parent: model type `{name}` is not supported; the supported families are {', '.join(FAMILIES)}."
+            f"parent: {text} is not supported; the supported families are {', '.join(FAMILIES)}, "
+            "and children of other searches."
         )
-    for key in FAMILIES[name].foreign_keys:
+    for key in () if name == CHILD else FAMILIES[name].foreign_keys:
         if key in config:
             raise UserError(
                 f"parent: a `{name}` with `{key}` in config.json is another family to Transformers, and not supported; "
@@ -44,7 +54,7 @@ def family_of(config: Mapping[str, Any]) -> Family:
             "parent: the weights are quantised (config.json has `quantization_config`); "
             "give the float32, bfloat16 or float16 model that they were made from."
         )
-    return FAMILIES[name]
+    return FAMILIES[made_of]
 
 
 def shape_of(config: Mapping[str, Any], stored_dtype: str) -> Shape:
@@ -54,7 +64,8 @@ def shape_of(config: Mapping[str, Any], stored_dtype: str) -> Shape:
     key of config.json that is wrong.
     """
     family = family_of(config)
-    values = {**family.defaults, **config}
+    is_child = config["model_type"] == CHILD
+    values = {**family.defaults, **(_base(config) if is_child else {}), **config}
     q_heads = _count(values, "num_attention_heads")
     kv_heads = q_heads if values["num_key_value_heads"] is None else _count(values, "num_key_value_heads")
     hidden = _count(values, "hidden_size")
@@ -62,17 +73,13 @@ def shape_of(config: Mapping[str, Any], stored_dtype: str) -> Shape:
         raise _wrong("num_key_value_heads", kv_heads, f"must divide `num_attention_heads`, {q_heads}")
     if family.hidden_multiple_of_heads and hidden % q_heads:
         raise _wrong("hidden_size", hidden, f"must be a multiple of `num_attention_heads`, {q_heads}")
-    num_layers = _count(values, "num_hidden_layers")
     vocab = _count(values, "vocab_size")
     _check_special_ids(config, vocab)
     return Shape(
         family=family.name,
-        num_layers=num_layers,
         hidden=hidden,
         q_heads=q_heads,
-        kv_heads=kv_heads,
         head_dim=hidden // q_heads if values["head_dim"] is None else _count(values, "head_dim"),
-        ffn_width=_count(values, "intermediate_size"),
         vocab=vocab,
         tied=_flag(values, "tie_word_embeddings"),
         qkv_bias=_flag(values, family.qkv_bias),
@@ -81,8 +88,38 @@ def shape_of(config: Mapping[str, Any], stored_dtype: str) -> Shape:
         mlp_bias=_flag(values, family.mlp_bias),
         dtype=_dtype(config, stored_dtype),
         max_positions=_count(values, "max_position_embeddings"),
-        windows=_windows(family, values, num_layers),
+        blocks=_child_blocks(config) if is_child else _parent_blocks(family, values, kv_heads),
     )
+
+
+def _base(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    base = config.get("base")
+    if not isinstance(base, Mapping):
+        raise _wrong("base", base, "must hold the sizes that the layers share")
+    return base
+
+
+def _child_blocks(config: Mapping[str, Any]) -> tuple[Mapping[Slot, Entry], ...]:
+    """A child's own blocks, as its configuration would check them."""
+    blocks = config.get("blocks")
+    if not isinstance(blocks, list) or not blocks:
+        raise _wrong("blocks", blocks, "must list one block for each layer")
+    for layer, block in enumerate(blocks):
+        if not isinstance(block, Mapping) or set(block) != set(SLOTS):
+            raise _wrong(f"blocks[{layer}]", block, f"must hold {' and '.join(SLOTS)}")
+    try:
+        return tuple(
+            {slot: SUBBLOCKS.check(slot, block[slot], f"layer {layer} {slot}", _base(config)) for slot in SLOTS}
+            for layer, block in enumerate(blocks)
+        )
+    except ValueError as error:
+        raise UserError(f"parent: `blocks` in config.json: {error}; export the child again.") from None
+
+
+def _parent_blocks(family: Family, values: Mapping[str, Any], kv_heads: int) -> tuple[Mapping[Slot, Entry], ...]:
+    ffn = {"kind": GatedFfn.name, "width": _count(values, "intermediate_size")}
+    windows = _windows(family, values, _count(values, "num_hidden_layers"))
+    return tuple({"attention": parent_attention(kv_heads, window), "ffn": ffn} for window in windows)
 
 
 def _windows(family: Family, values: Mapping[str, Any], num_layers: int) -> tuple[int | None, ...]:
@@ -98,12 +135,12 @@ def _windows(family: Family, values: Mapping[str, Any], num_layers: int) -> tupl
         return tuple(window if layer >= first else None for layer in range(num_layers))
     if not isinstance(types, list) or len(types) != num_layers:
         raise _wrong("layer_types", types, f"must list one type for each of {num_layers} layers")
-    for kind in types:
-        if kind not in ("full_attention", "sliding_attention"):
-            raise _wrong("layer_types", kind, "may only hold `full_attention` and `sliding_attention`")
-        if kind == "sliding_attention" and window is None:
-            raise _wrong("layer_types", kind, "needs `use_sliding_window: true` and a `sliding_window`")
-    return tuple(window if kind == "sliding_attention" else None for kind in types)
+    for layer_type in types:
+        if layer_type not in ("full_attention", "sliding_attention"):
+            raise _wrong("layer_types", layer_type, "may only hold `full_attention` and `sliding_attention`")
+        if layer_type == "sliding_attention" and window is None:
+            raise _wrong("layer_types", layer_type, "needs `use_sliding_window: true` and a `sliding_window`")
+    return tuple(window if layer_type == "sliding_attention" else None for layer_type in types)
 
 
 def _dtype(config: Mapping[str, Any], stored: str) -> str:

@@ -2,9 +2,7 @@
 
 from inlay.nas.job.budget import LIMIT_NAMES, Budget, BudgetLimit, parse_limit
 from inlay.nas.job.model import Job, JobError
-from inlay.nas.job.problems import Problem
 from inlay.nas.job.sections import (
-    Calibrate,
     Cluster,
     Data,
     Distill,
@@ -18,13 +16,13 @@ from inlay.nas.job.sections import (
     ValidateText,
 )
 from inlay.nas.job.space import Alternative, Space
+from inlay.nas.problems import Problem
 
 __all__ = [
     "LIMIT_NAMES",
     "Alternative",
     "Budget",
     "BudgetLimit",
-    "Calibrate",
     "Cluster",
     "Data",
     "Distill",

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 
-from inlay.nas.job.problems import FieldProblems, did_you_mean, plain_key, show
-from inlay.nas.job.quantities import is_ratio, parse_bytes, parse_count, parse_nanoseconds, parse_number, parse_ratio
+from inlay.nas.problems import FieldProblems, did_you_mean, plain_key, show
+from inlay.nas.quantities import is_ratio, parse_bytes, parse_count, parse_nanoseconds, parse_number, parse_ratio
 
 TIMES = ("runtime", "prefill", "decode")
 SIZES = ("memory", "weights", "kv")

@@ -9,7 +9,7 @@ from typing import Any
 
 from inlay.cluster.ids import has_password
 from inlay.nas.job.locations import EMBEDDED, is_hub_id, resolve
-from inlay.nas.job.problems import Problem, did_you_mean, plain_key, show
+from inlay.nas.problems import Problem, did_you_mean, plain_key, show
 
 _STORE_KEYS = "the store's own variables, such as AWS_SECRET_ACCESS_KEY"
 _URLS = {
@@ -82,15 +82,25 @@ def _texts(data: Any, folder: Path) -> list[Problem]:
 
 
 def _token_counts(sections: Mapping[str, Any]) -> list[Problem]:
-    length = sections["data"].distill.sequence_length
-    counts = {"data.validate.tokens": sections["data"].validate.tokens} | {
-        f"{name}.tokens": sections[name].tokens for name in ("calibrate", "distill", "recover") if name in sections
-    }
-    needed = {field: 2 * length if field == "data.validate.tokens" else length for field in counts}
-    return [
-        Problem(field, f"{tokens} is less than {_sequences(needed[field] // length)} of {length} tokens; raise it")
+    data = sections["data"]
+    length, own = data.distill.sequence_length, data.validate.sequence_length
+    if own is not None and own < length:
+        text = f"{own} is less than data.distill.sequence_length; write at least {length}, or leave it out"
+        return [Problem("data.validate.sequence_length", text)]
+    judged = data.judged_length(sections["hardware"].scenarios if "hardware" in sections else ())
+    found = []
+    if (tokens := data.validate.tokens) < 2 * judged:
+        served = own is None and judged > length
+        way_out = (
+            " (the longest scenario's); raise it, or set data.validate.sequence_length" if served else "; raise it"
+        )
+        text = f"{tokens} is less than {_sequences(2)} of {judged} tokens{way_out}"
+        found.append(Problem("data.validate.tokens", text))
+    counts = {f"{name}.tokens": sections[name].tokens for name in ("distill", "recover") if name in sections}
+    return found + [
+        Problem(field, f"{tokens} is less than {_sequences(1)} of {length} tokens; raise it")
         for field, tokens in counts.items()
-        if tokens < needed[field]
+        if tokens < length
     ]
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
-from inlay.nas.job.quantities import parse_bytes, parse_count, parse_number, parse_seconds
+from inlay.nas.quantities import parse_bytes, parse_count, parse_number, parse_seconds
 
 
 class Section(BaseModel):

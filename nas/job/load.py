@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from inlay.nas.errors import UserError
-from inlay.nas.job.problems import show
+from inlay.nas.problems import show
 
 LARGEST_BYTES = 1_000_000
 MOST_VALUES = 20_000

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
+from inlay.nas.hub_ids import has_hub_form
+
 EMBEDDED = "inlay:"
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
 
 def resolve(path: str, folder: Path) -> str:
@@ -18,4 +18,4 @@ def resolve(path: str, folder: Path) -> str:
 
 def is_hub_id(parent: str, folder: Path) -> bool:
     """Whether a parent is meant as `owner/name` on the hub: it has that form and no such folder is there."""
-    return _HUB_ID.fullmatch(parent) is not None and not (folder / parent).exists()
+    return has_hub_form(parent) and not (folder / parent).exists()

@@ -32,9 +32,10 @@ from inlay.nas.job.cross import cross_problems
 from inlay.nas.job.fields import Count, Section
 from inlay.nas.job.load import read_yaml
 from inlay.nas.job.locations import resolve
-from inlay.nas.job.problems import Problem, list_problems, problems_of, show
-from inlay.nas.job.sections import Calibrate, Cluster, Data, Distill, Hardware, Recover, Score, Solve, Tracking
+from inlay.nas.job.problems import list_problems, problems_of
+from inlay.nas.job.sections import Cluster, Data, Distill, Hardware, Recover, Score, Solve, Tracking
 from inlay.nas.job.space import Space
+from inlay.nas.problems import Problem, show
 
 
 class JobError(UserError):
@@ -60,7 +61,6 @@ class Job(Section):
     )
     data: Data = Field(description="The text to train and to judge on.")
     space: Space = Field(description="The alternatives to search.")
-    calibrate: Calibrate = Field(default=Calibrate(), description="Sums that start variants.")
     distill: Distill = Field(default=Distill(), description="Local distillation.")
     score: Score = Field(default=Score(), description="The score table.")
     solve: Solve = Field(default=Solve(), description="The choice of the architecture.")

@@ -5,34 +5,14 @@ pydantic finds the problems; this module puts them into inlay's words, one line 
 
 from __future__ import annotations
 
-import difflib
-import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-
-@dataclass(frozen=True, order=True)
-class Problem:
-    """One thing that is wrong, at the path of one field (`space.ffn[0].width`; "" is the whole file)."""
-
-    field: str
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.field}: {self.text}" if self.field else self.text
-
-
-class FieldProblems(ValueError):
-    """Several problems below one field; raised inside validators, paths relative to the field (`[2].kv_heads`)."""
-
-    def __init__(self, problems: Sequence[tuple[str, str]]) -> None:
-        super().__init__("; ".join(text for _, text in problems))
-        self.problems = tuple(problems)
+from inlay.nas.problems import FieldProblems, Problem, closest, did_you_mean, path_of, show
 
 
 def list_problems(problems: Sequence[Problem], source: str) -> str:
@@ -61,45 +41,16 @@ def problems_of(error: ValidationError, model: type[BaseModel], values: Any) -> 
     return [problem for problem in found if not (problem.field in forgiven and problem.text.startswith("is missing"))]
 
 
-def path_of(location: Sequence[str | int]) -> str:
-    """`("space", "ffn", 0)` as `space.ffn[0]`."""
-    text = ""
-    for part in location:
-        text += f"[{part}]" if isinstance(part, int) else f".{plain_key(part)}"
-    return text.removeprefix(".")
-
-
-def plain_key(key: str) -> str:
-    """A key as it stands in a path: as it is where it looks like a name, else quoted and short."""
-    return key if re.fullmatch(r"[\w-]{1,60}", key) else show(key, 40)
-
-
-def show(value: object, limit: int = 60) -> str:
-    """A value as one short printable piece of text."""
-    text = repr(value)
-    return text if len(text) <= limit else text[: limit - 3] + "..."
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`did you mean `width`? ` where one is close enough, else nothing."""
-    close = _closest(word, known)
-    return f"did you mean `{close}`? " if close else ""
-
-
 def _is_below(inner: ErrorDetails, outer: ErrorDetails) -> bool:
     depth = len(outer["loc"])
     return len(inner["loc"]) > depth and inner["loc"][:depth] == outer["loc"]
-
-
-def _closest(word: str, known: Iterable[str]) -> str:
-    return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)), "")
 
 
 def _unknown_key(detail: ErrorDetails, model: type[BaseModel]) -> tuple[Problem, str]:
     *parents, key = detail["loc"]
     known = list(_model_at(model, parents).model_fields)
     text = f"unknown key; {did_you_mean(str(key), known)}Known keys: {', '.join(known)}"
-    meant = path_of([*parents, _closest(str(key), known)])
+    meant = path_of([*parents, closest(str(key), known)])
     return Problem(path_of(detail["loc"]), text.replace("; Known", "; known")), meant
 
 

@@ -6,6 +6,7 @@ Each field's description is its documentation: `inlay init` and docs/job.md prin
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
@@ -20,7 +21,7 @@ class DistillText(Section):
     """The text that variants and the child are trained on."""
 
     path: str = Field(min_length=1, description="Text to train on (.txt, .jsonl), or inlay:pystdlib/train.")
-    sequence_length: Count = Field(default=256, ge=8, le=2**20, description="Tokens in a sequence, everywhere.")
+    sequence_length: Count = Field(default=256, ge=8, le=2**20, description="Tokens in a sequence of it.")
     separator: str = Field(
         default="<|endoftext|>", min_length=1, description="A line that is only this ends a document (.txt)."
     )
@@ -32,6 +33,12 @@ class ValidateText(Section):
 
     path: str = Field(min_length=1, description="Text to judge on (.txt, .jsonl), or inlay:pystdlib/held_out.")
     tokens: Count = Field(default=64_000, ge=8, le=LARGEST_COUNT, description="Tokens of it to use at most.")
+    sequence_length: Count | None = Field(
+        default=None,
+        ge=8,
+        le=2**20,
+        description="Tokens in a sequence; default: the longest scenario's, at least data.distill.sequence_length.",
+    )
     separator: str = Field(
         default="<|endoftext|>", min_length=1, description="A line that is only this ends a document (.txt)."
     )
@@ -47,11 +54,10 @@ with warnings.catch_warnings():
         distill: DistillText = Field(description="Text for local and global distillation.")
         validate: ValidateText = Field(description="Text that scores and reports.")  # type: ignore[assignment]
 
-
-class Calibrate(Section):
-    """The sums that start variants without training."""
-
-    tokens: Count = Field(default=64_000, ge=8, le=LARGEST_COUNT, description="Tokens to gather sums over.")
+        def judged_length(self, scenarios: Iterable[Scenario]) -> int:
+            """Tokens in a sequence of the text that judges: as long as a child will serve, unless the job says."""
+            longest = max((scenario.prefill + scenario.generate for scenario in scenarios), default=0)
+            return self.validate.sequence_length or max(self.distill.sequence_length, longest)
 
 
 class Distill(Section):

@@ -14,11 +14,14 @@ from inlay.nas.pieces.comparison import Comparison
 from inlay.nas.pieces.texts import Ids
 from inlay.nas.pieces.weights import Library
 from inlay.nas.tables.architecture import PARENT_BLOCK, Block, Blocks
-from inlay.nas.tables.problem import ScoreTable
+from inlay.nas.tables.scores import ScoreTable
 
+BASELINES = ("uniform", "depth")
 UNIFORM_TRIED = 12
 """Blocks whose true KL is taken, those of the least predicted KL first."""
 NO_BLOCK: Block = ("attention:no_op", "ffn:no_op")
+UNIFORM = "baseline uniform: one block everywhere"
+DEPTH = "baseline depth: {} of {} layers dropped"
 
 Excess = Callable[[Blocks], float]
 """How far an architecture is above the budget: its worst predicted value over limit, 1 or less is within."""
@@ -42,9 +45,9 @@ def uniform(search: Search, ids: Ids, library: Library, scores: ScoreTable, exce
     feasible = sorted((a for a in every if excess(a) <= 1), key=scores.predict)[:UNIFORM_TRIED]
     if not feasible:
         nearest = min(every, key=excess)
-        (comparison,) = true_scores(search, ids, library, [nearest])
+        (comparison,) = true_scores(search, ids, library, [nearest], UNIFORM)
         return Baseline("uniform", nearest, comparison, excess(nearest))
-    found = true_scores(search, ids, library, feasible)
+    found = true_scores(search, ids, library, feasible, UNIFORM)
     best = min(range(len(feasible)), key=lambda index: found[index].kl_nats)
     return Baseline("uniform", feasible[best], found[best], None)
 
@@ -53,12 +56,12 @@ def depth(search: Search, ids: Ids, library: Library, excess: Excess) -> Baselin
     """Layers dropped until the budget is met, the one of least true KL first, all others scored again after each."""
     num_layers = search.parent.shape.num_layers
     current: Blocks = tuple([PARENT_BLOCK] * num_layers)
-    (comparison,) = true_scores(search, ids, library, [current])
+    (comparison,) = true_scores(search, ids, library, [current], DEPTH.format(0, num_layers))
     while excess(current) > 1:
         options = [_dropped(current, layer) for layer in range(num_layers) if current[layer] != NO_BLOCK]
         if not options:
             return Baseline("depth", current, comparison, excess(current))
-        found = true_scores(search, ids, library, options)
+        found = true_scores(search, ids, library, options, DEPTH.format(current.count(NO_BLOCK), num_layers))
         best = min(range(len(options)), key=lambda index: found[index].kl_nats)
         current, comparison = options[best], found[best]
     return Baseline("depth", current, comparison, None)

@@ -13,15 +13,31 @@ from inlay.nas.tables.costs import CostTable, quantities
 
 TOLERANCE = 0.02
 """How far a measured quantity may be above its limit."""
+ERRORS = 2.0
+"""So many standard errors above a limit a time is not yet known to miss it."""
+DOUBT_AT_MOST = 0.05
+"""What measures as far above a limit misses it, however little the measurement can tell."""
+TIMED = ("runtime", "prefill", "decode", "throughput")
 
 
 @dataclass(frozen=True)
 class Excess:
-    """How far one limit is missed: `ratio` 1.05 is 5 % above it."""
+    """How far one limit is missed: `ratio` 1.05 is 5 % above it, give or take `error`, its standard error."""
 
     field: str
     quantity: str
     ratio: float
+    error: float = 0.0
+
+    @property
+    def noise(self) -> float:
+        """What a measurement that scatters so cannot tell from the limit."""
+        return min(ERRORS * self.error, DOUBT_AT_MOST)
+
+    @property
+    def missed(self) -> bool:
+        """Whether it is above the limit by more than both the tolerance and the noise; sizes are exact."""
+        return self.ratio > 1 + (max(TOLERANCE, self.noise) if self.quantity in TIMED else 0)
 
 
 def excess_of(
@@ -40,37 +56,32 @@ def excess_of(
             if limit.scenario not in (None, scenario.name):
                 continue
             times = measured[scenario.name] if measured is not None else None
-            found.append(Excess(f"{scenario.name}.{limit.name}", limit.name, _over(limit, own, parent, times, tokens)))
+            ratio, error = _over(limit, own, parent, times, tokens)
+            found.append(Excess(f"{scenario.name}.{limit.name}", limit.name, ratio, error))
     return found
 
 
 def within(excesses: Sequence[Excess]) -> bool:
-    """Whether every limit is met within the tolerance; sizes are exact and have none."""
-    return all(
-        e.ratio <= (1 + TOLERANCE if e.quantity in ("runtime", "prefill", "decode", "throughput") else 1)
-        for e in excesses
-    )
+    """Whether no limit is missed."""
+    return not any(e.missed for e in excesses)
 
 
-def over_budget(
-    search: Search, costs: CostTable, architecture: Blocks, measured: dict[str, Measured]
-) -> dict[str, float]:
-    """Limits that are missed beyond the tolerance, each with its value over the limit; empty when the budget is met."""
-    excesses = excess_of(search, costs, architecture, measured)
-    return {e.field: e.ratio for e in excesses if not within([e])}
+def over_budget(excesses: Sequence[Excess]) -> dict[str, float]:
+    """Limits that are missed, each with its value over the limit; empty when the budget is met."""
+    return {e.field: e.ratio for e in excesses if e.missed}
 
 
 def _over(
     limit: BudgetLimit, own: dict[str, float], parent: dict[str, float], times: Measured | None, tokens: int
-) -> float:
+) -> tuple[float, float]:
+    """Value over limit, and its standard error."""
     name = "runtime" if limit.name == "throughput" else limit.name
     if times is None or name not in times.ratios:
         ratio = own[limit.name] / limit.against(parent[limit.name])
-        return 1 / ratio if limit.is_lower else ratio
+        return (1 / ratio if limit.is_lower else ratio), 0.0
     if limit.ratio is not None:
         allowed = 1 / float(limit.ratio) if limit.is_lower else float(limit.ratio)
-        return times.ratios[name] / allowed
+        return times.ratios[name] / allowed, times.ratios[name] / allowed * times.ratio_errors[name]
     value = float(getattr(times, f"{name}_ns"))
-    if limit.is_lower:
-        return limit.against(0) / (tokens * 1e9 / value)
-    return value / limit.against(0)
+    ratio = limit.against(0) / (tokens * 1e9 / value) if limit.is_lower else value / limit.against(0)
+    return ratio, ratio * times.time_errors[name]

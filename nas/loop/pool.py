@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
+from inlay.nas.loop.baselines import BASELINES
 from inlay.nas.loop.excess import Excess, excess_of, within
 from inlay.nas.loop.ridge import fit_factors
 from inlay.nas.loop.search import Search
 from inlay.nas.loop.solving import Tables, solve_pool
+from inlay.nas.loop.telling import Telling
 from inlay.nas.loop.time_corrections import paced
 from inlay.nas.loop.true_kl import true_scores
 from inlay.nas.loop.true_times import judged_times
-from inlay.nas.pieces.comparison import Comparison
+from inlay.nas.pieces.comparison import Comparison, Difference
 from inlay.nas.pieces.measuring import Measured
+from inlay.nas.pieces.standard_error import Values
 from inlay.nas.pieces.texts import Ids
 from inlay.nas.pieces.weights import Library
 from inlay.nas.tables.architecture import PARENT_BLOCK, Block, Blocks, architecture_of, identify
 from inlay.nas.tables.costs import CostTable
-from inlay.nas.tables.problem import ScoreTable
+from inlay.nas.tables.scores import ScoreTable
 from inlay.solver import Problem
 
 SMALLEST_KL = 1e-9
@@ -37,6 +42,7 @@ class Candidate:
     Args:
         predicted_kl: the sum of the scores, as corrected when it was found.
         true: against the parent, as assembled.
+        miss: how far the prediction was above it, on the same text.
         probe_kl: its KL after a short recovery, where it had one.
     """
 
@@ -45,6 +51,7 @@ class Candidate:
     round: int
     predicted_kl: float
     true: Comparison
+    miss: Difference
     probe_kl: float | None = None
     measured: dict[str, Measured] | None = None
     excesses: list[Excess] | None = None
@@ -57,19 +64,28 @@ class Candidate:
 
 @dataclass
 class Pool:
-    """All candidates, with scores and costs as corrected by their true KL and their measured times."""
+    """All candidates, with scores and costs as corrected by their true KL and their measured times.
+
+    Args:
+        ids: the score text.
+        scored: KL of the scored blocks sequence by sequence of that text, by (layer, block); without them the errors of
+            predictions are unknown.
+    """
 
     search: Search
     ids: Ids
     library: Library
     tables: Tables
+    scored: Mapping[tuple[int, Block], Values] = field(default_factory=dict)
     scores: ScoreTable = field(init=False)
     costs: CostTable = field(init=False)
     candidates: list[Candidate] = field(default_factory=list)
     rounds: list[dict[str, Any]] = field(default_factory=list)
+    telling: Telling = field(init=False)
 
     def __post_init__(self) -> None:
         self.scores, self.costs = self.tables.scores, self.tables.costs
+        self.telling = Telling(self.search, self.costs)
 
     def problem(self, scores: ScoreTable | None = None) -> Problem:
         """The problem under the corrected costs and the corrected (or given) scores."""
@@ -83,7 +99,9 @@ class Pool:
         """
         chosen = self.search.job.solve
         found = solve_pool(self.problem(), chosen.pool, chosen.min_difference, chosen.time_limit)
-        return self.add([tuple(architecture_of(solution.labels)) for solution in found], "pool")
+        architectures: list[Blocks] = [tuple(architecture_of(solution.labels)) for solution in found]
+        self.telling.tell("predicted", self.scores.predict(architectures[0]), architectures[0])
+        return self.add(architectures, "pool")
 
     def add(self, architectures: Sequence[Blocks], origin: str) -> list[Candidate]:
         """Takes the true KL of architectures that are new, as one round; the new candidates."""
@@ -94,11 +112,14 @@ class Pool:
         start, number = time.monotonic(), len(self.rounds)
         best_before = min((c.true.kl_nats for c in self.candidates), default=None)
         found = [
-            # Dropped layers need not be in the search space: nothing predicts them, so they are what they were seen as.
-            Candidate(a, origin, number, self.scores.predict(a) if self.knows(a) else true.kl_nats, true)
+            self._candidate(a, origin, number, true)
             for a, true in zip(new, true_scores(self.search, self.ids, self.library, new), strict=True)
         ]
         self.candidates += found
+        for candidate in self.by_kl():
+            if self.may_fit(candidate):
+                self.telling.tell("true", candidate.true.kl_nats, candidate.architecture, candidate.measured)
+                break
         best, best_new = self.by_kl()[0].true.kl_nats, min(found, key=lambda c: (c.true.kl_nats, c.id))
         self.rounds.append(
             {
@@ -112,6 +133,20 @@ class Pool:
             }
         )
         return found
+
+    def _candidate(self, architecture: Blocks, origin: str, number: int, true: Comparison) -> Candidate:
+        if not self.knows(architecture):
+            # Dropped layers need not be in the search space: nothing predicts them, so they are what they were seen as.
+            return Candidate(architecture, origin, number, true.kl_nats, true, Difference(0.0, None))
+        predicted = self.scores.predict(architecture)
+        miss = Difference(predicted - true.kl_nats, None)
+        if self.scored:
+            predicted_N = np.zeros_like(true.kl_N)
+            for layer, block in enumerate(architecture):
+                for part, weight in self.scores.parts(layer, block).items():
+                    predicted_N += weight * self.scored[layer, part]
+            miss = Difference.of(predicted_N, true.kl_N)
+        return Candidate(architecture, origin, number, predicted, true, miss)
 
     def correct(self) -> None:
         """Corrects the scores of the blocks that candidates hold, so that their sums come nearer to the true KL."""
@@ -137,30 +172,35 @@ class Pool:
         """All of them, least true KL first."""
         return sorted(self.candidates, key=lambda c: (c.true.kl_nats, c.id))
 
-    def judge(self, candidate: Candidate) -> bool:
-        """Whether it meets the budget when measured; times are taken once."""
-        if candidate.excesses is None:
-            candidate.measured = judged_times(self.search, self.tables.costs, candidate.architecture)
-            candidate.excesses = excess_of(self.search, self.tables.costs, candidate.architecture, candidate.measured)
-        return within(candidate.excesses)
+    def judge(self, candidates: Sequence[Candidate]) -> None:
+        """Measures those that were not: in turns with one parent, beside the baselines, which are timed anyhow."""
+        new = [c for c in candidates if c.excesses is None]
+        if not new:
+            return
+        new += [c for c in self.candidates if c.origin in BASELINES and c.excesses is None and c not in new]
+        costs = self.tables.costs
+        for candidate, measured in zip(
+            new, judged_times(self.search, costs, [c.architecture for c in new]), strict=True
+        ):
+            candidate.measured = measured
+            candidate.excesses = excess_of(self.search, costs, candidate.architecture, measured)
 
     def judge_some(self, candidates: Iterable[Candidate], wanted: int) -> tuple[list[Candidate], int]:
         """The first `wanted` that meet the budget when measured, and how many before them do not.
 
-        Those that the corrected costs rule out are not measured: what was observed of others speaks against them; nor
-        is any more once `MISSED_AT_MOST` missed.
+        As many as are still wanted are measured together. Those that the corrected costs rule out are not measured:
+        what was observed of others speaks against them; nor is any more once `MISSED_AT_MOST` missed.
         """
+        open_ = [candidate for candidate in candidates if self.may_fit(candidate)]
         found: list[Candidate] = []
         missed = 0
-        for candidate in candidates:
-            if len(found) == wanted or missed == MISSED_AT_MOST:
-                break
-            if not self.may_fit(candidate):
-                continue
-            if self.judge(candidate):
-                found.append(candidate)
-            else:
-                missed += 1
+        while open_ and len(found) < wanted and missed < MISSED_AT_MOST:
+            count = min(wanted - len(found), MISSED_AT_MOST - missed)
+            batch, open_ = open_[:count], open_[count:]
+            self.judge(batch)
+            met = [candidate for candidate in batch if within(candidate.excesses or ())]
+            found += met
+            missed += len(batch) - len(met)
         return found, missed
 
     def may_fit(self, candidate: Candidate) -> bool:
@@ -169,10 +209,22 @@ class Pool:
             return within(candidate.excesses)
         return within(excess_of(self.search, self.costs, candidate.architecture, None))
 
-    def learn_times(self) -> None:
-        """Corrects the costs by all that was measured."""
-        judged = [(c.architecture, c.measured) for c in self.candidates if c.measured is not None]
+    def learn_times(self) -> bool:
+        """Corrects the costs by all that was measured; whether that changed more than the measurements' noise."""
+        before = self.costs
+        seen = [c for c in self.candidates if c.measured is not None]
+        judged = [(c.architecture, c.measured) for c in seen if c.measured is not None]
         self.costs = paced(self.tables.costs, self.search.job.budget, judged)
+        return any(
+            abs(now.ratio - was.ratio) > true.noise
+            for c in seen
+            for was, now, true in zip(
+                excess_of(self.search, before, c.architecture, None),
+                excess_of(self.search, self.costs, c.architecture, None),
+                c.excesses or (),
+                strict=True,
+            )
+        )
 
     def reached(self) -> str:
         """What the nearest measured candidate reached."""

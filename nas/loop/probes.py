@@ -25,8 +25,9 @@ from inlay.nas.loop.training import train_models
 from inlay.nas.loop.true_kl import true_scores_of_models
 from inlay.nas.pieces.assembled import TrainedModel
 from inlay.nas.pieces.texts import Texts
-from inlay.nas.tables.architecture import PARENT_BLOCK, Block, Blocks, architecture_of
-from inlay.nas.tables.problem import NANO, ScoreTable
+from inlay.nas.tables.architecture import PARENT_BLOCK, Block, Blocks, architecture_of, kind_of
+from inlay.nas.tables.problem import NANO
+from inlay.nas.tables.scores import ScoreTable
 from inlay.solver import Choice, Limit, Problem
 
 PROBE_SHARE = 4
@@ -41,6 +42,8 @@ NEAR = 4
 """Swaps around each of them whose true KL is taken before the next probes."""
 DOUBT = 4.0
 """How much dearer the variants of one kind are made to find what does without them."""
+FIRST_PROBE = 0.4
+"""The share of its stage that is done when the first probe begins, as people are told."""
 FACTOR_WEIGHT = 0.05
 LEAST_FACTOR = 0.05
 
@@ -90,15 +93,20 @@ class Probes:
         """Trains each for a while and takes its KL; one whose training diverges has none that is finite."""
         search, pool = self.pool.search, self.pool
         wanted = {candidate.id: candidate.architecture for candidate in candidates}
-        records = train_models(search, self.texts.recover, pool.library, wanted, probe_tokens(search.job))
+        first, last, total = len(self.probed) + 1, len(self.probed) + len(wanted), search.job.recover.probes
+        what = f"probe {first} of {total}" if first == last else f"probes {first} to {last} of {total}"
+        search.part(FIRST_PROBE + (1 - FIRST_PROBE) * min(1.0, last / total), 1)
+        records = train_models(search, self.texts.recover, pool.library, wanted, probe_tokens(search.job), what)
         models = {
             name: TrainedModel(wanted[name], record.blobs["model"])
             for name, record in records.items()
             if record.values["status"] == "trained"
         }
-        found = true_scores_of_models(search, self.texts.score, models)
+        found = true_scores_of_models(search, self.texts.score, models, f"true KL after {what}")
         for candidate in candidates:
             candidate.probe_kl = found[candidate.id].kl_nats if candidate.id in found else math.inf
+            if candidate.probe_kl < math.inf:
+                pool.telling.tell("recovered", candidate.probe_kl, candidate.architecture, candidate.measured)
         self.probed += candidates
 
     def refine(self) -> None:
@@ -190,11 +198,6 @@ def probe_tokens(job: Job) -> int:
     recover = job.recover
     least = PROBE_STEPS * recover.batch_size * job.data.distill.sequence_length
     return max(1, recover.tokens // PROBE_SHARE, min(recover.tokens // 2, least))
-
-
-def kind_of(label: str) -> str:
-    """`attention:kv_heads` of `attention:kv_heads=2`."""
-    return label.partition("=")[0]
 
 
 def shares(scores: ScoreTable, layer: int, block: Block) -> dict[str, float]:

@@ -6,7 +6,7 @@ from inlay.cluster.pieces import Resources
 from inlay.nas.job import Job
 
 
-def share_of(job: Job) -> Resources:
+def resources_of(job: Job) -> Resources:
     """What one worker of a job books."""
     gpus = job.cluster.gpus_per_worker
     if gpus is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,8 +18,9 @@ from inlay.cluster.store import Store
 from inlay.nas.families import Parent
 from inlay.nas.job import Job
 from inlay.nas.job.locations import is_hub_id
-from inlay.nas.loop.resources import share_of
+from inlay.nas.loop.resources import resources_of
 from inlay.nas.pieces.stage import Stage
+from inlay.nas.report.best import Best
 from inlay.nas.report.progress import Reporter
 from inlay.nas.workspace import Workspace
 
@@ -34,8 +36,14 @@ class Search:
     reporter: Reporter
     on_numbers: Callable[[PieceEvent], None] = lambda event: None
     """Told of what pieces report beside their progress."""
+    on_best: Callable[[Best], None] = lambda best: None
+    """Told of the best architecture so far whenever it is another one."""
     records: dict[str, Record] = field(default_factory=dict)
     """Records of the stage that runs, by key, for its report."""
+    environments: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Device and versions where times are taken, by clock, once a worker was asked."""
+    times_read: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """What records of measured times hold, by their place in the store, once they were read."""
     scratch_peak_bytes: int = 0
     """The largest worker's memory in the stage's pieces whose records are not kept."""
 
@@ -81,14 +89,29 @@ class Search:
             version=stage.version,
             function=stage.function,
             arguments={**self.base, **arguments},
-            resources=share_of(self.job),
+            resources=resources_of(self.job),
             seed=piece_seed(self.job.seed, label),
         )
 
-    def run(self, pieces: Sequence[Piece], *, exclusive: bool = False) -> list[Record]:
-        """Runs the missing pieces on the workers and returns every record, in the order given."""
+    def part(self, end: float, batches: int | None = None) -> None:
+        """Says that what follows takes the stage up to the share `end`, in so many batches where that is known."""
+        self.reporter.part(end, batches)
+
+    def run(
+        self, pieces: Sequence[Piece], what: str = "", unit: str = "pieces", *, exclusive: bool = False
+    ) -> list[Record]:
+        """Runs the missing pieces on the workers and returns every record, in the order given.
+
+        Args:
+            pieces: the batch.
+            what: what it is for, as people are told: `true KL of 4 candidates`.
+            unit: what its pieces are called: `shards`.
+            exclusive: one piece at a time, with nothing beside it on its node.
+        """
         # What this stage has run by itself is collected without a word: it was told when it was done.
         news = not all(piece.key in self.records for piece in pieces)
+        if news:
+            self.reporter.batch_started(what, unit)
         records = run_pieces(
             self.workspace.store,
             pieces,
@@ -100,10 +123,11 @@ class Search:
         self.records |= {record.key: record for record in records}
         return records
 
-    def run_scratch(self, pieces: Sequence[Piece]) -> None:
-        """Runs pieces whose only product is on scratch; their records go with it."""
+    def run_scratch(self, pieces: Sequence[Piece], what: str, unit: str) -> None:
+        """Runs pieces whose only product is on scratch; their records go with it. `what` and `unit` as in `run`."""
         if not pieces:
             return
+        self.reporter.batch_started(what, unit)
         folder = self.scratch / f"advance-{uuid.uuid4().hex}"
         try:
             records = run_pieces(
@@ -117,6 +141,27 @@ class Search:
             shutil.rmtree(folder, ignore_errors=True)
         self.scratch_peak_bytes = max(self.scratch_peak_bytes, *(record.peak_bytes for record in records))
 
+    def ask(self, piece: Piece, *, exclusive: bool = False) -> Record:
+        """Runs a piece that only says what a worker finds, without a word; nothing of it is kept."""
+        with tempfile.TemporaryDirectory(dir=self._made_scratch(), prefix="ask-") as folder:
+            (record,) = run_pieces(
+                Store(folder),
+                [piece],
+                self.cluster,
+                deadline_seconds=self.job.cluster.patience,
+                exclusive=exclusive,
+            )
+        return record
+
+    def _made_scratch(self) -> Path:
+        self.scratch.mkdir(parents=True, exist_ok=True)
+        return self.scratch
+
+    def best(self, best: Best) -> None:
+        """Tells of the best architecture so far."""
+        self.reporter.found(best.sentence())
+        self.on_best(best)
+
     def _tell(self, event: PieceEvent) -> None:
         self.reporter.piece_event(event)
         if event.numbers:
@@ -127,7 +172,7 @@ def cluster_settings(job: Job, workspace: Workspace) -> ClusterSettings:
     """How a job reaches its workers, and what each of them books."""
     return ClusterSettings(
         workers=job.cluster.max_workers,
-        share=share_of(job),
+        share=resources_of(job),
         address=job.cluster.address,
         scratch=scratch_of_job(job, workspace) / "local",
     )

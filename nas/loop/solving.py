@@ -6,15 +6,16 @@ No torch on import: `inlay solve` on a workspace goes through `load_problem`.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from inlay.nas.errors import InfeasibleError
 from inlay.nas.job.budget import BudgetLimit
-from inlay.nas.job.quantities import show_bytes, show_count, show_seconds
+from inlay.nas.quantities import show_bytes, show_count, show_seconds
 from inlay.nas.tables.architecture import architecture_of, identify
 from inlay.nas.tables.costs import CostTable
-from inlay.nas.tables.problem import NANO, ScoreTable, build_problem
+from inlay.nas.tables.problem import NANO, build_problem
+from inlay.nas.tables.scores import ScoreTable
 from inlay.nas.workspace import Workspace
 from inlay.solver import Nearest, Problem, Solution, explain_infeasible, solve
 
@@ -43,7 +44,7 @@ def load_tables(workspace: Workspace) -> Tables:
     tokens = {row["scenario"]: int(row["generated_tokens"]) for row in workspace.read_table("scenarios")}
     factors = workspace.find_json("tables/corrections.json") or []
     held = {(int(row["layer"]), (row["attention"], row["ffn"])): float(row["factor"]) for row in factors}
-    return Tables(ScoreTable(scores.measured, scores.gamma, held), costs, tokens)
+    return Tables(replace(scores, factors=held), costs, tokens)
 
 
 def load_problem(workspace: Workspace, limits: Iterable[BudgetLimit] = ()) -> tuple[Problem, dict[str, Any]]:
@@ -57,7 +58,7 @@ def load_problem(workspace: Workspace, limits: Iterable[BudgetLimit] = ()) -> tu
     }
     meta = {
         "scenarios": tables.costs.scenarios,
-        "gamma": tables.scores.gamma,
+        "gamma": tables.scores.gammas.common,
         "parent_totals": totals,
         "parent": parent,
     }

@@ -18,13 +18,20 @@ from inlay.nas.loop.search import Search
 from inlay.nas.pieces.boundaries import ADVANCE
 from inlay.nas.pieces.texts import Ids
 
+ADVANCE_SHARE = 0.1
+"""Of the work on a span, as people are told: the boundaries before it."""
+
 
 @dataclass(frozen=True)
 class Span:
-    """Layers [first, end) whose input boundaries are on scratch together."""
+    """Layers [first, end) whose input boundaries are on scratch together.
+
+    `share` of the search's layers are done once these are, those of earlier runs included.
+    """
 
     first: int
     end: int
+    share: float = 1.0
 
     @property
     def layers(self) -> range:
@@ -68,13 +75,17 @@ def spans_with_boundaries(search: Search, ids: Ids, layers: Sequence[int], outco
         PieceError: a worker failed; what is on scratch stays.
     """
     scratch = scratch_of(search, ids, outcomes)
-    wanted = set(layers)
+    wanted, num_layers = set(layers), search.parent.shape.num_layers
+    ready = num_layers - len(wanted)
+    search.part(ready / num_layers)
     for span in spans(search, ids, outcomes):
         if not any(layer >= span.first for layer in wanted):
             break
+        start, share = ((ready + sum(layer < cut for layer in wanted)) / num_layers for cut in (span.first, span.end))
+        search.part(start + ADVANCE_SHARE * (share - start), 1)
         furthest = max(layer for layer in wanted if layer >= span.first)
         advance(search, ids, span.first, min(span.end, furthest + outcomes), outcomes)
-        yield Span(span.first, min(span.end, furthest + 1))
+        yield Span(span.first, min(span.end, furthest + 1), share)
         for boundary in range(span.first, span.end):
             scratch.free(boundary)
     shutil.rmtree(scratch.folder, ignore_errors=True)
@@ -103,4 +114,4 @@ def advance(search: Search, ids: Ids, first: int, last: int, outcomes: bool) -> 
         for shard, rows in enumerate(ids.shards)
         if scratch.first_missing(shard, first, last) <= last or not scratch.has(first, shard)
     ]
-    search.run_scratch(pieces)
+    search.run_scratch(pieces, "hidden states of the parent", "shards")

@@ -1,13 +1,15 @@
-"""Changes of one or two layers of an architecture within the limits: where the local search looks."""
+"""Swaps: changes of one or two layers of an architecture within the limits, where the local search looks."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from inlay.nas.tables.architecture import Block, Blocks
-from inlay.nas.tables.problem import ScoreTable
+from inlay.nas.tables.scores import ScoreTable
 from inlay.solver import Problem
 
 NEIGHBOURS = 12
@@ -16,10 +18,52 @@ SWAPS_PAIRED = 1000
 
 
 def neighbours(architecture: Blocks, scores: ScoreTable, problem: Problem) -> list[Blocks]:
-    """Single swaps and pairs of swaps (one layer cheaper, one better) of the least predicted KL, that first.
+    """Single swaps and pairs of swaps (one layer cheaper, one better) of the least predicted KL, that first."""
+    every = _singles(architecture, scores, problem)
+    nearest = np.argsort(np.abs(every.gain_M), kind="stable")[:SWAPS_PAIRED]
+    cost_MK, gain_M = every.cost_MK[nearest], every.gain_M[nearest]
+    kept = [every.moves[index] for index in nearest]
+    layer_M = np.array([layer for layer, _ in kept])
+    pair_fits = np.all(cost_MK[:, None] + cost_MK[None] <= every.room_K, axis=-1) & (layer_M[:, None] < layer_M[None])
+    fitting = np.flatnonzero(np.all(cost_MK <= every.room_K, axis=-1))
+    found = [(float(gain_M[m]), (kept[m],)) for m in fitting]
+    pairs = np.argwhere(pair_fits)
+    gain_P = gain_M[pairs[:, 0]] + gain_M[pairs[:, 1]]
+    best = [
+        (float(gain_P[p]), (kept[pairs[p, 0]], kept[pairs[p, 1]]))
+        for p in np.argsort(gain_P, kind="stable")[:NEIGHBOURS]
+    ]
+    ranked = sorted([*found, *best], key=lambda item: item[0])
+    return [_swapped(architecture, dict(changes)) for _, changes in ranked][:NEIGHBOURS]
 
-    The limits are upper ones, as those of every budget are: a throughput is a runtime here.
+
+def spending(architecture: Blocks, scores: ScoreTable, problem: Problem) -> list[Blocks]:
+    """Every single swap that takes more of a limited cost, fits, and is not predicted to be worse; the best first."""
+    every = _singles(architecture, scores, problem)
+    fits_M = np.all(every.cost_MK <= every.room_K, axis=-1) & np.any(every.cost_MK > 0, axis=-1) & (every.gain_M <= 0)
+    order = [m for m in np.argsort(every.gain_M, kind="stable") if fits_M[m]]
+    return [_swapped(architecture, dict([every.moves[m]])) for m in order]
+
+
+@dataclass(frozen=True)
+class _Singles:
+    """The M single swaps of an architecture under K upper limits.
+
+    Args:
+        moves: layer and new block of each.
+        cost_MK: what each adds to the limited costs.
+        gain_M: what each adds to the predicted KL, nats.
+        room_K: what the limits leave beside the architecture.
     """
+
+    moves: list[tuple[int, Block]]
+    cost_MK: NDArray[np.int64]
+    gain_M: NDArray[np.float64]
+    room_K: NDArray[np.int64]
+
+
+def _singles(architecture: Blocks, scores: ScoreTable, problem: Problem) -> _Singles:
+    """The limits are upper ones, as those of every budget are: a throughput is a runtime here."""
     limits = {limit.name: limit.upper for limit in problem.limits if limit.upper is not None}
     columns = [problem.cost_names.index(name) for name in limits]
     room_K = np.array(list(limits.values()), dtype=np.int64) - np.array([problem.base_costs[c] for c in columns])
@@ -34,20 +78,8 @@ def neighbours(architecture: Blocks, scores: ScoreTable, problem: Problem) -> li
                 moves.append((layer, block))
                 costs.append(held[" + ".join(block)] - own_K)
                 gains.append(scores.score(layer, block) - scores.score(layer, own))
-    nearest = np.argsort(np.abs(gains), kind="stable")[:SWAPS_PAIRED]
-    cost_MK, gain_M = np.array(costs)[nearest], np.array(gains)[nearest]
-    kept = [moves[index] for index in nearest]
-    layer_M = np.array([layer for layer, _ in kept])
-    pair_fits = np.all(cost_MK[:, None] + cost_MK[None] <= room_K, axis=-1) & (layer_M[:, None] < layer_M[None])
-    found = [(float(gain_M[m]), ((kept[m]),)) for m in np.flatnonzero(np.all(cost_MK <= room_K, axis=-1))]
-    pairs = np.argwhere(pair_fits)
-    gain_P = gain_M[pairs[:, 0]] + gain_M[pairs[:, 1]]
-    best = [
-        (float(gain_P[p]), (kept[pairs[p, 0]], kept[pairs[p, 1]]))
-        for p in np.argsort(gain_P, kind="stable")[:NEIGHBOURS]
-    ]
-    ranked = sorted([*found, *best], key=lambda item: item[0])
-    return [_swapped(architecture, dict(changes)) for _, changes in ranked][:NEIGHBOURS]
+    cost_MK = np.array(costs, dtype=np.int64).reshape(len(moves), len(columns))
+    return _Singles(moves, cost_MK, np.array(gains, dtype=np.float64), room_K)
 
 
 def _swapped(architecture: Blocks, changes: dict[int, Any]) -> Blocks:

@@ -11,6 +11,7 @@ from dataclasses import asdict, replace
 
 from inlay.cluster.pieces import Piece, Record, Resources
 from inlay.distill.globally import GlobalSettings
+from inlay.nas.loop.resources import resources_of
 from inlay.nas.loop.search import Search
 from inlay.nas.pieces.stage import Stage
 from inlay.nas.pieces.texts import Ids
@@ -26,9 +27,11 @@ CHECKPOINT_SECONDS = 60.0
 
 
 def train_models(
-    search: Search, ids: Ids, library: Library, architectures: Mapping[str, Blocks], tokens: int
+    search: Search, ids: Ids, library: Library, architectures: Mapping[str, Blocks], tokens: int, what: str
 ) -> dict[str, Record]:
     """Trains each architecture once for so many tokens, equal ones together; records by the names given.
+
+    `what` is what people are told of it.
 
     A record's `values["status"]` is `trained`, with the weights in its blob `model`, or `failed`, with a reason.
 
@@ -37,7 +40,7 @@ def train_models(
     """
     distinct = {identify(architecture): architecture for architecture in architectures.values()}
     pieces = [_piece(search, ids, library, architecture, tokens) for architecture in distinct.values()]
-    records = dict(zip(distinct, _run(search, pieces), strict=True))
+    records = dict(zip(distinct, _run(search, pieces, what), strict=True))
     for piece in pieces:
         shutil.rmtree(piece.arguments["checkpoint"], ignore_errors=True)
     return {name: records[identify(architecture)] for name, architecture in architectures.items()}
@@ -55,14 +58,14 @@ def global_settings(search: Search, ids: Ids, tokens: int) -> GlobalSettings:
     )
 
 
-def _run(search: Search, pieces: list[Piece]) -> list[Record]:
+def _run(search: Search, pieces: list[Piece], what: str) -> list[Record]:
     """All pieces; as many at a time as their ranks have room for."""
     ranks = search.job.recover.workers
     if ranks == 1:
-        return search.run(pieces)
-    at_once = max(1, search.cluster.workers // ranks)
+        return search.run(pieces, what, "models")
+    at_once = max(1, search.cluster.places(resources_of(search.job)) // ranks)
     groups = [pieces[first : first + at_once] for first in range(0, len(pieces), at_once)]
-    return [record for group in groups for record in search.run(group)]
+    return [record for group in groups for record in search.run(group, what, "models")]
 
 
 def _piece(search: Search, ids: Ids, library: Library, architecture: Blocks, tokens: int) -> Piece:

@@ -10,6 +10,7 @@ from inlay.nas.pieces.comparison import Comparison, compare_architectures, evalu
 from inlay.nas.pieces.stage import Stage
 from inlay.nas.pieces.texts import Ids
 from inlay.nas.pieces.weights import Library, used_weights
+from inlay.nas.report.sentences import counted
 from inlay.nas.tables.architecture import Blocks, identify
 
 TRUE = Stage("true_kl", 1, compare_architectures)
@@ -18,8 +19,11 @@ GROUP = 12
 """Architectures that one piece carries through the layers together: what they share is computed once."""
 
 
-def true_scores(search: Search, ids: Ids, library: Library, architectures: Sequence[Blocks]) -> list[Comparison]:
-    """The true KL of whole architectures on a text, in the order given."""
+def true_scores(
+    search: Search, ids: Ids, library: Library, architectures: Sequence[Blocks], what: str = ""
+) -> list[Comparison]:
+    """The true KL of whole architectures on a text, in the order given; `what` is what people are told of it."""
+    what = what or f"true KL of {counted(len(architectures), 'candidate')}"
     store = search.workspace.store
     pieces, places = [], []
     for first in range(0, len(architectures), GROUP):
@@ -46,7 +50,7 @@ def true_scores(search: Search, ids: Ids, library: Library, architectures: Seque
             }
             pieces.append(search.piece(TRUE, f"{labels[0]}+{len(labels) - 1} shard {shard:05d}", arguments, depends))
             places.append(first)
-    records = search.run(pieces)
+    records = search.run(pieces, what, "shards")
     found: list[Comparison] = []
     for first in range(0, len(architectures), GROUP):
         parts = [r for r, place in zip(records, places, strict=True) if place == first]
@@ -56,8 +60,10 @@ def true_scores(search: Search, ids: Ids, library: Library, architectures: Seque
     return found
 
 
-def true_scores_of_models(search: Search, ids: Ids, models: Mapping[str, TrainedModel]) -> dict[str, Comparison]:
-    """Each stored model against the parent on a text, by name."""
+def true_scores_of_models(
+    search: Search, ids: Ids, models: Mapping[str, TrainedModel], what: str = ""
+) -> dict[str, Comparison]:
+    """Each stored model against the parent on a text, by name; `what` is what people are told of it."""
     distinct = {model.blob: model for model in models.values()}
     pieces = []
     for blob, model in distinct.items():
@@ -70,7 +76,7 @@ def true_scores_of_models(search: Search, ids: Ids, models: Mapping[str, Trained
             }
             label = f"{identify(model.architecture)} {blob[:8]} on {ids.digest[:8]} shard {shard:05d}"
             pieces.append(search.piece(EVALUATE, label, {**depends, "store": search.workspace.url}, depends))
-    records = iter(search.run(pieces))
+    records = iter(search.run(pieces, what or f"true KL of {counted(len(distinct), 'trained model')}", "shards"))
     found = {}
     for blob in distinct:
         parts = [tensors_of(search.workspace.store.blob_path(next(records).blobs["sequences"])) for _ in ids.shards]

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import platform
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from pathlib import Path
 
-import torch
-
+from inlay.cluster.pieces import Piece, read_record
 from inlay.nas.job.sections import Scenario
+from inlay.nas.loop.conditions import conditions_of, run_timed, workload_of
 from inlay.nas.loop.search import Search
-from inlay.nas.pieces.measuring import Measured, time_architecture
+from inlay.nas.pieces.measuring import Measured, time_architectures
 from inlay.nas.pieces.stage import Stage
-from inlay.nas.pieces.timing import Workload
+from inlay.nas.report.sentences import counted
 from inlay.nas.tables.architecture import PARENT_BLOCK, Blocks, identify
 from inlay.nas.tables.costs import TIMES, CostTable
 from inlay.nas.variants.entries import entries_of
 
-TRUE_TIMES = Stage("true_times", 2, time_architecture)
+TRUE_TIMES = Stage("true_times", 3, time_architectures)
 
 
 def times_are_given(search: Search) -> bool:
@@ -25,57 +24,76 @@ def times_are_given(search: Search) -> bool:
     return search.job.hardware.costs is not None
 
 
-def judged_times(search: Search, costs: CostTable, architecture: Blocks) -> dict[str, Measured]:
-    """Times by scenario: true ones, or the sums of the given table, so that equal tables choose equal children."""
+def judged_times(
+    search: Search, costs: CostTable, architectures: Sequence[Blocks], what: str = ""
+) -> list[dict[str, Measured]]:
+    """Times by scenario: true ones, or the sums of the given table, so that equal tables choose equal children.
+
+    `what` is what people are told of it; by default the number of candidates.
+    """
     if not times_are_given(search):
-        return measure(search, architecture)
-    return {s.name: _summed(costs, s.name, architecture) for s in search.job.hardware.scenarios}
+        return measure(search, architectures, what or f"times of {counted(len(architectures), 'candidate')}")
+    return [
+        {s.name: _summed(costs, s.name, architecture) for s in search.job.hardware.scenarios}
+        for architecture in architectures
+    ]
 
 
 def _summed(costs: CostTable, scenario: str, architecture: Blocks) -> Measured:
     own = costs.total(scenario, architecture)
     parent = costs.total(scenario, [PARENT_BLOCK] * len(architecture))
-    names = [f"{name}_ns" for name in TIMES]
+    exact = dict.fromkeys(TIMES, 0.0)
     return Measured(
         own["prefill_ns"],
         own["decode_ns"],
         own["runtime_ns"],
         0,
+        exact,
         {name: own[f"{name}_ns"] / parent[f"{name}_ns"] for name in TIMES},
-        {name: parent[name] for name in names},
+        exact,
+        {f"{name}_ns": parent[f"{name}_ns"] for name in TIMES},
     )
 
 
-def measure(search: Search, architecture: Blocks) -> dict[str, Measured]:
-    """True times by scenario."""
-    blocks = entries_of(search.parent.shape, architecture)
-    found = {}
-    for scenario in search.job.hardware.scenarios:
-        workload = asdict(workload_of(scenario))
-        depends = {"blocks": blocks, "workload": workload, "environment": environment(search)}
-        name = f"{identify(architecture)} in {scenario.name}"
-        piece = search.piece(TRUE_TIMES, name, {"blocks": blocks, "workload": workload}, depends)
-        (record,) = search.run([piece], exclusive=True)
-        found[scenario.name] = Measured(**record.values["measured"])
-    return found
+def measure(search: Search, architectures: Sequence[Blocks], what: str) -> list[dict[str, Measured]]:
+    """True times by scenario, in the order given; `what` is what people are told of it.
+
+    What was never measured under a scenario's conditions is, all of it in turns with one parent.
+    """
+    scenarios = search.job.hardware.scenarios
+    conditions = {scenario.name: conditions_of(search, scenario, TRUE_TIMES.version) for scenario in scenarios}
+    known = _known(search, conditions.values())
+    pieces: list[tuple[Scenario, Piece]] = []
+    for scenario in scenarios:
+        held = known[conditions[scenario.name]]
+        new = {name: a for a in architectures if (name := identify(a)) not in held}
+        if new:
+            pieces.append((scenario, _piece(search, scenario, conditions[scenario.name], new)))
+    for (scenario, _), record in zip(pieces, run_timed(search, pieces, what), strict=True):
+        known[conditions[scenario.name]] |= {
+            name: Measured(**found) for name, found in record.values["measured"].items()
+        }
+    return [{s.name: known[conditions[s.name]][identify(a)] for s in scenarios} for a in architectures]
 
 
-def workload_of(scenario: Scenario) -> Workload:
-    """The scenario as the timer needs it."""
-    return Workload(scenario.batch_size, scenario.prefill, scenario.generate, scenario.threads)
+def _known(search: Search, conditions: Iterable[str]) -> dict[str, dict[str, Measured]]:
+    """What was measured before, by conditions and architecture, whatever it was measured beside."""
+    store = search.workspace.store
+    for key in store.list(f"records/{TRUE_TIMES.name}/"):
+        if key not in search.times_read:
+            search.times_read[key] = dict(read_record(store, key).values)
+    known: dict[str, dict[str, Measured]] = {name: {} for name in conditions}
+    for _, values in sorted(search.times_read.items()):
+        if values.get("conditions") in known:
+            known[values["conditions"]] |= {name: Measured(**found) for name, found in values["measured"].items()}
+    return known
 
 
-def environment(search: Search) -> dict[str, str]:
-    """What a measured time depends on beside the model: device, versions, number format."""
-    import transformers
-
-    device = search.job.hardware.device
-    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else processor()
-    return {"device": name, "torch": torch.__version__, "transformers": transformers.__version__}
-
-
-def processor() -> str:
-    """The CPU's model name."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+def _piece(search: Search, scenario: Scenario, conditions: str, architectures: dict[str, Blocks]) -> Piece:
+    first, more = next(iter(architectures)), len(architectures) - 1
+    settings = {
+        "architectures": {name: entries_of(search.parent.shape, blocks) for name, blocks in architectures.items()},
+        "workload": asdict(workload_of(scenario)),
+        "conditions": conditions,
+    }
+    return search.piece(TRUE_TIMES, f"{first}{f'+{more}' if more else ''} in {scenario.name}", settings, settings)

@@ -1,19 +1,18 @@
-"""The model of training, measuring and export; importing it registers the model with Transformers' Auto classes.
+"""The model of training, measuring and export, and the kinds of subblocks that it is made of.
 
-The model itself is imported when one of its names is first used: registration may come while Transformers is still
-being imported (registration.py).
+Nothing is imported before it is used: what the kinds say of sizes is asked where there is no torch.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from .configuration_inlay import FAMILIES, InlayConfig, check_entry, family_config_class
-from .registration import register
 
 if TYPE_CHECKING:
     from .cache_inlay import InlayCache
+    from .configuration_inlay import FAMILIES, InlayConfig, family_config_class
+    from .kinds_inlay import SUBBLOCKS
     from .modeling_inlay import (
         Ends,
         ForwardContext,
@@ -22,37 +21,46 @@ if TYPE_CHECKING:
         InlayModel,
         build_layer,
         make_context,
-        window_key,
     )
+    from .no_op_inlay import ABSENT
+    from .registration import register
+    from .subblock_inlay import Entry, Sizes, Slot, SubblockKind
 
 __all__ = [
+    "ABSENT",
     "FAMILIES",
     "MODELING_FILES",
+    "SUBBLOCKS",
     "Ends",
+    "Entry",
     "ForwardContext",
     "InlayCache",
     "InlayConfig",
     "InlayForCausalLM",
     "InlayLayer",
     "InlayModel",
+    "Sizes",
+    "Slot",
+    "SubblockKind",
     "build_layer",
-    "check_entry",
     "family_config_class",
     "make_context",
     "register",
-    "window_key",
 ]
 
-MODELING_FILES = ("configuration_inlay.py", "cache_inlay.py", "modeling_inlay.py")
+MODELING_FILES = tuple(sorted(path.name for path in Path(__file__).parent.glob("*_inlay.py")))
 """The files of this folder that an exported model carries beside its weights."""
 
 _PLACES = {
+    "ABSENT": "no_op_inlay",
     "InlayCache": "cache_inlay",
+    "SUBBLOCKS": "kinds_inlay",
+    "register": "registration",
+    **dict.fromkeys(("FAMILIES", "InlayConfig", "family_config_class"), "configuration_inlay"),
     **dict.fromkeys(("Ends", "ForwardContext", "InlayForCausalLM", "InlayLayer", "InlayModel"), "modeling_inlay"),
-    **dict.fromkeys(("build_layer", "make_context", "window_key"), "modeling_inlay"),
+    **dict.fromkeys(("build_layer", "make_context"), "modeling_inlay"),
+    **dict.fromkeys(("Entry", "Sizes", "Slot", "SubblockKind"), "subblock_inlay"),
 }
-
-register()
 
 
 def __getattr__(name: str) -> Any:

@@ -18,25 +18,28 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask
 from transformers import PreTrainedConfig
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 from transformers.masking_utils import create_causal_mask
 
-WindowKey = tuple[int, int]  # (window, sinks)
+from .subblock_inlay import WindowKey
+
 IMPLEMENTATIONS = ("sdpa", "eager", "flex_attention")  # attention that takes any mask
 
 
 class InlayCache(Cache):
     """One cache layer a model layer, sized by what that layer's attention can still see.
 
-    `windows` has one entry a layer: `(window, sinks)` or None for a layer that keeps all keys (or has none: a layer
-    that is never updated holds nothing). The model calls `begin` once a forward; the layers then share its plans.
+    `layers` are those that the kinds of attention gave, one a model layer. The model calls `begin` once a forward;
+    layers with the same window then share its plans.
     """
 
-    def __init__(self, windows: Sequence[WindowKey | None]) -> None:
-        self.groups: dict[WindowKey, WindowGroup] = {
-            key: WindowGroup(*key) for key in dict.fromkeys(windows) if key is not None
-        }
-        super().__init__(layers=[DynamicLayer() if key is None else WindowLayer(self.groups[key]) for key in windows])
+    def __init__(self, layers: Sequence[CacheLayerMixin]) -> None:
+        self.groups: dict[WindowKey, WindowGroup] = {}
+        for layer in layers:
+            if isinstance(layer, WindowLayer):
+                key = (layer.group.window, layer.group.sinks)
+                layer.group = self.groups.setdefault(key, layer.group)
+        super().__init__(layers=list(layers))
         self.length = 0
         self.starts_B: Tensor | None = None
         self._everything: Tensor | None = None
@@ -220,9 +223,9 @@ class WindowLayer(DynamicLayer):
 
     is_sliding = True
 
-    def __init__(self, group: WindowGroup) -> None:
+    def __init__(self, window: int, sinks: int) -> None:
         super().__init__()
-        self.group = group
+        self.group = WindowGroup(window, sinks)
 
     @property
     def record_past(self) -> bool:

@@ -1,7 +1,7 @@
 """The configuration of an inlay model: a parent family, what its layers share, and one block a layer.
 
-This file is copied beside exported weights, so it imports only transformers; and of that only what is there when its
-auto classes are imported (registration.py), the families' own configs later.
+This file is copied beside exported weights, so it imports only transformers and its neighbours; and of Transformers
+only what is there when its auto classes are imported (registration.py), the families' own configs later.
 """
 
 # mypy: disable-error-code="no-untyped-call"
@@ -14,6 +14,11 @@ from typing import Any, ClassVar
 
 from transformers.configuration_utils import PreTrainedConfig
 
+from .gated_inlay import GatedFfn
+from .kinds_inlay import SUBBLOCKS
+from .subblock_inlay import SLOTS
+from .window_inlay import parent_attention
+
 FAMILIES = {"llama": "LlamaConfig", "mistral": "MistralConfig", "qwen2": "Qwen2Config", "qwen3": "Qwen3Config"}
 
 _REQUIRED_BASE = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim")
@@ -23,16 +28,6 @@ _FAMILY_BASE: dict[str, tuple[str, ...]] = {
     "mistral": (),
     "qwen2": (),
     "qwen3": ("attention_bias",),
-}
-_ENTRY_FIELDS: dict[str, dict[str, dict[str, int]]] = {
-    # slot -> kind -> field -> least value
-    "attention": {
-        "full": {"kv_heads": 1},
-        "window": {"kv_heads": 1, "window": 1, "sinks": 0},
-        "linear": {},
-        "no_op": {},
-    },
-    "ffn": {"gated": {"width": 1}, "linear": {}, "no_op": {}},
 }
 
 
@@ -63,14 +58,19 @@ class InlayConfig(PreTrainedConfig):
         if self.family not in FAMILIES:
             raise ValueError(f"family is {self.family!r}; inlay knows {', '.join(FAMILIES)}")
         self.base = _checked_base(self.family, self.base)
-        self.blocks = _checked_blocks(self.blocks, self.num_attention_heads)
+        self.blocks = _checked_blocks(self.blocks, self.base)
         # The library fills in defaults by writing into the dict it is given.
         self.rope_parameters = copy.deepcopy(self.rope_parameters)
         super().__post_init__(**kwargs)
 
     @classmethod
     def from_parent(cls, parent: PreTrainedConfig) -> InlayConfig:
-        """The configuration whose every block is the parent's own; ValueError when the family is not known."""
+        """The configuration whose every block is the parent's own: a child's is its own already.
+
+        Raises ValueError when the family is not known.
+        """
+        if isinstance(parent, cls):
+            return parent
         family = parent.model_type
         if family not in FAMILIES:
             raise ValueError(f"the parent's model_type is {family!r}; inlay knows {', '.join(FAMILIES)}")
@@ -79,7 +79,7 @@ class InlayConfig(PreTrainedConfig):
         blocks = [
             {
                 "attention": _parent_attention(parent, layer_index),
-                "ffn": {"kind": "gated", "width": parent.intermediate_size},
+                "ffn": {"kind": GatedFfn.name, "width": parent.intermediate_size},
             }
             for layer_index in range(parent.num_hidden_layers)
         ]
@@ -161,34 +161,14 @@ class InlayConfig(PreTrainedConfig):
 
         A model without any attention says "full_attention" throughout: stock caches refuse to have no layer at all.
         """
-        has_attention = [block["attention"]["kind"] in ("full", "window") for block in self.blocks]
-        return ["full_attention" if has or not any(has_attention) else "moe" for has in has_attention]
+        has_keys = [bool(SUBBLOCKS.of(block["attention"]).masks(block["attention"])) for block in self.blocks]
+        return ["full_attention" if has or not any(has_keys) else "moe" for has in has_keys]
 
 
 def family_config_class(family: str) -> type[PreTrainedConfig]:
     """Transformers' own config class of a family."""
     cls: type[PreTrainedConfig] = getattr(import_module("transformers"), FAMILIES[family])
     return cls
-
-
-def check_entry(slot: str, entry: Mapping[str, Any], where: str, num_attention_heads: int) -> dict[str, Any]:
-    """The entry as a plain dict; ValueError says what is wrong with it and `where`."""
-    kinds = _ENTRY_FIELDS[slot]
-    kind = entry.get("kind") if isinstance(entry, Mapping) else None
-    if not isinstance(kind, str) or kind not in kinds:
-        raise ValueError(f"{where}: {entry!r} has no kind of {slot}; there are {', '.join(kinds)}")
-    fields = kinds[kind]
-    if set(entry) != {"kind", *fields}:
-        raise ValueError(f"{where}: kind {kind!r} takes {', '.join(fields) or 'nothing else'}; given {dict(entry)!r}")
-    for name, least in fields.items():
-        value = entry[name]
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ValueError(f"{where}: {name} is {value!r}; it must be an integer of at least {least}")
-    if "kv_heads" in fields and num_attention_heads % entry["kv_heads"]:
-        raise ValueError(
-            f"{where}: kv_heads is {entry['kv_heads']}; it must divide the {num_attention_heads} query heads"
-        )
-    return dict(entry)
 
 
 def _base_fields(family: str) -> tuple[str, ...]:
@@ -210,19 +190,15 @@ def _checked_base(family: str, base: Any) -> dict[str, Any]:
     return {**base, **{name: defaults[name] for name in missing}}
 
 
-def _checked_blocks(blocks: Any, num_attention_heads: int) -> list[dict[str, Any]]:
+def _checked_blocks(blocks: Any, base: Mapping[str, Any]) -> list[dict[str, Any]]:
     if not isinstance(blocks, Sequence) or isinstance(blocks, str) or not blocks:
         raise ValueError(f"blocks is {blocks!r}; it must hold one block a layer")
     checked = []
     for layer_index, block in enumerate(blocks):
-        if not isinstance(block, Mapping) or set(block) != {"attention", "ffn"}:
+        if not isinstance(block, Mapping) or set(block) != set(SLOTS):
             raise ValueError(f"layer {layer_index}: a block is {{'attention': ..., 'ffn': ...}}; given {block!r}")
-        checked.append(
-            {
-                slot: check_entry(slot, block[slot], f"layer {layer_index} {slot}", num_attention_heads)
-                for slot in ("attention", "ffn")
-            }
-        )
+        where = f"layer {layer_index}"
+        checked.append({slot: SUBBLOCKS.check(slot, block[slot], f"{where} {slot}", base) for slot in SLOTS})
     return checked
 
 
@@ -231,6 +207,4 @@ def _parent_attention(parent: PreTrainedConfig, layer_index: int) -> dict[str, A
     layer_types = getattr(parent, "layer_types", None)
     if layer_types is not None and layer_types[layer_index] == "full_attention":
         window = None
-    if window is None:
-        return {"kind": "full", "kv_heads": parent.num_key_value_heads}
-    return {"kind": "window", "kv_heads": parent.num_key_value_heads, "window": window, "sinks": 0}
+    return parent_attention(parent.num_key_value_heads, window)

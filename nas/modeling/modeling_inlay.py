@@ -22,53 +22,13 @@ from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
-from transformers.models.llama import modeling_llama
-from transformers.models.mistral import modeling_mistral
-from transformers.models.qwen2 import modeling_qwen2
-from transformers.models.qwen3 import modeling_qwen3
 
-from .cache_inlay import IMPLEMENTATIONS, InlayCache, Span, WindowKey, make_library_mask, make_mask
-from .configuration_inlay import InlayConfig, check_entry
-
-Entry = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class FamilyModules:
-    """The Transformers classes that a family's layers are made of."""
-
-    attention: type[nn.Module]
-    mlp: type[nn.Module]
-    norm: type[nn.Module]
-    rotary: type[nn.Module]
-
-
-FAMILY_MODULES = {
-    "llama": FamilyModules(
-        modeling_llama.LlamaAttention,
-        modeling_llama.LlamaMLP,
-        modeling_llama.LlamaRMSNorm,
-        modeling_llama.LlamaRotaryEmbedding,
-    ),
-    "mistral": FamilyModules(
-        modeling_mistral.MistralAttention,
-        modeling_mistral.MistralMLP,
-        modeling_mistral.MistralRMSNorm,
-        modeling_mistral.MistralRotaryEmbedding,
-    ),
-    "qwen2": FamilyModules(
-        modeling_qwen2.Qwen2Attention,
-        modeling_qwen2.Qwen2MLP,
-        modeling_qwen2.Qwen2RMSNorm,
-        modeling_qwen2.Qwen2RotaryEmbedding,
-    ),
-    "qwen3": FamilyModules(
-        modeling_qwen3.Qwen3Attention,
-        modeling_qwen3.Qwen3MLP,
-        modeling_qwen3.Qwen3RMSNorm,
-        modeling_qwen3.Qwen3RotaryEmbedding,
-    ),
-}
+from .cache_inlay import IMPLEMENTATIONS, InlayCache, Span, make_library_mask, make_mask
+from .configuration_inlay import InlayConfig
+from .families_inlay import FAMILY_MODULES
+from .kinds_inlay import SUBBLOCKS
+from .no_op_inlay import ABSENT
+from .subblock_inlay import SLOTS, Entry, Slot, WindowKey
 
 
 @dataclass
@@ -104,70 +64,43 @@ class InlayLayer(GradientCheckpointingLayer):
     Raises ValueError naming the layer when an entry does not fit the family's sizes.
     """
 
+    input_layernorm: nn.Module
+    self_attn: nn.Module
+    post_attention_layernorm: nn.Module
+    mlp: nn.Module
+
     def __init__(self, config: InlayConfig, layer_index: int, attention: Entry | None, ffn: Entry | None) -> None:
         super().__init__()
         self.layer_index = layer_index
-        heads, absent = config.num_attention_heads, {"kind": "no_op"}
-        where = f"layer {layer_index}"
-        attention = check_entry("attention", absent if attention is None else attention, f"{where} attention", heads)
-        ffn = check_entry("ffn", absent if ffn is None else ffn, f"{where} ffn", heads)
-        self.window = window_key(attention)
-        self.attention_kind: str = attention["kind"]
-        self.ffn_kind: str = ffn["kind"]
-        modules = FAMILY_MODULES[config.family]
-        size = config.hidden_size
-        if self.attention_kind != "no_op":
-            self.input_layernorm = modules.norm(size, eps=config.rms_norm_eps)
-            if self.attention_kind == "linear":
-                self.self_attn: nn.Module = nn.Linear(size, size, bias=False)
-            else:
-                shape = config.family_config()
-                shape.num_key_value_heads = attention["kv_heads"]
-                self.self_attn = modules.attention(shape, layer_index)
-                # The family's attention reads its implementation from here at every call; a copy would go stale.
-                setattr(self.self_attn, "config", config)  # noqa: B010 (not a submodule, as the checker would have it)
-        if self.ffn_kind != "no_op":
-            self.post_attention_layernorm = modules.norm(size, eps=config.rms_norm_eps)
-            if self.ffn_kind == "linear":
-                self.mlp: nn.Module = nn.Linear(size, size, bias=False)
-            else:
-                shape = config.family_config()
-                shape.intermediate_size = ffn["width"]
-                self.mlp = modules.mlp(shape)
+        self.entries = {
+            slot: SUBBLOCKS.check(slot, ABSENT if entry is None else entry, f"layer {layer_index} {slot}", config.base)
+            for slot, entry in zip(SLOTS, (attention, ffn), strict=True)
+        }
+        self.attention_kind, self.ffn_kind = (SUBBLOCKS.of(self.entries[slot]) for slot in SLOTS)
+        self.window = next(iter(self.attention_kind.masks(self.entries["attention"])), None)
+        for slot, kind in zip(SLOTS, (self.attention_kind, self.ffn_kind), strict=True):
+            for name, module in kind.modules(config, layer_index, slot, self.entries[slot]).items():
+                self.add_module(name, module)
 
     def forward(self, hidden_BSD: Tensor, context: ForwardContext) -> Tensor:
         """The layer's output [B, S, D]: its input plus the update of each subblock it has."""
-        if self.attention_kind != "no_op":
+        if not self.attention_kind.absent:
             hidden_BSD = hidden_BSD + self.attention_update(hidden_BSD, context)
-        if self.ffn_kind != "no_op":
+        if not self.ffn_kind.absent:
             hidden_BSD = hidden_BSD + self.ffn_update(hidden_BSD)
         return hidden_BSD
 
+    def is_plain(self, slot: Slot) -> bool:
+        """Whether a subblock is nothing but its modules, as `SubblockKind.is_plain` says."""
+        return (self.attention_kind if slot == "attention" else self.ffn_kind).is_plain
+
     def attention_update(self, hidden_BSD: Tensor, context: ForwardContext) -> Tensor:
-        """What the attention subblock adds to its input [B, S, D]; zeros for no_op."""
-        if self.attention_kind == "no_op":
-            return torch.zeros_like(hidden_BSD)
-        normed_BSD = self.input_layernorm(hidden_BSD)
-        update_BSD: Tensor
-        if self.attention_kind == "linear":
-            update_BSD = self.self_attn(normed_BSD)
-            return update_BSD
-        update_BSD, weights = self.self_attn(
-            normed_BSD,
-            position_embeddings=context.position_embeddings,
-            attention_mask=context.masks[self.window],
-            past_key_values=context.cache,
-        )
-        if context.attentions is not None:
-            context.attentions[self.layer_index] = weights
-        return update_BSD
+        """What the attention subblock adds to its input [B, S, D]; zeros where there is none."""
+        return self.attention_kind.update(self, "attention", hidden_BSD, context)
 
     def ffn_update(self, hidden_BSD: Tensor) -> Tensor:
-        """What the ffn subblock adds to its input [B, S, D]; zeros for no_op."""
-        if self.ffn_kind == "no_op":
-            return torch.zeros_like(hidden_BSD)
-        update_BSD: Tensor = self.mlp(self.post_attention_layernorm(hidden_BSD))
-        return update_BSD
+        """What the ffn subblock adds to its input [B, S, D]; zeros where there is none."""
+        return self.ffn_kind.update(self, "ffn", hidden_BSD, None)
 
 
 class InlayPreTrainedModel(PreTrainedModel):
@@ -189,7 +122,7 @@ class InlayPreTrainedModel(PreTrainedModel):
 class InlayModel(InlayPreTrainedModel):
     """Embedding, layers and final norm."""
 
-    first_attention: int  # the first layer that has keys; 0 when none has
+    first_attention: int  # the first layer that stores keys; 0 when none does
     window_keys: list[WindowKey | None]  # the kinds of attention there are
 
     def __init__(self, config: InlayConfig) -> None:
@@ -201,14 +134,15 @@ class InlayModel(InlayPreTrainedModel):
         self.norm = modules.norm(config.hidden_size, eps=config.rms_norm_eps)
         self.rotary_emb = modules.rotary(config=config.family_config())
         self.gradient_checkpointing = False
-        with_attention = [layer for layer in layers if layer.attention_kind in ("full", "window")]
-        self.first_attention = with_attention[0].layer_index if with_attention else 0
-        self.window_keys = list(dict.fromkeys(layer.window for layer in with_attention))
+        masks = [SUBBLOCKS.of(block["attention"]).masks(block["attention"]) for block in config.blocks]
+        self.first_attention = next((index for index, keys in enumerate(masks) if keys), 0)
+        self.window_keys = list(dict.fromkeys(key for keys in masks for key in keys))
         self.post_init()
 
     def new_cache(self) -> InlayCache:
         """An empty cache whose layers hold what this model's attention can see."""
-        return InlayCache([window_key(block["attention"]) for block in self.config.blocks])
+        entries = [block["attention"] for block in self.config.blocks]
+        return InlayCache([SUBBLOCKS.of(entry).cache_layer(entry) for entry in entries])
 
     def forward(
         self,
@@ -471,13 +405,8 @@ def make_context(
     rotary = FAMILY_MODULES[config.family].rotary(config=config.family_config()).to(device)
     hidden_BSD = torch.empty(batch, sequence, 0, dtype=dtype, device=device)
     span = Span.of(hidden_BSD, 0, None)
-    keys = {window_key(entry) for entry in entries if entry is not None}
+    keys = {key for entry in entries if entry is not None for key in SUBBLOCKS.of(entry).masks(entry)}
     return ForwardContext(
         position_embeddings=rotary(hidden_BSD, position_ids=torch.arange(sequence, device=device)[None]),
         masks={key: make_mask(span, key, "sdpa", None) for key in keys},
     )
-
-
-def window_key(entry: Entry) -> WindowKey | None:
-    """(window, sinks) of an attention entry; None when it sees, or needs, no window."""
-    return (entry["window"], entry["sinks"]) if entry["kind"] == "window" else None

@@ -1,7 +1,8 @@
 """Makes Transformers' Auto classes know model type "inlay", also while Transformers is still being imported.
 
 Its auto modules are imported in the middle of its model base classes, which our model needs. So the configuration is
-registered as it is, and for the model a stand-in, which imports the model when one is asked for.
+registered as it is, and for the model a stand-in, which imports the model when one is asked for. Nothing of
+Transformers is imported here before that.
 """
 
 # mypy: disable-error-code="no-untyped-call"
@@ -9,17 +10,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from transformers.models.auto.configuration_auto import AutoConfig
-from transformers.models.auto.modeling_auto import AutoModelForCausalLM
-
-from .configuration_inlay import InlayConfig
-
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
 def register() -> None:
     """Make `from_pretrained` of the Auto classes know model type "inlay"; calling it again changes nothing."""
+    from transformers.models.auto.configuration_auto import AutoConfig
+    from transformers.models.auto.modeling_auto import AutoModelForCausalLM
+
+    from .configuration_inlay import InlayConfig
+
+    InlayOnDemand.config_class = InlayConfig
     AutoConfig.register("inlay", InlayConfig, exist_ok=True)
     AutoModelForCausalLM.register(InlayConfig, InlayOnDemand, exist_ok=True)
 
@@ -27,7 +29,7 @@ def register() -> None:
 class InlayOnDemand:
     """Stands in for InlayForCausalLM until its first use, which makes that model and registers it."""
 
-    config_class = InlayConfig
+    config_class: Any = None
 
     @classmethod
     def from_pretrained(cls, *arguments: Any, **options: Any) -> Any:
@@ -40,7 +42,9 @@ class InlayOnDemand:
 
 
 def _model_class() -> type[PreTrainedModel]:
+    from transformers.models.auto.modeling_auto import AutoModelForCausalLM
+
     from .modeling_inlay import InlayForCausalLM
 
-    AutoModelForCausalLM.register(InlayConfig, InlayForCausalLM, exist_ok=True)
+    AutoModelForCausalLM.register(InlayForCausalLM.config_class, InlayForCausalLM, exist_ok=True)
     return InlayForCausalLM

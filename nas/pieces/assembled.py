@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,9 @@ from torch import Tensor
 
 from inlay.distill.parallel import shard, world_mesh
 from inlay.distill.sweep import Slot
+from inlay.nas.families import ends_tensors, layer_prefix, subblock_tensors
 from inlay.nas.modeling.modeling_inlay import Ends, InlayForCausalLM, InlayLayer, build_layer
-from inlay.nas.pieces.weights import WorkerSource, slot_state
+from inlay.nas.pieces.weights import WorkerSource
 from inlay.nas.tables.architecture import Block, Blocks
 from inlay.nas.variants import parse_variant
 from inlay.nas.variants.entries import entries_of
@@ -39,13 +40,11 @@ def assemble_state(source: WorkerSource, architecture: Sequence[Block]) -> dict[
 
 def layer_state(source: WorkerSource, index: int, block: Block) -> dict[str, Tensor]:
     """The tensors of one layer of an architecture by layer-local names, as they are stored."""
-    parents = source.parent.layer_state(index)
     state: dict[str, Tensor] = {}
-    for slot, label in zip(("attention", "ffn"), block, strict=True):
-        kind = parse_variant(label).kind
-        if kind == "parent":
-            state.update(slot_state(parents, slot))
-        elif kind != "no_op":
+    for variant, label in zip(map(parse_variant, block), block, strict=True):
+        if variant.is_parent:
+            state.update(source.parent.slot_state(index, variant.slot))
+        elif not variant.is_absent(source.parent.shape, index):
             state.update(source.store_state(source.library.digests[index][label]))
     return state
 
@@ -120,26 +119,24 @@ class StoredModel:
         return self.source.context(batch, sequence)
 
     def subblock(self, index: int, slot: Slot, choice: str) -> InlayLayer | None:
-        """The model's own subblock; None for a no-op."""
-        variant = parse_variant(choice)
-        if variant.kind == "no_op":
+        """The model's own subblock; None where nothing stands in it."""
+        variant, shape = parse_variant(choice), self.source.parent.shape
+        if variant.is_absent(shape, index):
             return None
-        entry = variant.entry(self.source.parent.shape, index)
+        entry = variant.entry(shape, index)
         if slot == "attention":
             self.source.use(entry)
-        state = slot_state(self._tensors(f"model.layers.{index}."), slot)
+        state = self._tensors(layer_prefix(index), subblock_tensors(shape, slot, entry))
         attention, ffn = (entry, None) if slot == "attention" else (None, entry)
         return build_layer(self.source.parent.config, index, attention, ffn, state, self.source.dtype).to(self.device)
 
     def ends(self) -> Ends:
         """The model's own embedding, final norm and head."""
-        state = {**self._tensors("model.embed_tokens.", keep=True), **self._tensors("model.norm.", keep=True)}
-        state.update(self._tensors("lm_head.", keep=True))
+        state = self._tensors("", ends_tensors(self.source.parent.shape))
         return Ends(self.source.parent.config, state, self.source.dtype).to(self.device)
 
-    def _tensors(self, prefix: str, keep: bool = False) -> Mapping[str, Tensor]:
+    def _tensors(self, prefix: str, names: Iterable[str]) -> Mapping[str, Tensor]:
         from safetensors import safe_open
 
         with safe_open(self.source.store.blob_path(self.blob), framework="pt") as file:
-            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 (not a dict)
-            return {name if keep else name.removeprefix(prefix): file.get_tensor(name) for name in names}
+            return {name: file.get_tensor(prefix + name) for name in names}

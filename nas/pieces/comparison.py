@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from inlay.nas.modeling.modeling_inlay import Ends
 from inlay.nas.pieces.assembled import StoredModel
 from inlay.nas.pieces.boundaries import embed_rows, micro_batch, worker_source
 from inlay.nas.pieces.boundaries import micro_batch as sequences_at_once
+from inlay.nas.pieces.standard_error import Values, standard_error
 from inlay.nas.pieces.texts import load_ids
 from inlay.nas.pieces.weights import Library
 from inlay.nas.tables.architecture import PARENT_BLOCK
@@ -30,22 +31,55 @@ MEASURES = ("kl", "child_nll", "agree")
 
 
 @dataclass(frozen=True)
+class Difference:
+    """How far one mean over a text is above another on the same text, with the error of their paired differences.
+
+    Args:
+        nats: the first minus the second.
+        standard_error: of `nats`; None where one sequence does not tell it.
+    """
+
+    nats: float
+    standard_error: float | None
+
+    @staticmethod
+    def of(first_N: Values, second_N: Values) -> Difference:
+        """Of two per-sequence vectors in the order of the text."""
+        return Difference(float((first_N - second_N).mean()), standard_error(first_N - second_N))
+
+    @property
+    def within_noise(self) -> bool:
+        """Whether twice its error covers it; an unknown error covers nothing."""
+        return abs(self.nats) <= 2 * (self.standard_error or 0.0)
+
+
+@dataclass(frozen=True)
 class Comparison:
     """One architecture against the parent; means over tokens, errors over sequences.
 
     Args:
         kl_nats: KL(parent ‖ child) of the next token, nats per token.
-        standard_error: of `kl_nats`, over sequences.
+        standard_error: of `kl_nats`, over sequences; None where there is only one.
         lm_loss_change: child's loss minus the parent's, nats per token.
         top1_agreement: share of tokens where both have the same first choice.
         perplexity: exp of the child's loss.
+        kl_N: the KL of each sequence, in the order of the text; for differences on the same text.
     """
 
     kl_nats: float
-    standard_error: float
+    standard_error: float | None
     lm_loss_change: float
     top1_agreement: float
     perplexity: float
+    kl_N: Values = field(repr=False, compare=False)
+
+    def figures(self) -> dict[str, float | None]:
+        """What tables and files hold of it: everything but the sequences."""
+        return {name: value for name, value in asdict(self).items() if name != "kl_N"}
+
+    def above(self, other: Comparison) -> Difference:
+        """How much more KL it has than another on the same text."""
+        return Difference.of(self.kl_N, other.kl_N)
 
 
 def compare(
@@ -139,15 +173,15 @@ def summaries(labels: Sequence[str], sequences: Sequence[dict[str, Tensor]]) -> 
 
 
 def _summary(measures: dict[str, Tensor], parent_nll: Tensor) -> Comparison:
-    kl_N = measures["kl"]
-    spread = float(kl_N.std(unbiased=True)) if len(kl_N) > 1 else 0.0
+    kl_N: Values = measures["kl"].numpy()
     nll = float(measures["child_nll"].mean())
     return Comparison(
         kl_nats=float(kl_N.mean()),
-        standard_error=spread / math.sqrt(len(kl_N)),
+        standard_error=standard_error(kl_N),
         lm_loss_change=nll - float(parent_nll.mean()),
         top1_agreement=float(measures["agree"].mean()),
         perplexity=math.exp(min(nll, 700.0)),
+        kl_N=kl_N,
     )
 
 

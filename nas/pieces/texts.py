@@ -1,7 +1,7 @@
 """Text becomes packed token ids, once: four arrays in the store, named by their digest.
 
-`distill` trains variants and calibrates, `recover` trains whole models; `score` ranks; `report` is the quarter of the
-validation text that nothing else sees.
+`distill` starts and trains variants, `recover` trains whole models; `score` ranks; `report` is the quarter of the
+validation text that nothing else sees. Sequences that judge are as long as what the child will serve.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from inlay.distill.text import pack, read_documents, split_documents
 from inlay.nas.embedded.corpus import documents as embedded_documents
 from inlay.nas.errors import UserError
 from inlay.nas.job import Job
+from inlay.nas.job.judged import judged_length
 from inlay.nas.pieces.shards import shard_ranges
 from inlay.nas.workspace import Workspace
 
@@ -78,9 +79,9 @@ def pack_texts(job: Job, tokenizer: Any) -> Packed:
     Raises:
         UserError: a text is missing, not UTF-8, or shorter than one sequence, named by its field.
     """
-    length = job.data.distill.sequence_length
+    length, judged = job.data.distill.sequence_length, judged_length(job)
     held_out = LocalSettings.held_out * job.distill.batch_size
-    local = max(job.distill.tokens, job.calibrate.tokens) // length + held_out
+    local = job.distill.tokens // length + held_out
     whole = max(1, job.recover.tokens // length)
     held = documents_of(job, "validate")
     if len(held) < 2:
@@ -100,8 +101,8 @@ def pack_texts(job: Job, tokenizer: Any) -> Packed:
     return {
         "distill": train[:local],
         "recover": train[:whole],
-        "score": _pack("data.validate", score, tokenizer, length, tokens * 3 // 4),
-        "report": _pack("data.validate", report, tokenizer, length, tokens // 4),
+        "score": _pack("data.validate", score, tokenizer, judged, tokens * 3 // 4),
+        "report": _pack("data.validate", report, tokenizer, judged, tokens // 4),
     }
 
 
@@ -122,13 +123,10 @@ def documents_of(job: Job, field: str) -> list[str]:
 
 
 def _pack(field: str, documents: list[str], tokenizer: Any, length: int, tokens: int) -> NDArray[np.int32]:
-    ids = pack(documents, tokenizer, length, tokens=max(tokens, length))
-    if len(ids) == 0:
-        raise UserError(
-            f"{field}.path: the text is shorter than one sequence of {length} tokens; give more text or a smaller "
-            "data.distill.sequence_length"
-        )
-    return ids
+    try:
+        return pack(documents, tokenizer, length, tokens=max(tokens, length))
+    except ValueError as error:
+        raise UserError(f"{field}.path: {error} ({field}.sequence_length)") from error
 
 
 def _put(store: Store, ids: NDArray[np.int32]) -> Ids:

@@ -1,32 +1,39 @@
-"""Wall-clock times of models on the device, as the export runs: eager, with its own cache, greedy.
+"""Times of models on the device, as the export runs: eager, with its own cache, greedy.
 
-Models of one comparison take turns round by round, so that a machine that slows down slows all of them; what is
-reported is the median over the rounds and half the distance between the quartiles. Where other work makes times
-scatter, more rounds are taken, within bounds.
+One thread on a CPU is timed by its own CPU time: what else runs on the machine takes turns with it and is not counted.
+With more threads, and on a GPU, it is the wall clock. Models of one comparison take turns round by round, so that what
+slows the machine down slows all of them; what is reported is the median over the rounds, and how sure it is. Where
+times scatter more rounds are taken, within bounds.
 """
 
 from __future__ import annotations
 
+import contextlib
+import math
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
-from inlay.nas.modeling import InlayConfig
+from inlay.nas.modeling.configuration_inlay import InlayConfig
 from inlay.nas.modeling.modeling_inlay import InlayForCausalLM
 
-ROUNDS = 7
-"""Rounds that are always taken."""
-ROUNDS_AT_MOST = 21
-SETTLED = 0.1
-"""Spread over median of the runtime, for every model, at which no more rounds are needed."""
-LONGEST_RUN = 48
-"""Decode steps that are run one after the other; longer generations are sampled at growing contexts."""
-SAMPLED_STEPS = 8
-"""Steps timed at each sampled context."""
+LEAST_ROUNDS = 3
+"""Rounds that are taken however long they last."""
+ROUNDS = 5
+ROUNDS_AT_MOST = 15
+SETTLED = 0.01
+"""Standard error of every model's runtime relative to the first one's at which `ROUNDS` are enough."""
+PATIENCE_SECONDS = 180.0
+"""Wall clock after which no more rounds are begun: a machine that others hold must not measure for ever."""
+SAMPLED_STEPS = 4
+"""Decode steps that are timed at the first, the middle and the last context; fewer than three times as many are all
+run."""
+ERROR_OF_QUARTILES = 1.2533 / 1.349
+"""Standard error of a median from the distance between the quartiles, over the root of the count, normal scatter."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,10 @@ class Workload:
     prefill: int
     generate: int
     threads: int
+
+    def clock(self, device: str) -> Literal["thread", "wall"]:
+        """What times are read from: with one thread on a CPU all work is in the calling thread."""
+        return "thread" if torch.device(device).type == "cpu" and self.threads == 1 else "wall"
 
 
 @dataclass(frozen=True)
@@ -75,7 +86,7 @@ def random_model(
     Embedding and head are those of `ends` where it is given, so that models of one comparison hold them once.
     """
     torch.manual_seed(0)
-    with device:
+    with device, _default_dtype(dtype):
         model: Any = InlayForCausalLM(config)
     if ends is not None:
         model.model.embed_tokens, model.lm_head = ends.model.embed_tokens, ends.lm_head
@@ -83,64 +94,102 @@ def random_model(
     return built
 
 
+@contextlib.contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Weights are made in the type that they are timed in: in float32 first, a model of bfloat16 takes three times as
+    much memory."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 def rounds_of(
     models: Mapping[str, Any],
     workload: Workload,
     device: torch.device,
     on_round: Callable[[float], None] = lambda share: None,
+    patience_seconds: float = PATIENCE_SECONDS,
 ) -> dict[str, list[tuple[int, int]]]:
     """(prefill ns, mean decode step ns) of every model in every round, one round of warm-up excepted.
 
-    The order turns from round to round. `on_round` is told between them which share of the rounds is done, of all that
-    there may be where times have not settled.
+    The order turns from round to round.
+
+    Args:
+        models: asked for a model whenever its turn comes, so that a mapping may build it anew; the others are judged
+            by their times relative to the first.
+        on_round: is told after every round which share of the rounds is done, of all that there may be where times
+            have not settled.
+        patience_seconds: once it is over no more rounds are begun, but for `LEAST_ROUNDS`.
     """
     torch.set_num_threads(workload.threads)
     names = list(models)
     found: dict[str, list[tuple[int, int]]] = {name: [] for name in names}
     generator = torch.Generator().manual_seed(0)
-    vocab = next(iter(models.values())).config.vocab_size
+    vocab = models[names[0]].config.vocab_size
     longest = workload.prefill + workload.generate
     ids_BT = torch.randint(0, vocab, (workload.batch_size, longest), generator=generator).to(device)
+    read = _reader(workload.clock(str(device)), device)
+    begun = time.monotonic()
     for number in range(-1, ROUNDS_AT_MOST):
         turn = number % len(names)
         for name in names[turn:] + names[:turn]:
-            times = _time_once(models[name], ids_BT, workload, device)
+            times = _time_once(models[name], ids_BT, workload, read)
             if number >= 0:
                 found[name].append(times)
-        on_round((number + 2) / ((ROUNDS if number < ROUNDS else ROUNDS_AT_MOST) + 1))
-        if number + 1 >= ROUNDS and all(_settled(summarise(own, workload)) for own in found.values()):
+        done = number + 1
+        late = time.monotonic() - begun > patience_seconds
+        if done >= LEAST_ROUNDS and (late or (done >= ROUNDS and _settled(found, workload))):
             break
+        on_round((done + 1) / ((ROUNDS if done < ROUNDS else ROUNDS_AT_MOST) + 1))
+    on_round(1.0)
     return found
-
-
-def _settled(times: Times) -> bool:
-    return times.spread_ns <= SETTLED * times.runtime_ns
 
 
 def summarise(rounds: Sequence[tuple[int, int]], workload: Workload) -> Times:
     """Medians over the rounds, with the spread of the runtime."""
     prefill = statistics.median(p for p, _ in rounds)
     decode = statistics.median(d for _, d in rounds)
-    runtimes = sorted(p + workload.generate * d for p, d in rounds)
-    quarter = len(runtimes) // 4
-    spread = (runtimes[-1 - quarter] - runtimes[quarter]) / 2
-    return Times(round(prefill), round(decode), round(spread), workload.generate)
+    first, _, third = statistics.quantiles(runtimes(rounds, workload), n=4)
+    return Times(round(prefill), round(decode), round((third - first) / 2), workload.generate)
+
+
+def runtimes(rounds: Sequence[tuple[int, int]], workload: Workload) -> list[int]:
+    """Prefill and all decode steps of every round, ns."""
+    return [prefill + workload.generate * decode for prefill, decode in rounds]
+
+
+def relative_error(values: Sequence[float]) -> float:
+    """The standard error of the median of at least two values, relative to it; from the quartiles, so that a few
+    values that are far off do not decide it."""
+    first, median, third = statistics.quantiles(values, n=4)
+    return ERROR_OF_QUARTILES * (third - first) / math.sqrt(len(values)) / median
+
+
+def _settled(found: Mapping[str, Sequence[tuple[int, int]]], workload: Workload) -> bool:
+    base, *others = (runtimes(rounds, workload) for rounds in found.values())
+    if not others:
+        return relative_error(base) <= SETTLED
+    pairs = ([own / first for own, first in zip(other, base, strict=True)] for other in others)
+    return all(relative_error(values) <= SETTLED for values in pairs)
 
 
 @torch.inference_mode()
-def _time_once(model: Any, ids_BT: torch.Tensor, workload: Workload, device: torch.device) -> tuple[int, int]:
-    prompt = ids_BT[:, : workload.prefill]
-    start = _now(device)
-    cache, token = _prefill(model, prompt)
-    prefill_ns = _now(device) - start
-    if workload.generate <= LONGEST_RUN:
-        return prefill_ns, _decode(model, cache, token, workload.generate, device)
+def _time_once(model: Any, ids_BT: torch.Tensor, workload: Workload, read: Callable[[], int]) -> tuple[int, int]:
+    start = read()
+    cache, token = _prefill(model, ids_BT[:, : workload.prefill])
+    prefill_ns = read() - start
+    if workload.generate < 3 * SAMPLED_STEPS:
+        return prefill_ns, _decode(model, cache, token, workload.generate, read)
     last = workload.prefill + workload.generate - SAMPLED_STEPS
     steps = []
     for context in (workload.prefill, (workload.prefill + last) // 2, last):
-        if context != workload.prefill:
-            cache, token = _prefill(model, ids_BT[:, :context])
-        steps.append(_decode(model, cache, token, SAMPLED_STEPS, device))
+        seen = cache.get_seq_length()
+        if seen < context:
+            model(ids_BT[:, seen:context], past_key_values=cache, use_cache=True, logits_to_keep=1)
+        steps.append(_decode(model, cache, token, SAMPLED_STEPS, read))
     return prefill_ns, round((steps[0] + 2 * steps[1] + steps[2]) / 4)
 
 
@@ -149,15 +198,23 @@ def _prefill(model: Any, ids_BP: torch.Tensor) -> tuple[Any, torch.Tensor]:
     return output.past_key_values, output.logits[:, -1:].argmax(-1)
 
 
-def _decode(model: Any, cache: Any, token_B1: torch.Tensor, steps: int, device: torch.device) -> int:
-    start = _now(device)
+def _decode(model: Any, cache: Any, token_B1: torch.Tensor, steps: int, read: Callable[[], int]) -> int:
+    start = read()
     for _ in range(steps):
         output = model(token_B1, past_key_values=cache, use_cache=True)
         token_B1 = output.logits[:, -1:].argmax(-1)
-    return (_now(device) - start) // steps
+    return (read() - start) // steps
 
 
-def _now(device: torch.device) -> int:
-    if device.type == "cuda":
+def _reader(clock: str, device: torch.device) -> Callable[[], int]:
+    """The clock, ns; on a GPU it waits for what was sent there."""
+    if clock == "thread":
+        return time.thread_time_ns
+    if device.type != "cuda":
+        return time.perf_counter_ns
+
+    def read() -> int:
         torch.cuda.synchronize(device)
-    return time.perf_counter_ns()
+        return time.perf_counter_ns()
+
+    return read

@@ -17,13 +17,11 @@ from torch import Tensor
 from inlay.cluster.store import Store
 from inlay.distill.sweep import Slot
 from inlay.nas.families import Parent, open_parent
-from inlay.nas.families.hub import is_hub_id
+from inlay.nas.hub_ids import has_hub_form
+from inlay.nas.modeling.kinds_inlay import SUBBLOCKS
 from inlay.nas.modeling.modeling_inlay import Ends, InlayLayer, build_layer, make_context
 from inlay.nas.tables.architecture import Blocks
 from inlay.nas.variants import parse_variant
-
-SLOT_NORMS = {"attention": "input_layernorm", "ffn": "post_attention_layernorm"}
-SLOT_MIXERS = {"attention": "self_attn", "ffn": "mlp"}
 
 
 @dataclass(frozen=True)
@@ -52,7 +50,7 @@ def used_weights(library: Library, architectures: Sequence[Blocks]) -> dict[str,
 def parent_of(place: str) -> Parent:
     """The parent of this worker, in a folder or at `hub id@commit` through this node's own cache; once a process."""
     name, _, revision = place.rpartition("@")
-    return open_parent(name, revision) if is_hub_id(name) else open_parent(place)
+    return open_parent(name, revision) if has_hub_form(name) else open_parent(place)
 
 
 @dataclass
@@ -73,7 +71,7 @@ class WorkerSource:
     dtype: torch.dtype
     device: torch.device
     _contexts: dict[tuple[int, int], Any] = field(default_factory=dict)
-    _entries: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _entries: dict[Any, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def num_layers(self) -> int:
@@ -90,19 +88,19 @@ class WorkerSource:
 
     def use(self, entry: dict[str, Any]) -> None:
         """Makes contexts serve this attention entry too."""
-        name = f"{entry['kind']} {entry.get('window')} {entry.get('sinks')}"
-        if name not in self._entries:
-            self._entries[name] = entry
+        masks = SUBBLOCKS.of(entry).masks(entry)
+        if masks not in self._entries:
+            self._entries[masks] = entry
             self._contexts.clear()
 
     def subblock(self, index: int, slot: Slot, choice: str) -> InlayLayer | None:
-        """A layer that has only this slot; None for a no-op."""
+        """A layer that has only this slot; None where nothing stands in it."""
         variant = parse_variant(choice)
-        if variant.kind == "no_op":
+        if variant.is_absent(self.parent.shape, index):
             return None
         entry = variant.entry(self.parent.shape, index)
-        if variant.kind == "parent":
-            state = slot_state(self.parent.layer_state(index), slot)
+        if variant.is_parent:
+            state = self.parent.slot_state(index, slot)
         elif self.library.has(index, choice):
             state = self.store_state(self.library.digests[index][choice])
         else:
@@ -122,9 +120,3 @@ class WorkerSource:
     def ends(self) -> Ends:
         """Embedding, final norm and head in the compute type."""
         return Ends(self.parent.config, self.parent.ends_state(), self.dtype).to(self.device)
-
-
-def slot_state(layer_state: Mapping[str, Tensor], slot: str) -> dict[str, Tensor]:
-    """The tensors of one slot of a layer: its norm and its mixer."""
-    prefixes = (SLOT_NORMS[slot] + ".", SLOT_MIXERS[slot] + ".")
-    return {name: tensor for name, tensor in layer_state.items() if name.startswith(prefixes)}

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from inlay.nas.report.grid import Cell, GridRecord, draw_grid
 from inlay.nas.tables.architecture import Block
+from inlay.nas.variants import is_free, parse_variant
 
 SLOTS = ("attention", "ffn")
 
@@ -50,18 +51,13 @@ def shares_of(costs: Sequence[Mapping[str, object]]) -> dict[tuple[int, str], fl
 
 def short(label: str) -> str:
     """`attention:kv_heads=2` as `kv 2`, `ffn:width=256` as `256`, a no-op as `–`, the parent's own as nothing."""
-    kind, _, value = label.partition(":")[2].partition("=")
-    words = {"parent": "", "no_op": "–", "linear": "lin"}
-    if kind in words:
-        return words[kind]
-    value = value.split(",")[0]
-    return {"kv_heads": f"kv {value}", "window": f"w{value}"}.get(kind, value)
+    return parse_variant(label).short
 
 
 def _share(layer: int, label: str, shares: Shares) -> float | None:
-    if label.endswith(":no_op"):
+    if is_free(label):
         return 0.0
-    if label.endswith(":parent"):
+    if parse_variant(label).is_parent:
         return 1.0
     share = shares.get((layer, label))
     return None if share is None else max(0.0, share)

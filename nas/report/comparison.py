@@ -10,7 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from inlay.nas.errors import UserError
-from inlay.nas.job.quantities import show_bytes, show_count
+from inlay.nas.quantities import show_bytes, show_count
 from inlay.nas.report.records import (
     PARENT_LABELS,
     SolutionRow,

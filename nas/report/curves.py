@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from inlay.nas.job.quantities import show_count
+from inlay.nas.quantities import show_count
 from inlay.nas.report.drawing import COLOURS, empty_figure, scale_for
 from inlay.nas.report.records import MODELS, RecoveryRow
 

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 
 from rich.table import Table
 
-from inlay.nas.job.quantities import show_bytes, show_count, show_seconds
+from inlay.nas.quantities import show_bytes, show_count, show_seconds
 from inlay.nas.report.records import Evaluation, Figures
+
+SHOWN = 0.01
+"""Standard error of a ratio, relative to it, above which it is shown."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ def evaluation_lines(evaluation: Evaluation) -> list[Line]:
         line("prefill, tokens/s", lambda m: f"{m.prefill_tokens_per_second:,.0f}"),
         line("decode, tokens/s", lambda m: f"{m.decode_tokens_per_second:,.0f}"),
         line("runtime", lambda m: show_seconds(m.runtime_seconds)),
-        line("speed-up", lambda m: f"{parent.runtime_seconds / m.runtime_seconds:.2f}x"),
+        line("speed-up", lambda m: _speed_up(parent.runtime_seconds / m.runtime_seconds, m)),
         line("over budget", _over_budget),
     ]
     return [each for each in lines if any(each.values)]
@@ -68,6 +71,14 @@ def _kl(value: float) -> str:
 
 def _ratio(text: str, value: float, of: float) -> str:
     return text if value == of or not of else f"{text} ({value / of:.2f}x)"
+
+
+def _speed_up(value: float, model: Figures) -> str:
+    """With its standard error where other work on the machine made the times scatter."""
+    ratio, error = model.runtime_ratio, model.runtime_ratio_error
+    if ratio is None or error is None or error <= SHOWN * ratio:
+        return f"{value:.2f}x"
+    return f"{value:.2f}x ± {value * error / ratio:.2f}"
 
 
 def _over_budget(model: Figures) -> str:

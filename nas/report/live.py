@@ -1,10 +1,10 @@
-"""Progress on a terminal: finished stages stay as lines, the current one is drawn live below them, 80 columns wide."""
+"""Progress on a terminal: finished stages stay as lines, the search and its stage are drawn live below them."""
 
 from __future__ import annotations
 
 import time
-from collections import deque
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -13,66 +13,38 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from inlay.nas.job.quantities import show_seconds
-from inlay.nas.report.progress import PieceEventLike, Reporter, finished, time_left
+from inlay.nas.report.progress import Reporter
+from inlay.nas.report.sentences import search_words
 
-LAST_EVENTS = 3
+if TYPE_CHECKING:
+    from inlay.cluster.events import PieceEvent
+
+BAR = 20
+"""Columns of a bar where the terminal has 80."""
 
 
 class LiveReporter(Reporter):
-    """Draws the current stage: a bar, counts, time left, what runs now and the last events.
+    """Draws one line for the whole search, one for its stage and one for the layers that are worked on.
+
+    The drawing has the same lines as long as a stage runs, so that nothing jumps.
 
     Args:
         console: where to draw; it must be a terminal.
         clock: seconds from anywhere; tests give their own.
     """
 
-    def __init__(self, console: Console, clock: Any = time.monotonic) -> None:
+    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(clock=clock)
         self._console = console
         self._live = Live(console=console, get_renderable=self._draw, refresh_per_second=4, transient=True)
         self._spinner = Spinner("dots")
-        self._started = 0.0
-        self._done, self._total = 0.0, 0.0
-        self._seconds_left: float | None = None
-        self._note = ""
         self._running: dict[str, None] = {}
-        self._events: deque[str] = deque(maxlen=LAST_EVENTS)
 
     def close(self) -> None:
         """Takes the live part off the screen; the lines above it stay."""
         self._stage = ""
         if self._live.is_started:
             self._live.stop()
-
-    def stage_started(self, name: str, total: int = 0) -> None:
-        """Begins to draw a stage."""
-        self._stage, self._started = name, self._clock()
-        self._done, self._total = 0.0, float(total)
-        self._seconds_left, self._note = None, ""
-        self._running.clear()
-        self._events.clear()
-        if not self._live.is_started:
-            self._live.start()
-
-    def piece_event(self, event: PieceEventLike) -> None:
-        """Moves the bar and the list of what runs."""
-        self._done, self._total, self._seconds_left = float(event.done), float(event.total), event.seconds_left
-        self._note = f"{event.done}/{event.total}"
-        if event.kind in ("started", "progress"):
-            self._running[event.label] = None
-            return
-        self._running.pop(event.label, None)
-        if event.kind == "kept":
-            if event.done:
-                self._events.append(f"{event.done} of {event.total} pieces were there already")
-            return
-        self._events.append(f"{event.label} {event.kind}{': ' if event.note else ''}{event.note}".strip())
-
-    def stage_finished(self, name: str, seconds: float, peak_bytes: int | None = None, note: str = "") -> None:
-        """Leaves one line for the stage."""
-        self._stage = ""
-        self._print(Text.assemble(("✓ ", "green"), (f"{name:<10}", "bold"), finished(seconds, peak_bytes, note)))
 
     def message(self, text: str) -> None:
         """Leaves a line."""
@@ -82,20 +54,56 @@ class LiveReporter(Reporter):
         """Leaves a yellow line."""
         self._print(Text.assemble(("! ", "yellow"), text))
 
+    def found(self, text: str) -> None:
+        """Leaves a line."""
+        self._print(Text.assemble(("• ", "cyan"), text))
+
+    def _show_start(self) -> None:
+        self._running.clear()
+        if not self._live.is_started:
+            self._live.start()
+
+    def _show_event(self, event: PieceEvent) -> None:
+        if event.kind == "kept":
+            self._running.clear()
+        elif event.kind in ("started", "progress"):
+            self._running[event.label] = None
+        else:
+            self._running.pop(event.label, None)
+
+    def _show_end(self, name: str, words: str) -> None:
+        self._print(Text.assemble(("✓ ", "green"), (f"{name:<10}", "bold"), words))
+
+    def _say(self, text: str) -> None:
+        self._print(Text(f"  {self._stage:<10}{text}", style="dim"))
+
     def _print(self, text: Text) -> None:
         self._console.print(text, highlight=False)
 
     def _draw(self) -> RenderableType:
         if not self._stage:
             return Text("")
-        head = Table.grid(padding=(0, 1))
-        elapsed = show_seconds(max(1.0, round(self._clock() - self._started)))
-        words = ", ".join(part for part in (self._note, time_left(self._seconds_left) or elapsed) if part)
-        bar = ProgressBar(total=self._total, completed=self._done, width=24) if self._total else Text("")
-        head.add_row(self._spinner, Text(f"{self._stage:<9}", style="bold"), bar, Text(words, overflow="ellipsis"))
         width = self._console.width
-        lines = [Text(f"  {line}", style="dim", no_wrap=True, overflow="ellipsis") for line in self._events]
-        if self._running:
-            now = "  now: " + ", ".join(self._running)
-            lines.append(Text(now if len(now) <= width else now[: width - 1] + "…", style="cyan", no_wrap=True))
-        return Group(head, *lines)
+        bar = min(BAR, width * BAR // 80)
+        rows = Table.grid(padding=(0, 1))
+        for columns in (1, 9, bar):
+            rows.add_column(width=columns, no_wrap=True)
+        room = width - (1 + 9 + bar + 3)
+        standing = self._time.standing()
+        if standing.num_stages:
+            rows.add_row(
+                "", Text("search", style="bold"), _bar(standing.fraction, bar), _cut(search_words(standing), room)
+            )
+        own = _bar(self._time.stage_fraction, bar)
+        rows.add_row(self._spinner, Text(self._stage, style="bold"), own, _cut(self._words(), room))
+        # Other pieces are called by digests.
+        now = "  now: " + ", ".join(self._running) if self._running and self._unit == "layers" else ""
+        return Group(rows, _cut(now, width))
+
+
+def _cut(words: str, columns: int) -> Text:
+    return Text(words if len(words) <= columns else words[: columns - 1] + "…", no_wrap=True)
+
+
+def _bar(share: float, width: int) -> ProgressBar:
+    return ProgressBar(total=1.0, completed=share, width=width)

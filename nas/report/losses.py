@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from inlay.nas.report.grid import Cell, GridRecord, draw_grid, short_number
 from inlay.nas.report.records import PARENT_LABELS, LossRow, ScoreRow
+from inlay.nas.variants import parse_variant
 
 
 def loss_record(rows: Sequence[LossRow]) -> GridRecord:
@@ -42,7 +43,7 @@ def _record(
     logarithmic: bool,
 ) -> GridRecord:
     places = [*values, *failed]
-    labels = sorted({label for _, label in places}, key=_order)
+    labels = sorted({label for _, label in places}, key=lambda label: parse_variant(label).rank)
     layers = 1 + max((layer for layer, _ in places), default=-1)
     cells = tuple(tuple(_cell((layer, label), values, failed) for layer in range(layers)) for label in labels)
     first_ffn = next((row for row, label in enumerate(labels) if label.startswith("ffn:")), 0)
@@ -57,10 +58,3 @@ def _cell(
         return Cell(None, "×")
     value = values.get(place)
     return Cell(None) if value is None else Cell(value, short_number(value))
-
-
-def _order(label: str) -> tuple[str, str, float]:
-    slot, _, rest = label.partition(":")
-    kind, _, value = rest.partition("=")
-    number = value.split(",")[0]
-    return slot, {"no_op": "~~", "linear": "~"}.get(kind, kind), -float(number) if number else 0.0

@@ -10,7 +10,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from inlay.nas.errors import InlayError, UserError
-from inlay.nas.job.quantities import show_bytes, show_count, show_seconds
+from inlay.nas.quantities import show_bytes, show_count, show_seconds
 from inlay.nas.report.drawing import png_of, svg_of
 from inlay.nas.report.figures import evaluation_lines
 from inlay.nas.report.pictures import all_pictures

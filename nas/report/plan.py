@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from inlay.nas.job.quantities import show_bytes, show_count, show_seconds
+from inlay.nas.quantities import show_bytes, show_count, show_seconds
 
 
 def plan_tables(plan: Mapping[str, Any]) -> Iterator[Table | Text]:
@@ -40,6 +40,8 @@ def plan_tables(plan: Mapping[str, Any]) -> Iterator[Table | Text]:
             _known(stage.get("seconds"), lambda seconds: f"~{show_seconds(seconds)}"),
             stage.get("what", ""),
         )
+    if known := [stage["seconds"] for stage in plan["stages"] if stage.get("seconds") is not None]:
+        stages.add_row("total", "", "", f"~{show_seconds(sum(known))}", "", style="bold")
     yield stages
     for warning in plan.get("warnings", ()):
         yield Text.assemble(("! ", "yellow"), warning)

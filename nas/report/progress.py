@@ -5,45 +5,19 @@ Progress goes to stderr, so that stdout holds results only.
 
 from __future__ import annotations
 
-import re
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Protocol, Self, TextIO
+from typing import TYPE_CHECKING, Any, Self, TextIO
 
-from inlay.nas.job.quantities import show_bytes, show_seconds
+from inlay.nas.report.sentences import batch_words, finished_words, search_words
+from inlay.nas.report.time_left import SearchTime
+
+if TYPE_CHECKING:
+    from inlay.cluster.events import PieceEvent
 
 SECONDS_BETWEEN_LINES = 10.0
-_PROGRESS = re.compile(r"([a-z]+) +(?:started|waiting: .*|.* retried: .*|(\d+) of (\d+) pieces(?:, (.+) left)?.*)")
-
-
-class PieceEventLike(Protocol):
-    """What a fan-out of pieces reports; `inlay.cluster`'s PieceEvent has this form."""
-
-    @property
-    def kind(self) -> str:
-        """`kept` (what was there before), `started`, `progress`, `finished`, `retried` or `waiting`."""
-
-    @property
-    def label(self) -> str:
-        """The piece's name."""
-
-    @property
-    def done(self) -> int:
-        """Pieces that are committed."""
-
-    @property
-    def total(self) -> int:
-        """Pieces of the stage."""
-
-    @property
-    def seconds_left(self) -> float | None:
-        """Estimated; None while unknown."""
-
-    @property
-    def note(self) -> str:
-        """Why a piece is tried again, or what the stage waits for; else empty."""
 
 
 class Reporter:
@@ -57,10 +31,14 @@ class Reporter:
         clock: seconds from anywhere; tests give their own.
     """
 
-    def __init__(self, stream: TextIO | None = None, clock: Any = time.monotonic) -> None:
+    def __init__(self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self.stream = stream or sys.stderr
         self._clock = clock
+        self._time = SearchTime((), {}, clock)
         self._stage = ""
+        self._what, self._unit = "", "pieces"
+        self._done, self._total = 0, 0
+        self._told_kept = False
         self._last_line = -SECONDS_BETWEEN_LINES
 
     def __enter__(self) -> Self:
@@ -74,33 +52,50 @@ class Reporter:
     def close(self) -> None:
         """Ends the display."""
 
-    def stage_started(self, name: str, total: int = 0) -> None:
-        """A stage begins, with `total` pieces; 0 where it has none or the number is not known."""
-        self._stage = name
-        self._last_line = self._clock()
-        self._line(name, f"started, {total} pieces" if total else "started")
+    def search_started(self, stages: Sequence[str], estimates: Mapping[str, float]) -> None:
+        """A whole search begins: its stages in order, and the seconds that each is thought to take, where known."""
+        self._time = SearchTime(stages, estimates, self._clock)
 
-    def piece_event(self, event: PieceEventLike) -> None:
-        """A piece of the current stage started, got on or ended."""
+    def stage_started(self, name: str) -> None:
+        """A stage begins."""
+        self._stage = name
+        self._what, self._unit, self._done, self._total = "", "pieces", 0, 0
+        self._told_kept = False
+        self._time.stage_started(name)
+        self._show_start()
+
+    def part(self, end: float, batches: int | None = None) -> None:
+        """What follows takes the stage up to the share `end`, in so many batches of pieces where that is known."""
+        self._time.part(end, batches)
+
+    def batch_started(self, what: str, unit: str = "pieces") -> None:
+        """A batch of pieces follows: what it is for (`true KL of 4 candidates`), and what its pieces are (`shards`)."""
+        self._what, self._unit, self._done, self._total = what, unit, 0, 0
+
+    def piece_event(self, event: PieceEvent) -> None:
+        """A piece of the batch started, got on or ended."""
+        self._done, self._total = event.done, event.total
+        self._time.piece_event(event)
+        if event.kind == "kept" and event.done and not self._told_kept:
+            self._told_kept = True
+            self._say(f"{event.done} of {event.total} {self._unit} are there already")
         if event.note:
-            self._line(self._stage, f"{event.label} {event.kind}: {event.note}".strip())
-        if event.kind == "kept" and event.done:
-            self._line(self._stage, f"{event.done} of {event.total} pieces are there already")
-        now = self._clock()
-        last = event.kind == "finished" and event.done == event.total
-        if last or now - self._last_line < SECONDS_BETWEEN_LINES:
-            return
-        self._last_line = now
-        self._line(self._stage, counts(event.done, event.total, event.seconds_left))
+            self._say(f"{event.label} {event.kind}: {event.note}".strip())
+        self._show_event(event)
 
     def stage_finished(self, name: str, seconds: float, peak_bytes: int | None = None, note: str = "") -> None:
         """A stage ended: its wall time, its largest worker's memory, and what came out in a few words."""
         self._stage = ""
-        self._line(name, finished(seconds, peak_bytes, note))
+        self._time.stage_finished()
+        self._show_end(name, finished_words(seconds, peak_bytes, note))
+
+    def found(self, text: str) -> None:
+        """The best architecture so far is another one."""
+        self._say(text)
 
     def message(self, text: str) -> None:
         """Something worth knowing."""
-        self._line("", text)
+        print(text, file=self.stream, flush=True)
 
     def warning(self, text: str) -> None:
         """Something that the user should look at; the run goes on."""
@@ -113,53 +108,31 @@ class Reporter:
         self.close()
         print_summary(result)
 
+    def _words(self) -> str:
+        """What the running batch does and how far it is."""
+        return batch_words(self._what, self._done, self._total, self._unit) if self._total else self._what
+
+    def _say(self, text: str) -> None:
+        """Something of the running stage that stays to be read."""
+        self._line(self._stage, text)
+
+    def _show_start(self) -> None:
+        self._last_line = self._clock()
+        self._line(self._stage, self._of_search("started"))
+
+    def _show_event(self, event: PieceEvent) -> None:
+        now = self._clock()
+        if event.kind == "kept" or now - self._last_line < SECONDS_BETWEEN_LINES:
+            return
+        self._last_line = now
+        self._line(self._stage, self._of_search(self._words()))
+
+    def _show_end(self, name: str, words: str) -> None:
+        self._line(name, words)
+
+    def _of_search(self, words: str) -> str:
+        standing = self._time.standing()
+        return f"{words} · search {search_words(standing)}" if standing.num_stages else words
+
     def _line(self, name: str, text: str) -> None:
-        print(f"{name:<10} {text}" if name else text, file=self.stream, flush=True)
-
-
-def read_progress(log: str) -> dict[str, Any] | None:
-    """The last line of a run's log that tells how far it is: `stage`, `done`, `total`, `time_left` and the `line`.
-
-    A number that the line does not have is None.
-    """
-    for line in reversed(log.splitlines()):
-        if found := _PROGRESS.fullmatch(line.strip()):
-            stage, done, total, left = found.groups()
-            return {
-                "stage": stage,
-                "done": int(done) if done else None,
-                "total": int(total) if total else None,
-                "time_left": left,
-                "line": " ".join(line.split()),
-            }
-    return None
-
-
-def counts(done: int, total: int, seconds_left: float | None) -> str:
-    """`12 of 64 pieces, 3 min 20 s left`."""
-    return ", ".join(part for part in (f"{done} of {total} pieces", time_left(seconds_left)) if part)
-
-
-def time_left(seconds: float | None) -> str:
-    """`3 min 20 s left`, or nothing while unknown."""
-    return "" if seconds is None else f"{show_seconds(max(1.0, round(seconds)))} left"
-
-
-def finished(seconds: float, peak_bytes: int | None, note: str) -> str:
-    """`48 s, 310 MiB, 40 variants`."""
-    return ", ".join(
-        part for part in (show_seconds(seconds), show_bytes(peak_bytes) if peak_bytes else "", note) if part
-    )
-
-
-def make_reporter(stream: TextIO | None = None) -> Reporter:
-    """The live display where `stream` (default stderr) is a terminal that can draw, else plain lines."""
-    from rich.console import Console
-
-    stream = stream or sys.stderr
-    console = Console(file=stream)
-    if not console.is_terminal or console.is_dumb_terminal:
-        return Reporter(stream)
-    from inlay.nas.report.live import LiveReporter
-
-    return LiveReporter(console)
+        print(f"{name:<10} {text}", file=self.stream, flush=True)

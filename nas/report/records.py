@@ -21,8 +21,9 @@ PARENT_LABELS = ("attention:parent", "ffn:parent")
 class Figures:
     """One model of `evaluation.json`: quality on the text kept for the report, exact sizes, speed.
 
-    `before_kl_nats` is the KL before recovery (None: unknown); `runtime_ratio` is to the parent, measured in
-    turns with it; `over_budget` has the limits that are missed, each with value over limit (1.07 is 7 % over).
+    `before_kl_nats` is the KL before recovery (None: unknown); `runtime_ratio` is to the parent, measured in turns with
+    it, and has its standard error; `over_budget` has the limits that are missed, each with value over limit (1.07 is
+    7 % over).
     """
 
     name: str
@@ -38,6 +39,7 @@ class Figures:
     before_kl_nats: float | None = None
     kl_standard_error: float | None = None
     runtime_ratio: float | None = None
+    runtime_ratio_error: float | None = None
     over_budget: Mapping[str, float] = field(default_factory=dict)
     architecture: Blocks = ()
 
@@ -50,6 +52,7 @@ class Figures:
             before_kl_nats=values.get("before_recover"),
             kl_standard_error=values.get("kl_standard_error"),
             runtime_ratio=values.get("runtime_ratio"),
+            runtime_ratio_error=values.get("runtime_ratio_error"),
             over_budget=values.get("over_budget") or {},
             architecture=blocks_of(values.get("architecture") or ()),
         )
@@ -127,7 +130,7 @@ class ScoreRow:
     attention: str
     ffn: str
     kl_nats: float
-    standard_error: float
+    standard_error: float | None
 
 
 @dataclass(frozen=True)

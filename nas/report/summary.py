@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from inlay.cluster.tracking_send import redacted
-from inlay.nas.job.quantities import show_bytes, show_seconds
+from inlay.nas.quantities import show_bytes, show_seconds
 from inlay.nas.report.figures import evaluation_table
 from inlay.nas.report.records import Evaluation, StageRow, stages_of
 

@@ -9,7 +9,7 @@ most three times.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -18,19 +18,20 @@ from inlay.nas.errors import InfeasibleError
 from inlay.nas.loop.baselines import Baseline, depth, uniform
 from inlay.nas.loop.excess import excess_of
 from inlay.nas.loop.pool import SMALLEST_KL, Candidate, Pool
-from inlay.nas.loop.probes import Probes
+from inlay.nas.loop.probes import FIRST_PROBE, Probes
 from inlay.nas.loop.search import Search
 from inlay.nas.loop.solving import Tables
 from inlay.nas.loop.swaps import neighbours
 from inlay.nas.pieces.texts import Texts
 from inlay.nas.pieces.weights import Library
+from inlay.nas.stages.score import ScoredBlock
 from inlay.nas.tables.architecture import Blocks
-from inlay.nas.tables.problem import ScoreTable
+from inlay.nas.tables.scores import ScoreTable
 
 TIME_CORRECTIONS = 3
 SWAP_ROUNDS = 4
 HOLDS = 0.05
-"""A prediction holds when it is so near to the true KL, relatively, or within twice its standard error."""
+"""A prediction holds when it is so near to the true KL, relatively, or when the difference is within its own error."""
 
 
 @dataclass(frozen=True)
@@ -44,15 +45,21 @@ class Assembled:
     rounds: list[dict[str, Any]]
 
 
-def assemble(search: Search, texts: Texts, library: Library, tables: Tables) -> Assembled:
+def assemble(
+    search: Search, texts: Texts, library: Library, tables: Tables, scored: Sequence[ScoredBlock]
+) -> Assembled:
     """Runs the loop.
 
     Raises:
         InfeasibleError: nothing meets the budget, predicted or measured; the text says what was reached.
     """
-    pool = Pool(search, texts.score, library, tables)
+    pool = Pool(search, texts.score, library, tables, {(s.layer, s.block): s.comparison.kl_N for s in scored})
+    before_probes = FIRST_PROBE if search.job.recover.probes else 1.0
+    search.part(0.4 * before_probes, search.job.solve.corrections + 1)
     correct(pool)
+    search.part(0.7 * before_probes, SWAP_ROUNDS)
     swap(pool)
+    search.part(before_probes)
     baselines = join_baselines(pool)
     most_kl = min((b.comparison.kl_nats for b in baselines.values() if b.over_budget is None), default=math.inf)
     probes = Probes(pool, texts, most_kl)
@@ -76,18 +83,18 @@ def correct(pool: Pool) -> None:
             return
         pool.correct()
         best = min(new, key=lambda c: (c.true.kl_nats, c.id))
-        error = abs(best.predicted_kl - best.true.kl_nats)
-        if error <= max(HOLDS * max(best.true.kl_nats, SMALLEST_KL), 2 * best.true.standard_error):
+        near = abs(best.miss.nats) <= HOLDS * max(best.true.kl_nats, SMALLEST_KL)
+        if near or best.miss.within_noise:
             return
 
 
 def swap(pool: Pool) -> None:
-    """Tries changes of the best candidate within the predicted budget; goes on while they win, within bounds."""
+    """Tries changes of the best candidate within the predicted budget; goes on while they win beyond the noise."""
     for _ in range(SWAP_ROUNDS):
         best = pool.by_kl()[0]
         if not pool.add(neighbours(best.architecture, pool.scores, pool.problem()), "swap"):
             return
-        if pool.by_kl()[0] is best:
+        if pool.by_kl()[0].true.above(best.true).within_noise:
             return
 
 
@@ -113,6 +120,8 @@ def affordable(
 ) -> list[Candidate]:
     """The first candidates, in some order, that meet the budget when measured: at least one, `wanted` at most.
 
+    Fewer than wanted are enough once a correction of the costs says no more than the times' noise.
+
     Args:
         search_again: adds candidates under the corrected costs.
 
@@ -124,7 +133,8 @@ def affordable(
         if len(found) == wanted or (found and not missed):
             return found
         if attempt < TIME_CORRECTIONS:
-            pool.learn_times()
+            if not pool.learn_times() and found:
+                return found  # those that missed did so by no more than the times' noise: it is not chased
             with suppress(InfeasibleError):  # the budget now seems out of reach
                 search_again()
     if found:

@@ -23,10 +23,11 @@ from inlay.nas.modeling.modeling_inlay import build_layer
 from inlay.nas.pieces.boundaries import worker_source
 from inlay.nas.pieces.stage import Stage
 from inlay.nas.pieces.texts import Ids
-from inlay.nas.pieces.weights import Library, WorkerSource, slot_state
-from inlay.nas.stages.calibrate import calibrate_piece, sums_of
-from inlay.nas.variants import Variant, parse_variant, variants_of
-from inlay.nas.variants.sums import CalibrationSums
+from inlay.nas.pieces.weights import Library, WorkerSource
+from inlay.nas.report.sentences import counted
+from inlay.nas.stages.calibrate import calibrate_piece, statistics_of, sums_of
+from inlay.nas.variants import Place, Variant, parse_variant, variants_of
+from inlay.nas.variants.statistics import Sums
 
 
 def build_library(search: Search, ids: Ids) -> list[Record]:
@@ -45,12 +46,18 @@ def build_library(search: Search, ids: Ids) -> list[Record]:
     scratch = scratch_of(search, ids, outcomes)
     for span in spans_with_boundaries(search, ids, todo, outcomes):
         layers = [layer for layer in span.layers if layer in todo]
-        sums = search.run([calibrate_piece(search, ids, layer, space[layer], scratch) for layer in layers])
+        summed = [layer for layer in layers if statistics_of(space[layer], search.parent.shape, layer)]
+        records = search.run(
+            [calibrate_piece(search, ids, layer, space[layer], scratch) for layer in summed],
+            "sums that start the variants",
+            "layers",
+        )
+        sums = dict(zip(summed, map(sums_of, records), strict=True))
+        search.part(span.share, 1)
         search.run(
-            [
-                distill_piece(search, ids, layer, space[layer], sums_of(record))
-                for layer, record in zip(layers, sums, strict=True)
-            ]
+            [distill_piece(search, ids, layer, space[layer], sums.get(layer, "")) for layer in layers],
+            f"training {counted(sum(len(space[layer]) for layer in layers), 'variant')}",
+            "layers",
         )
     return search.run(pieces)
 
@@ -70,7 +77,10 @@ def layer_variants(search: Search, layer: int) -> tuple[Variant, ...]:
 
 
 def distill_piece(search: Search, ids: Ids, layer: int, variants: Sequence[Variant], sums: str) -> Piece:
-    """The piece that trains one layer; `sums` is a handle to what `calibrate` gave and is determined by the key."""
+    """The piece that trains one layer.
+
+    `sums` is a handle to what `calibrate` gave, "" where no start needs any; it is determined by the key.
+    """
     job = search.job
     settings = asdict(local_settings(search, ids))
     depends = {
@@ -79,7 +89,6 @@ def distill_piece(search: Search, ids: Ids, layer: int, variants: Sequence[Varia
         "variants": [variant.label for variant in variants],
         "settings": settings,
         "batch_size": job.distill.batch_size,
-        "calibrate": {"tokens": job.calibrate.tokens},
         "seed": job.seed,
     }
     outcomes = keeps_outcomes(search)
@@ -115,7 +124,7 @@ def distill_layer(arguments: dict[str, Any], context: PieceContext) -> PieceOutp
     source.use(entries["attention"])
     parent_layer = build_layer(parent.config, index, entries["attention"], entries["ffn"], state, source.dtype)
     parent_layer = parent_layer.to(source.device)
-    sums = CalibrationSums.from_dict(source.store_state(arguments["sums"]))
+    sums = Sums.from_dict(source.store_state(arguments["sums"])) if arguments["sums"] else Sums()
     labels: list[str] = arguments["variants"]
     groups = in_groups(labels, 2**context.memory_retries)
     # A group's variants are trained as if the others were not there: less memory, the same weights to the last bit.
@@ -173,16 +182,19 @@ def in_groups(labels: Sequence[str], count: int) -> list[list[str]]:
     return [list(labels[start:end]) for start, end in itertools.pairwise(cuts)]
 
 
-def _branch(source: WorkerSource, index: int, label: str, state: Any, sums: CalibrationSums) -> Branch:
+def _branch(source: WorkerSource, index: int, label: str, state: Any, sums: Sums) -> Branch:
     """A variant with its training-free start, in float32."""
     shape, variant = source.parent.shape, parse_variant(label)
     # Copies: training changes them in place, and the parent's own must stay as they are.
-    own = {name: tensor.to(torch.float32, copy=True) for name, tensor in slot_state(state, variant.slot).items()}
+    own = {
+        name: tensor.to(torch.float32, copy=True)
+        for name, tensor in Place(shape, index, variant.slot).tensors(state).items()
+    }
     entry = variant.entry(shape, index)
     if variant.slot == "attention":
         source.use(entry)
     attention, ffn = (entry, None) if variant.slot == "attention" else (None, entry)
-    start = variant.start(shape, own, sums)
+    start = variant.start(shape, index, own, sums)
     module = build_layer(source.parent.config, index, attention, ffn, start, torch.float32).to(source.device)
     return Branch(label, variant.slot, module.requires_grad_(True))
 
@@ -192,7 +204,7 @@ def _finite(loss: float) -> float | None:
     return loss if math.isfinite(loss) else None
 
 
-DISTILL = Stage("distill", 2, distill_layer)
+DISTILL = Stage("distill", 3, distill_layer)
 
 
 class _Batches:

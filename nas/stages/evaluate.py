@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from inlay.nas.job.sections import Scenario
-from inlay.nas.loop.excess import over_budget
+from inlay.nas.loop.excess import excess_of, over_budget
 from inlay.nas.loop.search import Search
 from inlay.nas.loop.true_times import judged_times, times_are_given
 from inlay.nas.pieces.comparison import Comparison
@@ -40,10 +40,12 @@ def rows_of(
 ) -> dict[str, Any]:
     """Figures of the parent and of some architectures: quality, exact sizes, speed in the first scenario.
 
-    Each row's `times` says whether its speed was `measured` here or is the `given` cost table's.
+    Each row's `times` says whether its speed was `measured` here or is the `given` cost table's. `limits` has every
+    limit of the budget with value over limit and its standard error, which is 0 where nothing was measured.
     """
     scenario = search.job.hardware.scenarios[0]
-    times = {name: judged_times(search, costs, architecture) for name, architecture in architectures.items()}
+    judged = judged_times(search, costs, list(architectures.values()), f"times of {', '.join(architectures)}")
+    times = dict(zip(architectures, judged, strict=True))
     own = next(iter(times.values()))[scenario.name].parent
     num_layers = search.parent.shape.num_layers
     rows = {"parent": _row(search, costs, scenario, tuple([PARENT_BLOCK] * num_layers), own, parent)}
@@ -53,7 +55,10 @@ def rows_of(
         scaled = {key: round(own[key] * measured.ratios[key.removesuffix("_ns")]) for key in own}
         rows[name] = _row(search, costs, scenario, architecture, scaled, quality[name])
         rows[name]["runtime_ratio"] = measured.ratios["runtime"]
-        rows[name]["over_budget"] = over_budget(search, costs, architecture, times[name])
+        rows[name]["runtime_ratio_error"] = measured.ratios["runtime"] * measured.ratio_errors["runtime"]
+        excesses = excess_of(search, costs, architecture, times[name])
+        rows[name]["limits"] = {e.field: {"ratio": e.ratio, "error": e.error} for e in excesses}
+        rows[name]["over_budget"] = over_budget(excesses)
     return rows
 
 

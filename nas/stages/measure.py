@@ -1,7 +1,8 @@
 """measure: the cost table. Times of every distinct subblock on the target device, sizes counted exactly.
 
-One exclusive piece a scenario: nothing else of the search runs meanwhile. A subblock's time is what four of them add to
-a model that has only the ends, measured through the same code that the export runs, in turns with the parent's own.
+One piece a scenario; where it reads the wall clock nothing else of the search runs meanwhile. A subblock's time is what
+four of them add to a model that has only the ends, measured through the same code that the export runs, in turns with
+the parent's own.
 """
 
 from __future__ import annotations
@@ -13,15 +14,17 @@ from typing import Any
 
 from inlay.nas.families import Shape
 from inlay.nas.job.sections import Scenario
+from inlay.nas.loop.conditions import conditions_of, run_timed, workload_of
 from inlay.nas.loop.search import Search
-from inlay.nas.loop.true_times import environment, workload_of
 from inlay.nas.pieces.measuring import measure_subblocks
 from inlay.nas.pieces.stage import Stage
+from inlay.nas.report.sentences import counted
 from inlay.nas.tables.costs import ENDS
 from inlay.nas.tables.given_costs import given_costs
 from inlay.nas.variants import Variant, ends_parameters, kv_bytes, parameters, variants_of, weights_bytes
 
-MEASURE = Stage("measure", 2, measure_subblocks)
+TIMES = ("prefill_ns", "decode_ns", "runtime_ns", "spread_ns")
+MEASURE = Stage("measure", 3, measure_subblocks)
 
 
 def cost_rows(search: Search) -> list[dict[str, Any]]:
@@ -31,24 +34,26 @@ def cost_rows(search: Search) -> list[dict[str, Any]]:
         names = [scenario.name for scenario in search.job.hardware.scenarios]
         return given_costs(given, names, search.job.space, search.parent.shape)
     rows: list[dict[str, Any]] = []
-    for scenario in search.job.hardware.scenarios:
-        times = measure_scenario(search, scenario)
+    for scenario, times in measured_subblocks(search):
         rows += scenario_rows(search, scenario, times)
     return rows
 
 
-def measure_scenario(search: Search, scenario: Scenario) -> dict[str, dict[str, int]]:
-    """Times by subblock key (`slot entry`) and `ends`, each `prefill_ns, decode_ns, runtime_ns, spread_ns`."""
-    entries = sorted({entry_key(v.slot, v.entry(s, layer)) for s, layer, v in _all_variants(search)})
-    workload = workload_of(scenario)
-    piece = search.piece(
-        MEASURE,
-        f"scenario {scenario.name}",
-        {"entries": entries, "workload": asdict(workload)},
-        {"entries": entries, "workload": asdict(workload), "environment": environment(search)},
-    )
-    (record,) = search.run([piece], exclusive=True)
-    return {key: dict(times) for key, times in record.values["times"].items()}
+def measured_subblocks(search: Search) -> list[tuple[Scenario, dict[str, dict[str, int]]]]:
+    """Every scenario's times by subblock key (`slot entry`) and `ends`, each `prefill_ns, decode_ns, runtime_ns,
+    spread_ns`."""
+    there = [(variant, shape, layer) for shape, layer, variant in _all_variants(search) if not variant.is_free]
+    entries = sorted({entry_key(v.slot, v.entry(s, layer)) for v, s, layer in there if not v.is_absent(s, layer)})
+    pieces = []
+    for scenario in search.job.hardware.scenarios:
+        settings = {"entries": entries, "workload": asdict(workload_of(scenario))}
+        depends = settings | {"conditions": conditions_of(search, scenario, MEASURE.version)}
+        pieces.append((scenario, search.piece(MEASURE, f"scenario {scenario.name}", settings, depends)))
+    records = run_timed(search, pieces, f"times of {counted(len(entries), 'subblock')}")
+    return [
+        (scenario, {key: dict(times) for key, times in record.values["times"].items()})
+        for (scenario, _), record in zip(pieces, records, strict=True)
+    ]
 
 
 def scenario_rows(search: Search, scenario: Scenario, times: dict[str, dict[str, int]]) -> list[dict[str, Any]]:
@@ -57,18 +62,19 @@ def scenario_rows(search: Search, scenario: Scenario, times: dict[str, dict[str,
     rows = []
     for shape, layer, variant in _all_variants(search):
         entry = variant.entry(shape, layer)
-        if variant.kind == "no_op":
+        if variant.is_free:
             continue
+        own = dict.fromkeys(TIMES, 0) if variant.is_absent(shape, layer) else times[entry_key(variant.slot, entry)]
         rows.append(
             {
                 "scenario": scenario.name,
                 "layer": layer,
                 "slot": variant.slot,
                 "variant": variant.label,
-                **times[entry_key(variant.slot, entry)],
+                **own,
                 "parameters": parameters(entry, variant.slot, shape),
                 "weights_bytes": weights_bytes(entry, variant.slot, shape),
-                "kv_bytes": kv_bytes(entry, shape, scenario.batch_size, length) if variant.slot == "attention" else 0,
+                "kv_bytes": kv_bytes(entry, shape, scenario.batch_size, length),
             }
         )
     shape = search.parent.shape

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -37,6 +37,7 @@ def pool_rows(assembled: Assembled, tables: Tables, job: Job) -> list[dict[str, 
     rows = []
     for candidate in sorted(assembled.candidates, key=lambda c: (c.true.kl_nats, c.id)):
         total = tables.costs.total(scenario, candidate.architecture)
+        above = candidate.true.above(assembled.kept.true)
         measured = candidate.measured[scenario] if candidate.measured and job.hardware.costs is None else None
         rows.append(
             {
@@ -46,16 +47,34 @@ def pool_rows(assembled: Assembled, tables: Tables, job: Job) -> list[dict[str, 
                 "predicted_kl_nats": candidate.predicted_kl,
                 "kl_nats": candidate.true.kl_nats,
                 "standard_error": candidate.true.standard_error,
+                "above_kept_nats": above.nats,
+                "above_kept_standard_error": above.standard_error,
                 "probe_kl_nats": None if candidate.probe_kl == math.inf else candidate.probe_kl,
                 "predicted_runtime_ns": total["runtime_ns"],
                 "measured_runtime_ns": measured.runtime_ns if measured else None,
                 "measured_ratio": measured.ratios["runtime"] if measured else None,
+                "measured_ratio_error": measured.ratios["runtime"] * measured.ratio_errors["runtime"]
+                if measured
+                else None,
                 "memory_bytes": total["weights_bytes"] + total["kv_bytes"],
                 "parameters": total["parameters"],
                 "kept": candidate.id == assembled.kept.id,
             }
         )
     return rows
+
+
+def correction_rows(assembled: Assembled) -> list[dict[str, Any]]:
+    """The factors by which true KL corrected the scores of blocks."""
+    return [
+        {"layer": layer, "attention": block[0], "ffn": block[1], "factor": factor}
+        for (layer, block), factor in sorted(assembled.scores.factors.items())
+    ]
+
+
+def curve_rows(curves: Mapping[str, Sequence[Mapping[str, float]]]) -> list[dict[str, Any]]:
+    """The recovery table: every model's losses, point by point."""
+    return [{"model": name, "point": n, **point} for name, curve in curves.items() for n, point in enumerate(curve)]
 
 
 def solution_of(assembled: Assembled, tables: Tables, job: Job) -> dict[str, Any]:
@@ -72,6 +91,7 @@ def solution_of(assembled: Assembled, tables: Tables, job: Job) -> dict[str, Any
         "totals": {scenario: tables.costs.total(scenario, kept.architecture) for scenario in tables.costs.scenarios},
         "measured": {scenario: asdict(times) for scenario, times in measured.items()},
         "limits": {e.field: e.ratio for e in kept.excesses or ()},
-        "gamma": assembled.scores.gamma,
+        "gamma": assembled.scores.gammas.common,
+        "gammas": {" + ".join(pair): gamma for pair, gamma in assembled.scores.gammas.by_kind.items()},
         "rounds": assembled.rounds,
     }

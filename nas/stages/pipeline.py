@@ -10,6 +10,7 @@ from inlay.cluster.runtime import Cluster
 from inlay.nas.export.hf import write_model_folder
 from inlay.nas.families import Parent
 from inlay.nas.job import Job
+from inlay.nas.loop.baselines import BASELINES
 from inlay.nas.loop.search import Search
 from inlay.nas.loop.solving import Tables, solve_pool
 from inlay.nas.loop.training import global_settings
@@ -21,19 +22,22 @@ from inlay.nas.pieces.weights import Library
 from inlay.nas.report.progress import Reporter
 from inlay.nas.stages.assemble import Assembled, assemble
 from inlay.nas.stages.distill import build_library, failures, library_of
+from inlay.nas.stages.estimate import stage_seconds
 from inlay.nas.stages.evaluate import side_by_side
 from inlay.nas.stages.measure import cost_rows
 from inlay.nas.stages.outcome import loss_rows
-from inlay.nas.stages.record import SearchRecord
+from inlay.nas.stages.recording.record import SearchRecord
 from inlay.nas.stages.recover import recover
-from inlay.nas.stages.score import score_blocks
+from inlay.nas.stages.score import ScoredBlock, score_blocks
 from inlay.nas.tables.architecture import PARENT_BLOCK, Blocks, identify
-from inlay.nas.tables.costs import CostTable
-from inlay.nas.tables.problem import ScoreTable
+from inlay.nas.tables.costs import TIMES, CostTable, quantities
+from inlay.nas.tables.idle_limits import idle_limits
+from inlay.nas.tables.scores import ScoreTable
 from inlay.nas.variants import variants_of
 from inlay.nas.workspace import Workspace
 
-BASELINES = ("uniform", "depth")
+STAGES = ("measure", "distill", "score", "assemble", "recover", "evaluate", "export")
+"""In their order, as people see them."""
 
 
 class Pipeline:
@@ -43,8 +47,9 @@ class Pipeline:
         self, job: Job, place: Workspace, parent: Parent, cluster: Cluster, reporter: Reporter, fingerprint: str
     ) -> None:
         self.job, self.place, self.parent = job, place, parent
-        self.record = SearchRecord(job, place, parent, reporter)
-        self.search = Search(job, place, parent, cluster, reporter, self.record.numbers)
+        self.record = SearchRecord(job, place, reporter)
+        tracked = self.record.tracked
+        self.search = Search(job, place, parent, cluster, reporter, tracked.numbers, tracked.best)
         self.fingerprint = fingerprint
 
     def __enter__(self) -> Self:
@@ -58,16 +63,18 @@ class Pipeline:
 
     def run(self, packed: Packed) -> tuple[dict[str, Any], dict[str, Any]]:
         """All stages; evaluation.json's and run.json's contents."""
+        self.search.reporter.search_started(STAGES, stage_seconds(self.job, self.parent))
         self.search.cluster.preload("inlay.nas.stages.distill", "inlay.nas.pieces.comparison")
         texts = store_texts(packed, self.place)
-        self.record.texts(texts)
+        self.record.tracked.texts(texts)
         self.place.write_json("texts.json", {name: asdict(getattr(texts, name)) for name in TEXTS})
         tables_costs = self._costs()
+        self._warn_of_idle_times(tables_costs)
         self._check_reachable(tables_costs)
         library, lost = self._library(texts)
-        scores = self._scores(texts, library)
-        tables = Tables(scores, tables_costs, self._tokens())
-        assembled = self._assemble(texts, library, tables)
+        scored = self._scored(texts, library)
+        tables = Tables(ScoreTable.of(one.row() for one in scored), tables_costs, self._tokens())
+        assembled = self._assemble(texts, library, tables, scored)
         architectures = {"child": assembled.kept.architecture} | {
             name: assembled.baselines[name].architecture for name in BASELINES
         }
@@ -103,6 +110,15 @@ class Pipeline:
             )
         return CostTable(rows)
 
+    def _warn_of_idle_times(self, costs: CostTable) -> None:
+        """Limits on times above the parent's own, now that these are known; sizes were known before the run."""
+        blocks = [PARENT_BLOCK] * self.parent.shape.num_layers
+        tokens = self._tokens()
+        own = {name: quantities(costs.total(name, blocks), tokens[name]) for name in costs.scenarios}
+        timed = {name: {key: row[key] for key in (*TIMES, "throughput")} for name, row in own.items()}
+        for warning in idle_limits(self.job.budget, timed):
+            self.search.reporter.warning(warning)
+
     def _check_reachable(self, costs: CostTable) -> None:
         """An impossible budget is told now, before anything is trained."""
         measured: dict[int, dict[tuple[str, str], float]] = {}
@@ -114,7 +130,7 @@ class Pipeline:
                     else (PARENT_BLOCK[0], variant.label)
                 )
                 measured.setdefault(layer, {})[block] = 0.0
-        problem = Tables(ScoreTable(measured, 1.0), costs, self._tokens()).problem(self.job.budget)
+        problem = Tables(ScoreTable(measured), costs, self._tokens()).problem(self.job.budget)
         solve_pool(problem, 1, 0.0, self.job.solve.time_limit)
 
     def _library(self, texts: Texts) -> tuple[Library, list[tuple[int, str, str]]]:
@@ -130,29 +146,30 @@ class Pipeline:
         self.place.write_json("library.json", {str(layer): dict(held) for layer, held in library.digests.items()})
         return library, lost
 
-    def _scores(self, texts: Texts, library: Library) -> ScoreTable:
+    def _scored(self, texts: Texts, library: Library) -> list[ScoredBlock]:
         with self.stage("score") as told:
-            rows = score_blocks(self.search, texts.score, library)
+            scored = score_blocks(self.search, texts.score, library)
+            rows = [one.row() for one in scored]
             self.record.table("scores", rows)
-            scores = ScoreTable.of(rows)
-            told.note = f"{len(rows)} blocks, gamma {scores.gamma:.3f}"
-            told.metrics["gamma"] = scores.gamma
-        return scores
+            gammas = ScoreTable.of(rows).gammas
+            told.note = f"{len(rows)} blocks, {gammas}"
+            told.metrics["gamma"] = gammas.common
+        return scored
 
-    def _assemble(self, texts: Texts, library: Library, tables: Tables) -> Assembled:
+    def _assemble(self, texts: Texts, library: Library, tables: Tables, scored: list[ScoredBlock]) -> Assembled:
         with self.stage("assemble") as told:
-            assembled = assemble(self.search, texts, library, tables)
+            assembled = assemble(self.search, texts, library, tables, scored)
             self.record.assembled(assembled, tables)
             kept = assembled.kept
             probed = sum(candidate.probe_kl is not None for candidate in assembled.candidates)
             told.note = (
-                f"{len(assembled.candidates)} candidates, {probed} probed, kept {kept.id} (KL {kept.true.kl_nats:.4f})"
+                f"{len(assembled.candidates)} candidates, {probed} probed, KL {kept.true.kl_nats:.4f} as assembled"
             )
         return assembled
 
     def _recover(self, texts: Texts, library: Library, architectures: dict[str, Blocks]) -> dict[str, TrainedModel]:
         with self.stage("recover"):
-            self.record.name_series({name: identify(blocks) for name, blocks in architectures.items()})
+            self.record.tracked.name_series({name: identify(blocks) for name, blocks in architectures.items()})
             records = recover(self.search, texts.recover, library, architectures)
             steps = curve_steps(global_settings(self.search, texts.recover, self.job.recover.tokens).steps)
             self.record.curves({name: record.values["curve"] for name, record in records.items()}, steps)
@@ -166,17 +183,29 @@ class Pipeline:
             architectures = {name: models[name].architecture for name in names}
             parent_blocks: Blocks = tuple([PARENT_BLOCK] * self.parent.shape.num_layers)
             asked = [*architectures.values(), parent_blocks]
-            *before, parent = true_scores(self.search, texts.report, library, asked)
-            after = true_scores_of_models(self.search, texts.report, models)
-            ranked = true_scores_of_models(self.search, texts.score, models)
+            self.search.part(0.15, 1)
+            *before, parent = true_scores(self.search, texts.report, library, asked, "true KL before recovery")
+            self.search.part(0.3, 1)
+            after = true_scores_of_models(self.search, texts.report, models, "true KL after recovery")
+            self.search.part(0.45, 1)
+            ranked = true_scores_of_models(self.search, texts.score, models, "true KL on the score text")
+            self.search.part(1.0, len(set(architectures.values())) * len(self.job.hardware.scenarios))
             rows = side_by_side(self.search, costs, after, dict(zip(names, before, strict=True)), parent, architectures)
             allowed = ["child", *(name for name in BASELINES if not rows[name]["over_budget"])]
             # Ranked on the score text: the report text chooses nothing.
             winner = min(allowed, key=lambda name: (ranked[name].kl_nats, name != "child"))
-            evaluation = {**rows, "chosen": winner, "scenario": self.job.hardware.scenarios[0].name}
-            self.place.write_json("evaluation.json", evaluation)
+            above = {name: ranked[name].above(ranked[winner]) for name in allowed if name != winner}
+            evaluation = {
+                **rows,
+                "chosen": winner,
+                "scenario": self.job.hardware.scenarios[0].name,
+                "above_chosen": {name: asdict(difference) for name, difference in above.items()},
+            }
             self.record.evaluation(evaluation)
             told.note = (
                 f"KL {rows[winner]['kl_nats']:.4f}, {1 / rows[winner]['runtime_ratio']:.2f}x as fast as the parent"
             )
+            for name, difference in above.items():
+                if difference.within_noise and models[name].blob != models[winner].blob:
+                    told.note += f", not told apart from {name} by the score text"
         return evaluation

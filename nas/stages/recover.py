@@ -19,7 +19,9 @@ def recover(search: Search, ids: Ids, library: Library, architectures: Mapping[s
     Raises:
         InlayError: the training of one diverged twice.
     """
-    found = train_models(search, ids, library, architectures, search.job.recover.tokens)
+    found = train_models(
+        search, ids, library, architectures, search.job.recover.tokens, "training " + ", ".join(architectures)
+    )
     for name, record in found.items():
         if record.values["status"] == "failed":
             raise InlayError(

@@ -71,7 +71,8 @@ def run_job(
     done = _finished(place, fingerprint)
     if done is not None:
         return done
-    check_job(job)
+    for warning in check_job(job):
+        reporter.warning(warning)
     try:
         return _run(job, place, parent, fingerprint, reporter, name or str(job.file or place.url))
     except LockedError as error:

@@ -8,39 +8,50 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import dataclass
 from typing import Any
 
 from inlay.cluster.fanout import kept_records
 from inlay.cluster.pieces import Piece, Record
 from inlay.nas.loop.search import Search
 from inlay.nas.loop.spans import scratch_of, spans_with_boundaries
-from inlay.nas.pieces.comparison import compare_architectures, summaries
+from inlay.nas.pieces.comparison import Comparison, compare_architectures, summaries, tensors_of
 from inlay.nas.pieces.stage import Stage
 from inlay.nas.pieces.texts import Ids
 from inlay.nas.pieces.weights import Library
+from inlay.nas.tables.architecture import Block
 from inlay.nas.variants import Variant, variants_of
 
 SCORE = Stage("score", 1, compare_architectures)
 PARENT = {"attention": "attention:parent", "ffn": "ffn:parent"}
 
 
-def score_blocks(search: Search, ids: Ids, library: Library) -> list[dict[str, Any]]:
-    """Scores every offered variant of every layer, and the pairs.
+@dataclass(frozen=True)
+class ScoredBlock:
+    """The parent with one block replaced, against the parent."""
 
-    Returns:
-        Rows of the score table, sorted by layer and label: `layer, attention, ffn, kl_nats, standard_error,
-        lm_loss_change, top1_agreement, perplexity`. A row differs from the parent at its layer only.
-    """
+    layer: int
+    block: Block
+    comparison: Comparison
+
+    def row(self) -> dict[str, Any]:
+        """A row of the score table: `layer, attention, ffn` and the figures of the comparison."""
+        attention, ffn = self.block
+        return {"layer": self.layer, "attention": attention, "ffn": ffn, **self.comparison.figures()}
+
+
+def score_blocks(search: Search, ids: Ids, library: Library) -> list[ScoredBlock]:
+    """Scores every offered variant of every layer, and the pairs; sorted by layer and label."""
     num_layers = search.parent.shape.num_layers
     blocks = [layer_blocks(search, layer, library) for layer in range(num_layers)]
     pieces = [score_piece(search, ids, layer, blocks[layer], library) for layer in range(num_layers)]
     kept = kept_records(search.workspace.store, pieces)
     missing = [layer for layer, piece in enumerate(pieces) if piece.key not in kept]
     for span in spans_with_boundaries(search, ids, missing):
-        search.run([pieces[layer] for layer in span.layers if layer in missing])
+        search.part(span.share, 1)
+        search.run([pieces[layer] for layer in span.layers if layer in missing], "KL of blocks", "layers")
     records = search.run(pieces)
-    return [row for layer, record in enumerate(records) for row in _rows(search, layer, blocks[layer], record)]
+    return [one for layer, record in enumerate(records) for one in _scored(search, layer, blocks[layer], record)]
 
 
 def layer_blocks(search: Search, layer: int, library: Library) -> list[tuple[str, str]]:
@@ -58,7 +69,7 @@ def layer_blocks(search: Search, layer: int, library: Library) -> list[tuple[str
 def offered(search: Search, layer: int, library: Library) -> list[Variant]:
     """The layer's variants that can be chosen beside the parent's own: untrained kinds and those that trained."""
     space = variants_of(search.job.space, search.parent.shape, layer)
-    return [v for v in space if v.kind != "parent" and (not v.trained or library.has(layer, v.label))]
+    return [v for v in space if not v.is_parent and (not v.trained or library.has(layer, v.label))]
 
 
 def pairs_at(search: Search, layer: int, singles: Sequence[Variant]) -> list[tuple[str, str]]:
@@ -95,12 +106,7 @@ def score_piece(search: Search, ids: Ids, layer: int, blocks: Sequence[tuple[str
     )
 
 
-def _rows(search: Search, layer: int, blocks: Sequence[tuple[str, str]], record: Record) -> list[dict[str, Any]]:
-    from safetensors.torch import load_file
-
+def _scored(search: Search, layer: int, blocks: Sequence[Block], record: Record) -> list[ScoredBlock]:
     labels = [" + ".join(block) for block in blocks]
-    found = summaries(labels, [load_file(search.workspace.store.blob_path(record.blobs["sequences"]))])
-    return [
-        {"layer": layer, "attention": attention, "ffn": ffn, **asdict(found[label])}
-        for (attention, ffn), label in zip(blocks, labels, strict=True)
-    ]
+    found = summaries(labels, [tensors_of(search.workspace.store.blob_path(record.blobs["sequences"]))])
+    return [ScoredBlock(layer, block, found[label]) for block, label in zip(blocks, labels, strict=True)]

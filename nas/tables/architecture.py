@@ -18,6 +18,11 @@ def identify(architecture: Sequence[Sequence[str]]) -> str:
     return hashlib.sha256(json.dumps([list(block) for block in architecture]).encode()).hexdigest()[:12]
 
 
+def kind_of(label: str) -> str:
+    """`attention:kv_heads` of `attention:kv_heads=2`."""
+    return label.partition("=")[0]
+
+
 def blocks_of(value: Iterable[Iterable[str]]) -> Blocks:
     """(attention, ffn) labels layer by layer, from JSON."""
     pairs = (tuple(pair) for pair in value)

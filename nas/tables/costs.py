@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from inlay.nas.variants import is_free
+
 TIMES = ("prefill", "decode", "runtime")
 ADDED = ("prefill_ns", "decode_ns", "runtime_ns", "parameters", "weights_bytes", "kv_bytes")
 ENDS = (-1, "ends", "ends")
@@ -40,7 +42,7 @@ class CostTable:
 
     def of(self, scenario: str, layer: int, label: str) -> Mapping[str, Any]:
         """The costs of one variant at one layer; a no-op costs nothing and needs no row."""
-        if label.endswith(":no_op"):
+        if is_free(label):
             return dict.fromkeys(ADDED, 0)
         return self._held[scenario, layer, label]
 

@@ -14,8 +14,8 @@ from fractions import Fraction
 import numpy as np
 
 from inlay.nas.errors import UserError
-from inlay.nas.job.problems import did_you_mean
-from inlay.nas.job.quantities import (
+from inlay.nas.problems import did_you_mean
+from inlay.nas.quantities import (
     BYTE_UNITS,
     TIME_UNITS_NS,
     parse_bytes,

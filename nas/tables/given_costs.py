@@ -12,8 +12,8 @@ from typing import Any
 
 from inlay.nas.errors import UserError
 from inlay.nas.families import Shape
-from inlay.nas.job.problems import did_you_mean, show
 from inlay.nas.job.space import Space
+from inlay.nas.problems import did_you_mean, show
 from inlay.nas.tables.costs import ADDED, ENDS, CostTable
 from inlay.nas.tables.reading import read_arrow
 from inlay.nas.variants import ends_parameters, parameters, variants_of
@@ -108,7 +108,7 @@ def _check_against(
         _check_size(path, total, ends_parameters(shape))
         for layer in range(shape.num_layers):
             for variant in variants_of(space, shape, layer):
-                if variant.kind == "no_op":
+                if variant.is_free:
                     continue
                 if not table.has(scenario, layer, variant.label):
                     raise _wrong(
@@ -117,7 +117,7 @@ def _check_against(
                     )
                 row = table.of(scenario, layer, variant.label)
                 _check_size(path, row, parameters(variant.entry(shape, layer), variant.slot, shape))
-                if variant.kind == "parent":
+                if variant.is_parent:
                     total |= {name: total[name] + row[name] for name in TIMES}
         if empty := [name for name in TIMES if total[name] == 0]:
             raise _wrong(

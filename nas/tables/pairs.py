@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from inlay.nas.errors import UserError
-from inlay.nas.job.problems import did_you_mean, show
+from inlay.nas.problems import did_you_mean, show
 from inlay.nas.tables.files import SCORES, Column
 from inlay.nas.tables.reading import read_arrow
 from inlay.solver import MAX_TOTAL, PairTerm, Problem

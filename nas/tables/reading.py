@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from inlay.nas.errors import UserError
-from inlay.nas.job.problems import show
+from inlay.nas.problems import show
 from inlay.nas.tables.files import BareTable
 from inlay.solver import MAX_CHOICES
 

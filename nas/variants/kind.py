@@ -1,27 +1,55 @@
-"""The contract of a kind of variant; each kind is one file, and `registry.py` lists them.
+"""The contract of what a kind of variant does in a search; each kind is one file, and `registry.py` lists them.
 
-A kind is stateless: it works on values (`kv_heads=2` has the value 2) and knows nothing of modules.
+A kind is stateless: it works on values (`kv_heads=2` has the value 2) at places of a parent. What stands at a place
+once it was chosen is a kind of subblock (nas/modeling); here is how people write it, what it may replace and how it
+starts. Nothing of it needs torch but a start, and statistics while they are gathered: whoever needs it imports it.
 """
 
 import re
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
-from inlay.nas.families.shape import Entry, Shape, Slot, subblock_tensors
+from inlay.nas.families.shape import Entry, Shape, subblock_tensors
+from inlay.nas.modeling.kinds_inlay import SUBBLOCKS
+from inlay.nas.modeling.subblock_inlay import Slot
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from inlay.nas.variants.sums import CalibrationSums
+    from inlay.nas.variants.statistics import Statistic, Sums
 
-Value: TypeAlias = int | tuple[int, int] | None
-"""What a kind takes: a number, a window and its sinks, or nothing."""
+Value: TypeAlias = int | tuple[int, ...] | None
+"""What a kind takes: a number, several (a window and its sinks), or nothing."""
 
 _WHOLE = re.compile(r"0|[1-9][0-9]*")
 
 
+@dataclass(frozen=True)
+class Place:
+    """One subblock of a parent."""
+
+    shape: Shape
+    layer: int
+    slot: Slot
+
+    @property
+    def own(self) -> Entry:
+        """The entry of what the parent has here."""
+        return self.shape.parent_entry(self.layer, self.slot)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the parent has nothing here: a child of another search may have left it out."""
+        return SUBBLOCKS.of(self.own).absent
+
+    def tensors(self, state: "dict[str, Tensor]") -> "dict[str, Tensor]":
+        """The parent's own tensors here, of the state of its layer."""
+        return {name: state[name] for name in subblock_tensors(self.shape, self.slot, self.own)}
+
+
 class Kind(ABC):
-    """One kind of replacement for a subblock."""
+    """One kind of replacement for a subblock; unless it says otherwise it takes no value."""
 
     name: ClassVar[str]
     """As it stands in labels and in the job file."""
@@ -29,10 +57,34 @@ class Kind(ABC):
     """The subblocks that it can replace."""
     trained: ClassVar[bool]
     """Whether it has weights of its own that local distillation trains."""
+    is_parent: ClassVar[bool] = False
+    """Whether it is the parent's own subblock: always allowed, never written in a job."""
+    is_free: ClassVar[bool] = False
+    """Whether it costs nothing wherever it stands, so that a cost table has no row for it."""
+    example: ClassVar[str | None] = None
+    """How an item with a value may stand in the job's space: `kv_heads: 1`. None: its name alone is the item."""
+    forms: ClassVar[str] = ""
+    """All forms of such an item, as the job's reference lists them: `{kv_heads: N}`."""
+
+    def read(self, value: object) -> int | float:
+        """The number behind the kind's name in a job. Raises `ValueError`, whose text follows the value given."""
+        raise ValueError(f"stands behind {self.name}, which takes no value")
+
+    def resolve(self, item: Any, space: Any, place: Place) -> Value:
+        """The value that an item of the job's space has at a place; `item` is what `read` gave, None without one."""
+        return None
+
+    def rounding(self, item: Any, value: Value, space: Any) -> str:
+        """Where the value is not what was written: how it came about, to open a sentence on what is wrong with it."""
+        return ""
 
     def format(self, value: Value) -> str:
         """The kind and its value as the label has them after the slot: `kv_heads=2`, `no_op`."""
         return self.name if value is None else f"{self.name}={value}"
+
+    def short(self, value: Value) -> str:
+        """The same for a cell of a picture."""
+        return self.name if value is None else str(value)
 
     def parse(self, text: str) -> Value:
         """The value from what stands behind `=` in a label, "" when there is nothing. Raises `ValueError`."""
@@ -40,26 +92,28 @@ class Kind(ABC):
             raise ValueError(f"`{self.name}` takes no value, not `{text}`")
         return None
 
-    def resolve(self, item: Any, space: Any, shape: Shape) -> Value:
-        """The value of an item of the job's search space: `item` is what stands behind the kind's name there."""
+    def problem(self, value: Value, place: Place) -> str | None:
+        """What is wrong with this value at a place that is not empty, with the value and the way out, or `None`."""
         return None
 
-    def problem(self, value: Value, slot: Slot, shape: Shape, layer: int) -> str | None:
-        """What is wrong with this value at this layer of the parent, with the value and the way out, or `None`."""
+    def too_long(self, value: Value, length: int) -> str | None:
+        """What is wrong with this value where quality is judged on sequences of `length` tokens, or `None`."""
         return None
 
     @abstractmethod
-    def entry(self, value: Value, slot: Slot, shape: Shape, layer: int) -> Entry:
+    def entry(self, value: Value, place: Place) -> Entry:
         """How config.json describes the subblock."""
 
+    def statistics(self, value: Value, place: Place) -> "tuple[Statistic, ...]":
+        """What its start needs of the parent's layer."""
+        return ()
+
     @abstractmethod
-    def start(
-        self, value: Value, slot: Slot, shape: Shape, state: "dict[str, Tensor]", sums: "CalibrationSums | None"
-    ) -> "dict[str, Tensor]":
+    def start(self, value: Value, place: Place, state: "dict[str, Tensor]", sums: "Sums") -> "dict[str, Tensor]":
         """The variant's tensors without any training, its norm included, by layer-local names.
 
-        `state` holds the parent's layer; results have its dtypes. Tensors that are the parent's own are not copied.
-        Raises `ValueError` when `sums` lacks what the kind needs.
+        `state` holds the parent's subblock; results have its dtypes. Tensors that are the parent's own are not copied.
+        Raises `ValueError` when `sums` lacks one of its statistics.
         """
 
 
@@ -74,8 +128,3 @@ def whole(value: Value) -> int:
     """The value of a kind that takes one number."""
     assert isinstance(value, int)
     return value
-
-
-def own_tensors(state: "dict[str, Tensor]", slot: Slot, shape: Shape) -> "dict[str, Tensor]":
-    """The parent's own tensors of one subblock; which layer does not matter, since names are the same in all."""
-    return {name: state[name] for name in subblock_tensors(shape, slot, shape.parent_entry(0, slot))}

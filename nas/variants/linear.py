@@ -4,33 +4,18 @@ It starts from the ridge solution on calibration text: of all matrices the one w
 The paper starts from the product of the parent's matrices, `linear_from_products`, which ignores softmax and gate.
 """
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-from inlay.nas.families.shape import (
-    ATTENTION,
-    ATTENTION_NORM,
-    DOWN,
-    FFN,
-    FFN_NORM,
-    OUTPUT,
-    SLOTS,
-    UP,
-    VALUE,
-    Entry,
-    Shape,
-    Slot,
-)
-from inlay.nas.variants.kind import Kind, Value
+from inlay.nas.families.shape import SLOTS, Entry
+from inlay.nas.modeling import linear_inlay
+from inlay.nas.modeling.full_inlay import OUTPUT, VALUE
+from inlay.nas.modeling.gated_inlay import DOWN, UP
+from inlay.nas.modeling.subblock_inlay import MIXERS, NORMS
+from inlay.nas.variants.kind import Kind, Place, Value
+from inlay.nas.variants.statistics import Products, Statistic, Sums
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from inlay.nas.variants.sums import CalibrationSums
-
-_NAMES: Final[dict[Slot, tuple[str, str]]] = {
-    "attention": (f"{ATTENTION_NORM}.weight", f"{ATTENTION}.weight"),
-    "ffn": (f"{FFN_NORM}.weight", f"{FFN}.weight"),
-}
 
 
 class Linear(Kind):
@@ -40,19 +25,24 @@ class Linear(Kind):
     slots = SLOTS
     trained = True
 
-    def entry(self, value: Value, slot: Slot, shape: Shape, layer: int) -> Entry:
-        """An entry without sizes: the matrix is hidden by hidden."""
-        return {"kind": "linear"}
+    def short(self, value: Value) -> str:
+        """`lin`."""
+        return "lin"
 
-    def start(
-        self, value: Value, slot: Slot, shape: Shape, state: "dict[str, Tensor]", sums: "CalibrationSums | None"
-    ) -> "dict[str, Tensor]":
-        """The parent's norm and the ridge solution. Needs `sums` with products."""
-        products = None if sums is None else sums.products(slot)
-        if sums is None or products is None:
-            raise ValueError("`linear` starts from X'X and X'Y; run calibrate with products first.")
-        norm, weight = _NAMES[slot]
-        return {norm: state[norm], weight: ridge(*products, sums.tokens).to(state[norm].dtype)}
+    def entry(self, value: Value, place: Place) -> Entry:
+        """An entry without sizes: the matrix is hidden by hidden."""
+        return {"kind": linear_inlay.Linear.name}
+
+    def statistics(self, value: Value, place: Place) -> tuple[Statistic, ...]:
+        """X'X and X'Y of the parent's subblock."""
+        return (Products(place.slot),)
+
+    def start(self, value: Value, place: Place, state: "dict[str, Tensor]", sums: Sums) -> "dict[str, Tensor]":
+        """The parent's norm and the ridge solution."""
+        products = sums.of(Products(place.slot))
+        norm, weight = f"{NORMS[place.slot]}.weight", f"{MIXERS[place.slot]}.weight"
+        solution_DD = ridge(products["xx"], products["xy"], sums.tokens)
+        return {norm: state[norm], weight: solution_DD.to(state[norm].dtype)}
 
 
 def ridge(xx_DD: "Tensor", xy_DD: "Tensor", tokens: int) -> "Tensor":
@@ -71,13 +61,14 @@ def ridge(xx_DD: "Tensor", xy_DD: "Tensor", tokens: int) -> "Tensor":
     return weight_DD
 
 
-def linear_from_products(slot: Slot, shape: Shape, state: "dict[str, Tensor]") -> "dict[str, Tensor]":
+def linear_from_products(place: Place, state: "dict[str, Tensor]") -> "dict[str, Tensor]":
     """The paper's start, for comparison: W_o W_v (each token attends to itself alone), W_down W_up (no gate)."""
-    norm, weight = _NAMES[slot]
-    if slot == "ffn":
+    shape, norm = place.shape, f"{NORMS[place.slot]}.weight"
+    if place.slot == "ffn":
         product_DD = state[f"{DOWN}.weight"].double() @ state[f"{UP}.weight"].double()
     else:
-        value_GKD = state[f"{VALUE}.weight"].double().reshape(shape.kv_heads, shape.head_dim, shape.hidden)
-        value_HKD = value_GKD.repeat_interleave(shape.q_heads // shape.kv_heads, dim=0)
+        kv_heads = place.own["kv_heads"]
+        value_GKD = state[f"{VALUE}.weight"].double().reshape(kv_heads, shape.head_dim, shape.hidden)
+        value_HKD = value_GKD.repeat_interleave(shape.q_heads // kv_heads, dim=0)
         product_DD = state[f"{OUTPUT}.weight"].double() @ value_HKD.flatten(0, 1)
-    return {norm: state[norm], weight: product_DD.to(state[norm].dtype)}
+    return {norm: state[norm], f"{MIXERS[place.slot]}.weight": product_DD.to(state[norm].dtype)}

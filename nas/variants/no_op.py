@@ -2,13 +2,14 @@
 
 from typing import TYPE_CHECKING
 
-from inlay.nas.families.shape import SLOTS, Entry, Shape, Slot
-from inlay.nas.variants.kind import Kind, Value
+from inlay.nas.families.shape import SLOTS, Entry
+from inlay.nas.modeling.no_op_inlay import ABSENT
+from inlay.nas.variants.kind import Kind, Place, Value
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from inlay.nas.variants.sums import CalibrationSums
+    from inlay.nas.variants.statistics import Sums
 
 
 class NoOp(Kind):
@@ -17,13 +18,16 @@ class NoOp(Kind):
     name = "no_op"
     slots = SLOTS
     trained = False
+    is_free = True
 
-    def entry(self, value: Value, slot: Slot, shape: Shape, layer: int) -> Entry:
+    def short(self, value: Value) -> str:
+        """A dash."""
+        return "–"
+
+    def entry(self, value: Value, place: Place) -> Entry:
         """An entry without sizes."""
-        return {"kind": "no_op"}
+        return dict(ABSENT)
 
-    def start(
-        self, value: Value, slot: Slot, shape: Shape, state: "dict[str, Tensor]", sums: "CalibrationSums | None"
-    ) -> "dict[str, Tensor]":
+    def start(self, value: Value, place: Place, state: "dict[str, Tensor]", sums: "Sums") -> "dict[str, Tensor]":
         """Nothing: a no-op has no tensors."""
         return {}

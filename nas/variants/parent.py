@@ -2,13 +2,13 @@
 
 from typing import TYPE_CHECKING
 
-from inlay.nas.families.shape import SLOTS, Entry, Shape, Slot
-from inlay.nas.variants.kind import Kind, Value, own_tensors
+from inlay.nas.families.shape import SLOTS, Entry
+from inlay.nas.variants.kind import Kind, Place, Value
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from inlay.nas.variants.sums import CalibrationSums
+    from inlay.nas.variants.statistics import Sums
 
 
 class Parent(Kind):
@@ -17,13 +17,16 @@ class Parent(Kind):
     name = "parent"
     slots = SLOTS
     trained = False
+    is_parent = True
 
-    def entry(self, value: Value, slot: Slot, shape: Shape, layer: int) -> Entry:
+    def short(self, value: Value) -> str:
+        """Nothing to tell."""
+        return ""
+
+    def entry(self, value: Value, place: Place) -> Entry:
         """The parent's own entry."""
-        return shape.parent_entry(layer, slot)
+        return place.own
 
-    def start(
-        self, value: Value, slot: Slot, shape: Shape, state: "dict[str, Tensor]", sums: "CalibrationSums | None"
-    ) -> "dict[str, Tensor]":
+    def start(self, value: Value, place: Place, state: "dict[str, Tensor]", sums: "Sums") -> "dict[str, Tensor]":
         """The parent's own tensors."""
-        return own_tensors(state, slot, shape)
+        return place.tensors(state)

@@ -1,10 +1,9 @@
-"""The one list of kinds; adding a kind is its file and a line here."""
+"""The one list of kinds of variants; adding a kind is its file and a line here."""
 
-from collections.abc import Mapping
-from types import MappingProxyType
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
-from inlay.nas.families.shape import Slot
+from inlay.nas.modeling.subblock_inlay import Slot
 from inlay.nas.variants.kind import Kind
 from inlay.nas.variants.kv_heads import KvHeads
 from inlay.nas.variants.linear import Linear
@@ -13,10 +12,37 @@ from inlay.nas.variants.parent import Parent
 from inlay.nas.variants.width import Width
 from inlay.nas.variants.window import Window
 
-KINDS: Final[Mapping[str, Kind]] = MappingProxyType(
-    {kind.name: kind for kind in (Parent(), KvHeads(), Window(), Width(), Linear(), NoOp())}
-)
-"""Every kind by its name, in the order messages list them."""
+
+class Kinds(Mapping[str, Kind]):
+    """Kinds by their name, in the order messages list them; more can be registered, each once."""
+
+    def __init__(self, kinds: Iterable[Kind]) -> None:
+        self._kinds: dict[str, Kind] = {}
+        for kind in kinds:
+            self.register(kind)
+
+    def register(self, kind: Kind) -> None:
+        """Make a kind known in this process; ValueError when its name is taken."""
+        if kind.name in self._kinds:
+            raise ValueError(f"there is a kind of variant named {kind.name} already")
+        self._kinds[kind.name] = kind
+
+    def forget(self, name: str) -> None:
+        """Take a kind out again."""
+        del self._kinds[name]
+
+    def __getitem__(self, name: str) -> Kind:
+        return self._kinds[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._kinds)
+
+    def __len__(self) -> int:
+        return len(self._kinds)
+
+
+KINDS: Final = Kinds((Parent(), KvHeads(), Window(), Width(), Linear(), NoOp()))
+"""Every kind of variant."""
 
 
 def kinds_of(slot: Slot) -> list[str]:

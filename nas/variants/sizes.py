@@ -1,13 +1,18 @@
-"""Exact sizes, in numbers and bytes, of subblocks, of their key/value caches and of a model's ends; no torch."""
+"""Exact sizes, in numbers and bytes, of subblocks, of their key/value caches and of a model's ends; no torch.
+
+All of them are counted from the tensors that the kinds of subblocks tell.
+"""
 
 from collections.abc import Mapping
 from math import prod
 
-from inlay.nas.families.shape import Entry, Shape, Slot, ends_tensors, subblock_tensors
+from inlay.nas.families.shape import Entry, Shape, ends_tensors, subblock_tensors
+from inlay.nas.modeling.kinds_inlay import SUBBLOCKS
+from inlay.nas.modeling.subblock_inlay import Slot
 
 
 def parameters(entry: Entry, slot: Slot, shape: Shape) -> int:
-    """Numbers in one subblock, its norm included; 0 for a no-op."""
+    """Numbers in one subblock, its norm included; 0 where there is none."""
     return _count(subblock_tensors(shape, slot, entry))
 
 
@@ -22,18 +27,8 @@ def ends_parameters(shape: Shape) -> int:
 
 
 def kv_bytes(entry: Entry, shape: Shape, batch: int, length: int) -> int:
-    """Bytes of the keys and values that one attention holds for `batch` sequences after `length` tokens.
-
-    A window holds min(length, window + sinks) tokens.
-    """
-    match entry["kind"]:
-        case "full":
-            tokens = length
-        case "window":
-            tokens = min(length, entry["window"] + entry["sinks"])
-        case _:
-            return 0
-    return 2 * batch * int(entry["kv_heads"]) * shape.head_dim * tokens * shape.dtype_bytes
+    """Bytes of what one subblock holds for `batch` sequences after `length` tokens."""
+    return batch * _count(SUBBLOCKS.of(entry).state(entry, shape, length)) * shape.dtype_bytes
 
 
 def _count(tensors: Mapping[str, tuple[int, ...]]) -> int:

@@ -4,8 +4,10 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 from inlay.nas.errors import UserError
-from inlay.nas.families.shape import SLOTS, Shape, Slot
-from inlay.nas.job.problems import Problem, did_you_mean, show
+from inlay.nas.families.shape import SLOTS, Shape
+from inlay.nas.modeling.subblock_inlay import Slot
+from inlay.nas.problems import Problem, did_you_mean, show
+from inlay.nas.variants.kind import Place
 from inlay.nas.variants.registry import KINDS, kinds_of
 from inlay.nas.variants.variant import Variant
 
@@ -33,8 +35,8 @@ class SearchSpace(Protocol):
 def variants_of(space: SearchSpace, shape: Shape, layer: int) -> tuple[Variant, ...]:
     """The variants allowed at `layer`: for each slot the parent's own, then the space's in its order, each once.
 
-    A variant that another layer can take but this one cannot (a window not below the one it slides in already), and a
-    width that is the parent's own, are left out. Raises `UserError` with every problem of the space.
+    A variant that another layer can take but this one cannot (a window not below the one it slides in already), and one
+    that is the parent's own there, are left out. Raises `UserError` with every problem of the space.
     """
     problems = space_problems(space, shape)
     if problems:
@@ -43,19 +45,29 @@ def variants_of(space: SearchSpace, shape: Shape, layer: int) -> tuple[Variant, 
     for slot in SLOTS:
         parent = Variant(slot, "parent")
         found[parent.label] = parent
-        for variant in (_variant(item, slot, space, shape) for item in getattr(space, slot)):
+        for variant in (_variant(item, space, Place(shape, layer, slot)) for item in getattr(space, slot)):
             is_parent = variant.entry(shape, layer) == parent.entry(shape, layer)
             if not is_parent and variant.problem(shape, layer) is None:
                 found.setdefault(variant.label, variant)
     return tuple(found.values())
 
 
-def space_problems(space: SearchSpace, shape: Shape, field: str = "space") -> list[Problem]:
-    """Everything in the space that no layer of this parent can take, each with its path below `field`."""
-    return [problem for slot in SLOTS for problem in _slot_problems(space, shape, slot, f"{field}.{slot}")]
+def space_problems(
+    space: SearchSpace, shape: Shape, field: str = "space", judged_length: int | None = None
+) -> list[Problem]:
+    """Everything in the space that no layer of this parent can take, each with its path below `field`.
+
+    With `judged_length`, the tokens of the sequences that quality is judged on, also what these could not tell from
+    the parent's own.
+    """
+    return [
+        problem for slot in SLOTS for problem in _slot_problems(space, shape, slot, f"{field}.{slot}", judged_length)
+    ]
 
 
-def _slot_problems(space: SearchSpace, shape: Shape, slot: Slot, field: str) -> Iterator[Problem]:
+def _slot_problems(
+    space: SearchSpace, shape: Shape, slot: Slot, field: str, judged_length: int | None
+) -> Iterator[Problem]:
     for place, item in enumerate(getattr(space, slot)):
         path = f"{field}[{place}]"
         name, value = _split(item)
@@ -64,17 +76,17 @@ def _slot_problems(space: SearchSpace, shape: Shape, slot: Slot, field: str) -> 
             yield Problem(path, f"{show(item)} is no {slot} alternative; {hint}there are {', '.join(kinds_of(slot))}")
             continue
         path = path if value is None else f"{path}.{name}"
-        variant = _variant(item, slot, space, shape)
-        problems = [variant.problem(shape, layer) for layer in range(shape.num_layers)]
+        variants = [_variant(item, space, Place(shape, layer, slot)) for layer in range(shape.num_layers)]
+        problems = [variant.problem(shape, layer) for layer, variant in enumerate(variants)]
         if problems[0] is not None and None not in problems:
-            rounded = name == "width" and variant.value != value
-            given = f"{value} gives a multiple of {space.multiple}, and " if rounded else ""
-            yield Problem(path, given + problems[0])
+            yield Problem(path, KINDS[name].rounding(value, variants[0].value, space) + problems[0])
+        elif judged_length is not None and (text := variants[0].too_long(judged_length)) is not None:
+            yield Problem(path, text)
 
 
-def _variant(item: Any, slot: Slot, space: SearchSpace, shape: Shape) -> Variant:
+def _variant(item: Any, space: SearchSpace, place: Place) -> Variant:
     name, value = _split(item)
-    return Variant(slot, name, KINDS[name].resolve(value, space, shape))
+    return Variant(place.slot, name, KINDS[name].resolve(value, space, place))
 
 
 def _split(item: Any) -> tuple[str, Any]:

@@ -4,15 +4,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from inlay.nas.errors import UserError
-from inlay.nas.families.shape import SLOTS, Entry, Shape, Slot
-from inlay.nas.job.problems import Problem, did_you_mean, show
-from inlay.nas.variants.kind import Value
+from inlay.nas.families.shape import SLOTS, Entry, Shape
+from inlay.nas.modeling.kinds_inlay import SUBBLOCKS
+from inlay.nas.modeling.subblock_inlay import Slot
+from inlay.nas.problems import Problem, did_you_mean, show
+from inlay.nas.variants.kind import Place, Value
 from inlay.nas.variants.registry import KINDS, kinds_of
+from inlay.nas.variants.statistics import Statistic, Sums
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from inlay.nas.variants.sums import CalibrationSums
 
 
 @dataclass(frozen=True)
@@ -37,13 +38,41 @@ class Variant:
         return f"{self.slot}:{KINDS[self.kind].format(self.value)}"
 
     @property
+    def short(self) -> str:
+        """What a cell of a picture says of it."""
+        return KINDS[self.kind].short(self.value)
+
+    @property
+    def rank(self) -> tuple[Slot, int, int]:
+        """What sorts variants for people: by slot, by kind, large before small."""
+        number = self.value if isinstance(self.value, int) else next(iter(self.value or ()), 0)
+        return self.slot, list(KINDS).index(self.kind), -number
+
+    @property
     def trained(self) -> bool:
         """Whether local distillation trains it."""
         return KINDS[self.kind].trained
 
+    @property
+    def is_parent(self) -> bool:
+        """Whether it is the parent's own subblock."""
+        return KINDS[self.kind].is_parent
+
+    @property
+    def is_free(self) -> bool:
+        """Whether it costs nothing wherever it stands."""
+        return KINDS[self.kind].is_free
+
+    def is_absent(self, shape: Shape, layer: int) -> bool:
+        """Whether nothing stands there when it is chosen at this layer: no weights, no cache, no time."""
+        return SUBBLOCKS.of(self.entry(shape, layer)).absent
+
     def problem(self, shape: Shape, layer: int) -> str | None:
         """What is wrong with it at this layer of the parent, or `None`."""
-        return KINDS[self.kind].problem(self.value, self.slot, shape, layer)
+        place = Place(shape, layer, self.slot)
+        if place.is_empty and not self.is_parent:
+            return f"{self.label} is not possible: the parent has no {self.slot} there; leave it out"
+        return KINDS[self.kind].problem(self.value, place)
 
     def check(self, shape: Shape, layer: int, field: str) -> None:
         """Raise `UserError`, opened by `field`, when it cannot stand at this layer of the parent."""
@@ -51,18 +80,27 @@ class Variant:
         if problem is not None:
             raise UserError(str(Problem(field, problem)))
 
+    def too_long(self, length: int) -> str | None:
+        """What is wrong with it where quality is judged on sequences of `length` tokens, or `None`."""
+        return KINDS[self.kind].too_long(self.value, length)
+
     def entry(self, shape: Shape, layer: int) -> Entry:
         """How config.json describes it at this layer."""
-        return KINDS[self.kind].entry(self.value, self.slot, shape, layer)
+        return KINDS[self.kind].entry(self.value, Place(shape, layer, self.slot))
+
+    def statistics(self, shape: Shape, layer: int) -> tuple[Statistic, ...]:
+        """What its start needs of the parent's layer."""
+        return KINDS[self.kind].statistics(self.value, Place(shape, layer, self.slot))
 
     def start(
-        self, shape: Shape, state: "dict[str, Tensor]", sums: "CalibrationSums | None" = None
+        self, shape: Shape, layer: int, state: "dict[str, Tensor]", sums: Sums | None = None
     ) -> "dict[str, Tensor]":
         """Its tensors without any training, its norm included, by layer-local names, in the dtypes of `state`.
 
-        `state` is the parent's layer. `width` needs `sums`, `linear` needs products in it: `ValueError` without.
+        `state` is the parent's layer. Raises `ValueError` where `sums` lacks one of its statistics.
         """
-        return KINDS[self.kind].start(self.value, self.slot, shape, state, sums)
+        place = Place(shape, layer, self.slot)
+        return KINDS[self.kind].start(self.value, place, state, Sums() if sums is None else sums)
 
 
 def parse_variant(text: str) -> Variant:
@@ -83,6 +121,12 @@ def parse_variant(text: str) -> Variant:
         return Variant(known, name, KINDS[name].parse(value))
     except ValueError as error:
         raise _no_variant(text, str(error)) from None
+
+
+def is_free(label: str) -> bool:
+    """Whether what a label names costs nothing wherever it stands; False for a label that is no variant's."""
+    kind = KINDS.get(label.partition(":")[2].partition("=")[0])
+    return kind is not None and kind.is_free
 
 
 def _no_variant(text: str, reason: str) -> UserError:

@@ -4,15 +4,17 @@ Channel Contribution (Puzzle, arXiv 2411.19146, appendix on FFN pruning): the me
 channel| times the norm of its column in the down projection.
 """
 
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
-from inlay.nas.families.shape import DOWN, GATE, UP, Entry, Shape, Slot
-from inlay.nas.variants.kind import Kind, Value, own_tensors, parse_whole, whole
+from inlay.nas.families.shape import Entry
+from inlay.nas.modeling.gated_inlay import DOWN, GATE, UP, GatedFfn
+from inlay.nas.quantities import parse_count, parse_number
+from inlay.nas.variants.kind import Kind, Place, Value, parse_whole, whole
+from inlay.nas.variants.statistics import ChannelActivity, Statistic, Sums
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from inlay.nas.variants.sums import CalibrationSums
 
 
 class Width(Kind):
@@ -21,45 +23,66 @@ class Width(Kind):
     name = "width"
     slots = ("ffn",)
     trained = True
+    example = "width: 0.5"
+    forms = "{width: 0.5} or {width: 256}"
 
-    def parse(self, text: str) -> Value:
-        """256 from `256`."""
-        return parse_whole(self.name, text)
+    def read(self, value: object) -> int | float:
+        """A fraction below 1 as a float, or whole channels."""
+        number = parse_number(value) if isinstance(value, float) or "." in str(value) else parse_count(value)
+        if number <= 0:
+            raise ValueError("is not a width; write a fraction of the parent's such as 0.5, or channels such as 256")
+        if number == 1:
+            raise ValueError("is the parent's own width or a single channel; write a fraction below 1, or 2 or more")
+        if isinstance(number, float) and number > 1:
+            if Fraction(number).denominator == 1:
+                return int(number)
+            raise ValueError("is more than the parent has; write a fraction below 1 such as 0.5, or whole channels")
+        return number
 
-    def resolve(self, item: Any, space: Any, shape: Shape) -> Value:
-        """The channels of the item, a number or a fraction of the parent's, as the nearest multiple above zero.
+    def resolve(self, item: Any, space: Any, place: Place) -> Value:
+        """The channels of the item, a number or a fraction of this layer's own, as the nearest multiple above zero.
 
-        A multiple above the parent's width becomes the largest below it, where there is one. A number that is no width,
-        the parent's own, or above it stays as it is.
+        A multiple above the layer's width becomes the largest below it, where there is one. A number that is no width,
+        the layer's own, or above it stays as it is; where the parent has no channels, a fraction of one is none.
         """
-        own, multiple = shape.ffn_width, int(space.multiple)
+        own, multiple = int(place.own.get("width", 0)), int(space.multiple)
         wanted = item * own if isinstance(item, float) else item
         if wanted <= 0 or (wanted >= own and not isinstance(item, float)):
             return int(wanted)
         nearest = max(1, round(wanted / multiple)) * multiple
         return own // multiple * multiple if nearest > own >= multiple else nearest
 
-    def problem(self, value: Value, slot: Slot, shape: Shape, layer: int) -> str | None:
+    def rounding(self, item: Any, value: Value, space: Any) -> str:
+        """The multiple, where it changed the number."""
+        return "" if value == item else f"{item} gives a multiple of {space.multiple}, and "
+
+    def parse(self, text: str) -> Value:
+        """256 from `256`."""
+        return parse_whole(self.name, text)
+
+    def problem(self, value: Value, place: Place) -> str | None:
         """The width must be above zero and not above the parent's."""
-        width, own = whole(value), shape.ffn_width
+        width, own = whole(value), place.own.get("width")
+        if own is None:
+            return f"{width} is not possible: the parent's ffn has no channels; leave width out"
         if width < 1:
             return f"{width} is not a width; give at least 1, or no_op for no ffn"
         if width > own:
             return f"{width} is above the parent's width of {own}; give a smaller one, or a fraction such as 0.5"
         return None
 
-    def entry(self, value: Value, slot: Slot, shape: Shape, layer: int) -> Entry:
+    def entry(self, value: Value, place: Place) -> Entry:
         """A gated ffn of `value` channels."""
-        return {"kind": "gated", "width": whole(value)}
+        return {"kind": GatedFfn.name, "width": whole(value)}
 
-    def start(
-        self, value: Value, slot: Slot, shape: Shape, state: "dict[str, Tensor]", sums: "CalibrationSums | None"
-    ) -> "dict[str, Tensor]":
-        """The parent's ffn cut to the channels that contribute most, in their old order. Needs `sums`."""
-        if sums is None:
-            raise ValueError("`width` starts from calibration sums; run calibrate first.")
+    def statistics(self, value: Value, place: Place) -> tuple[Statistic, ...]:
+        """How active each channel is."""
+        return (ChannelActivity(),)
+
+    def start(self, value: Value, place: Place, state: "dict[str, Tensor]", sums: Sums) -> "dict[str, Tensor]":
+        """The parent's ffn cut to the channels that contribute most, in their old order."""
         kept = most_contributing(channel_contribution(sums, state), whole(value))
-        started = own_tensors(state, slot, shape)
+        started = place.tensors(state)
         for name, tensor in started.items():
             if name.startswith((f"{GATE}.", f"{UP}.")):
                 started[name] = tensor[kept]
@@ -67,9 +90,9 @@ class Width(Kind):
         return started
 
 
-def channel_contribution(sums: "CalibrationSums", state: "dict[str, Tensor]") -> "Tensor":
+def channel_contribution(sums: Sums, state: "dict[str, Tensor]") -> "Tensor":
     """How much each channel of the parent's ffn gives its output, in float64, [F]."""
-    mean_F = sums.channel_abs.double() / sums.tokens
+    mean_F = sums.of(ChannelActivity())["abs"].double() / sums.tokens
     norm_F: Tensor = state[f"{DOWN}.weight"].double().norm(dim=0)
     return mean_F * norm_F
 

@@ -76,7 +76,6 @@ def write_job(tmp_path: Path, tiny_parent: Callable[..., Path]) -> WriteJob:
                 "validate": {"path": "held_out.txt", "tokens": 256},
             },
             "space": {"attention": [{"kv_heads": 1}, {"window": 8}, "no_op"], "ffn": [{"width": 0.5}, "linear"]},
-            "calibrate": {"tokens": 64},
             "distill": {"tokens": 64, "batch_size": 2},
             "recover": {"tokens": 64, "batch_size": 2},
             "hardware": {"scenarios": [{"prefill": 8, "generate": 4}]},

@@ -32,8 +32,9 @@ AGAINST_PARENT = [
     ({"space.attention": ["no_op", {"kv_heads": 3}]}, "space.attention[1].kv_heads: "),
     ({"space.ffn": [{"width": 480}]}, "space.ffn[0].width: "),
     ({"space.attention": [{"window": 65}]}, "space.attention[0].window: "),
-    ({"data.distill.sequence_length": 65, "distill.tokens": 65, "calibrate.tokens": 65, "recover.tokens": 65},
+    ({"data.distill.sequence_length": 65, "distill.tokens": 65, "recover.tokens": 65},
      "data.distill.sequence_length: 65 is longer than the parent's context; it must be at most 64"),
+    ({"data.validate.sequence_length": 65}, "data.validate.sequence_length: 65 is longer than the parent's context"),
     ({"hardware.scenarios": [{"prefill": 60, "generate": 8}]},
      "hardware.scenarios[0]: prefill 60 and generate 8 make 68 tokens; the parent's context is 64"),
     ({"hardware.costs": "costs.csv"}, "hardware.costs: there is no file "),
@@ -102,7 +103,7 @@ def test_a_right_job(inlay: Inlay, write_job: WriteJob) -> None:
     before = names(job.parent)
     done = inlay("validate", job)
     assert (done.returncode, done.stderr, done.stdout) == (0, "", f"{job} is right\n")
-    assert json.loads(inlay("validate", job, "--json").stdout) == {"valid": True, "problems": []}
+    assert json.loads(inlay("validate", job, "--json").stdout) == {"valid": True, "problems": [], "warnings": []}
     assert names(job.parent) == before
 
 
@@ -128,6 +129,14 @@ def test_text_shorter_than_a_sequence(inlay: Inlay, write_job: WriteJob) -> None
     done = inlay("validate", job)
     refused(done, "data.distill.path: 'train.txt': the text has ")
     assert "less than one sequence of 16; give more text, or lower data.distill.sequence_length" in done.stderr
+
+
+def test_validation_text_shorter_than_what_is_served(inlay: Inlay, write_job: WriteJob) -> None:
+    job = write_job({"hardware.scenarios": [{"prefill": 40, "generate": 20}]})
+    (job.parent / "held_out.txt").write_text("one two three\n<|endoftext|>\n" * 4)
+    done = inlay("validate", job)
+    refused(done, "data.validate.path: 'held_out.txt': a part of the validation text ")
+    assert "less than one sequence of 60; give more text, or lower data.validate.sequence_length" in done.stderr
 
 
 def test_validation_text_of_one_document(inlay: Inlay, write_job: WriteJob) -> None:

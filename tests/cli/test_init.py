@@ -9,7 +9,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from inlay.nas.check import problems_of_file
+from inlay.nas.check import check_file
 from inlay.nas.cli import main
 from inlay.nas.job import Job
 
@@ -18,7 +18,7 @@ Captured = pytest.CaptureFixture[str]
 
 def test_the_demo_is_right(tmp_path: Path) -> None:
     assert main(["init", "--demo", str(tmp_path / "demo.yaml")]) == 0
-    assert problems_of_file(tmp_path / "demo.yaml") == []
+    assert check_file(tmp_path / "demo.yaml").problems == []
     assert Job.load(tmp_path / "demo.yaml").parent == "inlay:pystdlib"
 
 
@@ -56,7 +56,7 @@ def test_it_fits_the_parent(tmp_path: Path, tiny_parent: Callable[..., Path], mo
     assert job.space.attention == ({"kv_heads": 1}, {"window": 32}, "linear", "no_op")
     assert job.data.distill.sequence_length == 64
     assert job.hardware.scenarios[0].prefill == job.hardware.scenarios[0].generate == 32
-    fields = {problem.field for problem in problems_of_file("jobs/a.yaml")}
+    fields = {problem.field for problem in check_file("jobs/a.yaml").problems}
     assert fields == {"data.distill.path", "data.validate.path"}  # one text is too short, the other not there yet
 
 

@@ -16,9 +16,9 @@ import pytest
 import yaml
 
 from inlay.cluster import Cluster, ClusterSettings, Store, connect
-from inlay.cluster.http import HttpError, ray_authorization, request_json
+from inlay.cluster.http import HttpError, request_json
 from inlay.cluster.processes import Spawned, end, free_port, spawn
-from inlay.cluster.runtime import protect_token
+from inlay.cluster.ray_token import protect_token, ray_authorization
 from inlay.cluster.services import JOB_SLOT
 
 _STORE_BYTES = 90 * 2**20
@@ -69,7 +69,6 @@ def job(tmp_path: Path, tiny_parent: Callable[..., Path]) -> Path:
             "validate": {"path": "held_out.txt", "tokens": 256},
         },
         "space": {"attention": [{"kv_heads": 1}, "no_op"], "ffn": [{"width": 0.5}, "no_op"]},
-        "calibrate": {"tokens": 64},
         "distill": {"tokens": 64, "batch_size": 2},
         "recover": {"tokens": 64, "batch_size": 2},
         "hardware": {"scenarios": [{"prefill": 8, "generate": 4}]},

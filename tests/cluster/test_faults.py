@@ -128,7 +128,7 @@ def test_whatever_is_lost_the_tables_are_the_same(ray_nodes: Nodes, job: Path, c
         place = tmp_path / "driver"
         submit(nodes, job, "driver", place)
         wait_for(lambda: records_of(place, "calibrate") >= 1)
-        driver = next(p for p in psutil.process_iter() if is_driver(p, str(nodes.port), "inlay.nas.cli.submitted"))
+        driver = next(p for p in psutil.process_iter() if is_driver(p, str(nodes.port), "inlay.nas.driver"))
         driver.kill()
         assert server.wait("driver", 120).state == "FAILED"
         submit(nodes, job, "again", place)

@@ -70,6 +70,7 @@ def alike(line: str, user: User) -> str:
     line = line.replace(str(user.folder), "/home/ada/work").replace(str(user.home), "/home/ada")
     line = re.sub(r"[0-9a-f]{32}", "RUN", line)
     line = re.sub(r"^(  stage +[a-z]+) .*", r"\1", line)
+    line = re.sub(r" · search .*", " · search", line)
     line = re.sub(r"^([a-z]+ +)\d[\d.]* (?:s|min \d+ s|ms), .*", r"\1TIME", line)
     return re.sub(r"\d+(?:\.\d+)?", "0", " ".join(line.split()))
 

@@ -19,7 +19,7 @@ Nodes = Callable[..., AbstractContextManager[Any]]
 DRIVER = """
 import sys, time
 from pathlib import Path
-from inlay.cluster import ClusterSettings, ConnectError, Piece, PieceOutput, Store, connect, run_pieces
+from inlay.cluster import ClusterSettings, ConnectError, Piece, PieceOutput, Resources, Store, connect, run_pieces
 
 folder, where = Path(sys.argv[2]), sys.argv[3]
 
@@ -47,7 +47,7 @@ with connect(ClusterSettings(address=sys.argv[1])) as cluster:
         if where == "workers":
             cluster.start()
             lose_the_head()
-            cluster.workers
+            cluster.places(Resources())
         run_pieces(Store(folder / "w"), pieces, cluster, on_event=on_event, ready=ready, exclusive=where == "ready")
     except ConnectError as error:
         print(error, flush=True)

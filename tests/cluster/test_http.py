@@ -8,9 +8,10 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from inlay.cluster.http import HttpError, mlflow_authorization, ray_authorization, request_json
+from inlay.cluster.http import HttpError, mlflow_authorization, request_json
 from inlay.cluster.ids import has_password
 from inlay.cluster.jobs import JobServer
+from inlay.cluster.ray_token import ray_authorization
 
 
 class Listener(BaseHTTPRequestHandler):

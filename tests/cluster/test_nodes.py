@@ -17,7 +17,7 @@ from pathlib import Path
 
 os.environ["RAY_AUTH_MODE"] = "token"
 from inlay.cluster import ClusterSettings, Piece, PieceOutput, Store, connect, piece_key, piece_seed, run_pieces
-from inlay.cluster.runtime import protect_token
+from inlay.cluster.ray_token import protect_token
 protect_token()
 from ray.cluster_utils import Cluster
 

@@ -103,6 +103,30 @@ def hang_once(arguments: dict[str, Any], context: PieceContext) -> PieceOutput:
     return PieceOutput()
 
 
+def note(arguments: dict[str, Any], context: PieceContext) -> PieceOutput:
+    Path(arguments["file"]).touch()
+    time.sleep(3)
+    return PieceOutput()
+
+
+def wait_for_others(arguments: dict[str, Any], context: PieceContext) -> PieceOutput:
+    context.progress.waits("the others")
+    time.sleep(arguments["seconds"])
+    context.progress(0.5)
+    if context.attempt == 1:
+        time.sleep(600)
+    return PieceOutput()
+
+
+def report_from_a_copy(arguments: dict[str, Any], context: PieceContext) -> PieceOutput:
+    import pickle
+
+    copy = pickle.loads(pickle.dumps(context.progress))
+    copy(0.5, {"step": 1})
+    time.sleep(2)
+    return PieceOutput()
+
+
 def hungry(arguments: dict[str, Any], context: PieceContext) -> PieceOutput:
     micro_batch = 8 >> context.memory_retries
     held = bytearray(micro_batch * (256 << 20))
@@ -117,6 +141,10 @@ def note_times(arguments: dict[str, Any], context: PieceContext) -> PieceOutput:
     begun = time.time()
     time.sleep(0.3)
     return PieceOutput({"begun": begun, "ended": time.time()})
+
+
+def standing(arguments: dict[str, Any], context: PieceContext) -> PieceOutput:
+    return PieceOutput({"priority": os.getpriority(os.PRIO_PROCESS, 0), "leads": os.getsid(0) == os.getpid()})
 
 
 def diverge(arguments: dict[str, Any], context: PieceContext) -> PieceOutput:
@@ -237,6 +265,58 @@ def test_a_hung_piece_meets_its_deadline_and_is_tried_again(store: Store, cluste
     assert "it made no progress for 3 s" in [event.note for event in events]
 
 
+def test_what_a_piece_waits_for_is_told_and_only_its_own_time_counts(
+    store: Store, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inlay.cluster.fanout._WAITING_SECONDS", 1.0)
+    events: list[PieceEvent] = []
+    (record,) = run_pieces(
+        store, [make(wait_for_others, "waits", seconds=7)], cluster, deadline_seconds=4, on_event=events.append
+    )
+    assert record.attempts == 2
+    kinds = [event.kind for event in events]
+    assert set(kinds[1 : kinds.index("started")]) == {"waiting"}
+    assert {event.note for event in events if event.kind == "waiting"} >= {"it waits for the others"}
+    assert [event.note for event in events if event.kind == "retried"] == ["it made no progress for 4 s"]
+
+
+def test_pieces_behind_wider_ones_are_queued_and_not_hung(
+    store: Store, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("inlay.cluster.fanout._BEGINNING_SECONDS", 3.0)
+    cluster.preload()
+    wide = replace(make(slow, "wide", steps=80), resources=Resources(cpus=2))
+    events: list[PieceEvent] = []
+    records = run_pieces(
+        store, [wide, make(square, "narrow", x=2)], cluster, deadline_seconds=3, on_event=events.append
+    )
+    assert [record.attempts for record in records] == [1, 1]
+    assert "retried" not in {event.kind for event in events}
+
+
+def test_pieces_that_are_queued_when_the_call_fails_never_run(store: Store, cluster: Cluster, tmp_path: Path) -> None:
+    wide = replace(make(fail, "fails", seconds=2), resources=Resources(cpus=2))
+    # Of these only one has room once the first has failed.
+    queued = [
+        replace(make(note, f"{cpus} CPUs", file=str(tmp_path / f"{cpus}")), resources=Resources(cpus=cpus))
+        for cpus in (1.25, 1.5, 1.75)
+    ]
+    with pytest.raises(PieceError, match="work, fails: TwoArguments"):
+        run_pieces(store, [wide, *queued], cluster)
+    time.sleep(4)
+    begun = [path.name for path in tmp_path.glob("1.*")]
+    assert len(begun) <= 1
+    assert [record.label for record in kept_records(store, queued).values()] == [f"{cpus} CPUs" for cpus in begun]
+    assert len(run_pieces(store, queued, cluster)) == 3
+
+
+def test_a_copy_of_the_progress_reports_at_once(store: Store, cluster: Cluster) -> None:
+    """As a rank on another machine does, whose clock began elsewhere."""
+    events: list[PieceEvent] = []
+    run_pieces(store, [make(report_from_a_copy, "copies")], cluster, on_event=events.append)
+    assert {"step": 1} in [event.numbers for event in events]
+
+
 def test_a_failed_variant_is_an_answer_and_not_an_error(store: Store, cluster: Cluster) -> None:
     (record,) = run_pieces(store, [make(diverge, "diverges")], cluster)
     assert (record.state, record.reason) == ("failed", "the loss was not finite at step 3")
@@ -299,6 +379,11 @@ def test_ready_holds_pieces_back_until_records_let_them_go(store: Store, cluster
 def test_pieces_that_can_never_start_are_an_error(store: Store, cluster: Cluster) -> None:
     with pytest.raises(PieceError, match="waits: none of the 1 pieces left may start"):
         run_pieces(store, [make(square, "waits", x=1)], cluster, ready=lambda piece: False)
+
+
+def test_workers_compete_with_other_programs_as_equals(store: Store, cluster: Cluster) -> None:
+    (record,) = run_pieces(store, [make(standing, "standing")], cluster)
+    assert record.values == {"priority": os.getpriority(os.PRIO_PROCESS, 0), "leads": True}
 
 
 def test_exclusive_pieces_never_overlap(store: Store, cluster: Cluster) -> None:
@@ -379,10 +464,17 @@ def test_resources_are_checked() -> None:
 
 
 def test_what_is_want_of_memory() -> None:
+    import torch
+
     mapping = OSError(errno.ENOMEM, "Cannot allocate memory")  # a weights file that the kernel refuses to map
     torch_cpu = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
-    assert all(map(is_out_of_memory, (MemoryError(), mapping, torch_cpu)))
-    assert not any(map(is_out_of_memory, (OSError(errno.ENOSPC, "No space left on device"), ValueError("memory"))))
+    torch_gpu = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total of 80 GiB")
+    driver = RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported")
+    cublas = RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+    assert all(map(is_out_of_memory, (MemoryError(), mapping, torch_cpu, torch_gpu, driver, cublas)))
+    illegal = RuntimeError("CUDA error: an illegal memory access was encountered")
+    full = OSError(errno.ENOSPC, "No space left on device")
+    assert not any(map(is_out_of_memory, (full, ValueError("memory"), illegal)))
 
 
 def test_want_of_memory_is_retried_with_half_the_batch(store: Store, tmp_path: Path) -> None:

@@ -16,8 +16,9 @@ import psutil
 import pytest
 
 from inlay.cluster.errors import ClusterError
-from inlay.cluster.http import ray_authorization, request_json
+from inlay.cluster.http import request_json
 from inlay.cluster.jobs import JobServer
+from inlay.cluster.ray_token import ray_authorization
 from inlay.cluster.services import Services, ServiceSettings, find_services, start_services, stop_services
 
 

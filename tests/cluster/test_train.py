@@ -6,6 +6,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from inlay.cluster import (
     Store,
     run_pieces,
 )
+from inlay.cluster.ray_private import list_of_commits
 from inlay.cluster.train import Rank, TrainError, TrainSettings, drop_if_damaged, train
 
 STEPS = 8
@@ -80,7 +83,14 @@ def wait_for_ranks(arguments: dict[str, Any], context: PieceContext) -> PieceOut
     return PieceOutput({**trained.value, "folder": trained.folder.name, "left": left}, peak_bytes=trained.peak_bytes)
 
 
-def run(store: Store, cluster: Cluster, folder: Path, stumbles: dict[str, int], retries: int = 1) -> Any:
+def run(
+    store: Store,
+    cluster: Cluster,
+    folder: Path,
+    stumbles: dict[str, int],
+    retries: int = 1,
+    deadline_seconds: float = 200,
+) -> Any:
     """The values of a piece with two ranks on two CPUs, the events, and how often a rank was started."""
     folder.mkdir()
     arguments = {
@@ -89,8 +99,9 @@ def run(store: Store, cluster: Cluster, folder: Path, stumbles: dict[str, int], 
     }  # fmt: skip
     piece = Piece(folder.name, folder.name, "work", 1, wait_for_ranks, arguments, Resources(cpus=0))
     events: list[PieceEvent] = []
-    (record,) = run_pieces(store, [piece], cluster, on_event=events.append, deadline_seconds=200)
+    (record,) = run_pieces(store, [piece], cluster, on_event=events.append, deadline_seconds=deadline_seconds)
     assert HELD_BYTES < record.peak_bytes < 2 * HELD_BYTES
+    assert list_of_commits(folder / "training").is_file()
     return record.values, events, len((folder / "log").read_text().split())
 
 
@@ -107,6 +118,27 @@ def test_a_killed_rank_and_a_killed_wait_change_nothing(store: Store, cluster: C
 
 
 @pytest.mark.slow
+def test_ranks_that_wait_for_room_are_not_hung(
+    store: Store, cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    monkeypatch.setattr("inlay.cluster.fanout._WAITING_SECONDS", 1.0)
+    cluster.start()
+    others = ray.remote(lambda: time.sleep(50)).options(num_cpus=1).remote()
+    values, events, starts = run(store, cluster, tmp_path / "waits", {"rank": 4}, deadline_seconds=30)
+    ray.get(others)
+    assert (values["total"], starts) == (sum(3 * step for step in range(1, STEPS + 1)), 4)
+    kinds = [event.kind for event in events]
+    assert "retried" not in kinds
+    assert set(kinds[1 : kinds.index("started")]) == {"waiting"}
+    said = "it waits for room for 2 ranks of 1 CPU each"
+    begun = kinds.index("started")
+    assert said in [event.note for event in events[:begun]]
+    assert said in [event.note for event in events[begun:]], "the ranks that start again wait again"
+
+
+@pytest.mark.slow
 def test_a_rank_that_raises_is_told(store: Store, cluster: Cluster, tmp_path: Path) -> None:
     with pytest.raises(PieceError) as caught:
         run(store, cluster, tmp_path / "raises", {"raise": 1}, retries=0)
@@ -116,11 +148,19 @@ def test_a_rank_that_raises_is_told(store: Store, cluster: Cluster, tmp_path: Pa
     )
 
 
+class Quiet:
+    """Progress that nobody hears."""
+
+    def __call__(self, fraction: float, numbers: Mapping[str, float] | None = None, /) -> None: ...
+
+    def waits(self, what: str, /) -> None: ...
+
+
 def test_ranks_that_can_never_fit_are_told_at_once(cluster: Cluster, tmp_path: Path) -> None:
     cluster.start()
     settings = TrainSettings(3, tmp_path / "training")
     with pytest.raises(TrainError, match="3 ranks of 1 CPU each are wanted, and there is room for 2 of them; ask for"):
-        train(add_up, {}, settings, print)
+        train(add_up, {}, settings, Quiet())
 
 
 def test_a_list_of_commits_that_was_cut_short_starts_anew(tmp_path: Path) -> None:

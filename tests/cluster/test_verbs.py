@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from inlay.nas.cli.submitted import VARIABLE, check_versions, submission
+from inlay.nas.driver import VARIABLE, check_versions, submission
 from inlay.nas.errors import UserError
 from inlay.nas.job import Job
 
@@ -225,7 +225,7 @@ def test_a_node_with_another_inlay_ends_the_job_with_one_sentence(home: Path, jo
     values["versions"]["inlay"] = "0.0.1"
     packed = base64.b64encode(zlib.compress(json.dumps(values).encode())).decode()
     done = subprocess.run(
-        [sys.executable, "-m", "inlay.nas.cli.submitted"],
+        [sys.executable, "-m", "inlay.nas.driver"],
         env=environment(home) | {VARIABLE: packed},
         capture_output=True,
         text=True,

@@ -16,7 +16,7 @@ from transformers import LlamaConfig
 
 from inlay.distill.checkpoint import Checkpoint, TrainingState
 from inlay.distill.globally import GlobalResult, GlobalSettings, distill_globally
-from inlay.nas.modeling import InlayConfig
+from inlay.nas.modeling.configuration_inlay import InlayConfig
 from inlay.nas.modeling.modeling_inlay import InlayForCausalLM
 
 SETTINGS = GlobalSettings(steps=12, learning_rate=3e-3)

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from huggingface_hub import constants
 
-from inlay.nas.check import problems_of_file
+from inlay.nas.check import check_file
 from inlay.nas.errors import UserError
 from inlay.nas.families import describe_hub_parent, open_parent
 from inlay.nas.pieces.weights import parent_of
@@ -114,7 +114,7 @@ def test_a_job_is_checked_against_a_hub_parents_shape(
         "budget": {"parameters": "0.9x"},
     }  # fmt: skip
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(values))
-    assert problems_of_file(tmp_path / "job.yaml") == []
+    assert check_file(tmp_path / "job.yaml").problems == []
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(values | changes))
-    (problem,) = problems_of_file(tmp_path / "job.yaml")
+    (problem,) = check_file(tmp_path / "job.yaml").problems
     assert str(problem).startswith(words)

@@ -53,17 +53,14 @@ def shape_by_transformers(config: dict[str, Any]) -> dict[str, Any]:
     theirs = AutoConfig.for_model(**config)
     ours = InlayConfig.from_parent(theirs)
     return {
-        "num_layers": ours.num_hidden_layers,
         "hidden": ours.hidden_size,
         "q_heads": ours.num_attention_heads,
-        "kv_heads": ours.num_key_value_heads,
         "head_dim": ours.head_dim,
-        "ffn_width": ours.intermediate_size,
         "vocab": ours.vocab_size,
         "tied": ours.tie_word_embeddings,
         "dtype": "float32" if theirs.dtype is None else str(theirs.dtype).removeprefix("torch."),
         "max_positions": ours.max_position_embeddings,
-        "windows": tuple(block["attention"].get("window") for block in ours.blocks),
+        "blocks": tuple(ours.blocks),
     }
 
 

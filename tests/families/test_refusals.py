@@ -73,7 +73,7 @@ def test_a_config_that_is_not_json(folder: Path, content: bytes) -> None:
 
 def test_another_family(folder: Path) -> None:
     change_json(folder / "config.json", model_type="gemma2")
-    expected = "model type `gemma2` is not supported; the supported families are llama, mistral, qwen2, qwen3."
+    expected = "model type `gemma2` is not supported; the supported families are llama, mistral, qwen2, qwen3, and "
     assert expected in refusal(folder)
 
 

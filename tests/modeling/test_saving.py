@@ -15,8 +15,9 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
 import inlay.nas.modeling
-from inlay.nas.modeling import MODELING_FILES, register
+from inlay.nas.modeling import MODELING_FILES
 from inlay.nas.modeling.modeling_inlay import InlayForCausalLM
+from inlay.nas.modeling.registration import register
 
 CHANGES: dict[int, dict[str, Any]] = {
     0: {"attention": {"kind": "no_op"}, "ffn": {"kind": "gated", "width": 8}},

@@ -42,7 +42,8 @@ def measured(architecture: Blocks, ratio: float, machine: float) -> Measured:
     times = {name: round(own[name] * ratio * machine) for name in ("prefill_ns", "decode_ns", "runtime_ns")}
     ratios = {name: ratio * own[f"{name}_ns"] / parent[f"{name}_ns"] for name in ("prefill", "decode", "runtime")}
     parents = {name: round(parent[name] * machine) for name in times}
-    return Measured(**times, spread_ns=0, ratios=ratios, parent=parents)
+    errors = dict.fromkeys(ratios, 0.001)
+    return Measured(**times, spread_ns=0, time_errors=errors, ratios=ratios, ratio_errors=errors, parent=parents)
 
 
 def test_a_slower_child_raises_its_variants_and_leaves_the_parent() -> None:

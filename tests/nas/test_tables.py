@@ -9,7 +9,8 @@ import pytest
 from inlay.nas.job.budget import parse_budget
 from inlay.nas.tables.architecture import PARENT_BLOCK, architecture_of
 from inlay.nas.tables.costs import CostTable
-from inlay.nas.tables.problem import ScoreTable, build_problem, fit_gamma
+from inlay.nas.tables.problem import build_problem
+from inlay.nas.tables.scores import ScoreTable, fit_gammas
 from inlay.solver import solve
 
 ATTENTION = ("attention:parent", "attention:kv_heads=1", "attention:no_op")
@@ -38,10 +39,40 @@ def cost_rows(layers: int) -> list[dict[str, object]]:
     return rows
 
 
+def paired(pairs: list[tuple[str, str, float]]) -> dict[int, dict[tuple[str, str], float]]:
+    """A layer for each pair: its two variants cost 0.1 alone, together so many times their sum."""
+    return {
+        layer: {(attention, FFN[0]): 0.1, (ATTENTION[0], ffn): 0.1, (attention, ffn): ratio * 0.2}
+        for layer, (attention, ffn, ratio) in enumerate(pairs)
+    }
+
+
 def test_gamma_is_the_ratio_of_joint_to_single_scores() -> None:
     table = ScoreTable.of(score_rows(2))
-    assert table.gamma == pytest.approx(0.12 / 0.15)
-    assert fit_gamma({0: {(ATTENTION[1], FFN[0]): 0.3}}) == 1.0
+    assert table.gammas.common == pytest.approx(0.12 / 0.15)
+    assert fit_gammas({0: {(ATTENTION[1], FFN[0]): 0.3}}).common == 1.0
+
+
+def test_one_catastrophic_pair_does_not_decide_gamma() -> None:
+    good = [("attention:window=8", f"ffn:width={n}", 0.7 + 0.02 * n) for n in range(5)]
+    gammas = fit_gammas(paired([*good, ("attention:window=8", "ffn:width=9", 60.0)]))
+    assert gammas.common == pytest.approx(0.75, abs=0.02)
+    assert gammas.of(("attention:window=4", "ffn:width=1")) == pytest.approx(0.75, abs=0.02)
+
+
+def test_a_pair_of_kinds_has_its_own_gamma_and_the_common_one_where_few_pairs_tell() -> None:
+    linear = [("attention:linear", "ffn:width=8", 2.0)] * 12
+    heads = [("attention:kv_heads=1", "ffn:width=8", 0.5)] * 12
+    gammas = fit_gammas(paired([*linear, *heads, ("attention:no_op", "ffn:no_op", 0.1)]))
+    assert gammas.common == pytest.approx(0.5)
+    assert gammas.of(("attention:linear", "ffn:width=4")) == pytest.approx(2.0**0.5, rel=0.01)
+    assert gammas.of(("attention:no_op", "ffn:linear")) == gammas.common
+    few = gammas.of(("attention:no_op", "ffn:no_op"))
+    assert 0.3 < few < 0.5, "one pair moves its kind, and not far"
+
+
+def test_a_pair_without_a_ratio_says_nothing() -> None:
+    assert fit_gammas(paired([("attention:linear", "ffn:width=8", 0.0)])).common == 1.0
 
 
 def test_scores_compose_as_the_design_says() -> None:
@@ -49,7 +80,7 @@ def test_scores_compose_as_the_design_says() -> None:
     assert table.score(1, PARENT_BLOCK) == 0
     assert table.score(1, (ATTENTION[1], FFN[0])) == pytest.approx(0.2)
     assert table.score(0, (ATTENTION[1], FFN[1])) == pytest.approx(0.12)
-    assert table.score(1, (ATTENTION[1], FFN[1])) == pytest.approx(table.gamma * 0.3)
+    assert table.score(1, (ATTENTION[1], FFN[1])) == pytest.approx(table.gammas.common * 0.3)
     assert len(table.blocks(0)) == len(ATTENTION) * len(FFN)
 
 

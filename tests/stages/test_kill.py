@@ -20,7 +20,7 @@ import yaml
 from inlay.nas.workspace import Workspace
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
-VOLATILE = ("measured_runtime_ns", "measured_ratio")
+VOLATILE = ("measured_runtime_ns", "measured_ratio", "measured_ratio_error")
 
 
 @pytest.mark.timeout(900)

@@ -14,8 +14,7 @@ from inlay.cluster import Cluster, ClusterSettings, connect
 from inlay.nas.job import Job
 from inlay.nas.loop import spans as spans_module
 from inlay.nas.loop.search import Search
-from inlay.nas.loop.spans import spans
-from inlay.nas.modeling.cache_inlay import Span
+from inlay.nas.loop.spans import Span, spans
 from inlay.nas.pieces.texts import pack_texts, store_texts
 from inlay.nas.report.progress import Reporter
 from inlay.nas.stages.distill import build_library, failures, library_of
@@ -40,7 +39,6 @@ def job(tiny_parent: Callable[..., Path], texts: tuple[Path, Path]) -> Job:
                 "attention": [{"kv_heads": 1}, {"window": 8}, "linear", "no_op"],
                 "ffn": [{"width": 16}, "linear"],
             },
-            "calibrate": {"tokens": 1024},
             "distill": {"tokens": 2048, "batch_size": 4},
             "recover": {"tokens": 1024},
             "budget": {"parameters": "0.9x"},
@@ -57,7 +55,7 @@ def build(job: Job, folder: Path, cluster: Cluster) -> Built:
     records = build_library(search, texts.distill)
     assert not failures(records)
     assert (search.scratch_peak_bytes > 50_000_000) == search.cluster.started, "boundaries were made by workers"
-    rows = score_blocks(search, texts.score, library_of(records))
+    rows = [scored.row() for scored in score_blocks(search, texts.score, library_of(records))]
     return [record.identity() for record in records], rows
 
 
@@ -140,7 +138,7 @@ def test_variants_that_diverge_are_failed_with_their_reason_and_not_offered(
     lost = failures(records)
     assert {layer for layer, _, _ in lost} == {0, 1, 2, 3}
     assert all("not finite" in reason for _, _, reason in lost)
-    rows = score_blocks(search, texts.score, library_of(records))
+    rows = [scored.row() for scored in score_blocks(search, texts.score, library_of(records))]
     gone = {(layer, label) for layer, label, _ in lost}
     assert not any({(row["layer"], row["attention"]), (row["layer"], row["ffn"])} & gone for row in rows)
     assert {"attention:no_op"} <= {row["attention"] for row in rows}

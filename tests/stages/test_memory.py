@@ -45,7 +45,6 @@ def attempts(
                 "validate": {"path": held_out, "tokens": "32k"},
             },
             "space": {"attention": [{"kv_heads": 1}, "linear", "no_op"], "ffn": [{"width": 16}, "linear", "no_op"]},
-            "calibrate": {"tokens": 16_000},
             "distill": {"tokens": 16_000, "batch_size": 8},
             "recover": {"tokens": 1024},
             "budget": {"parameters": "0.9x"},

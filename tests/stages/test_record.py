@@ -8,9 +8,12 @@ from typing import Any
 
 import pytest
 
+from inlay.cluster.runtime import connect
 from inlay.nas.job import Job
+from inlay.nas.loop.search import Search, cluster_settings
+from inlay.nas.report.best import Best
 from inlay.nas.report.progress import Reporter
-from inlay.nas.stages.record import SearchRecord
+from inlay.nas.stages.recording.record import SearchRecord
 from inlay.nas.stages.run import open_job_parent
 from inlay.nas.workspace import Workspace
 
@@ -36,12 +39,76 @@ def make(tmp_path: Path, tiny_parent: Callable[..., Path], texts: tuple[Path, Pa
 
 def run_of(job: Job, place: Workspace) -> str:
     """Starts and ends the record of a search; the id of its run."""
-    record = SearchRecord(job, place, open_job_parent(job), Reporter())
+    record = SearchRecord(job, place, Reporter())
     record.start()
     record.end(None)
-    identifier = record.tracker.run_id()
+    identifier = record.tracked.run_id()
     assert identifier is not None
     return identifier
+
+
+def run_stage(job: Job, place: Workspace, name: str, error: BaseException | None = None) -> dict[str, Any]:
+    """Starts the record of a search, runs one empty stage, which may end by an error; run.json after it."""
+    record = SearchRecord(job, place, Reporter())
+    with connect(cluster_settings(job, place)) as cluster:
+        search = Search(job, place, open_job_parent(job), cluster, record.reporter)
+        record.start()
+        assert record.tracked.tracker.flush(60)
+        try:
+            with record.stage(name, search):
+                if error is not None:
+                    raise error
+        except KeyboardInterrupt as stopped:
+            record.end(stopped)
+        else:
+            record.end(None)
+    return dict(place.read_json("run.json"))
+
+
+def test_run_json_has_the_tracked_run_from_the_first_stage_on(make: Make, tmp_path: Path) -> None:
+    job, place = make(), Workspace(tmp_path / "w.search")
+    run = run_stage(job, place, "measure")
+    assert run["mlflow_run_id"]
+    assert run["finished"] is None
+    import mlflow
+
+    assert mlflow.MlflowClient(job.tracking.uri).get_run(run["mlflow_run_id"]).info.status == "FINISHED"
+
+
+def test_a_search_that_goes_on_adds_to_its_stages(make: Make, tmp_path: Path) -> None:
+    place = Workspace(tmp_path / "w.search")
+    first = run_stage(make(), place, "measure", KeyboardInterrupt())["stages"]
+    run_stage(make(), place, "measure")
+    stages = run_stage(make(), place, "distill")["stages"]
+    assert [stage["name"] for stage in stages] == ["measure", "distill"]
+    assert stages[0]["seconds"] > first[0]["seconds"] > 0
+    # Another search of the workspace has its own times.
+    assert [stage["name"] for stage in run_stage(make(seed=1), place, "score")["stages"]] == ["score"]
+
+
+def test_the_best_architecture_is_told_to_the_tracker(make: Make, tmp_path: Path) -> None:
+    job, place = make(), Workspace(tmp_path / "w.search")
+    record = SearchRecord(job, place, Reporter())
+    record.start()
+    record.tracked.best(Best("predicted", 0.41, 0.58, 0.77))
+    record.tracked.best(Best("true", 0.36, 0.57, 0.77))
+    record.end(None)
+    import mlflow
+
+    identifier = record.tracked.run_id()
+    assert identifier is not None
+    client = mlflow.MlflowClient(job.tracking.uri)
+    metrics = client.get_run(identifier).data.metrics
+    assert metrics == pytest.approx(
+        {
+            "best.predicted_kl_nats": 0.41,
+            "best.true_kl_nats": 0.36,
+            "best.runtime_ratio": 0.57,
+            "best.memory_ratio": 0.77,
+        }
+    )
+    history = client.get_metric_history(identifier, "best.runtime_ratio")
+    assert [(point.step, point.value) for point in history] == [(0, 0.58), (1, 0.57)]
 
 
 def test_a_search_continues_its_run_wherever_it_computes(make: Make, tmp_path: Path) -> None:

@@ -77,7 +77,6 @@ def values(parent: Path) -> dict[str, object]:
             "validate": {"path": "held_out.txt", "tokens": 256},
         },
         "space": {"attention": [{"kv_heads": 1}, "no_op"], "ffn": [{"width": 0.5}, "no_op"]},
-        "calibrate": {"tokens": 64},
         "distill": {"tokens": 64, "batch_size": 2},
         "recover": {"tokens": 64, "batch_size": 2, "probes": 2},
         "hardware": {"scenarios": [{"prefill": 8, "generate": 4}]},

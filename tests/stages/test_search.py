@@ -64,6 +64,17 @@ def test_the_child_is_no_worse_than_the_baselines_before_recovery(finished: Path
     assert all(kept["kl_nats"] <= row["kl_nats"] for row in rows if row["origin"] in ("uniform", "depth"))
 
 
+def test_candidates_and_models_are_compared_on_the_same_sequences(finished: Path, evaluation: Any) -> None:
+    rows = Workspace(finished / "job.search").read_table("pool")
+    kept = next(row for row in rows if row["kept"])
+    assert (kept["above_kept_nats"], kept["above_kept_standard_error"]) == (0, 0)
+    for row in rows:
+        assert row["above_kept_nats"] == pytest.approx(row["kl_nats"] - kept["kl_nats"])
+    assert all(row["above_kept_standard_error"] > 0 for row in rows if not row["kept"])
+    assert evaluation["chosen"] not in evaluation["above_chosen"]
+    assert all(difference["nats"] >= 0 for difference in evaluation["above_chosen"].values())
+
+
 def test_score_table_has_every_offered_block_once(finished: Path) -> None:
     rows = Workspace(finished / "job.search").read_table("scores")
     keys = [(row["layer"], row["attention"], row["ffn"]) for row in rows]

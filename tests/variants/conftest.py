@@ -8,7 +8,7 @@ import torch
 
 from inlay.nas.families import Parent, open_parent
 from inlay.nas.modeling.modeling_inlay import ForwardContext, InlayLayer, build_layer, make_context
-from inlay.nas.variants.sums import CalibrationSums
+from inlay.nas.variants.statistics import ChannelActivity, Products, Statistic, Sums, gather
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {"dtype": "bfloat16"},
@@ -16,6 +16,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen2": {},
     "qwen3": {"attention_bias": True, "use_sliding_window": True, "sliding_window": 20, "max_window_layers": 2},
 }
+
+
+STATISTICS: tuple[Statistic, ...] = (Products("attention"), Products("ffn"), ChannelActivity())
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Case:
     state: dict[str, torch.Tensor]
     hidden_BSD: torch.Tensor
     context: ForwardContext
-    sums: CalibrationSums
+    sums: Sums
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ def make_case(parent: Parent, layer_index: int = 1) -> Case:
     noise_BSD = torch.randn(4, 32, parent.shape.hidden, generator=torch.Generator().manual_seed(1))
     hidden_BSD = noise_BSD.to(dtype)
     context = make_context(parent.config, 4, 32, dtype, "cpu", [block["attention"]])
-    sums, _ = CalibrationSums.of(layer, hidden_BSD, context, want_products=True)
+    sums, _ = gather(layer, hidden_BSD, context, STATISTICS)
     return Case(parent, layer, state, hidden_BSD, context, sums)
 
 

@@ -46,7 +46,7 @@ class TestEveryVariant:
 
     def test_its_start_is_what_the_layer_wants(self, case, variant) -> None:
         shape, config = case.parent.shape, case.parent.config
-        state = variant.start(shape, case.state, case.sums)
+        state = variant.start(shape, 1, case.state, case.sums)
         dtype = getattr(torch, shape.dtype)
         assert {tensor.dtype for tensor in state.values()} <= {dtype}
         assert all(tensor.isfinite().all() for tensor in state.values())
@@ -59,19 +59,19 @@ class TestEveryVariant:
 
     def test_sizes_are_those_of_its_tensors(self, case, variant) -> None:
         shape = case.parent.shape
-        state = variant.start(shape, case.state, case.sums)
+        state = variant.start(shape, 1, case.state, case.sums)
         entry = variant.entry(shape, 1)
         assert parameters(entry, variant.slot, shape) == sum(tensor.numel() for tensor in state.values())
         assert weights_bytes(entry, variant.slot, shape) == sum(tensor.nbytes for tensor in state.values())
 
     def test_the_same_start_twice(self, case, variant) -> None:
-        first, second = (variant.start(case.parent.shape, case.state, case.sums) for _ in range(2))
+        first, second = (variant.start(case.parent.shape, 1, case.state, case.sums) for _ in range(2))
         assert first.keys() == second.keys()
         assert all(first[name].equal(second[name]) for name in first)
 
     def test_the_start_leaves_the_parent_alone(self, case, variant) -> None:
         before = {name: tensor.clone() for name, tensor in case.state.items()}
-        variant.start(case.parent.shape, case.state, case.sums)
+        variant.start(case.parent.shape, 1, case.state, case.sums)
         assert all(case.state[name].equal(before[name]) for name in before)
 
     def test_a_whole_model_of_it_has_the_sizes_of_its_parts(self, case, variant) -> None:
@@ -113,7 +113,7 @@ def held_bytes(cache: Cache) -> list[int]:
 @pytest.mark.parametrize("label", ["ffn:width=16", "attention:linear", "ffn:linear"])
 def test_a_start_without_the_sums_it_needs(case, label) -> None:
     with pytest.raises(ValueError, match="run calibrate"):
-        parse_variant(label).start(case.parent.shape, case.state)
+        parse_variant(label).start(case.parent.shape, 1, case.state)
 
 
 def test_what_is_trained() -> None:

@@ -3,22 +3,22 @@
 import subprocess
 import sys
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from inlay.nas.errors import UserError
 from inlay.nas.families import Shape
 from inlay.nas.job import Space
+from inlay.nas.modeling.window_inlay import parent_attention
 from inlay.nas.variants import Variant, parse_variant, space_problems, variants_of
 
+FFN = {"kind": "gated", "width": 172}
 SHAPE = Shape(
     family="qwen3",
-    num_layers=3,
     hidden=64,
     q_heads=8,
-    kv_heads=4,
     head_dim=16,
-    ffn_width=172,
     vocab=512,
     tied=True,
     qkv_bias=False,
@@ -27,8 +27,13 @@ SHAPE = Shape(
     mlp_bias=False,
     dtype="bfloat16",
     max_positions=512,
-    windows=(None, 64, None),
+    blocks=tuple({"attention": parent_attention(4, window), "ffn": FFN} for window in (None, 64, None)),
 )
+
+
+def like(blocks: Any) -> Shape:
+    """The same parent with other layers."""
+    return replace(SHAPE, blocks=blocks)
 
 
 def labels(space: Space, shape: Shape = SHAPE, layer: int = 0) -> list[str]:
@@ -100,7 +105,9 @@ def test_heads_that_do_not_divide(heads: int) -> None:
 
 
 def test_a_parent_with_one_head() -> None:
-    (problem,) = problems(replace(SHAPE, kv_heads=1), attention=[{"kv_heads": 1}])
+    (problem,) = problems(
+        like(({"attention": parent_attention(1, None), "ffn": FFN},) * 3), attention=[{"kv_heads": 1}]
+    )
     assert problem.endswith("1 is not possible: the parent has 1 key/value head; leave kv_heads out")
 
 
@@ -127,7 +134,9 @@ def test_a_window_longer_than_the_context() -> None:
 
 
 def test_a_window_that_no_layer_can_take() -> None:
-    (problem,) = problems(replace(SHAPE, windows=(64, 64, 32)), attention=[{"window": 64}])
+    (problem,) = problems(
+        like(tuple({"attention": parent_attention(4, w), "ffn": FFN} for w in (64, 64, 32))), attention=[{"window": 64}]
+    )
     assert problem.endswith("64 is not smaller than the parent's own window of 64 tokens; give less than 64")
 
 

@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch.nn.functional import silu
 
-from inlay.nas.families.shape import KEY, QUERY, VALUE
+from inlay.nas.modeling.full_inlay import KEY, QUERY, VALUE
 from inlay.nas.modeling.modeling_inlay import build_layer
-from inlay.nas.variants import Variant
+from inlay.nas.variants import Place, Variant
 from inlay.nas.variants.linear import linear_from_products, ridge
+from inlay.nas.variants.statistics import ChannelActivity, Sums
 from inlay.nas.variants.width import channel_contribution, most_contributing
 
 GATE, UP, DOWN = (f"mlp.{name}_proj.weight" for name in ("gate", "up", "down"))
@@ -24,16 +25,19 @@ def built(case, slot, entry, state):
 class TestKvHeads:
     def test_as_many_as_the_parent_is_the_parent(self, case) -> None:
         shape = case.parent.shape
-        pooled = Variant("attention", "kv_heads", shape.kv_heads).start(shape, case.state)
-        own = Variant("attention", "parent").start(shape, case.state)
+        pooled = Variant("attention", "kv_heads", own_heads(shape)).start(shape, 1, case.state)
+        own = Variant("attention", "parent").start(shape, 1, case.state)
         assert pooled.keys() == own.keys()
         assert all(pooled[name].equal(own[name]) for name in own)
 
     def test_heads_are_averaged_in_consecutive_groups(self, case) -> None:
-        shape = replace(case.parent.shape, q_heads=4, kv_heads=4)
+        blocks = [
+            dict(block) | {"attention": block["attention"] | {"kv_heads": 4}} for block in case.parent.shape.blocks
+        ]
+        shape = replace(case.parent.shape, q_heads=4, blocks=tuple(blocks))
         names = [name for name in case.state if name.startswith((KEY, VALUE))]
         state = case.state | {name: torch.randn(4 * shape.head_dim, *case.state[name].shape[1:]) for name in names}
-        pooled = Variant("attention", "kv_heads", 2).start(shape, state)
+        pooled = Variant("attention", "kv_heads", 2).start(shape, 1, state)
         assert len(names) == (4 if shape.qkv_bias else 2)
         for name in names:
             heads = state[name].split(shape.head_dim)
@@ -43,16 +47,16 @@ class TestKvHeads:
         """Weights and biases: with both heads alike, one pooled head gives the same update."""
         shape, state = case.parent.shape, dict(case.state)
         for name in [name for name in state if name.startswith((KEY, VALUE))]:
-            state[name] = torch.cat([state[name][: shape.head_dim]] * shape.kv_heads)
+            state[name] = torch.cat([state[name][: shape.head_dim]] * own_heads(shape))
         variant = Variant("attention", "kv_heads", 1)
         full = built(case, "attention", shape.parent_entry(1, "attention"), own_attention(shape, state))
-        pooled = built(case, "attention", variant.entry(shape, 1), variant.start(shape, state))
+        pooled = built(case, "attention", variant.entry(shape, 1), variant.start(shape, 1, state))
         torch.testing.assert_close(
             pooled.attention_update(case.hidden_BSD, case.context), full.attention_update(case.hidden_BSD, case.context)
         )
 
     def test_everything_else_is_the_parents(self, case) -> None:
-        pooled = Variant("attention", "kv_heads", 1).start(case.parent.shape, case.state)
+        pooled = Variant("attention", "kv_heads", 1).start(case.parent.shape, 1, case.state)
         others = [name for name in pooled if not name.startswith((KEY, VALUE))]
         assert f"{QUERY}.weight" in others
         assert all(pooled[name] is case.state[name] for name in others)
@@ -60,7 +64,7 @@ class TestKvHeads:
 
 class TestWindow:
     def test_weights_are_the_parents(self, case) -> None:
-        started = Variant("attention", "window", (8, 4)).start(case.parent.shape, case.state)
+        started = Variant("attention", "window", (8, 4)).start(case.parent.shape, 1, case.state)
         assert all(started[name] is case.state[name] for name in started)
 
     def test_a_sliding_parent_keeps_its_window_when_heads_are_pooled(self, tiny_parent) -> None:
@@ -75,7 +79,7 @@ class TestWidth:
     def test_it_is_the_hand_sliced_ffn(self, case) -> None:
         shape, variant = case.parent.shape, Variant("ffn", "width", 16)
         kept = most_contributing(channel_contribution(case.sums, case.state), 16)
-        started = variant.start(shape, case.state, case.sums)
+        started = variant.start(shape, 1, case.state, case.sums)
         assert started[GATE].equal(case.state[GATE][kept])
         assert started[UP].equal(case.state[UP][kept])
         assert started[DOWN].equal(case.state[DOWN][:, kept])
@@ -87,7 +91,7 @@ class TestWidth:
 
     def test_all_channels_are_the_parent(self, case) -> None:
         shape = case.parent.shape
-        started = Variant("ffn", "width", shape.ffn_width).start(shape, case.state, case.sums)
+        started = Variant("ffn", "width", shape.parent_entry(1, "ffn")["width"]).start(shape, 1, case.state, case.sums)
         assert all(started[name].equal(case.state[name]) for name in started)
 
     def test_the_channels_that_matter_are_kept(self, llama) -> None:
@@ -99,16 +103,17 @@ class TestWidth:
         full = built(llama, "ffn", shape.parent_entry(1, "ffn"), own_ffn(shape, state))
         normed_BSD = full.post_attention_layernorm(llama.hidden_BSD)
         channels_BSF = full.mlp.act_fn(full.mlp.gate_proj(normed_BSD)) * full.mlp.up_proj(normed_BSD)
-        sums = replace(llama.sums, channel_abs=channels_BSF.abs().sum(dim=(0, 1)))
+        tensors = {**llama.sums.tensors, "ffn.activity.abs": channels_BSF.abs().sum(dim=(0, 1))}
+        sums = replace(llama.sums, tensors=tensors)
         kept = most_contributing(channel_contribution(sums, state), 42)
         assert set(range(48)) - set(kept.tolist()) == {*silent, *ignored}
         variant = Variant("ffn", "width", 42)
-        narrow = built(llama, "ffn", variant.entry(shape, 1), variant.start(shape, state, sums))
+        narrow = built(llama, "ffn", variant.entry(shape, 1), variant.start(shape, 1, state, sums))
         torch.testing.assert_close(narrow.ffn_update(llama.hidden_BSD), full.ffn_update(llama.hidden_BSD))
 
     def test_contribution_is_mean_activation_times_column_norm(self, llama) -> None:
         contribution_F = channel_contribution(llama.sums, llama.state)
-        mean_F = llama.sums.channel_abs / llama.sums.tokens
+        mean_F = llama.sums.of(ChannelActivity())["abs"] / llama.sums.tokens
         norm_F = llama.state[DOWN].pow(2).sum(dim=0).sqrt()
         torch.testing.assert_close(contribution_F.float(), mean_F * norm_F)
 
@@ -124,9 +129,8 @@ class TestLinear:
         x_ND = torch.randn(tokens, size, generator=generator)
         weight_DD = torch.randn(size, size, generator=generator)
         y_ND = x_ND @ weight_DD.T
-        products = {f"{slot}_xx": x_ND.T @ x_ND, f"{slot}_xy": x_ND.T @ y_ND}
-        sums = replace(llama.sums, tokens=tokens, **products)
-        started = Variant(slot, "linear").start(llama.parent.shape, llama.state, sums)
+        sums = Sums(tokens, {f"{slot}.products.xx": x_ND.T @ x_ND, f"{slot}.products.xy": x_ND.T @ y_ND})
+        started = Variant(slot, "linear").start(llama.parent.shape, 1, llama.state, sums)
         norm, weight = started
         assert started[norm] is llama.state[norm]
         # The penalty is D / tokens of the inputs' own size, so it shrinks the map by that share.
@@ -155,7 +159,7 @@ class TestLinear:
         """With one token attention is W_o W_v of it, biases aside."""
         shape = case.parent.shape
         state = {name: torch.zeros_like(t) if name.endswith(".bias") else t for name, t in case.state.items()}
-        started = linear_from_products("attention", shape, state)
+        started = linear_from_products(Place(shape, 1, "attention"), state)
         full = built(case, "attention", shape.parent_entry(1, "attention"), own_attention(shape, state))
         token_11D = case.hidden_BSD[:1, :1]
         cos, sin = case.context.position_embeddings
@@ -172,16 +176,20 @@ class TestLinear:
         )
 
     def test_products_of_the_ffn(self, llama) -> None:
-        started = linear_from_products("ffn", llama.parent.shape, llama.state)
+        started = linear_from_products(Place(llama.parent.shape, 1, "ffn"), llama.state)
         torch.testing.assert_close(started["mlp.weight"], llama.state[DOWN] @ llama.state[UP])
 
 
+def own_heads(shape) -> int:
+    return shape.parent_entry(1, "attention")["kv_heads"]
+
+
 def own_attention(shape, state):
-    return Variant("attention", "parent").start(shape, state)
+    return Variant("attention", "parent").start(shape, 1, state)
 
 
 def own_ffn(shape, state):
-    return Variant("ffn", "parent").start(shape, state)
+    return Variant("ffn", "parent").start(shape, 1, state)
 
 
 def nmse(update_ND: torch.Tensor, parent_update_ND: torch.Tensor) -> float:

@@ -8,10 +8,13 @@ from safetensors.torch import load_file, save_file
 
 from inlay.nas.families import open_parent
 from inlay.nas.modeling.modeling_inlay import Ends, build_layer, make_context
+from inlay.nas.stages.calibrate import statistics_of
+from inlay.nas.variants import parse_variant
 from inlay.nas.variants.linear import ridge
-from inlay.nas.variants.sums import CalibrationSums
+from inlay.nas.variants.statistics import ChannelActivity, Products, Sums, gather
 
-NAMES = ("attention_xx", "attention_xy", "ffn_xx", "ffn_xy")
+PRODUCTS = {slot: Products(slot) for slot in ("attention", "ffn")}
+ALL = (*PRODUCTS.values(), ChannelActivity())
 
 
 def written_out(case) -> dict[str, torch.Tensor]:
@@ -27,61 +30,70 @@ def written_out(case) -> dict[str, torch.Tensor]:
         for name, t in {"ax": attention_x, "ay": attention_y, "fx": ffn_x, "fy": ffn_y, "c": channels_BSF}.items()
     }
     return {
-        "attention_xx": rows["ax"].T @ rows["ax"],
-        "attention_xy": rows["ax"].T @ rows["ay"],
-        "ffn_xx": rows["fx"].T @ rows["fx"],
-        "ffn_xy": rows["fx"].T @ rows["fy"],
-        "channel_abs": rows["c"].abs().sum(dim=0),
+        "attention.products.xx": rows["ax"].T @ rows["ax"],
+        "attention.products.xy": rows["ax"].T @ rows["ay"],
+        "ffn.products.xx": rows["fx"].T @ rows["fx"],
+        "ffn.products.xy": rows["fx"].T @ rows["fy"],
+        "ffn.activity.abs": rows["c"].abs().sum(dim=0),
     }
 
 
 def test_they_are_the_sums_of_the_definition(case) -> None:
-    for name, expected in written_out(case).items():
-        given = getattr(case.sums, name)
+    expected = written_out(case)
+    assert case.sums.tensors.keys() == expected.keys()
+    for name, given in case.sums.tensors.items():
         assert given.dtype == torch.float32
-        torch.testing.assert_close(given.double(), expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+        limit = 1e-5 * float(expected[name].abs().max())
+        torch.testing.assert_close(given.double(), expected[name], rtol=1e-5, atol=limit)
     assert case.sums.tokens == 4 * 32
 
 
 def test_the_output_is_that_of_the_layer(case) -> None:
-    _, out_BSD = CalibrationSums.of(case.layer, case.hidden_BSD, case.context, want_products=False)
+    _, out_BSD = gather(case.layer, case.hidden_BSD, case.context, ALL)
     assert out_BSD.equal(case.layer(case.hidden_BSD, case.context))
 
 
 def test_nothing_is_left_in_the_layer(case) -> None:
-    CalibrationSums.of(case.layer, case.hidden_BSD, case.context, want_products=True)
+    gather(case.layer, case.hidden_BSD, case.context, ALL)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in case.layer.modules())
 
 
 def test_chunks_add_up(case) -> None:
     parent, entry = case.parent, case.parent.config.blocks[1]["attention"]
     context = make_context(parent.config, 2, 32, getattr(torch, parent.shape.dtype), "cpu", [entry])
-    first, second = (CalibrationSums.of(case.layer, half, context, True)[0] for half in case.hidden_BSD.split(2))
+    first, second = (gather(case.layer, half, context, ALL)[0] for half in case.hidden_BSD.split(2))
     joined = first + second
     assert joined.tokens == case.sums.tokens
-    for name in (*NAMES, "channel_abs"):
-        expected = getattr(case.sums, name)
-        torch.testing.assert_close(getattr(joined, name), expected, rtol=1e-4, atol=1e-4 * float(expected.abs().max()))
+    for name, expected in case.sums.tensors.items():
+        limit = 1e-4 * float(expected.abs().max())
+        torch.testing.assert_close(joined.tensors[name], expected, rtol=1e-4, atol=limit)
 
 
-def test_without_products(case) -> None:
-    sums, _ = CalibrationSums.of(case.layer, case.hidden_BSD, case.context, want_products=False)
-    assert sums.channel_abs.equal(case.sums.channel_abs)
-    assert sums.products("attention") is None
-    assert (sums + sums).products("ffn") is None
-    with pytest.raises(ValueError, match="Only one of the two sums has `attention_xx`"):
+def test_only_what_is_asked_for_is_gathered(case) -> None:
+    sums, _ = gather(case.layer, case.hidden_BSD, case.context, [ChannelActivity()])
+    assert list(sums.tensors) == ["ffn.activity.abs"]
+    assert sums.of(ChannelActivity())["abs"].equal(case.sums.of(ChannelActivity())["abs"])
+    with pytest.raises(ValueError, match=r"there are no sums `attention.products`; run calibrate with them."):
+        sums.of(PRODUCTS["attention"])
+    with pytest.raises(ValueError, match=r"Only one of the two has the sums `attention.products.xx`"):
         sums + case.sums
 
 
-@pytest.mark.parametrize("want_products", [False, True])
-def test_they_survive_a_file(case, tmp_path: Path, want_products: bool) -> None:
-    sums, _ = CalibrationSums.of(case.layer, case.hidden_BSD, case.context, want_products)
-    save_file(sums.to_dict(), tmp_path / "sums.safetensors")
-    again = CalibrationSums.from_dict(load_file(tmp_path / "sums.safetensors"))
-    assert again.tokens == sums.tokens
-    for name in (*NAMES, "channel_abs"):
-        ours, theirs = getattr(sums, name), getattr(again, name)
-        assert theirs is None if ours is None else theirs.equal(ours)
+def test_a_layers_variants_name_what_they_need(llama) -> None:
+    def names(*labels: str) -> list[str]:
+        return [each.name for each in statistics_of([parse_variant(label) for label in labels], llama.parent.shape, 1)]
+
+    assert names("attention:kv_heads=1", "attention:window=8", "ffn:no_op") == []
+    assert "ffn.activity" in names("ffn:width=16", "ffn:width=8")
+    assert names("ffn:linear", "attention:linear") == ["attention.products", "ffn.products"]
+
+
+def test_they_survive_a_file(case, tmp_path: Path) -> None:
+    save_file(case.sums.to_dict(), tmp_path / "sums.safetensors")
+    again = Sums.from_dict(load_file(tmp_path / "sums.safetensors"))
+    assert again.tokens == case.sums.tokens
+    assert again.tensors.keys() == case.sums.tensors.keys()
+    assert all(again.tensors[name].equal(tensor) for name, tensor in case.sums.tensors.items())
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +113,7 @@ def subblocks(trained_parent: Path, text_dir: Path):
             context = make_context(parent.config, 2, 128, torch.float32, "cpu", [next(iter(entries))])
             if index < middle:
                 chunks = [layer(hidden_BSD, context) for hidden_BSD in chunks]
-        sums = [CalibrationSums.of(layer, hidden_BSD, context, True)[0] for hidden_BSD in chunks[:40]]
+        sums = [gather(layer, hidden_BSD, context, ALL)[0] for hidden_BSD in chunks[:40]]
         unseen_BSD = torch.cat(chunks[40:])
         context = make_context(parent.config, len(unseen_BSD), 128, torch.float32, "cpu", [next(iter(entries))])
         attention_y = layer.attention_update(unseen_BSD, context)
@@ -120,7 +132,8 @@ def test_the_penalty_is_near_the_best_of_a_grid_on_unseen_text(subblocks, slot, 
     total = sums[0]
     for chunk in sums[1:num_chunks]:
         total = total + chunk
-    xx_DD, xy_DD = total.products(slot)
+    products = total.of(PRODUCTS[slot])
+    xx_DD, xy_DD = products["xx"], products["xy"]
 
     def error(tokens: float) -> float:
         x_BSD, y_BSD = pairs[slot]
@@ -140,8 +153,8 @@ def test_float32_sums_give_the_solution_of_float64_sums(subblocks, slot) -> None
     total = sums[0]
     for chunk in sums[1:]:
         total = total + chunk
-    exact = [sum(chunk.products(slot)[part].double() for chunk in sums) for part in (0, 1)]
+    exact = [sum(chunk.of(PRODUCTS[slot])[part].double() for chunk in sums) for part in ("xx", "xy")]
     x_BSD, y_BSD = pairs[slot]
-    ours, theirs = (ridge(*products, total.tokens).float() for products in (total.products(slot), exact))
+    ours, theirs = (ridge(*products, total.tokens).float() for products in (total.of(PRODUCTS[slot]).values(), exact))
     difference = (x_BSD @ (ours - theirs).T).pow(2).sum() / y_BSD.pow(2).sum()
     assert difference < 1e-9

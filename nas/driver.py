@@ -1,4 +1,4 @@
-"""Both ends of a submission: what travels with a job, and what runs on the cluster when its turn comes.
+"""The driver of a submitted job: what travels with the job, and what runs on the cluster when its turn comes.
 
 The job travels as JSON in an environment variable, so nothing is uploaded; paths mean what they mean on the nodes.
 """
@@ -60,7 +60,7 @@ def submission(job: Job, workspace: str | None, job_id: str, tags: Mapping[str, 
     all_tags = {**tags, JOB_TAG: job_id}
     return Submission(
         # `inlay up` says which Python it runs on; on other clusters it is the one of the path.
-        entrypoint='exec "${INLAY_PYTHON:-python}" -m inlay.nas.cli.submitted',
+        entrypoint='exec "${INLAY_PYTHON:-python}" -m inlay.nas.driver',
         environment={VARIABLE: packed, TAGS_VARIABLE: json.dumps(all_tags)},
         details=versions | {"workspace": place, "experiment": job.tracking.experiment, "tracking": _tracking(job)},
     )

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inlay.nas.job import quantities as q
+from inlay.nas import quantities as q
 
 
 @pytest.mark.parametrize(

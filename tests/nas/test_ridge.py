@@ -8,10 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from inlay.nas.loop.probes import kind_of, shares, weighted, with_most_kl
+from inlay.nas.loop.probes import shares, weighted, with_most_kl
 from inlay.nas.loop.ridge import fit_factors
-from inlay.nas.tables.architecture import PARENT_BLOCK
-from inlay.nas.tables.problem import NANO, ScoreTable
+from inlay.nas.tables.architecture import PARENT_BLOCK, kind_of
+from inlay.nas.tables.problem import NANO
+from inlay.nas.tables.scores import Gammas, ScoreTable
 from inlay.solver import Choice, Limit, Problem, solve
 
 ATTENTION, FFN = PARENT_BLOCK
@@ -24,7 +25,7 @@ SCORES = ScoreTable(
         }
         for layer in range(3)
     },
-    gamma=0.75,
+    Gammas(0.75),
 )
 
 
@@ -84,7 +85,7 @@ def test_the_kl_before_is_a_limit_of_the_program() -> None:
         for _ in range(2)
     )
     problem = Problem(("bytes",), layers, (0,), (Limit("bytes", upper=9),))
-    flat = ScoreTable(dict.fromkeys(range(2), SCORES.measured[0]), SCORES.gamma)
+    flat = ScoreTable(dict.fromkeys(range(2), SCORES.measured[0]), SCORES.gammas)
     (free,) = solve(with_most_kl(problem, flat, math.inf), solutions=1)
     assert free.objective == 2 * (NANO - NANO // 2)
     (held,) = solve(with_most_kl(problem, flat, 0.45), solutions=1)

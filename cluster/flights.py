@@ -1,0 +1,66 @@
+"""Pieces under way: what the driver knows of each, which of them have room, and what Ray says of them."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from inlay.cluster.capacity import Amounts, fits, without
+from inlay.cluster.pieces import Piece
+from inlay.cluster.ray_private import get_values
+from inlay.cluster.worker import PROGRESS_NAMESPACE
+
+
+@dataclass
+class Flight:
+    """A piece under way."""
+
+    piece: Piece
+    progress_key: str
+    started: float | None = None
+    waits: str = ""
+    """What it says that it waits for, which no deadline counts."""
+    moved: float = field(default_factory=time.monotonic)
+    """When its progress was last seen to change; until it has started, when its worker got it, as far as is known."""
+    fraction: float = 0.0
+    node: str = ""
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    """What it last reported beside its progress."""
+    overdue: bool = False
+    dropped: bool = False
+    """Whether it was taken out of the queue, since the call fails."""
+
+
+def has_room(node: Amounts, wanted: Flight, flights: Iterable[Flight]) -> bool:
+    """Whether a node that nobody else uses has room for a piece beside those that run and those sent before it."""
+    left = node
+    for flight in sorted(flights, key=lambda flight: flight.started is None):  # stable: in the order they were sent
+        there = fits(left, flight.piece.resources)
+        if flight is wanted:
+            return there
+        if there:
+            left = without(left, flight.piece.resources)
+    return False
+
+
+def completed(references: list[Any], timeout_seconds: float) -> list[tuple[Any, Any]]:
+    """Wait until one task is over, and return all that are, each with its outcome or the error that Ray gave it."""
+    import ray
+
+    found: list[tuple[Any, Any]] = []
+    ray.wait(references, num_returns=1, timeout=timeout_seconds)
+    for reference in ray.wait(references, num_returns=len(references), timeout=0)[0]:
+        try:
+            found.append((reference, ray.get(reference)))
+        except ray.exceptions.RayError as error:
+            found.append((reference, error))
+    return found
+
+
+def read_progress(keys: Sequence[str]) -> list[dict[str, Any] | None]:
+    """Return what pieces last reported: `fraction`, `numbers`, and the `node` they run on; None for one that waits."""
+    values = get_values(keys, PROGRESS_NAMESPACE)
+    return [None if value is None else json.loads(value) for value in values]

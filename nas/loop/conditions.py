@@ -1,0 +1,62 @@
+"""Under which conditions times are taken: the clock, the device and the versions; and the pieces that take them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from inlay.cluster.pieces import Piece, Record
+from inlay.cluster.store import digest_of
+from inlay.nas.job.sections import Scenario
+from inlay.nas.loop.search import Search
+from inlay.nas.pieces.measuring import describe_device
+from inlay.nas.pieces.stage import Stage
+from inlay.nas.pieces.timing import Workload
+
+DEVICE = Stage("device", 1, describe_device)
+
+
+def workload_of(scenario: Scenario) -> Workload:
+    """The scenario as the timer needs it."""
+    return Workload(scenario.batch_size, scenario.prefill, scenario.generate, scenario.threads)
+
+
+def conditions_of(search: Search, scenario: Scenario, version: int) -> str:
+    """A digest of all that a model's measured times depend on beside its shape."""
+    return digest_of(
+        {
+            **search.identity,
+            "version": version,
+            "workload": asdict(workload_of(scenario)),
+            "clock": clock_of(search, scenario),
+            "environment": environment(search, scenario),
+        }
+    )
+
+
+def clock_of(search: Search, scenario: Scenario) -> str:
+    """`thread` or `wall`: what the times of a scenario are read from."""
+    return workload_of(scenario).clock(search.job.hardware.device)
+
+
+def environment(search: Search, scenario: Scenario) -> dict[str, str]:
+    """Device and versions where the times of a scenario are taken, asked of a worker: the driver may have no GPU."""
+    clock = clock_of(search, scenario)
+    if clock not in search.environments:
+        record = search.ask(search.piece(DEVICE, clock, {}, {}), exclusive=clock == "wall")
+        search.environments[clock] = dict(record.values["environment"])
+    return search.environments[clock]
+
+
+def run_timed(search: Search, pieces: Sequence[tuple[Scenario, Piece]], what: str) -> list[Record]:
+    """Records of pieces that take times, in the order given; `what` is what people are told of them.
+
+    Nothing else may run beside one that reads the wall clock; a thread's own clock stands still while others run.
+    """
+    found: dict[str, Record] = {}
+    for clock in ("thread", "wall"):
+        own = [piece for scenario, piece in pieces if clock_of(search, scenario) == clock]
+        if own:
+            records = search.run(own, what, "scenarios", exclusive=clock == "wall")
+            found |= {record.key: record for record in records}
+    return [found[piece.key] for _, piece in pieces]

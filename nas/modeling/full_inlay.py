@@ -1,0 +1,83 @@
+"""`full`: the family's attention over all tokens before, with KV heads of its own (`kv_heads`).
+
+This file is copied beside exported weights, so it imports only torch, transformers and its neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from .subblock_inlay import Entry, Sizes, Slot, SubblockKind, Tensors, WindowKey, norm_tensors, projection
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from .configuration_inlay import InlayConfig
+    from .modeling_inlay import ForwardContext, InlayLayer
+
+QUERY = "self_attn.q_proj"
+KEY = "self_attn.k_proj"
+VALUE = "self_attn.v_proj"
+OUTPUT = "self_attn.o_proj"
+QUERY_NORM = "self_attn.q_norm"
+KEY_NORM = "self_attn.k_norm"
+
+
+class FullAttention(SubblockKind):
+    """Softmax attention that sees every token before."""
+
+    name = "full"
+    slots = ("attention",)
+    is_plain = True
+    fields: ClassVar[Mapping[str, int]] = {"kv_heads": 1}
+
+    def problem(self, entry: Entry, base: Mapping[str, Any]) -> str | None:
+        """KV heads must divide the query heads."""
+        heads, q_heads = entry["kv_heads"], base["num_attention_heads"]
+        return f"kv_heads is {heads}; it must divide the {q_heads} query heads" if q_heads % heads else None
+
+    def tensors(self, entry: Entry, slot: Slot, sizes: Sizes) -> Tensors:
+        """The norm, four projections and, in families that norm their heads, two norms more."""
+        q_width, kv_width = sizes.q_heads * sizes.head_dim, int(entry["kv_heads"]) * sizes.head_dim
+        tensors = norm_tensors(slot, sizes)
+        for name, width in ((QUERY, q_width), (KEY, kv_width), (VALUE, kv_width)):
+            tensors |= projection(name, width, sizes.hidden, sizes.qkv_bias)
+        tensors |= projection(OUTPUT, sizes.hidden, q_width, sizes.o_bias)
+        if sizes.qk_norm:
+            tensors |= {f"{QUERY_NORM}.weight": (sizes.head_dim,), f"{KEY_NORM}.weight": (sizes.head_dim,)}
+        return tensors
+
+    def state(self, entry: Entry, sizes: Sizes, tokens: int) -> Tensors:
+        """Keys and values of every token."""
+        shape = (int(entry["kv_heads"]), tokens, sizes.head_dim)
+        return {"keys": shape, "values": shape}
+
+    def masks(self, entry: Entry) -> tuple[WindowKey | None, ...]:
+        """The full causal one."""
+        return (None,)
+
+    def mixer(self, config: InlayConfig, layer_index: int, entry: Entry) -> nn.Module:
+        """The family's attention module."""
+        from .families_inlay import FAMILY_MODULES
+
+        shape = config.family_config()
+        shape.num_key_value_heads = entry["kv_heads"]
+        attention = FAMILY_MODULES[config.family].attention(shape, layer_index)
+        # The family's attention reads its implementation from here at every call; a copy would go stale.
+        setattr(attention, "config", config)  # noqa: B010 (not a submodule, as the checker would have it)
+        return attention
+
+    def update(self, layer: InlayLayer, slot: Slot, hidden_BSD: Tensor, context: ForwardContext | None) -> Tensor:
+        """Attention of the normed input to what its mask shows."""
+        assert context is not None
+        update_BSD: Tensor
+        update_BSD, weights = layer.self_attn(
+            layer.input_layernorm(hidden_BSD),
+            position_embeddings=context.position_embeddings,
+            attention_mask=context.masks[layer.window],
+            past_key_values=context.cache,
+        )
+        if context.attentions is not None:
+            context.attentions[layer.layer_index] = weights
+        return update_BSD

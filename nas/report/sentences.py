@@ -1,0 +1,74 @@
+"""The sentences of a running search, and how they are read back from its log."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from inlay.nas.quantities import show_bytes, show_seconds
+from inlay.nas.report.time_left import Standing
+
+_PROGRESS = re.compile(
+    r"(?P<stage>[a-z]+) +(?:"
+    r"(?P<doing>.+?)(?:, (?P<done>\d+) of (?P<total>\d+) [a-z]+)? · search "
+    r"(?:(?P<percent>\d+) %, about (?P<left>.+) left|stage \d+ of \d+)"
+    r"|(?P<trouble>waiting: .*|.* retried: .*))"
+)
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 candidate`, `4 candidates`."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def batch_words(what: str, done: int, total: int, unit: str) -> str:
+    """`true KL of 4 candidates, 3 of 8 shards`; a single piece is not counted."""
+    counted = f"{done} of {total} {unit}"
+    if not what:
+        return counted
+    return f"{what}, {counted}" if total > 1 else what
+
+
+def search_words(standing: Standing) -> str:
+    """`62 %, about 1 min 40 s left`; where nothing estimates its time, `stage 3 of 7`."""
+    if standing.seconds_left is None:
+        return f"stage {standing.stage} of {standing.num_stages}"
+    return f"{round(100 * standing.fraction)} %, {about(standing.seconds_left)} left"
+
+
+def about(seconds: float) -> str:
+    """`about 1 min 40 s`: as exact as an estimate is, never less than 5 s."""
+    if seconds < 60:
+        rounded = max(5, 5 * round(seconds / 5))
+    elif seconds < 300:
+        rounded = 10 * round(seconds / 10)
+    else:
+        rounded = 60 * round(seconds / 60)
+    if rounded >= 3600:
+        return f"about {show_seconds(rounded)}"
+    minutes, rest = divmod(rounded, 60)
+    return "about " + " ".join(part for part in (f"{minutes} min" * bool(minutes), f"{rest} s" * bool(rest)) if part)
+
+
+def finished_words(seconds: float, peak_bytes: int | None, note: str) -> str:
+    """`48 s, 310 MiB, 40 variants`."""
+    return ", ".join(
+        part for part in (show_seconds(seconds), show_bytes(peak_bytes) if peak_bytes else "", note) if part
+    )
+
+
+def read_progress(log: str) -> dict[str, Any] | None:
+    """The last line of a run's log that tells how far it is: `stage`, `doing`, `done`, `total`, `percent` of the whole
+    search, `time_left` and the `line`. What the line does not have is None.
+    """
+    for line in reversed(log.splitlines()):
+        if found := _PROGRESS.fullmatch(line.strip()):
+            numbers = {name: int(found[name]) if found[name] else None for name in ("done", "total", "percent")}
+            return {
+                "stage": found["stage"],
+                "doing": found["doing"] or found["trouble"],
+                **numbers,
+                "time_left": found["left"],
+                "line": " ".join(line.split()),
+            }
+    return None

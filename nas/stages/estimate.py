@@ -1,0 +1,179 @@
+"""How long each stage of a search will take: operations counted, over the rate at which one layer runs here."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+
+import torch
+
+from inlay.nas.families import Parent, Slot
+from inlay.nas.job import Job, Scenario
+from inlay.nas.job.judged import judged_length
+from inlay.nas.loop.probes import probe_tokens
+from inlay.nas.modeling.modeling_inlay import build_layer, make_context
+from inlay.nas.pieces.boundaries import micro_batch
+from inlay.nas.pieces.measuring import COPIES
+from inlay.nas.pieces.timing import ROUNDS, SAMPLED_STEPS
+from inlay.nas.stages.measure import entry_key
+from inlay.nas.tables.idle_limits import parent_sizes
+from inlay.nas.variants import Variant, ends_parameters, parameters, variants_of
+
+MODELS = 3
+"""Child and two baselines: what is recovered."""
+CHILD = 0.8
+"""Of the parent's operations and times, what one forward of a child is taken to need."""
+VARIANT = 0.4
+"""Of a layer's operations, what one variant of it is taken to need."""
+BATCH_RUNS, TOKEN_RUNS = 3, 20
+"""One layer of the parent is run so often on a micro-batch and on one token, and the fastest taken."""
+STEP = 2.5
+"""A decode step of a layer in its model, with cache and masks, over the layer alone on one token."""
+START_SECONDS = 8.0
+"""Until Ray and the first worker, with all that it imports, have started."""
+SWAPPED = 12
+"""Architectures that the swaps and the baselines' choices add to the pool's, about."""
+STORED_BYTES_PER_SECOND = 2e8
+FORWARD = 2.0
+"""Operations for each number and token of a forward; a backward takes twice as many."""
+SLOTS: tuple[Slot, Slot] = ("attention", "ffn")
+
+Space = list[tuple[Variant, ...]]
+"""The variants of each layer."""
+
+
+def stage_seconds(job: Job, parent: Parent) -> dict[str, float]:
+    """Seconds of every stage, in the order in which they run, on workers like this machine's CPUs.
+
+    One layer is timed for some tenths of a second, by its thread's CPU time, so that other work on the machine changes
+    nothing. For other devices only the proportions mean something.
+    """
+    shape = parent.shape
+    length, judged = job.data.distill.sequence_length, judged_length(job)
+    space = [variants_of(job.space, shape, layer) for layer in range(shape.num_layers)]
+    trained = sum(variant.trained for layer in space for variant in layer)
+    whole = parent_sizes(shape, job.hardware.scenarios[0])["parameters"]
+    own, head = whole - ends_parameters(shape), shape.vocab * shape.hidden
+    rates = {tokens: layer_rate(parent, tokens) for tokens in sorted({length, judged})}
+    learning, judging = rates[length].operations_per_second, rates[judged].operations_per_second
+
+    workers = job.cluster.max_workers or local_workers(job)
+    by_layer = min(workers, shape.num_layers)
+    # Child, uniform and depth are trained at once where there are workers for them, each on its own ranks.
+    by_model = min(MODELS, max(1, workers // job.recover.workers)) * job.recover.workers
+
+    forward = FORWARD * (own + head)
+    trained_token = (1 + 3 * CHILD) * forward / learning
+    score_tokens, report_tokens = judged_tokens(job)
+    variants = 3 * FORWARD * trained * (own / shape.num_layers) * VARIANT
+    blocks = scored_blocks(job, space)
+    pool = 4 * job.solve.pool + 3 * shape.num_layers + SWAPPED
+    timed = _TimedModels(parent, job, rates[length])
+    return {
+        "measure": START_SECONDS + timed.subblocks(space),
+        "distill": job.distill.tokens * (FORWARD * own + variants) / learning / by_layer,
+        "score": score_tokens * blocks * FORWARD * (own / 2 + head) / judging / by_layer,
+        "assemble": score_tokens * pool * forward / judging / workers
+        + job.recover.probes * probe_tokens(job) * trained_token / workers
+        + timed.beside_parent(1 + job.recover.probes),
+        "recover": MODELS * job.recover.tokens * trained_token / by_model,
+        # As assembled on the report text; after recovery beside the parent on both; the baselines' times.
+        "evaluate": MODELS * (3 * report_tokens + 2 * score_tokens) * forward / judging / workers
+        + timed.beside_parent(MODELS - 1),
+        "export": whole * shape.dtype_bytes / STORED_BYTES_PER_SECOND,
+    }
+
+
+def judged_tokens(job: Job) -> tuple[int, int]:
+    """Tokens of the score text and of the report text at most: whole sequences, one at least."""
+    length, tokens = judged_length(job), job.data.validate.tokens
+    score, report = (-(-max(share, length) // length) * length for share in (tokens * 3 // 4, tokens // 4))
+    return score, report
+
+
+def scored_blocks(job: Job, space: Space) -> int:
+    """Blocks of the score table: each variant beside the parent's other slot, and the pairs."""
+    return sum(len(layer) - len(SLOTS) for layer in space) + job.score.pairs
+
+
+def local_workers(job: Job) -> int:
+    """Workers of a job without `max_workers` on this machine: as many as its CPUs hold."""
+    return max(1, (os.cpu_count() or 1) // job.cluster.cpus_per_worker)
+
+
+@dataclass(frozen=True)
+class LayerRate:
+    """What one layer of the parent does on one thread here.
+
+    Args:
+        operations_per_second: on a micro-batch of sequences of one length.
+        step_seconds: for one token of one sequence.
+    """
+
+    operations_per_second: float
+    step_seconds: float
+
+
+def layer_rate(parent: Parent, length: int) -> LayerRate:
+    """Times the parent's first layer on a micro-batch of sequences of a length, and on one token."""
+    shape, dtype, device = parent.shape, torch.float32, torch.device("cpu")
+    attention, ffn = (shape.parent_entry(0, slot) for slot in SLOTS)
+    layer = build_layer(parent.config, 0, attention, ffn, parent.layer_state(0), dtype)
+    torch.set_num_threads(1)
+
+    def seconds(batch: int, tokens: int, runs: int) -> float:
+        context = make_context(parent.config, batch, tokens, dtype, device, [attention])
+        hidden_BSD = torch.randn(batch, tokens, shape.hidden)
+        times = []
+        for _ in range(runs):
+            start = time.thread_time()
+            middle_BSD = hidden_BSD + layer.attention_update(hidden_BSD, context)
+            layer.ffn_update(middle_BSD)
+            times.append(time.thread_time() - start)
+        return min(times)
+
+    batch = micro_batch(length)
+    numbers = sum(parameters(entry, slot, shape) for entry, slot in zip((attention, ffn), SLOTS, strict=True))
+    with torch.inference_mode():
+        return LayerRate(
+            FORWARD * batch * length * numbers / seconds(batch, length, BATCH_RUNS), seconds(1, 1, TOKEN_RUNS)
+        )
+
+
+class _TimedModels:
+    """Seconds that timing takes, in all scenarios together; none where a cost table is given."""
+
+    def __init__(self, parent: Parent, job: Job, rate: LayerRate) -> None:
+        self.parent, self.rate = parent, rate
+        self.scenarios = job.hardware.scenarios if job.hardware.costs is None else ()
+
+    def subblocks(self, space: Space) -> float:
+        """Of every distinct entry, as a model of some copies, and of a model that has only the ends."""
+        shape = self.parent.shape
+        entries = {entry_key(v.slot, v.entry(shape, layer)) for layer, held in enumerate(space) for v in held}
+        return self._seconds([*[COPIES / len(SLOTS)] * len(entries), 0])
+
+    def beside_parent(self, number: int) -> float:
+        """Of so many whole models, each in turns with the parent."""
+        layers = self.parent.shape.num_layers
+        return number * self._seconds([layers, CHILD * layers])
+
+    def _seconds(self, models: list[float]) -> float:
+        rounds = (self._round(scenario, layers) for scenario in self.scenarios for layers in models)
+        return (ROUNDS + 1) * sum(rounds)
+
+    def _round(self, scenario: Scenario, layers: float) -> float:
+        """One model of so many layers: the prompts, then the steps, which are sampled in long generations."""
+        shape, rate = self.parent.shape, self.rate.operations_per_second * min(scenario.threads, os.cpu_count() or 1)
+        numbers = sum(parameters(shape.parent_entry(0, slot), slot, shape) for slot in SLOTS) * layers
+        # Embedding, final norm and head are many small calls, like a layer's, beside the head's product.
+        calls = (layers + 1) * STEP * self.rate.step_seconds
+        head = FORWARD * scenario.batch_size * shape.vocab * shape.hidden / rate
+        step = calls + head + FORWARD * scenario.batch_size * numbers / rate
+        contexts, steps = [scenario.prefill], scenario.generate
+        if steps >= 3 * SAMPLED_STEPS:
+            last = scenario.prefill + steps - SAMPLED_STEPS
+            contexts, steps = [scenario.prefill, (scenario.prefill + last) // 2, last], 3 * SAMPLED_STEPS
+        prefill = FORWARD * scenario.batch_size * sum(contexts) * numbers / rate + len(contexts) * (calls + head)
+        return prefill + steps * step

@@ -1,0 +1,1 @@
+"""What a run leaves behind: run.json, the tables, and the MLflow run that shows them; one file each."""

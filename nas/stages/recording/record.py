@@ -1,0 +1,117 @@
+"""The one whom the pipeline tells what happens; passes it on to run.json, the tables, the tracker and the display."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from inlay.nas.job import Job
+from inlay.nas.loop.search import Search
+from inlay.nas.loop.solving import Tables
+from inlay.nas.pieces.assembled import TrainedModel
+from inlay.nas.report.progress import Reporter
+from inlay.nas.stages.assemble import Assembled
+from inlay.nas.stages.outcome import correction_rows, curve_rows, pool_rows, solution_of
+from inlay.nas.stages.recording.run_json import RunJson
+from inlay.nas.stages.recording.tracked import TrackedSearch
+from inlay.nas.workspace import Workspace
+
+
+@dataclass
+class Told:
+    """What a stage says when it ends: words for people, metrics for the tracker."""
+
+    note: str = ""
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+class SearchRecord:
+    """Keeps workspace, tracker and display in step; each of them is written in its own file."""
+
+    def __init__(self, job: Job, place: Workspace, reporter: Reporter) -> None:
+        self.job, self.place, self.reporter = job, place, reporter
+        self.run_json = RunJson(job, place)
+        self.tracked = TrackedSearch(job, place, reporter)
+
+    def start(self) -> None:
+        """The search starts, or goes on."""
+        self.tracked.start(self.run_json.mlflow_run_id)
+        self.run_json.write(self.tracked.run_id())
+
+    def end(self, error: BaseException | None) -> None:
+        """The search ended, by an error if there is one."""
+        self.tracked.end(error)
+
+    @contextmanager
+    def stage(self, name: str, search: Search) -> Iterator[Told]:
+        """Times a stage; its records' largest memory and number of pieces are stored and shown."""
+        self.reporter.stage_started(name)
+        search.records.clear()
+        search.scratch_peak_bytes = 0
+        told = Told()
+        start = time.monotonic()
+
+        def took() -> tuple[float, int, dict[str, Any]]:
+            seconds = time.monotonic() - start
+            peak = max([search.scratch_peak_bytes, *(record.peak_bytes for record in search.records.values())])
+            entry = self.run_json.add_stage(name, seconds, peak, len(search.records), told.metrics)
+            self.run_json.write(self.tracked.run_id())
+            return seconds, peak, entry
+
+        try:
+            yield told
+        except (KeyboardInterrupt, SystemExit):
+            took()  # the search goes on with what the stage has done so far
+            raise
+        seconds, peak, entry = took()
+        self.reporter.stage_finished(name, seconds, peak or None, told.note)
+        self.tracked.stage(entry)
+
+    def table(self, name: str, rows: Sequence[dict[str, Any]]) -> None:
+        """A table of the workspace, and the same as an artifact."""
+        self.place.write_table(name, rows)
+        self.tracked.table(name, rows)
+
+    def assembled(self, assembled: Assembled, tables: Tables) -> None:
+        """Pool, kept solution and corrected scores."""
+        solution = solution_of(assembled, tables, self.job)
+        self.table("pool", pool_rows(assembled, tables, self.job))
+        self.place.write_json("solution.json", solution)
+        self.place.write_json("tables/corrections.json", correction_rows(assembled))
+        self.tracked.solution(solution)
+        self.tracked.rounds(assembled.rounds)
+
+    def curves(self, curves: Mapping[str, Sequence[Mapping[str, float]]], steps: Sequence[int]) -> None:
+        """Recovery losses by model, at these optimizer steps."""
+        self.table("recovery", curve_rows(curves))
+        self.tracked.curves(curves, steps)
+
+    def evaluation(self, evaluation: Mapping[str, Any]) -> None:
+        """The figures of child, parent and baselines."""
+        self.place.write_json("evaluation.json", evaluation)
+        self.tracked.evaluation(evaluation)
+
+    def finish(
+        self,
+        fingerprint: str,
+        evaluation: Mapping[str, Any],
+        lost: Sequence[tuple[int, str, str]],
+        models: Mapping[str, TrainedModel],
+    ) -> dict[str, Any]:
+        """Draws the pictures and writes run.json as finished; its contents."""
+        self.run_json.add(
+            {
+                "failed_variants": [{"layer": layer, "variant": label, "reason": why} for layer, label, why in lost],
+                "models": {name: model.blob for name, model in models.items()},
+                "evaluation": evaluation,
+                "chosen": evaluation["chosen"],
+                "job": self.job.to_dict(),
+                "folder": str(self.job.folder),
+            }
+        )
+        self.run_json.write(self.tracked.run_id())
+        self.tracked.pictures()  # of what the workspace now says
+        return self.run_json.finish(self.tracked.run_id(), fingerprint)

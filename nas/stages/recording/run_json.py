@@ -1,0 +1,65 @@
+"""run.json: what a search is, how far it came and what it took. Nothing else writes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from inlay.nas.job import Job
+from inlay.nas.workspace import Workspace
+
+NAME = "run.json"
+
+
+class RunJson:
+    """The file of one search, written at its start, after every stage and at its end.
+
+    A search that goes on where it stopped adds to its stages' times; another search of the workspace begins anew.
+    """
+
+    def __init__(self, job: Job, place: Workspace) -> None:
+        self._place = place
+        self._before = place.find_json(NAME) or {}
+        digest = job.search_digest()
+        earlier = self._before if self._before.get("job_digest") == digest else {}
+        self._stages: dict[str, dict[str, Any]] = {stage["name"]: stage for stage in earlier.get("stages", ())}
+        self._own: dict[str, Any] = {"job_digest": digest, "mlflow_run_id": earlier.get("mlflow_run_id")}
+
+    @property
+    def mlflow_run_id(self) -> str | None:
+        """The MLflow run of this search, as far as it is known."""
+        known: str | None = self._own["mlflow_run_id"]
+        return known
+
+    def add_stage(
+        self, name: str, seconds: float, peak_bytes: int, pieces: int, metrics: Mapping[str, float]
+    ) -> dict[str, Any]:
+        """Adds what a stage took now to what it took before; the sum."""
+        before = self._stages.get(name, {})
+        self._stages[name] = {
+            "name": name,
+            "seconds": before.get("seconds", 0.0) + seconds,
+            "peak_bytes": max(before.get("peak_bytes", 0), peak_bytes),
+            "pieces": pieces,
+            **metrics,
+        }
+        return self._stages[name]
+
+    def add(self, values: Mapping[str, Any]) -> None:
+        """Adds what the search came to."""
+        self._own.update(values)
+
+    def write(self, mlflow_run_id: str | None) -> None:
+        """Writes how far the search is; the figures of an earlier search stay until this one has its own."""
+        self._place.write_json(NAME, {**self._before, **self._standing(mlflow_run_id), "finished": None})
+
+    def finish(self, mlflow_run_id: str | None, fingerprint: str) -> dict[str, Any]:
+        """Writes the search as finished, as far as a run of this fingerprint goes; the file's contents."""
+        run = {**self._standing(mlflow_run_id), "finished": fingerprint}
+        self._place.write_json(NAME, run)
+        return run
+
+    def _standing(self, mlflow_run_id: str | None) -> dict[str, Any]:
+        # The tracker makes its run in its own time.
+        self._own["mlflow_run_id"] = mlflow_run_id or self.mlflow_run_id
+        return {**self._own, "stages": list(self._stages.values())}

@@ -1,0 +1,154 @@
+"""The MLflow run of a search: what it is sent, by which names; the driver alone talks to MLflow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from inlay.cluster.events import PieceEvent
+from inlay.cluster.tracking import Tracker, spool_folder
+from inlay.nas.job import Job
+from inlay.nas.pieces.texts import TEXTS, Texts
+from inlay.nas.report.best import Best
+from inlay.nas.report.figures import evaluation_markdown
+from inlay.nas.report.pictures import all_pictures
+from inlay.nas.report.progress import Reporter
+from inlay.nas.report.records import Evaluation
+from inlay.nas.workspace import Workspace
+
+LIVE_POINTS = 500
+"""Of one piece's numbers, at most, that are told while it runs."""
+
+
+class TrackedSearch:
+    """One run a search: the same job continues its run wherever it computes, another job gets its own."""
+
+    def __init__(self, job: Job, place: Workspace, reporter: Reporter) -> None:
+        self.job, self.place = job, place
+        self._series: dict[str, list[str]] = {}
+        self._live: dict[str, _Live] = {}
+        self._num_best = 0
+        spool = spool_folder(place.store) / job.search_digest()[:16]
+        self.tracker = Tracker(job.tracking.uri, job.tracking.experiment, reporter.warning, spool=spool)
+
+    def start(self, resume_run_id: str | None) -> None:
+        """Starts the search's run, or continues the one that it has from before."""
+        name = self.job.file.stem if self.job.file else "search"
+        tags = {
+            "inlay.parent": self.job.parent,
+            "inlay.job": self.job.search_digest(),
+            "inlay.workspace": self.place.url,
+        }
+        self.tracker.start(name, tags, resume_run_id=resume_run_id)
+        self.tracker.params(flatten(self.job.to_dict()))
+        self.tracker.json("job.json", self.job.to_dict())
+
+    def end(self, error: BaseException | None) -> None:
+        """Ends the run: finished, failed, or killed."""
+        status = (
+            "FINISHED" if error is None else "KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED"
+        )
+        self.tracker.end(status)
+
+    def run_id(self) -> str | None:
+        """MLflow's id of the run; None while the tracker has not made it."""
+        return self.tracker.run_id()
+
+    def texts(self, texts: Texts) -> None:
+        """The datasets as inputs of the run."""
+        for name in TEXTS:
+            ids = getattr(texts, name)
+            source = self.job.data.distill if name in ("distill", "recover") else self.job.data.validate
+            profile = {"sequences": ids.shape[0], "sequence_length": ids.shape[1]}
+            self.tracker.dataset(name, ids.digest, profile, self.job.resolve(source.path))
+
+    def stage(self, entry: Mapping[str, Any]) -> None:
+        """What a stage took, and its own figures; `entry` as in run.json."""
+        self.tracker.metrics(
+            {f"{entry['name']}.{key}": value for key, value in entry.items() if key not in ("name", "pieces")}
+        )
+
+    def table(self, name: str, rows: Sequence[dict[str, Any]]) -> None:
+        """A table as an artifact."""
+        self.tracker.table(f"tables/{name}.json", rows)
+
+    def name_series(self, labels: Mapping[str, str]) -> None:
+        """Says by what names the numbers of the coming pieces are shown: their labels by name."""
+        self._series = {}
+        for name, label in labels.items():
+            self._series.setdefault(label, []).append(name)
+
+    def numbers(self, event: PieceEvent) -> None:
+        """What a piece reports while it runs, as metrics `<stage>.<name>.<number>` at the step among the numbers."""
+        for name in self._series.get(event.label, [event.label.replace(" ", "_")]):
+            series = f"{event.stage}.{name}"
+            live = self._live.setdefault(series, _Live())
+            if event.fraction < 1 and abs(event.fraction - live.fraction) < 1 / LIVE_POINTS:
+                continue
+            step = int(event.numbers["step"])
+            live.fraction = event.fraction
+            live.steps.add(step)
+            self._metrics(series, {key: value for key, value in event.numbers.items() if key != "step"}, step)
+
+    def best(self, best: Best) -> None:
+        """The best architecture so far, as metrics at its number among those that were."""
+        self.tracker.metrics(best.metrics(), step=self._num_best)
+        self._num_best += 1
+
+    def rounds(self, rounds: Sequence[Mapping[str, Any]]) -> None:
+        """What each round of the pool brought."""
+        for row in rounds:
+            figures = {name: row[name] for name in ("best_kl_nats", "gain_nats", "prediction_error")}
+            self.tracker.metrics({f"assemble.{name}": value for name, value in figures.items()}, step=row["round"])
+
+    def solution(self, solution: Mapping[str, Any]) -> None:
+        """The kept architecture."""
+        self.tracker.json("solution.json", solution)
+
+    def curves(self, curves: Mapping[str, Sequence[Mapping[str, float]]], steps: Sequence[int]) -> None:
+        """Recovery losses at these optimizer steps; the tracker gets those that it was not told while they came."""
+        for name, curve in curves.items():
+            series = f"recover.{name}"
+            told = self._live.get(series, _Live()).steps
+            for step, point in zip(steps, curve, strict=True):
+                if step not in told:
+                    self._metrics(series, point, step)
+
+    def evaluation(self, evaluation: Mapping[str, Any]) -> None:
+        """The figures of child, parent and baselines, and their table as the run's description."""
+        self.tracker.json("evaluation.json", evaluation)
+        self.tracker.tags({"mlflow.note.content": evaluation_markdown(Evaluation.of(evaluation))})
+        for name in ("parent", "child", "uniform", "depth"):
+            figures = {
+                k: v for k, v in evaluation[name].items() if isinstance(v, int | float) and not isinstance(v, bool)
+            }
+            self.tracker.metrics({f"{name}.{key}": value for key, value in figures.items()})
+
+    def pictures(self) -> None:
+        """Every picture that the workspace has the data for."""
+        for name, figure in all_pictures(self.place):
+            self.tracker.figure(f"pictures/{name}.png", figure)
+
+    def _metrics(self, series: str, values: Mapping[str, float], step: int) -> None:
+        self.tracker.metrics({f"{series}.{key}": value for key, value in values.items()}, step=step)
+
+
+@dataclass
+class _Live:
+    """What was told of a series: how far its piece was, and the steps."""
+
+    fraction: float = -1.0
+    steps: set[int] = field(default_factory=set)
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested settings as dotted params."""
+    flat: dict[str, str] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            flat |= flatten(value, name + ".")
+        else:
+            flat[name] = str(value)
+    return flat

@@ -1,0 +1,111 @@
+"""Scores of blocks, and how they compose: what two changes at one layer cost together, from what each costs alone.
+
+No torch: this is what `inlay solve` runs on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+from inlay.nas.tables.architecture import PARENT_BLOCK, Block, kind_of
+
+KindPair = tuple[str, str]
+"""The kinds of an attention and an ffn variant, as their labels say them."""
+COMMON_PAIRS = 4
+"""The common γ counts as so many pairs of each kind: one or two of its own do not move a kind far."""
+
+
+@dataclass(frozen=True)
+class Gammas:
+    """How two changes at one layer add up: s = γ (s_attention + s_ffn).
+
+    Args:
+        common: γ of all pairs.
+        by_kind: γ of the pairs of kinds of which some were measured; the common one holds for the others.
+    """
+
+    common: float = 1.0
+    by_kind: Mapping[KindPair, float] = field(default_factory=dict)
+
+    def of(self, block: Block) -> float:
+        """γ of a block that differs from the parent in both slots."""
+        return self.by_kind.get((kind_of(block[0]), kind_of(block[1])), self.common)
+
+    def __str__(self) -> str:
+        text = f"gamma {self.common:.3f}"
+        least, most = min(self.by_kind.values(), default=0.0), max(self.by_kind.values(), default=0.0)
+        return f"{text} ({least:.3f} to {most:.3f} by kind)" if len(self.by_kind) > 1 else text
+
+
+def fit_gammas(measured: Mapping[int, Mapping[Block, float]]) -> Gammas:
+    """The medians of log(joint score / sum of the single ones): no single pair decides them; 1 without pairs.
+
+    A kind's is drawn towards the common one, as the mean of its own pairs' median and `COMMON_PAIRS` of the common.
+    """
+    logs: dict[KindPair, list[float]] = {}
+    for held in measured.values():
+        for (attention, ffn), joint in held.items():
+            if PARENT_BLOCK[0] == attention or PARENT_BLOCK[1] == ffn:
+                continue
+            alone = held[attention, PARENT_BLOCK[1]] + held[PARENT_BLOCK[0], ffn]
+            if joint > 0 and alone > 0:
+                logs.setdefault((kind_of(attention), kind_of(ffn)), []).append(math.log(joint / alone))
+    if not logs:
+        return Gammas()
+    common = median(value for own in logs.values() for value in own)
+    by_kind = {
+        pair: math.exp((len(own) * median(own) + COMMON_PAIRS * common) / (len(own) + COMMON_PAIRS))
+        for pair, own in sorted(logs.items())
+    }
+    return Gammas(math.exp(common), by_kind)
+
+
+@dataclass(frozen=True)
+class ScoreTable:
+    """Scores of blocks at each layer, and what the pool's true KL taught about them.
+
+    Args:
+        measured: KL by layer and block, nats; a block differs from the parent at that layer only.
+        gammas: how two changes at one layer add up.
+        factors: corrections of single blocks by (layer, block), 1 where there is none.
+    """
+
+    measured: Mapping[int, Mapping[Block, float]]
+    gammas: Gammas = Gammas()
+    factors: Mapping[tuple[int, Block], float] = field(default_factory=dict)
+
+    @staticmethod
+    def of(rows: Iterable[Mapping[str, Any]]) -> ScoreTable:
+        """The table of the score stage's rows, with the gammas fitted on the pairs among them."""
+        measured: dict[int, dict[Block, float]] = {}
+        for row in rows:
+            measured.setdefault(int(row["layer"]), {})[row["attention"], row["ffn"]] = float(row["kl_nats"])
+        return ScoreTable(measured, fit_gammas(measured))
+
+    def blocks(self, layer: int) -> list[Block]:
+        """Every block that can be chosen at a layer: all pairs of what was scored alone there, and the parent's own."""
+        held = self.measured[layer]
+        attention = [PARENT_BLOCK[0], *(a for a, f in held if f == PARENT_BLOCK[1] and a != PARENT_BLOCK[0])]
+        ffn = [PARENT_BLOCK[1], *(f for a, f in held if a == PARENT_BLOCK[0] and f != PARENT_BLOCK[1])]
+        return [(a, f) for a in attention for f in ffn]
+
+    def score(self, layer: int, block: Block) -> float:
+        """The score of a block, nats: measured where it was, else composed; 0 for the parent's own."""
+        return sum(weight * self.measured[layer][part] for part, weight in self.parts(layer, block).items())
+
+    def parts(self, layer: int, block: Block) -> dict[Block, float]:
+        """The measured blocks that a block's score is the weighted sum of, with their weights."""
+        if block == PARENT_BLOCK:
+            return {}
+        factor = self.factors.get((layer, block), 1.0)
+        if block in self.measured[layer]:
+            return {block: factor}
+        return dict.fromkeys(((block[0], PARENT_BLOCK[1]), (PARENT_BLOCK[0], block[1])), factor * self.gammas.of(block))
+
+    def predict(self, architecture: Sequence[Block]) -> float:
+        """The additive prediction of an architecture's KL, nats per token."""
+        return sum(self.score(layer, block) for layer, block in enumerate(architecture))

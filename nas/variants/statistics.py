@@ -1,0 +1,161 @@
+"""What calibrate gathers of a layer: sums over tokens that training-free starts are computed from.
+
+A statistic says which of a layer's modules it watches and what it adds up of what they see; only those that a layer's
+variants need are gathered. Sums are float32: each chunk's product is a float32 matrix product, and its rounding (about
+1e-7 of the diagonal) would stay if chunks were added in float64, at twice the memory. The penalties of the solutions
+are far above it; a test holds them against those of float64 sums. torch is imported where sums are gathered.
+
+N = B S tokens of a chunk, D model width, F ffn channels.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from inlay.nas.modeling.gated_inlay import DOWN
+from inlay.nas.modeling.subblock_inlay import MIXERS, NORMS, Slot
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from inlay.nas.modeling.modeling_inlay import ForwardContext, InlayLayer
+
+
+class Statistic(ABC):
+    """Sums over tokens of what one layer of the parent computes; equal statistics are gathered once."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Of its own among all statistics, and for what it is in a stored file."""
+
+    @abstractmethod
+    def watch(self, layer: "InlayLayer", seen: "dict[str, Tensor]") -> list[Any]:
+        """Hooks that leave in `seen` what it needs of one forward; returns their handles."""
+
+    @abstractmethod
+    def sums(self, seen: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
+        """The named sums of one forward, float32; those of two chunks of text are added."""
+
+
+@dataclass(frozen=True)
+class Products(Statistic):
+    """X'X and X'Y, both [D, D], of a subblock's normed input X and its update Y."""
+
+    slot: Slot
+
+    @property
+    def name(self) -> str:
+        """`attention.products`."""
+        return f"{self.slot}.products"
+
+    def watch(self, layer: "InlayLayer", seen: "dict[str, Tensor]") -> list[Any]:
+        """What its norm and its mixer give."""
+        norm, mixer = layer.get_submodule(NORMS[self.slot]), layer.get_submodule(MIXERS[self.slot])
+        return [
+            norm.register_forward_hook(_keep_output(seen, "x")),
+            mixer.register_forward_hook(_keep_output(seen, "y")),
+        ]
+
+    def sums(self, seen: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
+        """`xx` and `xy`."""
+        x_ND, y_ND = _rows(seen["x"]), _rows(seen["y"])
+        return {"xx": x_ND.T @ x_ND, "xy": x_ND.T @ y_ND}
+
+
+@dataclass(frozen=True)
+class ChannelActivity(Statistic):
+    """Sum of |act(gate) * up| of every ffn channel, [F]."""
+
+    name: str = "ffn.activity"
+
+    def watch(self, layer: "InlayLayer", seen: "dict[str, Tensor]") -> list[Any]:
+        """What the down projection reads."""
+        return [layer.get_submodule(DOWN).register_forward_pre_hook(_keep_input(seen, "channels"))]
+
+    def sums(self, seen: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
+        """`abs`."""
+        import torch
+
+        channels_NF = seen["channels"].flatten(0, -2)
+        return {"abs": torch.linalg.vector_norm(channels_NF, ord=1, dim=0, dtype=torch.float32)}
+
+
+@dataclass(frozen=True)
+class Sums:
+    """The sums of one layer over a number of tokens, `name.part` by `name.part`; `+` joins those of two chunks."""
+
+    tokens: int = 0
+    tensors: "Mapping[str, Tensor]" = field(default_factory=dict)
+
+    def of(self, statistic: Statistic) -> "dict[str, Tensor]":
+        """The sums of one statistic by their parts. Raises `ValueError` where it was not gathered."""
+        prefix = f"{statistic.name}."
+        found = {name.removeprefix(prefix): sums for name, sums in self.tensors.items() if name.startswith(prefix)}
+        if not found:
+            raise ValueError(f"there are no sums `{statistic.name}`; run calibrate with them.")
+        return found
+
+    def __add__(self, other: "Sums") -> "Sums":
+        if self.tensors.keys() != other.tensors.keys():
+            lacking = sorted(self.tensors.keys() ^ other.tensors.keys())
+            raise ValueError(f"Only one of the two has the sums `{lacking[0]}`; gather both for the same statistics.")
+        joined = {name: tensor + other.tensors[name] for name, tensor in self.tensors.items()}
+        return Sums(self.tokens + other.tokens, joined)
+
+    def to_dict(self) -> "dict[str, Tensor]":
+        """All of it as tensors on the CPU, for safetensors."""
+        import torch
+
+        tensors = {"tokens": torch.tensor([self.tokens], dtype=torch.int64), **self.tensors}
+        return {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+
+    @classmethod
+    def from_dict(cls, tensors: "Mapping[str, Tensor]") -> "Sums":
+        """From what `to_dict` gave."""
+        return cls(int(tensors["tokens"]), {name: sums for name, sums in tensors.items() if name != "tokens"})
+
+
+def gather(
+    layer: "InlayLayer", hidden_BSD: "Tensor", context: "ForwardContext", statistics: Iterable[Statistic]
+) -> "tuple[Sums, Tensor]":
+    """The sums of one chunk, and the layer's output [B, S, D], from one pass of the parent's layer."""
+    import torch
+
+    statistics = tuple(statistics)
+    seen: list[dict[str, Tensor]] = [{} for _ in statistics]
+    hooks = []
+    try:
+        for statistic, own in zip(statistics, seen, strict=True):
+            hooks += statistic.watch(layer, own)
+        with torch.no_grad():
+            output_BSD: Tensor = layer(hidden_BSD, context)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    with torch.no_grad():
+        tensors = {
+            f"{statistic.name}.{part}": sums
+            for statistic, own in zip(statistics, seen, strict=True)
+            for part, sums in statistic.sums(own).items()
+        }
+    return Sums(hidden_BSD.shape[0] * hidden_BSD.shape[1], tensors), output_BSD
+
+
+def _keep_output(seen: "dict[str, Tensor]", name: str) -> Any:
+    def hook(module: Any, inputs: Any, output: Any) -> None:
+        seen[name] = output[0] if isinstance(output, tuple) else output  # attention gives its weights too
+
+    return hook
+
+
+def _keep_input(seen: "dict[str, Tensor]", name: str) -> Any:
+    def hook(module: Any, inputs: "tuple[Tensor, ...]") -> None:
+        seen[name] = inputs[0]
+
+    return hook
+
+
+def _rows(tensor_BSD: "Tensor") -> "Tensor":
+    return tensor_BSD.flatten(0, -2).float()

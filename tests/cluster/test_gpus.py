@@ -1,0 +1,59 @@
+"""Pieces that ask for more than a CPU: what the node has of it bounds how many are sent, and those that wait are not
+hung."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+# Ray takes this machine to have one GPU, which the pieces book and never touch.
+ONE_GPU = {"RAY_OVERRIDE_RESOURCES": json.dumps({"GPU": 1})}
+
+PIECES = """
+import json, sys, time
+from inlay.cluster import ClusterSettings, Piece, PieceOutput, Resources, Store, connect, fanout, run_pieces
+
+fanout._BEGINNING_SECONDS = 6.0  # enough where nothing else runs
+
+def work(arguments, context):
+    begun = time.time()
+    time.sleep(4)
+    return PieceOutput({"begun": begun, "ended": time.time()})
+
+share = Resources(cpus=0.25, gpus=1)
+pieces = [Piece(f"{n:064}", f"piece {n}", "work", 1, work, {}, share) for n in range(5)]
+events = []
+with connect(ClusterSettings(share=share)) as cluster:
+    records = run_pieces(Store(sys.argv[1]), pieces, cluster, deadline_seconds=12, on_event=events.append)
+    places = [cluster.places(wish) for wish in (share, Resources(gpus=0.25), Resources(cpus=0.25))]
+times = sorted((record.values["begun"], record.values["ended"]) for record in records)
+print(json.dumps({
+    "attempts": [record.attempts for record in records],
+    "notes": [event.note for event in events if event.note],
+    "apart": all(before[1] <= after[0] for before, after in zip(times, times[1:])),
+    "took": times[-1][1] - times[0][0],
+    "places": places,
+}))
+"""
+
+
+def test_a_queue_for_the_one_gpu_that_is_longer_than_the_deadline_is_not_hung(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PIECES, str(tmp_path / "workspace")],
+        env=os.environ | ONE_GPU,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["took"] > 12, "the last piece waited longer than the deadline"
+    assert (told["attempts"], told["notes"], told["apart"]) == ([1] * 5, [], True)
+    one, quarter, of_cpus = told["places"]
+    assert one == 1
+    assert quarter == min(4, int(of_cpus / 4))
+    assert of_cpus >= 4
