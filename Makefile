@@ -13,7 +13,9 @@ demo: $(VENV)/.installed
 	$(BIN)/inlay run demo.yaml
 	$(BIN)/python benchmarks/check_demo.py demo.search
 
+# Our own files are compiled once, also where Python is told to write no bytecode: tests start hundreds of processes.
 test: $(VENV)/.installed-dev
+	$(BIN)/python -m compileall -q cluster distill inlay kernels nas solver
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -12,20 +12,37 @@ from inlay.nas.embedded import corpus, embedded_parent
 
 TinyParent = Callable[..., Path]
 
-_WITH_RAY = ("cluster", "stages")
+# With one thread for each product, nothing spins while it waits for a core that others have; processes inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+_ONE_BY_ONE = ("stages", "cluster")
+_LONGEST_FIRST = (*_ONE_BY_ONE, "cli", "solver", "embedded", "distill")
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With `pytest -n 2`, what starts clusters and whole searches runs one by one, the other files beside it."""
+    """With `pytest -n 2` each process takes a folder of searches or clusters, whose files share what they start, then
+    whatever file is left: both are busy to the end."""
     from xdist.scheduler import LoadScopeScheduling
 
-    class RayTogether(LoadScopeScheduling):
+    class FoldersFirst(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
             file = nodeid.split("::")[0]
-            return "with Ray" if file.split("/")[1] in _WITH_RAY else file
+            folder = file.split("/")[1]
+            return folder if folder in _ONE_BY_ONE else file
 
-    return RayTogether(config, log)
+    config.option.loadscopereorder = False  # by the number of tests, which tells little of their time
+    return FoldersFirst(config, log)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """In one of several processes, what takes longest comes first."""
+    if hasattr(config, "workerinput"):
+        items.sort(key=lambda item: _rank(item.path.parent.name))
+
+
+def _rank(folder: str) -> int:
+    return _LONGEST_FIRST.index(folder) if folder in _LONGEST_FIRST else len(_LONGEST_FIRST)
 
 
 @pytest.fixture(scope="session")

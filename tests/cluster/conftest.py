@@ -41,13 +41,13 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "workspace")
 
 
-@pytest.fixture
-def ray_nodes(tmp_path: Path) -> Callable[..., AbstractContextManager[RayNodes]]:
+@pytest.fixture(scope="session")
+def ray_nodes(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., AbstractContextManager[RayNodes]]:
     """`with ray_nodes(cpus=1, slots=1, growth=None) as nodes` gives a cluster with a job server and ends it."""
 
     @contextmanager
     def start(**options: Any) -> Iterator[RayNodes]:
-        nodes = RayNodes(tmp_path, **options)
+        nodes = RayNodes(tmp_path_factory.mktemp("nodes"), **options)
         try:
             nodes.wait(1)
             yield nodes

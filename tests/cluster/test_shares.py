@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -66,30 +66,6 @@ def run(
     return told, done.stderr
 
 
-def test_a_job_takes_its_share_of_a_cluster_and_no_more(ray_nodes: Nodes, tmp_path: Path) -> None:
-    with ray_nodes(cpus=1) as nodes:
-        nodes.add(2)
-        nodes.wait(2)
-        # Long enough for a slow machine to start all workers while the first piece runs.
-        assert run(nodes, tmp_path / "all", 4, 6)[0] == {"together": 3, "threads": 1}
-        assert run(nodes, tmp_path / "two-each", 3, 1, cpus=2)[0] == {"together": 1, "threads": 2}
-        assert run(nodes, tmp_path / "at-most", 4, 3, workers=2)[0]["together"] == 2
-        server = JobServer(nodes.url)
-        assert sorted(node["CPU"] for node in server.nodes()) == [1, 2]
-        server.check_share(Resources(cpus=2, memory_bytes=2**30))
-        with pytest.raises(ValueError, match="cluster: a worker needs 5 CPUs, and the largest node has 2 CPUs at http"):
-            server.check_share(Resources(cpus=5))
-        server.check_together(Resources(), 3)
-        with pytest.raises(
-            ValueError, match="4 workers with 1 CPU each are to run at once, and there is room for 3 at"
-        ):
-            server.check_together(Resources(), 4)
-        with pytest.raises(
-            ValueError, match=r"a worker needs 1 CPU, 0\.5 GPUs, and the largest node has . CPUs?, 0 GPUs"
-        ):
-            server.check_share(Resources(gpus=0.5))
-
-
 def test_a_cluster_that_grows_is_waited_for_with_the_reason(ray_nodes: Nodes, tmp_path: Path) -> None:
     kind = {"resources": {"CPU": 3, "object_store_memory": 90 * 2**20}, "min_workers": 0, "max_workers": 1}
     with ray_nodes(cpus=1, growth={"large": kind}) as nodes:
@@ -129,33 +105,14 @@ def reach(server: JobServer, job_id: str, state: str) -> None:
         time.sleep(0.3)
 
 
-def test_jobs_wait_for_their_turn_and_say_for_what(ray_nodes: Nodes, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def nodes(ray_nodes: Nodes) -> Iterator[Any]:
+    """A node of one CPU, with a job server that runs two jobs at once; the last of the tests on it adds another."""
     with ray_nodes(cpus=1, slots=2) as nodes:
-        server = JobServer(nodes.url)
-        for name in ("one", "two", "three", "four"):
-            server.submit(name, "sleep 600", {}, {}, {"workspace": f"/searches/{name}"})
-            if name in ("one", "two"):
-                reach(server, name, "RUNNING")
-        time.sleep(3)
-        assert [server.job(name).state for name in ("one", "two", "three", "four")] == ["RUNNING"] * 2 + ["PENDING"] * 2
-        status = json.loads(verb(nodes, "status", "four", "--json"))
-        assert status["state"] == "PENDING"
-        assert status["message"] == "it waits for its turn behind 1 other: 2 jobs run at once here, now two, one"
-        assert "it waits for its turn: 2 jobs run at once here, now two, one" in verb(nodes, "status", "three")
-        started = time.monotonic()
-        assert "four had not started and will not: it is STOPPED when its turn comes" in verb(nodes, "stop", "four")
-        assert time.monotonic() - started < 10
-        started = time.monotonic()
-        assert "one is STOPPED" in verb(nodes, "stop", "one")
-        assert time.monotonic() - started < 10
-        reach(server, "three", "RUNNING")
-        verb(nodes, "stop", "two")
-        reach(server, "four", "STOPPED")
-        assert server.logs("four") == ""
-        verb(nodes, "stop", "three")
+        yield nodes
 
 
-def test_a_job_that_can_never_fit_is_told_so_before_it_is_sent(ray_nodes: Nodes, tmp_path: Path) -> None:
+def test_a_job_that_can_never_fit_is_told_so_before_it_is_sent(nodes: Any, tmp_path: Path) -> None:
     for name in ("train", "held_out"):
         (tmp_path / f"{name}.txt").write_text("once\n<|endoftext|>\n")
     job = {
@@ -166,18 +123,61 @@ def test_a_job_that_can_never_fit_is_told_so_before_it_is_sent(ray_nodes: Nodes,
         "cluster": {"memory_per_worker": "900GiB", "cpus_per_worker": 2},
     }
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
-    with ray_nodes(cpus=1) as nodes:
-        said = verb(nodes, "submit", str(tmp_path / "job.yaml"), code=2)
-        start = "inlay: cluster: a worker needs 2 CPUs, 900 GiB of memory, and the largest node has 1 CPU, "
-        assert said.startswith(start)
-        assert said.rstrip().endswith(f"at {nodes.url}; ask for less per worker")
-        job |= {"cluster": {}, "recover": {"workers": 2}}
-        (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
-        assert verb(nodes, "submit", str(tmp_path / "job.yaml"), code=2) == (
-            "inlay: recover.workers: 2 workers with 1 CPU each are to run at once, and there is room for 1 at "
-            f"{nodes.url}; lower it\n"
-        )
-        assert verb(nodes, "list") == "no jobs\n"
+    said = verb(nodes, "submit", str(tmp_path / "job.yaml"), code=2)
+    start = "inlay: cluster: a worker needs 2 CPUs, 900 GiB of memory, and the largest node has 1 CPU, "
+    assert said.startswith(start)
+    assert said.rstrip().endswith(f"at {nodes.url}; ask for less per worker")
+    job |= {"cluster": {}, "recover": {"workers": 2}}
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(job))
+    assert verb(nodes, "submit", str(tmp_path / "job.yaml"), code=2) == (
+        "inlay: recover.workers: 2 workers with 1 CPU each are to run at once, and there is room for 1 at "
+        f"{nodes.url}; lower it\n"
+    )
+    assert verb(nodes, "list") == "no jobs\n"
+
+
+def test_jobs_wait_for_their_turn_and_say_for_what(nodes: Any) -> None:
+    server = JobServer(nodes.url)
+    for name in ("one", "two", "three", "four"):
+        server.submit(name, "sleep 600", {}, {}, {"workspace": f"/searches/{name}"})
+        if name in ("one", "two"):
+            reach(server, name, "RUNNING")
+    time.sleep(3)
+    assert [server.job(name).state for name in ("one", "two", "three", "four")] == ["RUNNING"] * 2 + ["PENDING"] * 2
+    status = json.loads(verb(nodes, "status", "four", "--json"))
+    assert status["state"] == "PENDING"
+    assert status["message"] == "it waits for its turn behind 1 other: 2 jobs run at once here, now two, one"
+    assert "it waits for its turn: 2 jobs run at once here, now two, one" in verb(nodes, "status", "three")
+    started = time.monotonic()
+    assert "four had not started and will not: it is STOPPED when its turn comes" in verb(nodes, "stop", "four")
+    assert time.monotonic() - started < 10
+    started = time.monotonic()
+    assert "one is STOPPED" in verb(nodes, "stop", "one")
+    assert time.monotonic() - started < 10
+    reach(server, "three", "RUNNING")
+    verb(nodes, "stop", "two")
+    reach(server, "four", "STOPPED")
+    assert server.logs("four") == ""
+    verb(nodes, "stop", "three")
+
+
+def test_a_job_takes_its_share_of_a_cluster_and_no_more(nodes: Any, tmp_path: Path) -> None:
+    nodes.add(2)
+    nodes.wait(2)
+    # Long enough for a slow machine to start all workers while the first piece runs.
+    assert run(nodes, tmp_path / "all", 4, 6)[0] == {"together": 3, "threads": 1}
+    assert run(nodes, tmp_path / "two-each", 3, 1, cpus=2)[0] == {"together": 1, "threads": 2}
+    assert run(nodes, tmp_path / "at-most", 4, 3, workers=2)[0]["together"] == 2
+    server = JobServer(nodes.url)
+    assert sorted(node["CPU"] for node in server.nodes()) == [1, 2]
+    server.check_share(Resources(cpus=2, memory_bytes=2**30))
+    with pytest.raises(ValueError, match="cluster: a worker needs 5 CPUs, and the largest node has 2 CPUs at http"):
+        server.check_share(Resources(cpus=5))
+    server.check_together(Resources(), 3)
+    with pytest.raises(ValueError, match="4 workers with 1 CPU each are to run at once, and there is room for 3 at"):
+        server.check_together(Resources(), 4)
+    with pytest.raises(ValueError, match=r"a worker needs 1 CPU, 0\.5 GPUs, and the largest node has . CPUs?, 0 GPUs"):
+        server.check_share(Resources(gpus=0.5))
 
 
 def test_a_machine_that_is_too_small_is_told_before_anything_is_written(tmp_path: Path, job: Path) -> None:

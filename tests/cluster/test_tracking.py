@@ -187,11 +187,7 @@ def test_a_run_deleted_in_mlflow_is_made_anew(tmp_path: Path, server: Server) ->
     assert only_search(server.uri, "deleted").info.run_id == tracker.run_id()
 
 
-def test_a_server_killed_in_the_middle_never_stops_a_search(tmp_path: Path) -> None:
-    folder = tmp_path / "server"
-    folder.mkdir()
-    server = Server(folder)
-    server.start()
+def test_a_server_killed_in_the_middle_never_stops_a_search(tmp_path: Path, server: Server) -> None:
     warnings: list[str] = []
     tracker = Tracker(server.uri, "unplugged", warnings.append, spool=tmp_path / "spool")
     tracker.start("stories")
@@ -209,19 +205,16 @@ def test_a_server_killed_in_the_middle_never_stops_a_search(tmp_path: Path) -> N
     assert "201 tracking entries could not be sent" in warnings[1]
     assert f"{tmp_path}/spool/unsent.jsonl" in warnings[1]
     server.start()
-    try:
-        warnings.clear()
-        tracker = Tracker(server.uri, "unplugged", warnings.append, spool=tmp_path / "spool")
-        tracker.start("stories")
-        tracker.end()
-        run = only_search(server.uri, "unplugged")
-        history = MlflowClient(tracking_uri=server.uri).get_metric_history(run.info.run_id, "loss")
-        assert [metric.step for metric in history] == list(range(200))
-        assert [file.path for file in MlflowClient(server.uri).list_artifacts(run.info.run_id)] == ["tables"]
-        assert run.info.status == "FINISHED"
-        assert warnings == []
-    finally:
-        server.kill()
+    warnings.clear()
+    tracker = Tracker(server.uri, "unplugged", warnings.append, spool=tmp_path / "spool")
+    tracker.start("stories")
+    tracker.end()
+    run = only_search(server.uri, "unplugged")
+    history = MlflowClient(tracking_uri=server.uri).get_metric_history(run.info.run_id, "loss")
+    assert [metric.step for metric in history] == list(range(200))
+    assert [file.path for file in MlflowClient(server.uri).list_artifacts(run.info.run_id)] == ["tables"]
+    assert run.info.status == "FINISHED"
+    assert warnings == []
 
 
 def test_a_tracker_that_never_was_there(tmp_path: Path) -> None:

@@ -1,10 +1,11 @@
-"""A small job on a trained parent, and the command that runs it as a user would."""
+"""A small job on a trained parent, the command that runs it as a user would, and one Ray for what needs no command."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
+from inlay.cluster import Cluster, ClusterSettings, connect
 from inlay.cluster.pieces import Piece, PieceContext, Record, read_record
 from inlay.nas.job import Job
 from inlay.nas.loop.search import Search
@@ -109,6 +111,41 @@ def inlay_command() -> Run:
         return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False)
 
     return run
+
+
+class SharedRay:
+    """Two workers on a Ray of this process, started when first asked for: each worker's imports take seconds."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self._cluster: Cluster | None = None
+
+    def cluster(self) -> Cluster:
+        """The one that runs, else a new one."""
+        if self._cluster is None:
+            self._cluster = self._stack.enter_context(connect(ClusterSettings(workers=2)))
+        return self._cluster
+
+    def end(self) -> None:
+        """Ends it, before what needs a Ray of its own: a process holds one."""
+        self._cluster = None
+        self._stack.close()
+
+
+_SHARED_RAY = pytest.StashKey[SharedRay]()
+
+
+@pytest.fixture(scope="session")
+def shared_ray(pytestconfig: pytest.Config) -> SharedRay:
+    """One Ray for the whole folder."""
+    return pytestconfig.stash.setdefault(_SHARED_RAY, SharedRay())
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """Ends it with the folder's last test: other folders start a Ray of their own in this process."""
+    if nextitem is None or nextitem.path.parent != item.path.parent:
+        item.config.stash.setdefault(_SHARED_RAY, SharedRay()).end()
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from inlay.cluster.runtime import ClusterSettings, connect
+from inlay.cluster import Cluster, ClusterSettings, connect
 from inlay.nas.job import Job
 from inlay.nas.loop import spans as spans_module
 from inlay.nas.loop.search import Search
@@ -46,17 +46,16 @@ def job(tiny_parent: Callable[..., Path], texts: tuple[Path, Path]) -> Job:
     )
 
 
-def build(job: Job, folder: Path, workers: int) -> Built:
+def build(job: Job, folder: Path, cluster: Cluster) -> Built:
     """Records of the library without what may differ, and the score table."""
     parent = open_job_parent(job)
     place = Workspace(folder)
     texts = store_texts(pack_texts(job, parent.tokenizer()), place)
-    with connect(ClusterSettings(workers=workers)) as cluster:
-        search = Search(job, place, parent, cluster, Reporter())
-        records = build_library(search, texts.distill)
-        assert not failures(records)
-        assert (search.scratch_peak_bytes > 50_000_000) == search.cluster.started, "boundaries were made by workers"
-        rows = [scored.row() for scored in score_blocks(search, texts.score, library_of(records))]
+    search = Search(job, place, parent, cluster, Reporter())
+    records = build_library(search, texts.distill)
+    assert not failures(records)
+    assert (search.scratch_peak_bytes > 50_000_000) == search.cluster.started, "boundaries were made by workers"
+    rows = [scored.row() for scored in score_blocks(search, texts.score, library_of(records))]
     return [record.identity() for record in records], rows
 
 
@@ -66,25 +65,38 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def built(job: Job, folder: Path) -> Built:
-    return build(job, folder, workers=2)
+def built_alone(job: Job, shared_ray: Any, tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """By one worker, that nothing else used."""
+    shared_ray.end()
+    with connect(ClusterSettings(workers=1)) as cluster:
+        return build(job, tmp_path_factory.mktemp("one") / "w.search", cluster)
 
 
-def test_one_worker_gives_the_same_bytes(job: Job, built: Built, tmp_path: Path) -> None:
-    assert build(job, tmp_path / "w.search", workers=1) == built
+@pytest.fixture(scope="module")
+def built(job: Job, folder: Path, built_alone: Built, shared_ray: Any) -> Built:
+    """By two workers; after the one, so that these stay for what comes."""
+    return build(job, folder, shared_ray.cluster())
 
 
-def test_what_misses_a_blob_is_made_again_at_once(job: Job, built: Built, folder: Path, tmp_path: Path) -> None:
+def test_one_worker_gives_the_same_bytes(built_alone: Built, built: Built) -> None:
+    assert built_alone == built
+
+
+def test_what_misses_a_blob_is_made_again_at_once(
+    job: Job, built: Built, folder: Path, tmp_path: Path, shared_ray: Any
+) -> None:
     shutil.copytree(folder, tmp_path / "w.search")
     store = Workspace(tmp_path / "w.search").store
     for stage, name in (("distill", "attention:linear"), ("score", "sequences")):
         key = next(key for key in store.list(f"records/{stage}/") if "layer 0002" in store.get(key).decode())
         store.delete(f"blobs/{store.get_json(key)['blobs'][name]}")
-    assert build(job, tmp_path / "w.search", workers=2) == built
+    assert build(job, tmp_path / "w.search", shared_ray.cluster()) == built
     assert store.list("blobs/") == Workspace(folder).store.list("blobs/")
 
 
-def test_spans_give_the_same_bytes(job: Job, built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_spans_give_the_same_bytes(
+    job: Job, built: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shared_ray: Any
+) -> None:
     one = 2048 * 32 * 4  # one boundary of the distillation text
     monkeypatch.setattr(spans_module.shutil, "disk_usage", lambda path: SimpleNamespace(free=6 * one))
     cut: list[list[Span]] = []
@@ -94,7 +106,7 @@ def test_spans_give_the_same_bytes(job: Job, built: Built, tmp_path: Path, monke
         return cut[-1]
 
     monkeypatch.setattr(spans_module, "spans", recorded)
-    assert build(job, tmp_path / "w.search", workers=2) == built
+    assert build(job, tmp_path / "w.search", shared_ray.cluster()) == built
     assert any(len(each) > 1 for each in cut)
 
 
@@ -113,19 +125,20 @@ def test_scores_are_those_of_replaced_blocks_alone(built: Built) -> None:
     assert all(row["kl_nats"] > 0 for row in rows)
 
 
-def test_variants_that_diverge_are_failed_with_their_reason_and_not_offered(job: Job, tmp_path: Path) -> None:
+def test_variants_that_diverge_are_failed_with_their_reason_and_not_offered(
+    job: Job, tmp_path: Path, shared_ray: Any
+) -> None:
     # No job file may say such a rate; a copy is not validated.
     wild = job.model_copy(update={"distill": job.distill.model_copy(update={"learning_rate": 1e30})})
     parent = open_job_parent(wild)
     place = Workspace(tmp_path / "w.search")
     texts = store_texts(pack_texts(wild, parent.tokenizer()), place)
-    with connect(ClusterSettings(workers=2)) as cluster:
-        search = Search(wild, place, parent, cluster, Reporter())
-        records = build_library(search, texts.distill)
-        lost = failures(records)
-        assert {layer for layer, _, _ in lost} == {0, 1, 2, 3}
-        assert all("not finite" in reason for _, _, reason in lost)
-        rows = [scored.row() for scored in score_blocks(search, texts.score, library_of(records))]
+    search = Search(wild, place, parent, shared_ray.cluster(), Reporter())
+    records = build_library(search, texts.distill)
+    lost = failures(records)
+    assert {layer for layer, _, _ in lost} == {0, 1, 2, 3}
+    assert all("not finite" in reason for _, _, reason in lost)
+    rows = [scored.row() for scored in score_blocks(search, texts.score, library_of(records))]
     gone = {(layer, label) for layer, label, _ in lost}
     assert not any({(row["layer"], row["attention"]), (row["layer"], row["ffn"])} & gone for row in rows)
     assert {"attention:no_op"} <= {row["attention"] for row in rows}

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from inlay.cluster.pieces import Piece, PieceContext, PieceOutput
-from inlay.cluster.runtime import ClusterSettings, connect
 from inlay.nas.job import Job
 from inlay.nas.loop.search import Search
 from inlay.nas.loop.spans import scratch_of, spans_with_boundaries
@@ -30,7 +30,10 @@ TRIES = 5
 
 @pytest.fixture(scope="module")
 def attempts(
-    tiny_parent: Callable[..., Path], texts: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
+    tiny_parent: Callable[..., Path],
+    texts: tuple[Path, Path],
+    tmp_path_factory: pytest.TempPathFactory,
+    shared_ray: Any,
 ) -> Attempts:
     """What the pieces of one layer give at their first attempt and after each want of memory."""
     train, held_out = map(str, texts)
@@ -55,19 +58,18 @@ def attempts(
     def attempt(piece: Piece) -> list[PieceOutput]:
         return [piece.function(piece.arguments, context(place, folder, tries)) for tries in range(TRIES)]
 
-    with connect(ClusterSettings(workers=1)) as cluster:
-        search = Search(job, place, parent, cluster, Reporter())
-        variants = layer_variants(search, 1)
-        outcomes = keeps_outcomes(search)
-        for _ in spans_with_boundaries(search, packed.distill, [1], outcomes):
-            piece = calibrate_piece(search, packed.distill, 1, variants, scratch_of(search, packed.distill, outcomes))
-            found["calibrate"] = attempt(piece)
-            (sums,) = search.run([piece])
-            found["distill"] = attempt(distill_piece(search, packed.distill, 1, variants, sums_of(sums)))
-        library = Library({})
-        for _ in spans_with_boundaries(search, packed.score, [1]):
-            blocks = layer_blocks(search, 1, library)
-            found["score"] = attempt(score_piece(search, packed.score, 1, blocks, library))
+    search = Search(job, place, parent, shared_ray.cluster(), Reporter())
+    variants = layer_variants(search, 1)
+    outcomes = keeps_outcomes(search)
+    for _ in spans_with_boundaries(search, packed.distill, [1], outcomes):
+        piece = calibrate_piece(search, packed.distill, 1, variants, scratch_of(search, packed.distill, outcomes))
+        found["calibrate"] = attempt(piece)
+        (sums,) = search.run([piece])
+        found["distill"] = attempt(distill_piece(search, packed.distill, 1, variants, sums_of(sums)))
+    library = Library({})
+    for _ in spans_with_boundaries(search, packed.score, [1]):
+        blocks = layer_blocks(search, 1, library)
+        found["score"] = attempt(score_piece(search, packed.score, 1, blocks, library))
     return found
 
 

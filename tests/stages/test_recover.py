@@ -11,7 +11,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +35,9 @@ CHILD = (("attention:parent", "ffn:parent"), ("attention:no_op", "ffn:parent"), 
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    with connect(ClusterSettings(workers=2)) as cluster:
-        yield cluster
+def cluster(shared_ray: Any) -> Cluster:
+    running: Cluster = shared_ray.cluster()
+    return running
 
 
 @pytest.fixture(scope="module")
