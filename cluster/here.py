@@ -24,7 +24,7 @@ def run_pieces_here(store: Store, pieces: Sequence[Piece], scratch: Path) -> lis
         if piece.key not in kept and store.exists(piece.record_key):
             store.delete(piece.record_key)  # its blobs are gone
         order = Order(piece, store, scratch, progress_key="", attempt=1, memory_retries=0, memory_limit_bytes=None)
-        outcome = perform(order, _silent)
+        outcome = perform(order, _Silent())
         if outcome.record is None:
             text = f"{piece.stage}, {piece.label}: {outcome.kind}: {outcome.message}"
             raise PieceError(text, piece.label, len(records), outcome.kind, outcome.details)
@@ -32,5 +32,11 @@ def run_pieces_here(store: Store, pieces: Sequence[Piece], scratch: Path) -> lis
     return records
 
 
-def _silent(fraction: float, numbers: Mapping[str, float] | None = None, /) -> None:
+class _Silent:
     """Nobody waits for what is done in a few seconds."""
+
+    def __call__(self, fraction: float, numbers: Mapping[str, float] | None = None, /) -> None:
+        """Says nothing."""
+
+    def waits(self, what: str, /) -> None:
+        """Says nothing."""

@@ -172,7 +172,9 @@ class Search:
 class SmallSearch(Search):
     """A search whose few pieces take less time than workers need to start: they run in this process."""
 
-    def run(self, pieces: Sequence[Piece], *, exclusive: bool = False) -> list[Record]:
+    def run(
+        self, pieces: Sequence[Piece], what: str = "", unit: str = "pieces", *, exclusive: bool = False
+    ) -> list[Record]:
         """Runs the missing pieces one after the other and returns every record, in the order given."""
         records = run_pieces_here(self.workspace.store, pieces, self.scratch / "here")
         self.records |= {record.key: record for record in records}

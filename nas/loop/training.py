@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 
 from inlay.cluster.pieces import Piece, Record, Resources
-from inlay.distill.globally import GlobalSettings
+from inlay.distill.settings import GlobalSettings
 from inlay.nas.loop.resources import resources_of
 from inlay.nas.loop.search import Search
 from inlay.nas.pieces.stage import Stage

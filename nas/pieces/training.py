@@ -31,8 +31,7 @@ from inlay.nas.pieces.assembled import build_sharded, build_whole, stored_state
 from inlay.nas.pieces.boundaries import worker_source
 from inlay.nas.pieces.texts import load_ids
 from inlay.nas.pieces.weights import Library, WorkerSource
-from inlay.nas.tables.architecture import Block
-from inlay.nas.tables.problem import PARENT_BLOCK
+from inlay.nas.tables.architecture import PARENT_BLOCK, Block
 
 CURVE_POINTS = 200
 

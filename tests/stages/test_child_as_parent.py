@@ -26,9 +26,10 @@ from inlay.nas.stages.measure import cost_rows
 from inlay.nas.stages.plan import make_plan
 from inlay.nas.stages.score import score_blocks
 from inlay.nas.stages.solutions import assembled_blob
-from inlay.nas.tables.architecture import architecture_of
+from inlay.nas.tables.architecture import PARENT_BLOCK, architecture_of
 from inlay.nas.tables.costs import CostTable
-from inlay.nas.tables.problem import PARENT_BLOCK, ScoreTable, build_problem
+from inlay.nas.tables.problem import build_problem
+from inlay.nas.tables.scores import ScoreTable
 from inlay.nas.variants import parse_variant, variants_of
 from inlay.solver import solve
 
