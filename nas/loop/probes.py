@@ -106,6 +106,7 @@ class Probes:
         found = true_scores_of_models(search, self.texts.score, models, f"true KL after {what}")
         for candidate in candidates:
             candidate.probe_kl = found[candidate.id].kl_nats if candidate.id in found else math.inf
+            candidate.probed = models.get(candidate.id)
             if candidate.probe_kl < math.inf:
                 pool.telling.tell("recovered", candidate.probe_kl, candidate.architecture, candidate.measured)
         self.probed += candidates

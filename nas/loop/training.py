@@ -11,8 +11,11 @@ from dataclasses import asdict, replace
 
 from inlay.cluster.pieces import Piece, Record, Resources
 from inlay.distill.settings import GlobalSettings
+from inlay.nas.errors import InlayError
+from inlay.nas.loop.pool import Candidate
 from inlay.nas.loop.resources import resources_of
 from inlay.nas.loop.search import Search
+from inlay.nas.pieces.assembled import TrainedModel, store_assembled
 from inlay.nas.pieces.stage import Stage
 from inlay.nas.pieces.texts import Texts, held_out_batches
 from inlay.nas.pieces.training import recover_model, recover_with_ranks
@@ -20,10 +23,42 @@ from inlay.nas.pieces.weights import Library, used_weights
 from inlay.nas.tables.architecture import Blocks, identify
 
 RECOVER = Stage("recover", 3, recover_model)
+ASSEMBLED = Stage("assembled", 1, store_assembled)
 MICRO_TOKENS = 2048
 """Tokens of a micro-batch; gradients add up to the effective batch."""
 CHECKPOINT_SECONDS = 60.0
 """Between two states of a training on several ranks."""
+
+
+def recover_models(
+    search: Search, texts: Texts, library: Library, architectures: Mapping[str, Blocks]
+) -> dict[str, Record]:
+    """Trains each architecture for the whole of `recover.tokens`; records as of `train_models`.
+
+    Raises:
+        InlayError: one has no finite KL, neither as it came nor after any training.
+    """
+    found = train_models(
+        search, texts, library, architectures, search.job.recover.tokens, "training " + ", ".join(architectures)
+    )
+    for name, record in found.items():
+        if record.values["status"] == "failed":
+            raise InlayError(
+                f"recover: the training of {name} diverged ({record.values['reason']}); lower recover.learning_rate "
+                f"(now {search.job.recover.learning_rate:g}) and run again: all else is kept"
+            )
+    return found
+
+
+def assembled_model(search: Search, library: Library, candidate: Candidate) -> TrainedModel:
+    """A candidate's weights as assembled from parent and library, as one blob."""
+    depends = {
+        "architecture": [list(block) for block in candidate.architecture],
+        "library": used_weights(library, [candidate.architecture]),
+    }
+    piece = search.piece(ASSEMBLED, candidate.id, {**depends, "store": search.workspace.url}, depends)
+    (record,) = search.run([piece], "weights of the child as assembled", "models")
+    return TrainedModel(candidate.architecture, record.blobs["model"])
 
 
 def train_models(

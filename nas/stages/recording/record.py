@@ -82,7 +82,7 @@ class SearchRecord:
         self.place.write_json("solution.json", solution)
         self.place.write_json("tables/corrections.json", correction_rows(assembled))
         self.tracked.solution(solution)
-        self.tracked.rounds(assembled.rounds)
+        self.tracked.rounds(assembled.pool.rounds)
 
     def curves(self, curves: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
         """Recovery losses by model and optimizer step."""
