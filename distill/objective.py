@@ -90,7 +90,7 @@ def _parts(ids_BS: Tensor, settings: GlobalSettings, ranks: Ranks) -> Iterator[t
     A part's mean counts by this share, so that sums over parts and ranks are the batch's mean however it is cut.
     """
     own_BS = ranks.part(ids_BS)
-    for part_BS in own_BS.split(settings.micro_batch or len(own_BS)):
+    for part_BS in torch.split(own_BS, settings.micro_batch or len(own_BS)):
         yield part_BS, len(part_BS) / len(ids_BS)
 
 
