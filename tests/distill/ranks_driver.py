@@ -66,6 +66,7 @@ def train(
     checkpoint: str | None = None,
     kill_after: int | None = None,
     spoil: bool = False,
+    learning_rate: float = SETTINGS.learning_rate,
 ) -> None:
     """Trains on these ranks and writes, from every one of them, what came of it under `name`."""
     parent, child = SMALL.models(tied)
@@ -89,7 +90,7 @@ def train(
             child,
             SMALL.batches(STEPS, size),
             SMALL.held_out(size=size),
-            replace(SETTINGS, micro_batch=micro_batch),
+            replace(SETTINGS, micro_batch=micro_batch, learning_rate=learning_rate),
             on_step,
             checkpoint=kept,
             ranks=ranks,
@@ -114,6 +115,10 @@ def main() -> None:
     train("sharded", SHARDED)
     train("sharded_untied", SHARDED, tied=False, micro_batch=1)
     train("diverged", SHARDED, spoil=True)
+    train("harmed", SHARDED, learning_rate=10.0)
+    if INDEX == 0:
+        start = {name: tensor.detach().clone() for name, tensor in SMALL.models()[1].named_parameters()}
+        save_file(start, FOLDER / "start_0.safetensors")
     for name, ranks in (("whole", WHOLE), ("sharded", SHARDED)):
         train(name, ranks, checkpoint=f"{name}_state", kill_after=5)
         train(f"{name}_resumed", ranks, checkpoint=f"{name}_state")
