@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import pytest
 
 from inlay.nas.embedded import embedded_parent
@@ -17,7 +18,7 @@ from inlay.nas.loop.pool import Candidate, Pool
 from inlay.nas.loop.search import Search
 from inlay.nas.loop.solving import Tables
 from inlay.nas.loop.true_times import TRUE_TIMES
-from inlay.nas.pieces.comparison import Comparison
+from inlay.nas.pieces.comparison import Comparison, Difference
 from inlay.nas.pieces.measuring import Measured
 from inlay.nas.pieces.texts import Ids
 from inlay.nas.pieces.weights import Library
@@ -83,7 +84,9 @@ def candidate(pool: Pool, block: tuple[str, str], times_predicted: float, error:
         ratio_errors=errors,
         parent={f"{name}_ns": parent[f"{name}_ns"] for name in names},
     )
-    found = Candidate(blocks, "pool", 0, 0.1, Comparison(*[0.1] * len(Comparison.__dataclass_fields__)))
+    found = Candidate(
+        blocks, "pool", 0, 0.1, Comparison(0.1, 0.01, 0.1, 0.9, 3.0, np.array([0.1])), Difference(0.0, None)
+    )
     (scenario,) = pool.search.job.hardware.scenarios
     pool.search.times_read[found.id] = {
         "conditions": conditions_of(pool.search, scenario, TRUE_TIMES.version),
