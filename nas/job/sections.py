@@ -37,7 +37,7 @@ class ValidateText(Section):
         default=None,
         ge=8,
         le=2**20,
-        description="Tokens in a sequence; default: the longest scenario's, at least data.distill.sequence_length.",
+        description="Tokens in a sequence; default: the longest scenario's, at least distill's.",
     )
     separator: str = Field(
         default="<|endoftext|>", min_length=1, description="A line that is only this ends a document (.txt)."
