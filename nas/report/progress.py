@@ -73,11 +73,11 @@ class Reporter:
         """What follows takes the stage up to the share `end`, in so many batches of pieces where that is known."""
         self._time.part(end, batches)
 
-    def kept(self, done: int, total: int, unit: str) -> None:
-        """So much of the stage is there from an earlier run; told once."""
+    def kept(self, done: int, total: int, unit: str, what: str = "") -> None:
+        """So much of the stage, or of its first batch, is there from an earlier run; told once."""
         if done and not self._told_kept:
             self._told_kept = True
-            self._say(f"{done} of {total} {unit} are there already")
+            self._say(f"{what}: " * bool(what) + f"{done} of {total} {unit} are there already")
 
     def batch_started(self, what: str, unit: str = "pieces") -> None:
         """A batch of pieces follows: what it is for (`true KL of 4 candidates`), and what its pieces are (`shards`)."""
@@ -88,7 +88,7 @@ class Reporter:
         self._done, self._total = event.done, event.total
         self._time.piece_event(event)
         if event.kind == "kept":
-            self.kept(event.done, event.total, self._unit)
+            self.kept(event.done, event.total, self._unit, self._what)
         # What this run did is not there from before.
         self._told_kept |= event.kind == "finished"
         if event.note:

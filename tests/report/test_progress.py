@@ -95,7 +95,7 @@ def test_what_the_user_should_know_is_never_held_back() -> None:
     reporter.message("hello")
     reporter.piece_event(event("kept", 2, label=""))
     assert stream.getvalue().splitlines()[1:] == [
-        "distill    5 of 8 layers are there already",
+        "distill    training 64 variants: 5 of 8 layers are there already",
         "distill    layer 3 retried: its worker was killed (signal 9)",
         "distill    best so far: true KL 0.36, runtime 0.58x, memory 0.77x",
         "warning    MLflow does not answer",
