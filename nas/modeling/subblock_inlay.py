@@ -96,7 +96,7 @@ class SubblockKind(ABC):
         """An empty cache layer of its own; one that nobody updates holds nothing."""
         from transformers.cache_utils import DynamicLayer
 
-        return DynamicLayer()
+        return DynamicLayer()  # type: ignore[no-untyped-call]
 
     def modules(self, config: InlayConfig, layer_index: int, slot: Slot, entry: Entry) -> dict[str, nn.Module]:
         """What the layer gets, by name, in the order of construction."""

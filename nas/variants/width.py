@@ -1,8 +1,8 @@
 """`width=w`: an ffn with fewer channels, those kept that contribute most to its output.
 
 Channel Contribution (Puzzle, arXiv 2411.19146, appendix on FFN pruning): the mean over tokens of |activation of the
-channel| times the norm of its column in the down projection. The columns of those kept are then fitted by least squares to what
-all channels gave, so that they stand in for those that went.
+channel| times the norm of its column in the down projection. The columns of those kept are then fitted by least squares
+to what all channels gave, so that they stand in for those that went.
 """
 
 from fractions import Fraction
