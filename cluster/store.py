@@ -6,13 +6,16 @@ A small record written last with `put_if_absent` is what commits a piece of work
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
+import socket
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -23,6 +26,7 @@ from inlay.cluster.files import TEMPORARY, LocalFiles, open_files
 
 _KEY = re.compile(r"[A-Za-z0-9_.=+@-]+(/[A-Za-z0-9_.=+@-]+)*")
 _CHUNK = 1 << 20
+_YOUNG_NS = 2_000_000_000
 
 
 class Store:
@@ -119,8 +123,8 @@ class Store:
     def blob_path(self, digest: str) -> Path:
         """Return a local file with the blob, to be mapped into memory; raises StoreError as `get_blob` does.
 
-        A remote blob is downloaded to the user's cache, once for all processes of a machine. A process checks a file's
-        digest once, and again only after the file has changed.
+        A remote blob is downloaded to the user's cache, once for all processes of a machine. A file's digest is checked
+        once by each machine, and again only after the file has changed.
         """
         path = self._cached(digest)
         if self.folder is None and not path.is_file():
@@ -129,7 +133,7 @@ class Store:
             stat = path.stat()
         except FileNotFoundError:
             raise StoreError(f"{self.url}/{_blob(digest)} does not exist") from None
-        if _known_digest(path, stat.st_size, stat.st_mtime_ns, stat.st_ino) != digest:
+        if not _has_digest(path, stat.st_size, stat.st_mtime_ns, stat.st_ino, digest):
             if self.folder is None:
                 path.unlink(missing_ok=True)  # the next call downloads it anew
             raise self._damaged(digest, stat.st_size)
@@ -175,8 +179,7 @@ class Store:
     def _cached(self, digest: str) -> Path:
         if self.folder is not None:
             return self.folder / _blob(digest)
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        return cache / "inlay" / _blob(digest)
+        return _cache() / _blob(digest)
 
     def _damaged(self, digest: str, size: int) -> StoreError:
         return StoreError(
@@ -209,10 +212,28 @@ def _blob(digest: str) -> str:
     return f"blobs/{digest}"
 
 
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "inlay"
+
+
 @lru_cache(maxsize=1 << 16)
-def _known_digest(path: Path, size: int, changed_ns: int, inode: int) -> str:
-    """The digest of a file as it is now, computed once a process."""
-    return _file_digest(path)
+def _has_digest(path: Path, size: int, changed_ns: int, inode: int, digest: str) -> bool:
+    """Whether a file as it is now has this digest: read once by a machine, whose later processes find a mark.
+
+    The mark is named by all that would change with the file. A file that is so young that it could change again without
+    a new time gets none, and where no mark can be written each process reads for itself.
+    """
+    identity = [socket.gethostname(), str(path), size, changed_ns, inode, digest]
+    mark = _cache() / "verified" / digest_of(identity)
+    if mark.is_file():
+        return True
+    if _file_digest(path) != digest:
+        return False
+    if time.time_ns() - changed_ns > _YOUNG_NS:
+        with contextlib.suppress(OSError):
+            mark.parent.mkdir(parents=True, exist_ok=True)
+            mark.touch()
+    return True
 
 
 def _file_digest(path: Path) -> str:

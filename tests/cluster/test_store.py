@@ -228,3 +228,37 @@ def test_a_really_full_file_system(tmp_path: Path) -> None:
         store.put("small", b"2")
     finally:
         subprocess.run(["umount", str(folder)], check=True)
+
+
+READ = """
+import sys
+from pathlib import Path
+from inlay.cluster.store import Store
+store = Store(sys.argv[1])
+def read_bytes():
+    (line,) = (line for line in Path("/proc/self/io").read_text().splitlines() if line.startswith("rchar"))
+    return int(line.split()[1])
+before = read_bytes()
+store.blob_path(sys.argv[2])
+print(read_bytes() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/io").exists(), reason="tells how much a process read: Linux")
+def test_a_machine_reads_a_blob_once_to_check_it(tmp_path: Path) -> None:
+    size = 4 << 20
+    store = Store(tmp_path / "store")
+    digest = store.put_blob(bytes(size))
+    path = store.blob_path(digest)
+    os.utime(path, ns=(1, 1))  # long ago
+
+    def read() -> subprocess.CompletedProcess[str]:
+        environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache")}
+        command = [sys.executable, "-P", "-c", READ, store.url, digest]
+        return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+    first, second = (int(read().stdout) for _ in range(2))
+    assert first >= size
+    assert second < size // 100
+    path.write_bytes(bytes(size - 1) + b"x")  # a file that changed is checked again
+    assert f"its {size} bytes do not have the digest in its name" in read().stderr

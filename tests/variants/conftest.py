@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from inlay.nas.families import Parent, open_parent
-from inlay.nas.modeling import ForwardContext, InlayLayer, build_layer, make_context
-from inlay.nas.variants.statistics import ChannelActivity, Products, Statistic, Sums, gather
+from inlay.nas.modeling.modeling_inlay import ForwardContext, InlayLayer, build_layer, make_context
+from inlay.nas.variants.statistics import ChannelActivity, ChannelGram, Products, Statistic, Sums, gather
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {"dtype": "bfloat16"},
@@ -18,7 +18,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 
-STATISTICS: tuple[Statistic, ...] = (Products("attention"), Products("ffn"), ChannelActivity())
+STATISTICS: tuple[Statistic, ...] = (Products("attention"), Products("ffn"), ChannelActivity(), ChannelGram())
 
 
 @dataclass(frozen=True)

@@ -162,8 +162,8 @@ def test_a_window_as_long_as_what_is_judged(sinks: int, window: int, is_seen: bo
     found = [str(problem) for problem in unseen_problems(space, SHAPE, 32, "some.field")]
     expected = (
         f"space.attention[1].window: {window} and {sinks} sinks hide nothing of the sequences of 32 tokens that "
-        "quality is judged on, so that what it loses would not be seen; "
-        f"give less than {32 - sinks}, or raise some.field"
+        f"quality is judged on, so that what it loses would not be seen; give less than {32 - sinks}, "
+        "or raise some.field"
     )
     assert found == ([] if is_seen else [expected])
 

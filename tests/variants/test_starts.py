@@ -11,7 +11,7 @@ from inlay.nas.modeling.full_inlay import KEY, QUERY, VALUE
 from inlay.nas.variants import Place, Variant
 from inlay.nas.variants.linear import linear_from_products, ridge
 from inlay.nas.variants.statistics import ChannelActivity, Sums
-from inlay.nas.variants.width import channel_contribution, most_contributing
+from inlay.nas.variants.width import channel_contribution, most_contributing, refitted
 
 GATE, UP, DOWN = (f"mlp.{name}_proj.weight" for name in ("gate", "up", "down"))
 
@@ -76,18 +76,43 @@ class TestWindow:
 
 
 class TestWidth:
-    def test_it_is_the_hand_sliced_ffn(self, case) -> None:
+    def test_gate_and_up_are_the_parents_rows(self, case) -> None:
         shape, variant = case.parent.shape, Variant("ffn", "width", 16)
         kept = most_contributing(channel_contribution(case.sums, case.state), 16)
         started = variant.start(shape, 1, case.state, case.sums)
         assert started[GATE].equal(case.state[GATE][kept])
         assert started[UP].equal(case.state[UP][kept])
-        assert started[DOWN].equal(case.state[DOWN][:, kept])
         normed_BSD = case.layer.post_attention_layernorm(case.hidden_BSD)
-        gate, up, down = (case.state[name] for name in (GATE, UP, DOWN))
-        channels_BSF = silu(normed_BSD @ gate[kept].T) * (normed_BSD @ up[kept].T)
+        channels_BSF = silu(normed_BSD @ started[GATE].T) * (normed_BSD @ started[UP].T)
         narrow = built(case, "ffn", variant.entry(shape, 1), started)
-        torch.testing.assert_close(narrow.ffn_update(case.hidden_BSD), channels_BSF @ down[:, kept].T)
+        torch.testing.assert_close(narrow.ffn_update(case.hidden_BSD), channels_BSF @ started[DOWN].T)
+
+    def test_no_other_down_projection_has_a_lower_penalised_error(self) -> None:
+        generator = torch.Generator().manual_seed(5)
+        channels_NF = torch.randn(60, 12, generator=generator, dtype=torch.float64)
+        down_DF = torch.randn(5, 12, generator=generator, dtype=torch.float64)
+        kept = torch.tensor([1, 4, 5, 9])
+        columns_DK = refitted(down_DF, channels_NF.T @ channels_NF, kept, 60)
+        penalty = channels_NF[:, kept].pow(2).sum() / 60
+
+        def error(candidate_DK: torch.Tensor) -> torch.Tensor:
+            off_ND = channels_NF[:, kept] @ candidate_DK.T - channels_NF @ down_DF.T
+            return off_ND.pow(2).sum() + penalty * (candidate_DK - down_DF[:, kept]).pow(2).sum()
+
+        variable_DK = columns_DK.clone().requires_grad_()
+        error(variable_DK).backward()
+        assert variable_DK.grad is not None
+        assert variable_DK.grad.abs().max() < 1e-9
+        assert error(columns_DK) < error(down_DF[:, kept])
+
+    def test_channels_that_repeat_others_lose_nothing(self) -> None:
+        """Every channel that goes is twice one that stays: with many tokens the fit finds that."""
+        generator = torch.Generator().manual_seed(6)
+        half_NF = torch.randn(100_000, 4, generator=generator, dtype=torch.float64)
+        channels_NF = torch.cat([half_NF, 2 * half_NF], dim=1)
+        down_DF = torch.randn(3, 8, generator=generator, dtype=torch.float64)
+        columns_DK = refitted(down_DF, channels_NF.T @ channels_NF, torch.arange(4), 100_000)
+        torch.testing.assert_close(columns_DK, down_DF[:, :4] + 2 * down_DF[:, 4:], rtol=0, atol=1e-3)
 
     def test_all_channels_are_the_parent(self, case) -> None:
         shape = case.parent.shape
@@ -103,7 +128,9 @@ class TestWidth:
         full = built(llama, "ffn", shape.parent_entry(1, "ffn"), own_ffn(shape, state))
         normed_BSD = full.post_attention_layernorm(llama.hidden_BSD)
         channels_BSF = full.mlp.act_fn(full.mlp.gate_proj(normed_BSD)) * full.mlp.up_proj(normed_BSD)
-        tensors = {**llama.sums.tensors, "ffn.activity.abs": channels_BSF.abs().sum(dim=(0, 1))}
+        rows_NF = channels_BSF.flatten(0, 1)
+        own = {"ffn.activity.abs": rows_NF.abs().sum(dim=0), "ffn.gram.hh": rows_NF.T @ rows_NF}
+        tensors = {**llama.sums.tensors, **own}
         sums = replace(llama.sums, tensors=tensors)
         kept = most_contributing(channel_contribution(sums, state), 42)
         assert set(range(48)) - set(kept.tolist()) == {*silent, *ignored}

@@ -11,10 +11,10 @@ from inlay.nas.modeling import Ends, build_layer, make_context
 from inlay.nas.stages.calibrate import statistics_of
 from inlay.nas.variants import parse_variant
 from inlay.nas.variants.linear import ridge
-from inlay.nas.variants.statistics import ChannelActivity, Products, Sums, gather
+from inlay.nas.variants.statistics import ChannelActivity, ChannelGram, Products, Sums, gather
 
 PRODUCTS = {slot: Products(slot) for slot in ("attention", "ffn")}
-ALL = (*PRODUCTS.values(), ChannelActivity())
+ALL = (*PRODUCTS.values(), ChannelActivity(), ChannelGram())
 
 
 def written_out(case) -> dict[str, torch.Tensor]:
@@ -35,6 +35,7 @@ def written_out(case) -> dict[str, torch.Tensor]:
         "ffn.products.xx": rows["fx"].T @ rows["fx"],
         "ffn.products.xy": rows["fx"].T @ rows["fy"],
         "ffn.activity.abs": rows["c"].abs().sum(dim=0),
+        "ffn.gram.hh": rows["c"].T @ rows["c"],
     }
 
 
@@ -84,7 +85,7 @@ def test_a_layers_variants_name_what_they_need(llama) -> None:
         return [each.name for each in statistics_of([parse_variant(label) for label in labels], llama.parent.shape, 1)]
 
     assert names("attention:kv_heads=1", "attention:window=8", "ffn:no_op") == []
-    assert "ffn.activity" in names("ffn:width=16", "ffn:width=8")
+    assert names("ffn:width=16", "ffn:width=8") == ["ffn.activity", "ffn.gram"]
     assert names("ffn:linear", "attention:linear") == ["attention.products", "ffn.products"]
 
 
