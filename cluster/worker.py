@@ -68,8 +68,9 @@ def take_own_session() -> None:
     Linux shares the processors of a desktop among sessions first (autogroups): all workers in the driver's session get
     as much together as one busy program of the user's.
     """
-    with contextlib.suppress(OSError):  # it leads a session or group already
-        os.setsid()
+    with contextlib.suppress(OSError):  # its parent is in another session: then it has one of its own already
+        os.setpgid(0, os.getpgid(os.getppid()))  # Ray made it the leader of a group, and these may not
+        os.setsid()  # leads a group of the same number, which Ray knows it by
 
 
 def execute(order: Order) -> Outcome:
