@@ -28,8 +28,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from inlay.distill.local import Branch, LayerBatch, LocalSettings, train_layer
 from inlay.kernels import compare_next_token, kl_loss
-from inlay.nas.modeling.configuration_inlay import InlayConfig
-from inlay.nas.modeling.modeling_inlay import build_layer, make_context
+from inlay.nas.modeling import InlayConfig, build_layer, make_context
 
 LENGTH, BATCH, STEPS, HELD_OUT = 256, 8, 12, 1
 NORMS = {"attention": "input_layernorm", "ffn": "post_attention_layernorm"}

@@ -32,10 +32,10 @@ from machine import footer
 from torch import Tensor
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
-from inlay.distill.globally import GlobalSettings, distill_globally
+from inlay.distill.globally import distill_globally
 from inlay.distill.parallel import Ranks, shard, world_mesh
-from inlay.nas.modeling.configuration_inlay import InlayConfig
-from inlay.nas.modeling.modeling_inlay import InlayForCausalLM
+from inlay.distill.settings import GlobalSettings
+from inlay.nas.modeling import InlayConfig, InlayForCausalLM
 from inlay.nas.pieces.timing import Workload, random_model, rounds_of, summarise
 
 NO_OP = {"kind": "no_op"}
@@ -145,7 +145,7 @@ def recovery(report: Report, parent: str) -> None:
 def _recovered(report: Report, parent: str, dtype: torch.dtype) -> None:
     model, ids_NS = parent_and_ids(parent, 20 * 8)
     batches = list(ids_NS.split(8))
-    settings = GlobalSettings(steps=len(batches), learning_rate=1e-3)
+    settings = GlobalSettings(steps=len(batches) - 1, learning_rate=1e-3)
     own = InlayConfig.from_parent(model.config)
     narrow = {"kind": "gated", "width": own.intermediate_size // 2}
     blocks = [{**b, "ffn": narrow} if i % 2 else b for i, b in enumerate(own.blocks)]
@@ -168,7 +168,7 @@ def _recovered(report: Report, parent: str, dtype: torch.dtype) -> None:
                     shard(unit, world_mesh(device))
         started = time.perf_counter()
         given = [ids_BS.to(device) for ids_BS in batches]
-        result = distill_globally(teacher, child, given, settings, ranks=Ranks(sharded=sharded))
+        result = distill_globally(teacher, child, given[1:], given[:1], settings, ranks=Ranks(sharded=sharded))
         return [losses["loss"] for losses in result.curve], time.perf_counter() - started
 
     run(report.device, False)
@@ -177,7 +177,9 @@ def _recovered(report: Report, parent: str, dtype: torch.dtype) -> None:
     on_cpu, _ = run(torch.device("cpu"), False)
     in_shards, _ = run(report.device, True)
     apart, cut = curves_apart(curve, on_cpu), curves_apart(curve, in_shards)
-    report.row(short(dtype), len(batches), curve[0], curve[-1], apart, cut, f"{ids_NS.numel() / seconds:,.0f}", peak[0])
+    report.row(
+        short(dtype), settings.steps, curve[0], curve[-1], apart, cut, f"{ids_NS.numel() / seconds:,.0f}", peak[0]
+    )
     limit = TRAINED_ALIKE[dtype]
     report.check(f"recovery in {short(dtype)} as on the CPU: {apart:.2g} <= {limit:g}", apart <= limit)
     report.check(f"recovery in {short(dtype)}, sharded as whole: {cut:.2g} <= {limit:g}", cut <= limit)

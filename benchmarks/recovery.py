@@ -112,7 +112,7 @@ def stage_seconds(
                 "validate": {"path": str(texts / "held_out.txt"), "tokens": 4_000},
             },
             "space": {"attention": ["no_op"], "ffn": ["no_op"]},
-            "recover": {"tokens": tokens, "learning_rate": 1e-3, **recovery},
+            "recover": {"tokens": tokens, "learning_rate": 1e-3, "rate": "pinned", **recovery},
             "budget": {"parameters": "0.9x"},
         }
     )
@@ -126,7 +126,7 @@ def stage_seconds(
             ("attention:parent", "ffn:no_op" if layer % 2 else "ffn:parent") for layer in range(opened.shape.num_layers)
         )
         start = time.monotonic()
-        record = recover(search, packed.recover, Library({}), {"child": child})["child"]
+        record = recover(search, packed, Library({}), {"child": child})["child"]
         return time.monotonic() - start, watch.training_seconds(), float(record.values["curve"][-1]["loss"])
 
 

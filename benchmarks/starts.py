@@ -19,7 +19,7 @@ from machine import footer
 from inlay.distill.text import pack, read_documents
 from inlay.kernels import update_mse
 from inlay.nas.families import open_parent
-from inlay.nas.modeling.modeling_inlay import Ends, build_layer, make_context
+from inlay.nas.modeling import Ends, build_layer, make_context
 from inlay.nas.variants import Place, parse_variant
 from inlay.nas.variants.linear import linear_from_products
 from inlay.nas.variants.statistics import Products, gather

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from inlay.cluster.errors import StoreError
-from inlay.cluster.pieces import Piece, PieceContext, PieceOutput, Record, parse_record, read_record
+from inlay.cluster.pieces import Piece, PieceContext, PieceOutput, Progress, Record, parse_record, read_record
 from inlay.cluster.ray_private import put_value
 from inlay.cluster.store import Store
 
@@ -73,10 +73,15 @@ def take_own_session() -> None:
 
 
 def execute(order: Order) -> Outcome:
+    """Run one piece in a worker and commit it, telling the driver how far it is."""
+    progress = _Progress(order.progress_key)
+    progress.start()
+    return perform(order, progress)
+
+
+def perform(order: Order, progress: Progress) -> Outcome:
     """Run one piece and commit it; a piece that is committed already is only read, a function that raises commits
     nothing."""
-    report = _Progress(order.progress_key)
-    report.start()
     piece, store = order.piece, order.store
     if store.exists(piece.record_key):
         return Outcome(read_record(store, piece.record_key))
@@ -90,7 +95,7 @@ def execute(order: Order) -> Outcome:
             threads=piece.resources.threads,
             attempt=order.attempt,
             memory_retries=order.memory_retries,
-            progress=report,
+            progress=progress,
         )
         started = time.perf_counter()
         with _address_space(order.memory_limit_bytes):

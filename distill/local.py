@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from inlay.distill.optimize import adamw, precision, set_learning_rate, warmup_cosine
+from inlay.distill.optimize import adamw, precision, set_learning_rate, tensor_cores, warmup_cosine
 from inlay.distill.updates import Slot, error_of, slot_input, update_of
 from inlay.kernels import update_mse, update_scale
 
@@ -35,7 +35,7 @@ class LocalSettings:
     warmup: float = 0.05
     """Share of the steps in which the rate rises; 0 to 1."""
     floor: float = 0.0
-    """Share of the peak rate left at the last step; 0 to 1."""
+    """Share of the peak rate that the fall ends at; 0 to 1."""
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW's averaging; each in [0, 1)."""
     weight_decay: float = 0.0
@@ -107,6 +107,7 @@ class BranchResult:
     """Held-out loss of what was kept."""
 
 
+@tensor_cores()
 def train_layer(
     parent_layer: Any,
     branches: list[Branch],
@@ -154,7 +155,7 @@ def train_layer(
 def _behind(parent_layer: Any, through: Through) -> Any:
     """The parent's layer whose frozen ffn passes gradients on to an attention variant.
 
-    Of a float16 parent a float32 copy: the gradients of a mean over a batch are smaller than float16 can tell from 0.
+    Of a float16 parent a float32 copy, which computes in bfloat16 as all that is trained does.
     """
     if through == "layer" and next(parent_layer.parameters()).dtype == torch.float16:
         return copy.deepcopy(parent_layer).float()

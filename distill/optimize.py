@@ -1,10 +1,10 @@
-"""What every training loop here shares: the learning-rate schedule, AdamW, and the type that it computes in."""
+"""What every training loop here shares: the learning-rate schedule, AdamW, and the types that it computes in."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -14,13 +14,14 @@ from torch import Tensor, nn
 def warmup_cosine(step: int, steps: int, warmup: float, floor: float = 0.0) -> float:
     """The share of the peak learning rate at `step` (0-based) of `steps`: linear up, then half a cosine down.
 
-    `warmup` is the share of steps spent rising, `floor` the share of the peak reached at the last step.
+    `warmup` is the share of steps spent rising, at least one step; `floor` the share of the peak that the fall ends at,
+    one step behind the last: a step at a rate of 0 would be a batch for nothing.
     """
-    rising = math.ceil(warmup * steps)
+    rising = max(1, math.ceil(warmup * steps))
     if step < rising:
         return (step + 1) / rising
-    done = (step - rising + 1) / max(steps - rising, 1)
-    return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * min(done, 1.0)))
+    done = (step - rising + 1) / (steps - rising + 1)
+    return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * done))
 
 
 def adamw(
@@ -42,8 +43,27 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) ->
         group["lr"] = learning_rate
 
 
+def training_dtype(parent_dtype: torch.dtype) -> torch.dtype:
+    """What a model is trained in whose parent computes in `parent_dtype`; its masters are float32.
+
+    bfloat16 for float16 too: gradients of a mean over a batch are smaller than float16 can tell from 0.
+    """
+    return torch.bfloat16 if parent_dtype in (torch.bfloat16, torch.float16) else parent_dtype
+
+
 def precision(parent_hidden: Tensor) -> AbstractContextManager[Any]:
-    """What to compute in: masters are float32; where the parent computes in bfloat16, so does what is trained."""
-    if parent_hidden.dtype == torch.bfloat16:
-        return torch.autocast(parent_hidden.device.type, dtype=torch.bfloat16)
-    return nullcontext()
+    """The type that training computes in, by what the parent's hidden states are in."""
+    dtype = training_dtype(parent_hidden.dtype)
+    return torch.autocast(parent_hidden.device.type, dtype=dtype) if dtype == torch.bfloat16 else nullcontext()
+
+
+@contextmanager
+def tensor_cores() -> Iterator[None]:
+    """Lets GPUs round the factors of float32 products to TF32 while a model trains; what is scored is never rounded."""
+    products = torch.backends.cuda.matmul
+    before = products.fp32_precision
+    products.fp32_precision = "tf32"
+    try:
+        yield
+    finally:
+        products.fp32_precision = before

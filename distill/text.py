@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 _DOCUMENTS_A_BATCH = 512
+_PART_CHARACTERS = 1 << 16
+"""Longer documents are drawn in parts of about so many."""
 
 
 def read_documents(path: str | Path, separator: str = "<|endoftext|>", field: str = "text") -> list[str]:
@@ -43,6 +45,16 @@ def read_documents(path: str | Path, separator: str = "<|endoftext|>", field: st
     if not kept:
         raise ValueError(f"{path}: no text in it")
     return kept
+
+
+def shuffled_documents(documents: Sequence[str], seed: int) -> list[str]:
+    """The documents in an order drawn by `seed`, so that the first tokens of them stand for the whole text.
+
+    Long documents are cut after a line, and their parts drawn like documents: else a file that is one document would
+    still be read from its start.
+    """
+    parts = [part for document in documents for part in _parts(document)]
+    return [parts[index] for index in np.random.default_rng(seed).permutation(len(parts))]
 
 
 def split_documents(documents: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -159,6 +171,16 @@ def _json_documents(path: Path, text: str, field: str) -> Iterator[str]:
         if not isinstance(record, dict) or not isinstance(record.get(field), str):
             raise ValueError(f"{path}, line {number}: no text in field `{field}`")
         yield record[field]
+
+
+def _parts(document: str) -> Iterator[str]:
+    """A document in parts that end with a line, or, where a line is as long as a part, anywhere."""
+    start = 0
+    while len(document) - start > _PART_CHARACTERS:
+        end = document.rfind("\n", start, start + _PART_CHARACTERS) + 1 or start + _PART_CHARACTERS
+        yield document[start:end]
+        start = end
+    yield document[start:]
 
 
 def _token_lists(documents: Sequence[str], tokenizer: Any, opening: int) -> Iterator[list[int]]:

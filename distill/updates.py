@@ -149,7 +149,8 @@ def _form(layer: Any, given: SlotInput, kept_sequences: int) -> str:
     if not layer.is_plain(given.slot):
         return "own"
     mixer, norm_D = _modules(layer, given.slot)
-    if not given.hidden_BSD.dtype == norm_D.dtype == torch.float32:
+    is_plain_float32 = given.hidden_BSD.dtype == norm_D.dtype == torch.float32
+    if not is_plain_float32 or torch.is_autocast_enabled(given.hidden_BSD.device.type):
         return "own"
     if isinstance(mixer, nn.Linear):
         return "linear" if mixer.bias is None else "own"

@@ -8,6 +8,9 @@ logits, less its mean under p,
     KL(parent || child) = log sum p e^d = log1p(sum p (e^d - 1 - d))
 
 whose terms are all >= 0: no large numbers cancel, and equal logits give exactly 0.
+
+Logits are never narrower than float32, whatever the models compute in: rounded to bfloat16 they tie, and a KL of 7e-4
+nats comes out half as large again.
 """
 
 from __future__ import annotations
@@ -139,12 +142,14 @@ class _KlLoss(torch.autograd.Function):
             total += _divergence_(probability_nV, child_nV, parent_nV)[0].sum()
             if gradient_nV is None:
                 continue
-            gradient_nV.sub_(probability_nV).div_(num_tokens)
-            narrow_nV = gradient_nV.to(child_ND.dtype)
+            # Factors as narrow as the model's; divided by the tokens only afterwards, since float16 has no room below.
+            factor_nV = gradient_nV.sub_(probability_nV).to(child_ND.dtype)
             if grad_child_ND is not None:
-                grad_child_ND[span] = narrow_nV @ child_head_VD.to(child_ND.dtype)
+                grad_child_ND[span] = _product(factor_nV, child_head_VD.to(child_ND.dtype)).div_(num_tokens)
             if grad_head_VD is not None:
-                grad_head_VD += (narrow_nV.T @ child_ND[span]).to(wide)
+                grad_head_VD += _product(factor_nV.T, child_ND[span])
+        if grad_head_VD is not None:
+            grad_head_VD /= num_tokens
         ctx.save_for_backward(grad_child_ND, grad_head_VD)
         ctx.head_dtype = child_head_VD.dtype
         return total / num_tokens
@@ -159,9 +164,25 @@ class _KlLoss(torch.autograd.Function):
 
 
 def _logits(hidden_nD: Tensor, head_VD: Tensor) -> Tensor:
-    """Logits [n, V], made in the model's dtype and widened to at least float32."""
-    logits_nV = hidden_nD @ head_VD.T.to(hidden_nD.dtype)
-    return logits_nV.to(torch.promote_types(torch.float32, logits_nV.dtype))
+    """Logits [n, V] of factors in the model's dtype, in at least float32."""
+    return _product(hidden_nD, head_VD.to(hidden_nD.dtype).T)
+
+
+def _product(left: Tensor, right: Tensor) -> Tensor:
+    """left @ right in at least float32: what is summed is never rounded to the narrower type of the factors."""
+    with torch.autocast(left.device.type, enabled=False):
+        if left.dtype not in (torch.bfloat16, torch.float16):
+            return left @ right
+        if left.device.type == "cuda":
+            return torch.mm(left, right, out_dtype=torch.float32)
+        # Nothing multiplies narrow factors into float32 here: they are widened, a part of the product at a time.
+        wide = torch.empty(len(left), right.shape[1], device=left.device)
+        columns = max(1, CPU_CHUNK_ELEMENTS // len(right))
+        widened = left.float()
+        for first in range(0, right.shape[1], columns):
+            part = slice(first, first + columns)
+            torch.mm(widened, right[:, part].float(), out=wide[:, part])
+        return wide
 
 
 def _divergence_(probability_nV: Tensor, child_nV: Tensor, parent_nV: Tensor) -> tuple[Tensor, Tensor]:

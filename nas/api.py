@@ -59,7 +59,7 @@ def load_child(folder: str | Path, **options: Any) -> Any:
         UserError: there is no exported model.
     """
     from inlay.nas.errors import UserError
-    from inlay.nas.modeling.modeling_inlay import InlayForCausalLM
+    from inlay.nas.modeling import InlayForCausalLM
 
     place = Path(folder)
     if (place / "workspace.json").is_file():

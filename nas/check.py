@@ -18,11 +18,12 @@ from inlay.nas.embedded import embedded_parent
 from inlay.nas.errors import UserError
 from inlay.nas.families import Shape, describe_hub_parent, open_parent
 from inlay.nas.job import Data, Job, JobError, Problem, Scenario
+from inlay.nas.job.judged import JUDGED_FIELD
 from inlay.nas.job.locations import EMBEDDED, is_hub_id, resolve
 from inlay.nas.problems import show
 from inlay.nas.tables.given_costs import given_costs
 from inlay.nas.tables.idle_limits import idle_limits, parent_sizes
-from inlay.nas.variants import space_problems
+from inlay.nas.variants import space_problems, unseen_problems
 
 _FIELD = re.compile(r"`?([a-z_]+(?:\.[a-z_]+|\[\d+\])*)`?: (.+)", re.DOTALL)
 
@@ -111,7 +112,11 @@ def _judged_length(sections: Mapping[str, Any]) -> int | None:
 def _against_shape(sections: Mapping[str, Any], shape: Shape) -> Iterator[Problem]:
     context = shape.max_positions
     if "space" in sections:
-        yield from space_problems(sections["space"], shape, judged_length=_judged_length(sections))
+        problems = space_problems(sections["space"], shape)
+        length = _judged_length(sections)
+        if not problems and length is not None:
+            problems = unseen_problems(sections["space"], shape, length, JUDGED_FIELD)
+        yield from problems
     for part in ("distill", "validate") if "data" in sections else ():
         if (length := getattr(sections["data"], part).sequence_length) is not None and length > context:
             text = f"{length} is longer than the parent's context; it must be at most {context}"

@@ -12,7 +12,7 @@ def status_command(
     insecure: InsecureOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Show a job's state, its stage with counts and time left, its workspace and its MLflow page."""
+    """Show a job's state, its stage and what that is doing, the time left, its workspace and its MLflow page."""
     from inlay.cluster.tracking_link import job_page
     from inlay.nas.report.sentences import read_progress
 
@@ -25,10 +25,12 @@ def status_command(
     if as_json:
         print_json(values)
         return
+    stage, _, search = progress["line"].partition(" · search ") if progress else ("", "", "")
     print(f"{job.job_id}  {job.state}")
     rows = {
         "why": job.message if job.state in ("PENDING", "FAILED") else "",
-        "stage": progress["line"] if progress else None,
+        "stage": stage,
+        "search": search,
         "submitted": values["submitted"],
         "ended": values["ended"],
         "workspace": values["workspace"],

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-    from inlay.nas.modeling.configuration_inlay import InlayConfig
+    from inlay.nas.modeling import InlayConfig
 
 _DIGEST_CHUNK_BYTES: Final = 1 << 24
 
@@ -78,7 +78,7 @@ class Parent:
         import torch
         from transformers import AutoConfig
 
-        from inlay.nas.modeling.configuration_inlay import InlayConfig
+        from inlay.nas.modeling import InlayConfig
 
         try:
             config = AutoConfig.from_pretrained(self.folder, local_files_only=True, trust_remote_code=False)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from inlay.nas.job.model import Job
 
+JUDGED_FIELD = "data.validate.sequence_length"
+"""The field that makes these sequences longer."""
+
 
 def judged_length(job: Job) -> int:
     """Tokens in a sequence of the validation text.

@@ -37,7 +37,7 @@ class ValidateText(Section):
         default=None,
         ge=8,
         le=2**20,
-        description="Tokens in a sequence; default: the longest scenario's, at least data.distill.sequence_length.",
+        description="Tokens in a sequence; default: the longest scenario's, at least distill's.",
     )
     separator: str = Field(
         default="<|endoftext|>", min_length=1, description="A line that is only this ends a document (.txt)."
@@ -126,7 +126,10 @@ class Recover(Section):
     """Global distillation of the assembled child against the parent."""
 
     tokens: Count = Field(default=4_000_000, ge=8, le=LARGEST_COUNT, description="Training tokens.")
-    learning_rate: Number = Field(default=3e-4, gt=0, le=1, description="Peak rate of AdamW.")
+    learning_rate: Number = Field(default=3e-4, gt=0, le=1, description="Peak rate of AdamW, or the highest tried.")
+    rate: Literal["found", "pinned"] = Field(
+        default="found", description="found: a short test picks each model's rate; pinned: it is learning_rate."
+    )
     batch_size: Count = Field(default=8, ge=1, le=65_536, description="Sequences in a step.")
     warmup: Number = Field(default=0.05, ge=0, lt=1, description="Share of the steps in which the rate climbs.")
     weight_decay: Number = Field(default=0.0, ge=0, lt=1, description="AdamW weight decay, norms and biases excepted.")

@@ -18,6 +18,7 @@ from inlay.nas.loop.telling import Telling
 from inlay.nas.loop.time_corrections import paced
 from inlay.nas.loop.true_kl import true_scores
 from inlay.nas.loop.true_times import judged_times
+from inlay.nas.pieces.assembled import TrainedModel
 from inlay.nas.pieces.comparison import Comparison, Difference
 from inlay.nas.pieces.measuring import Measured
 from inlay.nas.pieces.standard_error import Values
@@ -44,6 +45,7 @@ class Candidate:
         true: against the parent, as assembled.
         miss: how far the prediction was above it, on the same text.
         probe_kl: its KL after a short recovery, where it had one.
+        probed: its weights after it.
     """
 
     architecture: Blocks
@@ -53,6 +55,7 @@ class Candidate:
     true: Comparison
     miss: Difference
     probe_kl: float | None = None
+    probed: TrainedModel | None = None
     measured: dict[str, Measured] | None = None
     excesses: list[Excess] | None = None
 

@@ -25,6 +25,7 @@ from inlay.nas.loop.training import train_models
 from inlay.nas.loop.true_kl import true_scores_of_models
 from inlay.nas.pieces.assembled import TrainedModel
 from inlay.nas.pieces.texts import Texts
+from inlay.nas.report.sentences import probe_words
 from inlay.nas.tables.architecture import PARENT_BLOCK, Block, Blocks, architecture_of, kind_of
 from inlay.nas.tables.problem import NANO
 from inlay.nas.tables.scores import ScoreTable
@@ -93,10 +94,10 @@ class Probes:
         """Trains each for a while and takes its KL; one whose training diverges has none that is finite."""
         search, pool = self.pool.search, self.pool
         wanted = {candidate.id: candidate.architecture for candidate in candidates}
-        first, last, total = len(self.probed) + 1, len(self.probed) + len(wanted), search.job.recover.probes
-        what = f"probe {first} of {total}" if first == last else f"probes {first} to {last} of {total}"
+        last, total = len(self.probed) + len(wanted), search.job.recover.probes
+        what = probe_words(len(self.probed) + 1, last, total)
         search.part(FIRST_PROBE + (1 - FIRST_PROBE) * min(1.0, last / total), 1)
-        records = train_models(search, self.texts.recover, pool.library, wanted, probe_tokens(search.job), what)
+        records = train_models(search, self.texts, pool.library, wanted, probe_tokens(search.job), what)
         models = {
             name: TrainedModel(wanted[name], record.blobs["model"])
             for name, record in records.items()
@@ -105,6 +106,7 @@ class Probes:
         found = true_scores_of_models(search, self.texts.score, models, f"true KL after {what}")
         for candidate in candidates:
             candidate.probe_kl = found[candidate.id].kl_nats if candidate.id in found else math.inf
+            candidate.probed = models.get(candidate.id)
             if candidate.probe_kl < math.inf:
                 pool.telling.tell("recovered", candidate.probe_kl, candidate.architecture, candidate.measured)
         self.probed += candidates

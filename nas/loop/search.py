@@ -12,6 +12,7 @@ from typing import Any
 
 from inlay.cluster.events import PieceEvent
 from inlay.cluster.fanout import run_pieces
+from inlay.cluster.here import run_pieces_here
 from inlay.cluster.pieces import Piece, Record, piece_key, piece_seed
 from inlay.cluster.runtime import Cluster, ClusterSettings
 from inlay.cluster.store import Store
@@ -166,6 +167,18 @@ class Search:
         self.reporter.piece_event(event)
         if event.numbers:
             self.on_numbers(event)
+
+
+class SmallSearch(Search):
+    """A search whose few pieces take less time than workers need to start: they run in this process."""
+
+    def run(
+        self, pieces: Sequence[Piece], what: str = "", unit: str = "pieces", *, exclusive: bool = False
+    ) -> list[Record]:
+        """Runs the missing pieces one after the other and returns every record, in the order given."""
+        records = run_pieces_here(self.workspace.store, pieces, self.scratch / "here")
+        self.records |= {record.key: record for record in records}
+        return records
 
 
 def cluster_settings(job: Job, workspace: Workspace) -> ClusterSettings:

@@ -77,6 +77,7 @@ def spans_with_boundaries(search: Search, ids: Ids, layers: Sequence[int], outco
     scratch = scratch_of(search, ids, outcomes)
     wanted, num_layers = set(layers), search.parent.shape.num_layers
     ready = num_layers - len(wanted)
+    search.reporter.kept(ready, num_layers, "layers")
     search.part(ready / num_layers)
     for span in spans(search, ids, outcomes):
         if not any(layer >= span.first for layer in wanted):

@@ -10,48 +10,88 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 
 from inlay.cluster.pieces import Piece, Record, Resources
-from inlay.distill.globally import GlobalSettings
+from inlay.distill.settings import GlobalSettings
+from inlay.nas.errors import InlayError
+from inlay.nas.loop.pool import Candidate
 from inlay.nas.loop.resources import resources_of
 from inlay.nas.loop.search import Search
+from inlay.nas.pieces.assembled import TrainedModel, store_assembled
 from inlay.nas.pieces.stage import Stage
-from inlay.nas.pieces.texts import Ids
+from inlay.nas.pieces.texts import Texts, held_out_batches
 from inlay.nas.pieces.training import recover_model, recover_with_ranks
 from inlay.nas.pieces.weights import Library, used_weights
 from inlay.nas.tables.architecture import Blocks, identify
 
-RECOVER = Stage("recover", 2, recover_model)
+RECOVER = Stage("recover", 3, recover_model)
+ASSEMBLED = Stage("assembled", 1, store_assembled)
 MICRO_TOKENS = 2048
 """Tokens of a micro-batch; gradients add up to the effective batch."""
 CHECKPOINT_SECONDS = 60.0
 """Between two states of a training on several ranks."""
 
 
+def recover_models(
+    search: Search, texts: Texts, library: Library, architectures: Mapping[str, Blocks]
+) -> dict[str, Record]:
+    """Trains each architecture for the whole of `recover.tokens`; records as of `train_models`.
+
+    Raises:
+        InlayError: one has no finite KL, neither as it came nor after any training.
+    """
+    found = train_models(
+        search, texts, library, architectures, search.job.recover.tokens, "training " + ", ".join(architectures)
+    )
+    for name, record in found.items():
+        if record.values["status"] == "failed":
+            raise InlayError(
+                f"recover: the training of {name} diverged ({record.values['reason']}); lower recover.learning_rate "
+                f"(now {search.job.recover.learning_rate:g}) and run again: all else is kept"
+            )
+    return found
+
+
+def assembled_model(search: Search, library: Library, candidate: Candidate) -> TrainedModel:
+    """A candidate's weights as assembled from parent and library, as one blob."""
+    depends = {
+        "architecture": [list(block) for block in candidate.architecture],
+        "library": used_weights(library, [candidate.architecture]),
+    }
+    piece = search.piece(ASSEMBLED, candidate.id, {**depends, "store": search.workspace.url}, depends)
+    (record,) = search.run([piece], "weights of the child as assembled", "models")
+    return TrainedModel(candidate.architecture, record.blobs["model"])
+
+
 def train_models(
-    search: Search, ids: Ids, library: Library, architectures: Mapping[str, Blocks], tokens: int, what: str
+    search: Search, texts: Texts, library: Library, architectures: Mapping[str, Blocks], tokens: int, what: str
 ) -> dict[str, Record]:
     """Trains each architecture once for so many tokens, equal ones together; records by the names given.
 
     `what` is what people are told of it.
 
-    A record's `values["status"]` is `trained`, with the weights in its blob `model`, or `failed`, with a reason.
+    A record's `values["status"]` is `trained`, with the weights in its blob `model`, or `failed`, with a reason. The
+    other values of one that was trained: `improved` (whether any state was better on the held-out text than the
+    start), `best_step` (of the state that is kept, 0 for the start), `start_kl_nats`, `best_kl_nats`, `held_out` (a
+    point each time it was judged), `learning_rate` (the peak that it was trained at), `trials` (what each rate of the
+    range test led to), `reason` (why it stopped before its last step, else empty), `tokens` and `curve`.
 
     Raises:
         UserError: this machine has fewer CPUs than one model's ranks.
     """
     distinct = {identify(architecture): architecture for architecture in architectures.values()}
-    pieces = [_piece(search, ids, library, architecture, tokens) for architecture in distinct.values()]
+    pieces = [_piece(search, texts, library, architecture, tokens) for architecture in distinct.values()]
     records = dict(zip(distinct, _run(search, pieces, what), strict=True))
     for piece in pieces:
         shutil.rmtree(piece.arguments["checkpoint"], ignore_errors=True)
     return {name: records[identify(architecture)] for name, architecture in architectures.items()}
 
 
-def global_settings(search: Search, ids: Ids, tokens: int) -> GlobalSettings:
+def global_settings(search: Search, tokens: int) -> GlobalSettings:
     """The trainer's settings from the job, for so many tokens."""
-    chosen, length = search.job.recover, ids.shape[1]
+    chosen, length = search.job.recover, search.job.data.distill.sequence_length
     return GlobalSettings(
         steps=max(1, tokens // (chosen.batch_size * length)),
         learning_rate=chosen.learning_rate,
+        rate=chosen.rate,
         warmup=chosen.warmup,
         weight_decay=chosen.weight_decay,
         micro_batch=max(1, min(chosen.batch_size, MICRO_TOKENS // length)),
@@ -68,17 +108,18 @@ def _run(search: Search, pieces: list[Piece], what: str) -> list[Record]:
     return [record for group in groups for record in search.run(group, what, "models")]
 
 
-def _piece(search: Search, ids: Ids, library: Library, architecture: Blocks, tokens: int) -> Piece:
+def _piece(search: Search, texts: Texts, library: Library, architecture: Blocks, tokens: int) -> Piece:
     job = search.job
     depends = {
-        "ids": ids.digest,
+        "ids": texts.recover.digest,
+        "held_out": {"ids": texts.held_out.digest, "batches": held_out_batches(job, tokens)},
         "architecture": [list(block) for block in architecture],
         "library": used_weights(library, [architecture]),
-        "settings": asdict(global_settings(search, ids, tokens)),
+        "settings": asdict(global_settings(search, tokens)),
         "batch_size": job.recover.batch_size,
         "seed": job.seed,
     }
-    handles = {"store": search.workspace.url, "sequence_length": ids.shape[1]}
+    handles = {"store": search.workspace.url, "sequence_length": texts.recover.shape[1]}
     label = identify(architecture) if tokens == job.recover.tokens else f"probe {identify(architecture)}"
     piece = search.piece(RECOVER, label, {**depends, **handles}, depends)
     piece.arguments["checkpoint"] = str(search.scratch / "recover" / piece.key)

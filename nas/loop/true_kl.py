@@ -13,8 +13,8 @@ from inlay.nas.pieces.weights import Library, used_weights
 from inlay.nas.report.sentences import counted
 from inlay.nas.tables.architecture import Blocks, identify
 
-TRUE = Stage("true_kl", 1, compare_architectures)
-EVALUATE = Stage("evaluate", 1, evaluate_model)
+TRUE = Stage("true_kl", 2, compare_architectures)
+EVALUATE = Stage("evaluate", 2, evaluate_model)
 GROUP = 12
 """Architectures that one piece carries through the layers together: what they share is computed once."""
 

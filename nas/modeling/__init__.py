@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .cache_inlay import InlayCache
     from .configuration_inlay import FAMILIES, InlayConfig, family_config_class
+    from .context_inlay import ForwardContext
     from .kinds_inlay import SUBBLOCKS
     from .modeling_inlay import (
         Ends,
-        ForwardContext,
         InlayForCausalLM,
         InlayLayer,
         InlayModel,
@@ -53,11 +53,12 @@ MODELING_FILES = tuple(sorted(path.name for path in Path(__file__).parent.glob("
 
 _PLACES = {
     "ABSENT": "no_op_inlay",
+    "ForwardContext": "context_inlay",
     "InlayCache": "cache_inlay",
     "SUBBLOCKS": "kinds_inlay",
     "register": "registration",
     **dict.fromkeys(("FAMILIES", "InlayConfig", "family_config_class"), "configuration_inlay"),
-    **dict.fromkeys(("Ends", "ForwardContext", "InlayForCausalLM", "InlayLayer", "InlayModel"), "modeling_inlay"),
+    **dict.fromkeys(("Ends", "InlayForCausalLM", "InlayLayer", "InlayModel"), "modeling_inlay"),
     **dict.fromkeys(("build_layer", "make_context"), "modeling_inlay"),
     **dict.fromkeys(("Entry", "Sizes", "Slot", "SubblockKind"), "subblock_inlay"),
 }

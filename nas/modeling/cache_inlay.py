@@ -21,7 +21,7 @@ from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer
 from transformers.masking_utils import create_causal_mask
 
-from .subblock_inlay import WindowKey
+from .context_inlay import WindowKey
 
 IMPLEMENTATIONS = ("sdpa", "eager", "flex_attention")  # attention that takes any mask
 

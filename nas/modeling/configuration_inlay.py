@@ -193,7 +193,7 @@ def _checked_base(family: str, base: Any) -> dict[str, Any]:
 def _checked_blocks(blocks: Any, base: Mapping[str, Any]) -> list[dict[str, Any]]:
     if not isinstance(blocks, Sequence) or isinstance(blocks, str) or not blocks:
         raise ValueError(f"blocks is {blocks!r}; it must hold one block a layer")
-    checked = []
+    checked: list[dict[str, Any]] = []
     for layer_index, block in enumerate(blocks):
         if not isinstance(block, Mapping) or set(block) != set(SLOTS):
             raise ValueError(f"layer {layer_index}: a block is {{'attention': ..., 'ffn': ...}}; given {block!r}")

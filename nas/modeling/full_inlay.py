@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from .subblock_inlay import Entry, Sizes, Slot, SubblockKind, Tensors, WindowKey, norm_tensors, projection
+from .context_inlay import WindowKey
+from .subblock_inlay import Entry, Sizes, Slot, SubblockKind, Tensors, norm_tensors, projection
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from .configuration_inlay import InlayConfig
-    from .modeling_inlay import ForwardContext, InlayLayer
+    from .context_inlay import ForwardContext, Layer, ModelConfig
 
 QUERY = "self_attn.q_proj"
 KEY = "self_attn.k_proj"
@@ -57,7 +57,7 @@ class FullAttention(SubblockKind):
         """The full causal one."""
         return (None,)
 
-    def mixer(self, config: InlayConfig, layer_index: int, entry: Entry) -> nn.Module:
+    def mixer(self, config: ModelConfig, layer_index: int, entry: Entry) -> nn.Module:
         """The family's attention module."""
         from .families_inlay import FAMILY_MODULES
 
@@ -68,7 +68,7 @@ class FullAttention(SubblockKind):
         setattr(attention, "config", config)  # noqa: B010 (not a submodule, as the checker would have it)
         return attention
 
-    def update(self, layer: InlayLayer, slot: Slot, hidden_BSD: Tensor, context: ForwardContext | None) -> Tensor:
+    def update(self, layer: Layer, slot: Slot, hidden_BSD: Tensor, context: ForwardContext | None) -> Tensor:
         """Attention of the normed input to what its mask shows."""
         assert context is not None
         update_BSD: Tensor

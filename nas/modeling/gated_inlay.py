@@ -13,7 +13,7 @@ from .subblock_inlay import Entry, Sizes, Slot, SubblockKind, Tensors, norm_tens
 if TYPE_CHECKING:
     from torch import nn
 
-    from .configuration_inlay import InlayConfig
+    from .context_inlay import ModelConfig
 
 GATE = "mlp.gate_proj"
 UP = "mlp.up_proj"
@@ -38,7 +38,7 @@ class GatedFfn(SubblockKind):
             **projection(DOWN, hidden, width, bias),
         }
 
-    def mixer(self, config: InlayConfig, layer_index: int, entry: Entry) -> nn.Module:
+    def mixer(self, config: ModelConfig, layer_index: int, entry: Entry) -> nn.Module:
         """The family's ffn module."""
         from .families_inlay import FAMILY_MODULES
 

@@ -12,7 +12,7 @@ from .subblock_inlay import MIXERS, SLOTS, Entry, Sizes, Slot, SubblockKind, Ten
 if TYPE_CHECKING:
     from torch import nn
 
-    from .configuration_inlay import InlayConfig
+    from .context_inlay import ModelConfig
 
 
 class Linear(SubblockKind):
@@ -26,7 +26,7 @@ class Linear(SubblockKind):
         """The norm and the matrix."""
         return {**norm_tensors(slot, sizes), f"{MIXERS[slot]}.weight": (sizes.hidden, sizes.hidden)}
 
-    def mixer(self, config: InlayConfig, layer_index: int, entry: Entry) -> nn.Module:
+    def mixer(self, config: ModelConfig, layer_index: int, entry: Entry) -> nn.Module:
         """The matrix."""
         from torch import nn
 

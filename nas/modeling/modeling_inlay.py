@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -25,37 +24,11 @@ from transformers.modeling_utils import slice_logits_to_keep
 
 from .cache_inlay import IMPLEMENTATIONS, InlayCache, Span, make_library_mask, make_mask
 from .configuration_inlay import InlayConfig
+from .context_inlay import ForwardContext, WindowKey
 from .families_inlay import FAMILY_MODULES
 from .kinds_inlay import SUBBLOCKS
 from .no_op_inlay import ABSENT
-from .subblock_inlay import SLOTS, Entry, Slot, WindowKey
-
-
-@dataclass
-class ForwardContext:
-    """What all layers of one forward share.
-
-    `position_embeddings` are cos and sin [1 or B, S, head_dim]; `masks` has one entry a kind of attention: None for
-    full, (window, sinks) otherwise; a mask that is None is plain causal. `attentions`, when a list, collects one
-    entry a layer.
-    """
-
-    position_embeddings: tuple[Tensor, Tensor]
-    masks: dict[WindowKey | None, Any] = field(default_factory=dict)
-    cache: Cache | None = None
-    attentions: list[Tensor | None] | None = None
-
-    def to(self, device: torch.device, non_blocking: bool = False) -> ForwardContext:
-        """The same context on another device; accelerate calls this where a model's layers are spread."""
-        cos, sin = self.position_embeddings
-        if cos.device == torch.device(device):
-            return self
-        masks = {key: mask if mask is None else mask.to(device) for key, mask in self.masks.items()}
-        return replace(
-            self,
-            position_embeddings=(cos.to(device, non_blocking=non_blocking), sin.to(device, non_blocking=non_blocking)),
-            masks=masks,
-        )
+from .subblock_inlay import SLOTS, Entry, Slot
 
 
 class InlayLayer(GradientCheckpointingLayer):

@@ -12,8 +12,7 @@ from .subblock_inlay import SLOTS, Entry, Sizes, Slot, SubblockKind, Tensors
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from .configuration_inlay import InlayConfig
-    from .modeling_inlay import ForwardContext, InlayLayer
+    from .context_inlay import ForwardContext, Layer, ModelConfig
 
 
 class NoOp(SubblockKind):
@@ -27,11 +26,11 @@ class NoOp(SubblockKind):
         """None."""
         return {}
 
-    def modules(self, config: InlayConfig, layer_index: int, slot: Slot, entry: Entry) -> dict[str, nn.Module]:
+    def modules(self, config: ModelConfig, layer_index: int, slot: Slot, entry: Entry) -> dict[str, nn.Module]:
         """None."""
         return {}
 
-    def update(self, layer: InlayLayer, slot: Slot, hidden_BSD: Tensor, context: ForwardContext | None) -> Tensor:
+    def update(self, layer: Layer, slot: Slot, hidden_BSD: Tensor, context: ForwardContext | None) -> Tensor:
         """Zeros; a layer's forward does not even ask."""
         import torch
 

@@ -12,16 +12,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
+from .context_inlay import WindowKey
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers.cache_utils import CacheLayerMixin
 
-    from .configuration_inlay import InlayConfig
-    from .modeling_inlay import ForwardContext, InlayLayer
+    from .context_inlay import ForwardContext, Layer, ModelConfig
 
 Slot = Literal["attention", "ffn"]
 Entry = Mapping[str, Any]
-WindowKey = tuple[int, int]  # (window, sinks)
 Tensors = dict[str, tuple[int, ...]]
 
 SLOTS: tuple[Slot, Slot] = ("attention", "ffn")
@@ -96,20 +96,21 @@ class SubblockKind(ABC):
         """An empty cache layer of its own; one that nobody updates holds nothing."""
         from transformers.cache_utils import DynamicLayer
 
-        return DynamicLayer()
+        layer: CacheLayerMixin = DynamicLayer()  # type: ignore[no-untyped-call]
+        return layer
 
-    def modules(self, config: InlayConfig, layer_index: int, slot: Slot, entry: Entry) -> dict[str, nn.Module]:
+    def modules(self, config: ModelConfig, layer_index: int, slot: Slot, entry: Entry) -> dict[str, nn.Module]:
         """What the layer gets, by name, in the order of construction."""
         from .families_inlay import FAMILY_MODULES
 
         norm = FAMILY_MODULES[config.family].norm(config.hidden_size, eps=config.rms_norm_eps)
         return {NORMS[slot]: norm, MIXERS[slot]: self.mixer(config, layer_index, entry)}
 
-    def mixer(self, config: InlayConfig, layer_index: int, entry: Entry) -> nn.Module:
+    def mixer(self, config: ModelConfig, layer_index: int, entry: Entry) -> nn.Module:
         """The module behind the norm."""
         raise NotImplementedError(f"{self.name} has neither a mixer nor modules of its own")
 
-    def update(self, layer: InlayLayer, slot: Slot, hidden_BSD: Tensor, context: ForwardContext | None) -> Tensor:
+    def update(self, layer: Layer, slot: Slot, hidden_BSD: Tensor, context: ForwardContext | None) -> Tensor:
         """What the subblock adds to its input [B, S, D]; an ffn is given no context."""
         norm, mixer = getattr(layer, NORMS[slot]), getattr(layer, MIXERS[slot])
         update_BSD: Tensor = mixer(norm(hidden_BSD))

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from .context_inlay import WindowKey
 from .full_inlay import FullAttention
-from .subblock_inlay import Entry, Sizes, Tensors, WindowKey
+from .subblock_inlay import Entry, Sizes, Tensors
 
 if TYPE_CHECKING:
     from transformers.cache_utils import CacheLayerMixin

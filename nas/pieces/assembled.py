@@ -9,11 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from inlay.cluster.pieces import PieceContext, PieceOutput
 from inlay.distill.parallel import shard, world_mesh
 from inlay.distill.sweep import Slot
 from inlay.nas.families import ends_tensors, layer_prefix, subblock_tensors
-from inlay.nas.modeling.modeling_inlay import Ends, InlayForCausalLM, InlayLayer, build_layer
-from inlay.nas.pieces.weights import WorkerSource
+from inlay.nas.modeling import Ends, InlayForCausalLM, InlayLayer, build_layer
+from inlay.nas.pieces.boundaries import worker_source
+from inlay.nas.pieces.weights import Library, WorkerSource
 from inlay.nas.tables.architecture import Block, Blocks
 from inlay.nas.variants import parse_variant
 from inlay.nas.variants.entries import entries_of
@@ -36,6 +38,15 @@ def assemble_state(source: WorkerSource, architecture: Sequence[Block]) -> dict[
         own = layer_state(source, index, block)
         state.update({f"model.layers.{index}.{name}": tensor for name, tensor in own.items()})
     return state
+
+
+def store_assembled(arguments: dict[str, Any], context: PieceContext) -> PieceOutput:
+    """A piece: the weights of an architecture as they are assembled, as one blob `model`."""
+    library = Library({int(layer): held for layer, held in arguments["library"].items()})
+    source = worker_source(arguments, library)
+    dtype = getattr(torch, source.parent.shape.dtype)
+    state = assemble_state(source, [tuple(block) for block in arguments["architecture"]])
+    return PieceOutput(values={}, blobs={"model": {name: tensor.to(dtype) for name, tensor in state.items()}})
 
 
 def layer_state(source: WorkerSource, index: int, block: Block) -> dict[str, Tensor]:

@@ -45,7 +45,9 @@ def advance_shard(arguments: dict[str, Any], context: PieceContext) -> PieceOutp
             states = [hidden]
             for slot in SLOTS:
                 module = source.subblock(index, slot, f"{slot}:parent")
-                states.append(add_update(module, slot, source, states[-1], size))
+                before = states[-1]
+                # A copy, since a file holds no memory twice.
+                states.append(before.clone() if module is None else add_update(module, slot, source, before, size))
             _, middle, hidden = states
             _write(scratch, index + 1, shard, hidden.cpu(), middle.cpu() if arguments["outcomes"] else None)
             context.progress((index + 1 - start) / (last - start))

@@ -18,7 +18,7 @@ from inlay.cluster.pieces import PieceContext, PieceOutput
 from inlay.distill.boundary import BoundaryScratch
 from inlay.distill.sweep import micro_batches, sweep
 from inlay.kernels import compare_next_token
-from inlay.nas.modeling.modeling_inlay import Ends
+from inlay.nas.modeling import Ends
 from inlay.nas.pieces.assembled import StoredModel
 from inlay.nas.pieces.boundaries import embed_rows, micro_batch, worker_source
 from inlay.nas.pieces.boundaries import micro_batch as sequences_at_once

@@ -13,8 +13,7 @@ from typing import Any
 import torch
 
 from inlay.cluster.pieces import PieceContext, PieceOutput
-from inlay.nas.modeling.configuration_inlay import InlayConfig
-from inlay.nas.modeling.modeling_inlay import InlayForCausalLM
+from inlay.nas.modeling import InlayConfig, InlayForCausalLM
 from inlay.nas.modeling.no_op_inlay import ABSENT
 from inlay.nas.pieces.timing import Times, Workload, random_model, relative_error, rounds_of, runtimes, summarise
 from inlay.nas.pieces.weights import parent_of

@@ -18,8 +18,7 @@ from typing import Any, Literal
 
 import torch
 
-from inlay.nas.modeling.configuration_inlay import InlayConfig
-from inlay.nas.modeling.modeling_inlay import InlayForCausalLM
+from inlay.nas.modeling import InlayConfig, InlayForCausalLM
 
 LEAST_ROUNDS = 3
 """Rounds that are taken however long they last."""

@@ -1,25 +1,31 @@
 """Training of whole models in workers: one process a model, or as many ranks of Ray Train, each with its rows.
 
-A killed training goes on from its checkpoint. The same text in the same order gives the same loss, so neither the ranks
-nor the sharding are part of a piece's key: what one number of ranks began or finished, another takes as it is.
+What is kept of a model is the best that it had on the held-out text, what it came as among it. A killed training goes
+on from its checkpoint. The same text in the same order gives the same loss, so neither the ranks nor the sharding are
+part of a piece's key: what one number of ranks began or finished, another takes as it is.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from inlay.cluster.pieces import PieceContext, PieceOutput, Progress
 from inlay.cluster.train import Rank, TrainSettings, train
 from inlay.distill.checkpoint import Checkpoint, TrainingState, read_state, write_state
-from inlay.distill.globally import GlobalResult, GlobalSettings, OnStep, distill_globally
+from inlay.distill.globally import BEST, GlobalResult, distill_globally
+from inlay.distill.objective import Losses
 from inlay.distill.parallel import Ranks
+from inlay.distill.rates import plan_trials
+from inlay.distill.settings import GlobalSettings
 from inlay.distill.text import training_order
 from inlay.nas.pieces.assembled import build_sharded, build_whole, stored_state
 from inlay.nas.pieces.boundaries import worker_source
@@ -36,16 +42,21 @@ def recover_model(arguments: dict[str, Any], context: PieceContext) -> PieceOutp
     parent = build_whole(source, [PARENT_BLOCK] * source.num_layers, source.dtype).requires_grad_(False)
     child = build_whole(source, architecture, torch.float32)
     settings = _settings(arguments, context.memory_retries)
+    told = _Told(context.progress, arguments, settings)
     result = distill_globally(
         parent,
         child,
-        _Batches(source.store, arguments, settings.steps, source.device),
+        _batches(source, arguments, settings.steps),
+        _held_out(source, arguments),
         settings,
-        on_step=_reports_to(context.progress, arguments),
+        on_step=told.step,
+        on_trial=told.trial,
         checkpoint=Checkpoint(Path(arguments["checkpoint"])),
     )
     state = stored_state(child, getattr(torch, source.parent.shape.dtype))
-    return PieceOutput(values=_values(result), blobs={"model": state} if result.status == "trained" else {})
+    return PieceOutput(
+        values=_values(result, settings.steps), blobs={"model": state} if result.status == "trained" else {}
+    )
 
 
 def recover_with_ranks(arguments: dict[str, Any], context: PieceContext) -> PieceOutput:
@@ -62,7 +73,7 @@ def recover_with_ranks(arguments: dict[str, Any], context: PieceContext) -> Piec
         return PieceOutput(values=trained.value, peak_bytes=trained.peak_bytes)
     dtype = getattr(torch, _source(arguments)[0].parent.shape.dtype)
     tensors = read_state(_parts(trained.folder)).tensors
-    weights = {name.removeprefix("weight."): tensors[name].to(dtype) for name in tensors if name.startswith("weight.")}
+    weights = {name.removeprefix(BEST): tensors[name].to(dtype) for name in tensors if name.startswith(BEST)}
     return PieceOutput(values=trained.value, blobs={"model": weights}, peak_bytes=trained.peak_bytes)
 
 
@@ -78,21 +89,19 @@ def recover_in_rank(arguments: dict[str, Any], rank: Rank) -> dict[str, Any]:
         parent = build_whole(source, parents, source.dtype).requires_grad_(False)
         child = build_whole(source, architecture, torch.float32)
     settings = _settings(arguments, arguments["memory_retries"])
+    told = _Told(rank.progress, arguments, settings) if rank.index == 0 else None
     result = distill_globally(
         parent,
         child,
-        _Batches(source.store, arguments, settings.steps, source.device),
+        _batches(source, arguments, settings.steps),
+        _held_out(source, arguments),
         settings,
-        on_step=_reports_to(rank.progress, arguments) if rank.index == 0 else None,
+        on_step=told.step if told else None,
+        on_trial=told.trial if told else None,
         checkpoint=_Committed(rank.folder, every_seconds=arguments["checkpoint_seconds"], rank=rank, ranks=ranks),
         ranks=ranks,
     )
-    return _values(result)
-
-
-def curve_steps(steps: int) -> range:
-    """The optimizer steps, 1-based, that a record's curve has of a training of `steps`."""
-    return range(1, steps + 1, max(1, steps // CURVE_POINTS))
+    return _values(result, settings.steps)
 
 
 @dataclass(kw_only=True)
@@ -121,20 +130,24 @@ def _parts(folder: Path) -> list[Path]:
     return sorted(folder.glob("rank_*.safetensors"))
 
 
-class _Batches:
-    """Batches [B, S] of ids in the training order; the same at every call."""
+def _batches(source: WorkerSource, arguments: dict[str, Any], steps: int) -> Iterator[Tensor]:
+    """Batches [B, S] of ids in the training order."""
+    ids, batch = load_ids(source.store, arguments["ids"]), arguments["batch_size"]
+    length = ids.shape[1]
+    order = training_order(len(ids), steps * batch * length, length, arguments["seed"])
+    for start in range(0, steps * batch, batch):
+        yield _on_device(ids[order[start : start + batch]], source)
 
-    def __init__(self, store: Any, arguments: dict[str, Any], steps: int, device: torch.device) -> None:
-        self.ids = load_ids(store, arguments["ids"])
-        self.batch = arguments["batch_size"]
-        length = self.ids.shape[1]
-        self.order = training_order(len(self.ids), steps * self.batch * length, length, arguments["seed"])
-        self.steps, self.device = steps, device
 
-    def __iter__(self) -> Iterator[Tensor]:
-        for step in range(self.steps):
-            rows = self.order[step * self.batch : (step + 1) * self.batch]
-            yield torch.from_numpy(self.ids[rows].astype("int64")).to(self.device)
+def _held_out(source: WorkerSource, arguments: dict[str, Any]) -> list[Tensor]:
+    """The batches [B, S] that a model is judged on while it trains."""
+    batch = arguments["batch_size"]
+    ids = load_ids(source.store, arguments["held_out"]["ids"])[: arguments["held_out"]["batches"] * batch]
+    return [_on_device(ids[start : start + batch], source) for start in range(0, len(ids), batch)]
+
+
+def _on_device(ids_BS: NDArray[np.int32], source: WorkerSource) -> Tensor:
+    return torch.from_numpy(ids_BS.astype("int64")).to(source.device)
 
 
 def _source(arguments: dict[str, Any]) -> tuple[WorkerSource, list[Block]]:
@@ -148,16 +161,35 @@ def _settings(arguments: dict[str, Any], memory_retries: int) -> GlobalSettings:
     return GlobalSettings(**{**chosen, "micro_batch": max(1, chosen["micro_batch"] >> memory_retries)})
 
 
-def _reports_to(progress: Progress, arguments: dict[str, Any]) -> OnStep:
-    """Tells of every step's losses, with the step and the tokens so far."""
-    tokens = arguments["batch_size"] * arguments["sequence_length"]
+class _Told:
+    """What a training tells of itself: how far it is, its range test in front, and each step's losses."""
 
-    def on_step(step: int, steps: int, losses: dict[str, float]) -> None:
-        progress(step / steps, {"step": step, "tokens": step * tokens, **losses})
+    def __init__(self, progress: Progress, arguments: dict[str, Any], settings: GlobalSettings) -> None:
+        self.progress = progress
+        self.tokens = arguments["batch_size"] * arguments["sequence_length"]
+        plan = plan_trials(settings)
+        self.tried, self.steps = len(plan.rates) * plan.steps, settings.steps
 
-    return on_step
+    def trial(self, done: int, tried: int) -> None:
+        self.progress(done / (tried + self.steps))
+
+    def step(self, step: int, steps: int, losses: Losses) -> None:
+        share = (self.tried + step) / (self.tried + steps)
+        self.progress(share, {"step": step, "tokens": step * self.tokens, **losses})
 
 
-def _values(result: GlobalResult) -> dict[str, Any]:
-    curve = [result.curve[step - 1] for step in curve_steps(len(result.curve))]
-    return {"status": result.status, "reason": result.reason, "tokens": result.tokens, "curve": curve}
+def _values(result: GlobalResult, steps: int) -> dict[str, Any]:
+    shown = range(0, result.steps, max(1, steps // CURVE_POINTS))
+    return {
+        "status": result.status,
+        "reason": result.reason,
+        "tokens": result.tokens,
+        "curve": [{"step": place + 1, **result.curve[place]} for place in shown if result.curve[place]],
+        "learning_rate": result.learning_rate,
+        "trials": [asdict(trial) for trial in result.trials],
+        "held_out": [{"step": step, "kl_nats": kl_nats} for step, kl_nats in result.held_out],
+        "best_step": result.best_step,
+        "start_kl_nats": result.start_kl_nats,
+        "best_kl_nats": result.best_kl_nats,
+        "improved": result.improved,
+    }

@@ -18,8 +18,8 @@ from inlay.cluster.store import Store
 from inlay.distill.sweep import Slot
 from inlay.nas.families import Parent, open_parent
 from inlay.nas.hub_ids import has_hub_form
+from inlay.nas.modeling import Ends, InlayLayer, build_layer, make_context
 from inlay.nas.modeling.kinds_inlay import SUBBLOCKS
-from inlay.nas.modeling.modeling_inlay import Ends, InlayLayer, build_layer, make_context
 from inlay.nas.tables.architecture import Blocks
 from inlay.nas.variants import parse_variant
 

@@ -52,9 +52,14 @@ class Reporter:
     def close(self) -> None:
         """Ends the display."""
 
-    def search_started(self, stages: Sequence[str], estimates: Mapping[str, float]) -> None:
-        """A whole search begins: its stages in order, and the seconds that each is thought to take, where known."""
-        self._time = SearchTime(stages, estimates, self._clock)
+    def search_started(
+        self, stages: Sequence[str], estimates: Mapping[str, float], of_this_device: bool = True
+    ) -> None:
+        """A whole search begins: its stages in order, and the seconds that each is thought to take, where known.
+
+        `of_this_device`: whether they are seconds of the device that computes; else only their proportions count.
+        """
+        self._time = SearchTime(stages, estimates, self._clock, of_this_device)
 
     def stage_started(self, name: str) -> None:
         """A stage begins."""
@@ -68,6 +73,12 @@ class Reporter:
         """What follows takes the stage up to the share `end`, in so many batches of pieces where that is known."""
         self._time.part(end, batches)
 
+    def kept(self, done: int, total: int, unit: str, what: str = "") -> None:
+        """So much of the stage, or of its first batch, is there from an earlier run; told once."""
+        if done and not self._told_kept:
+            self._told_kept = True
+            self._say(f"{what}: " * bool(what) + f"{done} of {total} {unit} are there already")
+
     def batch_started(self, what: str, unit: str = "pieces") -> None:
         """A batch of pieces follows: what it is for (`true KL of 4 candidates`), and what its pieces are (`shards`)."""
         self._what, self._unit, self._done, self._total = what, unit, 0, 0
@@ -76,9 +87,10 @@ class Reporter:
         """A piece of the batch started, got on or ended."""
         self._done, self._total = event.done, event.total
         self._time.piece_event(event)
-        if event.kind == "kept" and event.done and not self._told_kept:
-            self._told_kept = True
-            self._say(f"{event.done} of {event.total} {self._unit} are there already")
+        if event.kind == "kept":
+            self.kept(event.done, event.total, self._unit, self._what)
+        # What this run did is not there from before.
+        self._told_kept |= event.kind == "finished"
         if event.note:
             self._say(f"{event.label} {event.kind}: {event.note}".strip())
         self._show_event(event)

@@ -11,7 +11,7 @@ from inlay.nas.report.time_left import Standing
 _PROGRESS = re.compile(
     r"(?P<stage>[a-z]+) +(?:"
     r"(?P<doing>.+?)(?:, (?P<done>\d+) of (?P<total>\d+) [a-z]+)? · search "
-    r"(?:(?P<percent>\d+) %, about (?P<left>.+) left|stage \d+ of \d+)"
+    r"(?:(?P<percent>\d+) %(?:, about (?P<left>.+) left)?|stage \d+ of \d+)"
     r"|(?P<trouble>waiting: .*|.* retried: .*))"
 )
 
@@ -29,11 +29,17 @@ def batch_words(what: str, done: int, total: int, unit: str) -> str:
     return f"{what}, {counted}" if total > 1 else what
 
 
+def probe_words(first: int, last: int, total: int) -> str:
+    """`probe 3 of 8`, `probes 3 to 4 of 8`."""
+    return f"probe {first} of {total}" if first == last else f"probes {first} to {last} of {total}"
+
+
 def search_words(standing: Standing) -> str:
-    """`62 %, about 1 min 40 s left`; where nothing estimates its time, `stage 3 of 7`."""
-    if standing.seconds_left is None:
+    """`62 %, about 1 min 40 s left`; `62 %` where no time is known yet; `stage 3 of 7` where nothing was estimated."""
+    if not standing.estimated:
         return f"stage {standing.stage} of {standing.num_stages}"
-    return f"{round(100 * standing.fraction)} %, {about(standing.seconds_left)} left"
+    share = f"{round(100 * standing.fraction)} %"
+    return share if standing.seconds_left is None else f"{share}, {about(standing.seconds_left)} left"
 
 
 def about(seconds: float) -> str:

@@ -20,6 +20,8 @@ MOST = 5.0
 """The estimates are corrected by this factor at most, up or down."""
 BEGINNING = 2.0
 """Seconds in which a batch's first piece begins where its workers are up."""
+ENOUGH = 0.03
+"""Of the search, to be earned before proportions alone tell a time."""
 TEACHES = 0.1
 """The running stage corrects the estimates of later ones once so much of it was earned."""
 
@@ -29,7 +31,8 @@ class Standing:
     """Where a search stands.
 
     Args:
-        fraction: of its whole time, 0 to 1.
+        fraction: of its whole work, 0 to 1; where nothing is estimated, of its stages.
+        estimated: whether anything was.
         seconds_left: None where nothing estimates them.
         stage: the running one's number, from 1.
         num_stages: of the search.
@@ -39,6 +42,7 @@ class Standing:
     seconds_left: float | None
     stage: int
     num_stages: int
+    estimated: bool = True
 
 
 @dataclass
@@ -92,15 +96,22 @@ class SearchTime:
         stages: their names in order.
         estimates: seconds by stage; those that are not in it have no time that is known beforehand.
         clock: seconds from anywhere.
+        of_this_device: whether they are seconds of the device that computes; else only their proportions mean
+            something, and no time is told before the pace was seen.
     """
 
-    def __init__(self, stages: Sequence[str], estimates: Mapping[str, float], clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        stages: Sequence[str],
+        estimates: Mapping[str, float],
+        clock: Callable[[], float],
+        of_this_device: bool = True,
+    ) -> None:
         self._names, self._clock = tuple(stages), clock
         self._estimates = {name: estimates.get(name, 0.0) for name in stages}
-        self._known = any(self._estimates.values())
+        self._known, self._of_this_device = any(self._estimates.values()), of_this_device
         self._done: list[_Stage] = []
         self._stage: _Stage | None = None
-        self._fraction, self._left, self._seen_at = 0.0, sum(self._estimates.values()), clock()
 
     def stage_started(self, name: str) -> None:
         """A stage begins."""
@@ -118,7 +129,9 @@ class SearchTime:
         stage = self._stage
         if stage is None:
             return
-        if event.kind != "waiting":
+        if event.kind == "waiting":
+            stage.batch_started = stage.told if stage.batch_started is None else stage.batch_started
+        else:
             stage.told = self._clock()
         if event.kind == "kept":
             stage.next_batch()
@@ -148,34 +161,39 @@ class SearchTime:
         return self._stage.at if self._stage is not None else 0.0
 
     def standing(self) -> Standing:
-        """Where the search stands now; its fraction never falls."""
+        """Where the search stands now."""
         number = min(len(self._names), len(self._done) + (self._stage is not None))
         if not self._known:
             fraction = (len(self._done) + self.stage_fraction) / max(1, len(self._names))
+            return Standing(fraction, None, number, len(self._names), False)
+        done = sum(stage.estimate for stage in self._done)
+        if self._stage is not None:
+            done += self._stage.at * self._stage.estimate
+        # Of the work and not of the time: what makes all stages slower does not move it.
+        fraction = min(done / sum(self._estimates.values()), 0.99)
+        scale = self._scale()
+        if scale is None:
             return Standing(fraction, None, number, len(self._names))
-        scale, now = self._scale(), self._clock()
         ahead = set(self._names) - {stage.name for stage in self._done}
         left = 0.0
         if self._stage is not None:
             ahead.discard(self._stage.name)
             left = self._rest(self._stage, scale)
         left += sum(scale * self._estimates[name] for name in ahead)
-        # As much of what was left has passed since as there are seconds, or as is left less: so the bar never stands
-        # still nor goes back, and it ends with the search, whatever was thought of its time before.
-        passed = max(now - self._seen_at, self._left - left, 0.0)
-        self._fraction += (1 - self._fraction) * passed / max(passed + left, 1e-9)
-        self._seen_at, self._left = now, left
-        return Standing(min(self._fraction, 0.99), left, number, len(self._names))
+        return Standing(fraction, left, number, len(self._names))
 
-    def _scale(self) -> float:
-        """Seconds seen over seconds estimated, of all that was earned."""
-        seen = expected = FAITH * sum(self._estimates.values())
+    def _scale(self) -> float | None:
+        """Seconds seen over seconds estimated, of all that was earned; None while that is not known well enough."""
+        whole = sum(self._estimates.values())
+        seen = expected = FAITH * whole if self._of_this_device else 0.0
         for stage in self._done:
             if stage.earned > 0 and stage.estimate:
                 seen, expected = seen + stage.worked, expected + stage.earned * stage.estimate
         running = self._stage
         if running is not None and running.earned >= TEACHES and running.estimate:
             seen, expected = seen + running.worked, expected + running.earned * running.estimate
+        if not self._of_this_device:
+            return seen / expected if expected > ENOUGH * whole else None
         return min(MOST, max(1 / MOST, seen / expected))
 
     def _rest(self, stage: _Stage, scale: float) -> float:

@@ -12,7 +12,6 @@ import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
 from inlay.nas.errors import InfeasibleError
 from inlay.nas.loop.baselines import Baseline, depth, uniform
@@ -21,12 +20,12 @@ from inlay.nas.loop.pool import SMALLEST_KL, Candidate, Pool
 from inlay.nas.loop.probes import FIRST_PROBE, Probes
 from inlay.nas.loop.search import Search
 from inlay.nas.loop.solving import Tables
+from inlay.nas.loop.spending import spend
 from inlay.nas.loop.swaps import neighbours
 from inlay.nas.pieces.texts import Texts
 from inlay.nas.pieces.weights import Library
 from inlay.nas.stages.score import ScoredBlock
 from inlay.nas.tables.architecture import Blocks
-from inlay.nas.tables.scores import ScoreTable
 
 TIME_CORRECTIONS = 3
 SWAP_ROUNDS = 4
@@ -36,13 +35,15 @@ HOLDS = 0.05
 
 @dataclass(frozen=True)
 class Assembled:
-    """The kept child, the baselines, all candidates, and the corrected scores."""
+    """The best candidate so far, the baselines, and the pool with its candidates, corrected scores and rounds.
+
+    `most_kl` is the least KL, as assembled, of a baseline that meets the budget; inf where none does.
+    """
 
     kept: Candidate
     baselines: dict[str, Baseline]
-    candidates: list[Candidate]
-    scores: ScoreTable
-    rounds: list[dict[str, Any]]
+    pool: Pool
+    most_kl: float
 
 
 def assemble(
@@ -68,11 +69,16 @@ def assemble(
         probes.doubt()
         probes.probe(affordable(pool, probes.first, -(-probes.left // 2), probes.doubt))
         probes.refine()
-    kept = min(
-        probes.probed or affordable(pool, pool.by_kl, 1, pool.solve),
-        key=lambda c: (c.true.kl_nats > most_kl, c.probe_kl or 0.0, c.true.kl_nats, c.id),
-    )
-    return Assembled(kept, baselines, pool.candidates, pool.scores, pool.rounds)
+
+    def order(candidate: Candidate) -> tuple[bool, float, float, str]:
+        return candidate.true.kl_nats > most_kl, candidate.probe_kl or 0.0, candidate.true.kl_nats, candidate.id
+
+    kept = min(probes.probed or affordable(pool, pool.by_kl, 1, pool.solve), key=order)
+    if (spent := spend(pool, kept)) is not kept:
+        if probes.probed:
+            probes.probe([spent])
+        kept = min(kept, spent, key=order)
+    return Assembled(kept, baselines, pool, most_kl)
 
 
 def correct(pool: Pool) -> None:

@@ -15,7 +15,7 @@ from inlay.distill.sweep import micro_batches
 from inlay.distill.text import training_order
 from inlay.nas.families import Shape
 from inlay.nas.loop.search import Search
-from inlay.nas.modeling.modeling_inlay import build_layer
+from inlay.nas.modeling import build_layer
 from inlay.nas.pieces.boundaries import micro_batch, worker_source
 from inlay.nas.pieces.stage import Stage
 from inlay.nas.pieces.texts import Ids

@@ -19,7 +19,7 @@ from inlay.distill.local import Branch, BranchResult, LayerBatch, LocalSettings,
 from inlay.distill.text import training_order
 from inlay.nas.loop.search import Search
 from inlay.nas.loop.spans import scratch_of, spans_with_boundaries
-from inlay.nas.modeling.modeling_inlay import build_layer
+from inlay.nas.modeling import build_layer
 from inlay.nas.pieces.boundaries import worker_source
 from inlay.nas.pieces.stage import Stage
 from inlay.nas.pieces.texts import Ids

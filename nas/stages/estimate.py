@@ -12,7 +12,7 @@ from inlay.nas.families import Parent, Slot
 from inlay.nas.job import Job, Scenario
 from inlay.nas.job.judged import judged_length
 from inlay.nas.loop.probes import probe_tokens
-from inlay.nas.modeling.modeling_inlay import build_layer, make_context
+from inlay.nas.modeling import build_layer, make_context
 from inlay.nas.pieces.boundaries import micro_batch
 from inlay.nas.pieces.measuring import COPIES
 from inlay.nas.pieces.timing import ROUNDS, SAMPLED_STEPS
@@ -83,6 +83,13 @@ def stage_seconds(job: Job, parent: Parent) -> dict[str, float]:
         + timed.beside_parent(MODELS - 1),
         "export": whole * shape.dtype_bytes / STORED_BYTES_PER_SECOND,
     }
+
+
+def token_seconds(parent: Parent, length: int) -> float:
+    """Of the whole parent, head included, forward on one thread, for each token of sequences of a length."""
+    shape = parent.shape
+    layers = (parameters(shape.parent_entry(i, slot), slot, shape) for i in range(shape.num_layers) for slot in SLOTS)
+    return FORWARD * (sum(layers) + shape.vocab * shape.hidden) / layer_rate(parent, length).operations_per_second
 
 
 def judged_tokens(job: Job) -> tuple[int, int]:

@@ -35,7 +35,7 @@ def pool_rows(assembled: Assembled, tables: Tables, job: Job) -> list[dict[str, 
     """The pool table: every candidate with prediction beside truth; no times are true where the job gives them."""
     scenario = tables.costs.scenarios[0]
     rows = []
-    for candidate in sorted(assembled.candidates, key=lambda c: (c.true.kl_nats, c.id)):
+    for candidate in sorted(assembled.pool.candidates, key=lambda c: (c.true.kl_nats, c.id)):
         total = tables.costs.total(scenario, candidate.architecture)
         above = candidate.true.above(assembled.kept.true)
         measured = candidate.measured[scenario] if candidate.measured and job.hardware.costs is None else None
@@ -68,7 +68,7 @@ def correction_rows(assembled: Assembled) -> list[dict[str, Any]]:
     """The factors by which true KL corrected the scores of blocks."""
     return [
         {"layer": layer, "attention": block[0], "ffn": block[1], "factor": factor}
-        for (layer, block), factor in sorted(assembled.scores.factors.items())
+        for (layer, block), factor in sorted(assembled.pool.scores.factors.items())
     ]
 
 
@@ -91,7 +91,7 @@ def solution_of(assembled: Assembled, tables: Tables, job: Job) -> dict[str, Any
         "totals": {scenario: tables.costs.total(scenario, kept.architecture) for scenario in tables.costs.scenarios},
         "measured": {scenario: asdict(times) for scenario, times in measured.items()},
         "limits": {e.field: e.ratio for e in kept.excesses or ()},
-        "gamma": assembled.scores.gammas.common,
-        "gammas": {" + ".join(pair): gamma for pair, gamma in assembled.scores.gammas.by_kind.items()},
-        "rounds": assembled.rounds,
+        "gamma": assembled.pool.scores.gammas.common,
+        "gammas": {" + ".join(pair): gamma for pair, gamma in assembled.pool.scores.gammas.by_kind.items()},
+        "rounds": assembled.pool.rounds,
     }

@@ -13,11 +13,9 @@ from inlay.nas.job import Job
 from inlay.nas.loop.baselines import BASELINES
 from inlay.nas.loop.search import Search
 from inlay.nas.loop.solving import Tables, solve_pool
-from inlay.nas.loop.training import global_settings
 from inlay.nas.loop.true_kl import true_scores, true_scores_of_models
 from inlay.nas.pieces.assembled import TrainedModel
 from inlay.nas.pieces.texts import TEXTS, Packed, Texts, store_texts
-from inlay.nas.pieces.training import curve_steps
 from inlay.nas.pieces.weights import Library
 from inlay.nas.report.progress import Reporter
 from inlay.nas.stages.assemble import Assembled, assemble
@@ -63,7 +61,9 @@ class Pipeline:
 
     def run(self, packed: Packed) -> tuple[dict[str, Any], dict[str, Any]]:
         """All stages; evaluation.json's and run.json's contents."""
-        self.search.reporter.search_started(STAGES, stage_seconds(self.job, self.parent))
+        self.search.reporter.search_started(
+            STAGES, stage_seconds(self.job, self.parent), of_this_device=self.job.hardware.device == "cpu"
+        )
         self.search.cluster.preload("inlay.nas.stages.distill", "inlay.nas.pieces.comparison")
         texts = store_texts(packed, self.place)
         self.record.tracked.texts(texts)
@@ -75,10 +75,7 @@ class Pipeline:
         scored = self._scored(texts, library)
         tables = Tables(ScoreTable.of(one.row() for one in scored), tables_costs, self._tokens())
         assembled = self._assemble(texts, library, tables, scored)
-        architectures = {"child": assembled.kept.architecture} | {
-            name: assembled.baselines[name].architecture for name in BASELINES
-        }
-        models = self._recover(texts, library, architectures)
+        models = self._recover(texts, assembled, tables)
         evaluation = self._evaluate(texts, library, tables_costs, models)
         winner = str(evaluation["chosen"])
         with self.stage("export"):
@@ -161,19 +158,22 @@ class Pipeline:
             assembled = assemble(self.search, texts, library, tables, scored)
             self.record.assembled(assembled, tables)
             kept = assembled.kept
-            probed = sum(candidate.probe_kl is not None for candidate in assembled.candidates)
+            probed = sum(candidate.probe_kl is not None for candidate in assembled.pool.candidates)
             told.note = (
-                f"{len(assembled.candidates)} candidates, {probed} probed, KL {kept.true.kl_nats:.4f} as assembled"
+                f"{len(assembled.pool.candidates)} candidates, {probed} probed, KL {kept.true.kl_nats:.4f} as assembled"
             )
         return assembled
 
-    def _recover(self, texts: Texts, library: Library, architectures: dict[str, Blocks]) -> dict[str, TrainedModel]:
-        with self.stage("recover"):
-            self.record.tracked.name_series({name: identify(blocks) for name, blocks in architectures.items()})
-            records = recover(self.search, texts.recover, library, architectures)
-            steps = curve_steps(global_settings(self.search, texts.recover, self.job.recover.tokens).steps)
-            self.record.curves({name: record.values["curve"] for name, record in records.items()}, steps)
-        return {name: TrainedModel(architectures[name], record.blobs["model"]) for name, record in records.items()}
+    def _recover(self, texts: Texts, assembled: Assembled, tables: Tables) -> dict[str, TrainedModel]:
+        with self.stage("recover") as told:
+            named = {name: assembled.baselines[name].architecture for name in BASELINES}
+            named = {"child": assembled.kept.architecture, **named}
+            self.record.tracked.name_series({name: identify(blocks) for name, blocks in named.items()})
+            recovered = recover(self.search, texts, assembled)
+            self.record.curves(recovered.curves)
+            told.note = recovered.note
+        self.record.assembled(recovered.assembled, tables)
+        return recovered.models
 
     def _evaluate(
         self, texts: Texts, library: Library, costs: CostTable, models: dict[str, TrainedModel]

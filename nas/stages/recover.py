@@ -1,31 +1,60 @@
-"""recover: global distillation of the child and of both baselines, the same text, seed and settings for each."""
+"""recover: the child and both baselines are trained against the parent, and the best of all that was seen is kept."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
-from inlay.cluster.pieces import Record
-from inlay.nas.errors import InlayError
+from inlay.nas.loop.keeping import keep_best
 from inlay.nas.loop.search import Search
-from inlay.nas.loop.training import train_models
-from inlay.nas.pieces.texts import Ids
-from inlay.nas.pieces.weights import Library
-from inlay.nas.tables.architecture import Blocks
+from inlay.nas.pieces.assembled import TrainedModel
+from inlay.nas.pieces.texts import Texts
+from inlay.nas.stages.assemble import Assembled
 
 
-def recover(search: Search, ids: Ids, library: Library, architectures: Mapping[str, Blocks]) -> dict[str, Record]:
-    """Trains each architecture once, equal ones together; records by the names given.
+@dataclass(frozen=True)
+class Recovered:
+    """What recovery ended with.
+
+    Args:
+        assembled: the same as before, with the candidate that is kept now.
+        models: `child`, `uniform` and `depth` with their weights.
+        curves: their losses, by the same names.
+        note: what people are told.
+    """
+
+    assembled: Assembled
+    models: dict[str, TrainedModel]
+    curves: dict[str, list[dict[str, float]]]
+    note: str
+
+
+def recover(search: Search, texts: Texts, assembled: Assembled) -> Recovered:
+    """Trains, keeps the best, and warns of trainings that did not help.
 
     Raises:
-        InlayError: the training of one diverged twice.
+        InlayError: a model has no finite KL, neither as it came nor after any training.
     """
-    found = train_models(
-        search, ids, library, architectures, search.job.recover.tokens, "training " + ", ".join(architectures)
+    kept = keep_best(assembled.pool, texts, assembled.kept, assembled.baselines, assembled.most_kl)
+    for name, record in kept.records.items():
+        if sentence := advice(name, record.values, search.job.recover.learning_rate):
+            search.reporter.warning(sentence)
+    return Recovered(
+        replace(assembled, kept=kept.child.candidate),
+        kept.models,
+        {name: list(record.values["curve"]) for name, record in kept.records.items()},
+        f"kept the child as {kept.child.state}, KL {kept.child.kl_nats:.4f} on the score text",
     )
-    for name, record in found.items():
-        if record.values["status"] == "failed":
-            raise InlayError(
-                f"recover: the training of {name} diverged ({record.values['reason']}); lower recover.learning_rate "
-                f"(now {search.job.recover.learning_rate:g}) and run again: all else is kept"
-            )
-    return found
+
+
+def advice(name: str, values: Mapping[str, Any], upper: float) -> str:
+    """What to try where a training never improved its model; empty where it did."""
+    if values["improved"]:
+        return ""
+    rate = float(values["learning_rate"])
+    lower = "lower recover.learning_rate" if rate == upper else f"lower recover.learning_rate, now {upper:g}"
+    return (
+        f"recover: no step at a rate of {rate:g} made {name} better than it was assembled (KL "
+        f"{values['start_kl_nats']:.4f} on held-out text), so it stays as it was; {lower}, or raise recover.tokens"
+    )

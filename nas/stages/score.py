@@ -22,7 +22,7 @@ from inlay.nas.pieces.weights import Library
 from inlay.nas.tables.architecture import Block
 from inlay.nas.variants import Variant, variants_of
 
-SCORE = Stage("score", 1, compare_architectures)
+SCORE = Stage("score", 2, compare_architectures)
 PARENT = {"attention": "attention:parent", "ffn": "ffn:parent"}
 
 

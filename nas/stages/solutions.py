@@ -11,13 +11,14 @@ from inlay.cluster.runtime import connect
 from inlay.nas.errors import UserError
 from inlay.nas.families import Parent
 from inlay.nas.job import Job
-from inlay.nas.loop.search import Search, cluster_settings
+from inlay.nas.loop.search import Search, SmallSearch, cluster_settings
 from inlay.nas.loop.true_kl import true_scores
 from inlay.nas.pieces.assembled import assemble_state
 from inlay.nas.pieces.boundaries import worker_source
 from inlay.nas.pieces.texts import Ids
 from inlay.nas.pieces.weights import Library
 from inlay.nas.report.progress import Reporter
+from inlay.nas.stages.estimate import START_SECONDS, token_seconds
 from inlay.nas.stages.evaluate import rows_of
 from inlay.nas.stages.run import open_job_parent
 from inlay.nas.tables.architecture import Blocks, blocks_of
@@ -49,7 +50,8 @@ def evaluate_solution(place: Workspace, name: str) -> dict[str, Any]:
     report = place.read_json("texts.json")["report"]
     ids = Ids(report["digest"], (report["shape"][0], report["shape"][1]))
     with connect(cluster_settings(job, place)) as cluster:
-        search = Search(job, place, parent, cluster, Reporter())
+        kind = SmallSearch if _is_small(job, parent, ids) else Search
+        search = kind(job, place, parent, cluster, Reporter())
         library = library_of_workspace(place)
         unchanged: Blocks = tuple([("attention:parent", "ffn:parent")] * parent.shape.num_layers)
         own, base = true_scores(search, ids, library, [architecture, unchanged])
@@ -59,6 +61,14 @@ def evaluate_solution(place: Workspace, name: str) -> dict[str, Any]:
     evaluation = {**rows, "chosen": "child", "scenario": job.hardware.scenarios[0].name}
     place.write_json(f"solutions/{name}.json", {**stored, "evaluation": evaluation})
     return evaluation
+
+
+def _is_small(job: Job, parent: Parent, ids: Ids) -> bool:
+    """Whether the comparison takes less time in this process than workers need to start."""
+    if job.cluster.address is not None or job.hardware.device != "cpu":
+        return False
+    # The solution and the unchanged parent, both beside the parent.
+    return 3 * ids.tokens * token_seconds(parent, ids.shape[1]) < START_SECONDS
 
 
 def assembled_blob(place: Workspace, parent: Parent, architecture: Blocks) -> str:

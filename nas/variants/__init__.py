@@ -3,7 +3,7 @@
 from inlay.nas.variants.kind import Kind, Place
 from inlay.nas.variants.registry import KINDS
 from inlay.nas.variants.sizes import ends_parameters, kv_bytes, parameters, weights_bytes
-from inlay.nas.variants.space import SearchSpace, space_problems, variants_of
+from inlay.nas.variants.space import SearchSpace, space_problems, unseen_problems, variants_of
 from inlay.nas.variants.variant import Variant, is_free, parse_variant
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "parameters",
     "parse_variant",
     "space_problems",
+    "unseen_problems",
     "variants_of",
     "weights_bytes",
 ]

@@ -102,7 +102,7 @@ class Kind(ABC):
 
     @abstractmethod
     def entry(self, value: Value, place: Place) -> Entry:
-        """How config.json describes the subblock."""
+        """How config.json describes the subblock at a place where it can stand."""
 
     def statistics(self, value: Value, place: Place) -> "tuple[Statistic, ...]":
         """What its start needs of the parent's layer."""

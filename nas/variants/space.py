@@ -46,28 +46,32 @@ def variants_of(space: SearchSpace, shape: Shape, layer: int) -> tuple[Variant, 
         parent = Variant(slot, "parent")
         found[parent.label] = parent
         for variant in (_variant(item, space, Place(shape, layer, slot)) for item in getattr(space, slot)):
-            is_parent = variant.entry(shape, layer) == parent.entry(shape, layer)
-            if not is_parent and variant.problem(shape, layer) is None:
+            # Only what can stand there has an entry.
+            if variant.problem(shape, layer) is None and variant.entry(shape, layer) != parent.entry(shape, layer):
                 found.setdefault(variant.label, variant)
     return tuple(found.values())
 
 
-def space_problems(
-    space: SearchSpace, shape: Shape, field: str = "space", judged_length: int | None = None
-) -> list[Problem]:
-    """Everything in the space that no layer of this parent can take, each with its path below `field`.
+def space_problems(space: SearchSpace, shape: Shape, field: str = "space") -> list[Problem]:
+    """Everything in the space that no layer of this parent can take, each with its path below `field`."""
+    return [problem for slot in SLOTS for problem in _slot_problems(space, shape, slot, f"{field}.{slot}")]
 
-    With `judged_length`, the tokens of the sequences that quality is judged on, also what these could not tell from
-    the parent's own.
+
+def unseen_problems(space: SearchSpace, shape: Shape, length: int, raised: str) -> list[Problem]:
+    """Everything in a space without other problems that sequences of `length` tokens cannot tell from the parent's own.
+
+    Quality is judged on such sequences; `raised` is the job's field that makes them longer.
     """
-    return [
-        problem for slot in SLOTS for problem in _slot_problems(space, shape, slot, f"{field}.{slot}", judged_length)
-    ]
+    found = []
+    for slot in SLOTS:
+        for place, item in enumerate(getattr(space, slot)):
+            text = _variant(item, space, Place(shape, 0, slot)).too_long(length)
+            if text is not None:
+                found.append(Problem(f"space.{slot}[{place}].{_split(item)[0]}", f"{text}, or raise {raised}"))
+    return found
 
 
-def _slot_problems(
-    space: SearchSpace, shape: Shape, slot: Slot, field: str, judged_length: int | None
-) -> Iterator[Problem]:
+def _slot_problems(space: SearchSpace, shape: Shape, slot: Slot, field: str) -> Iterator[Problem]:
     for place, item in enumerate(getattr(space, slot)):
         path = f"{field}[{place}]"
         name, value = _split(item)
@@ -80,8 +84,6 @@ def _slot_problems(
         problems = [variant.problem(shape, layer) for layer, variant in enumerate(variants)]
         if problems[0] is not None and None not in problems:
             yield Problem(path, KINDS[name].rounding(value, variants[0].value, space) + problems[0])
-        elif judged_length is not None and (text := variants[0].too_long(judged_length)) is not None:
-            yield Problem(path, text)
 
 
 def _variant(item: Any, space: SearchSpace, place: Place) -> Variant:

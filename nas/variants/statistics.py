@@ -19,7 +19,7 @@ from inlay.nas.modeling.subblock_inlay import MIXERS, NORMS, Slot
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from inlay.nas.modeling.modeling_inlay import ForwardContext, InlayLayer
+    from inlay.nas.modeling import ForwardContext, InlayLayer
 
 
 class Statistic(ABC):
@@ -80,6 +80,22 @@ class ChannelActivity(Statistic):
 
         channels_NF = seen["channels"].flatten(0, -2)
         return {"abs": torch.linalg.vector_norm(channels_NF, ord=1, dim=0, dtype=torch.float32)}
+
+
+@dataclass(frozen=True)
+class ChannelGram(Statistic):
+    """H'H, [F, F], of the ffn channels H = act(gate) * up."""
+
+    name: str = "ffn.gram"
+
+    def watch(self, layer: "InlayLayer", seen: "dict[str, Tensor]") -> list[Any]:
+        """What the down projection reads."""
+        return [layer.get_submodule(DOWN).register_forward_pre_hook(_keep_input(seen, "channels"))]
+
+    def sums(self, seen: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
+        """`hh`."""
+        channels_NF = _rows(seen["channels"])
+        return {"hh": channels_NF.T @ channels_NF}
 
 
 @dataclass(frozen=True)

@@ -76,8 +76,8 @@ class Window(Kind):
         if window + sinks < length:
             return None
         return (
-            f"{window} and {sinks} sinks hide nothing of the {length} tokens that variants are scored on, so its loss "
-            f"of quality would not be seen; give less than {max(1, length - sinks)}, or judge on longer sequences"
+            f"{window} and {sinks} sinks hide nothing of the sequences of {length} tokens that quality is judged on, "
+            f"so that what it loses would not be seen; give less than {max(1, length - sinks)}"
         )
 
     def entry(self, value: Value, place: Place) -> Entry:

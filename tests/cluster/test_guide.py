@@ -69,7 +69,7 @@ def alike(line: str, user: User) -> str:
     """A line without what differs from run to run: numbers, ids, how far a search is, and whose folder it is."""
     line = line.replace(str(user.folder), "/home/ada/work").replace(str(user.home), "/home/ada")
     line = re.sub(r"[0-9a-f]{32}", "RUN", line)
-    line = re.sub(r"^(  stage +[a-z]+) .*", r"\1", line)
+    line = re.sub(r"^(  stage +[a-z]+|  search) .*", r"\1", line)
     line = re.sub(r" · search .*", " · search", line)
     line = re.sub(r"^([a-z]+ +)\d[\d.]* (?:s|min \d+ s|ms), .*", r"\1TIME", line)
     return re.sub(r"\d+(?:\.\d+)?", "0", " ".join(line.split()))

@@ -11,8 +11,7 @@ import torch
 from transformers import LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
 from inlay.distill.local import Branch, LayerBatch
-from inlay.nas.modeling.configuration_inlay import InlayConfig
-from inlay.nas.modeling.modeling_inlay import InlayLayer, build_layer, make_context
+from inlay.nas.modeling import InlayConfig, InlayLayer, build_layer, make_context
 
 SIZES: dict[str, Any] = {
     "hidden_size": 32,

@@ -15,8 +15,9 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 
 from inlay.distill.checkpoint import Checkpoint, TrainingState, read_state, write_state
-from inlay.distill.globally import GlobalSettings, distill_globally
+from inlay.distill.globally import distill_globally
 from inlay.distill.parallel import Ranks, is_sharded, shard, world_mesh
+from inlay.distill.settings import GlobalSettings
 
 INDEX, COUNT, PORT, FOLDER = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], Path(sys.argv[4])
 STEPS = 6
@@ -65,6 +66,7 @@ def train(
     checkpoint: str | None = None,
     kill_after: int | None = None,
     spoil: bool = False,
+    learning_rate: float = SETTINGS.learning_rate,
 ) -> None:
     """Trains on these ranks and writes, from every one of them, what came of it under `name`."""
     parent, child = SMALL.models(tied)
@@ -84,7 +86,14 @@ def train(
     kept = None if checkpoint is None else Parts(FOLDER / checkpoint, every_steps=2, every_seconds=None, ranks=ranks)
     try:
         result = distill_globally(
-            parent, child, SMALL.batches(STEPS, size), replace(SETTINGS, micro_batch=micro_batch), on_step, kept, ranks
+            parent,
+            child,
+            SMALL.batches(STEPS, size),
+            SMALL.held_out(size=size),
+            replace(SETTINGS, micro_batch=micro_batch, learning_rate=learning_rate),
+            on_step,
+            checkpoint=kept,
+            ranks=ranks,
         )
     except SMALL.Killed:
         return
@@ -106,6 +115,10 @@ def main() -> None:
     train("sharded", SHARDED)
     train("sharded_untied", SHARDED, tied=False, micro_batch=1)
     train("diverged", SHARDED, spoil=True)
+    train("harmed", SHARDED, learning_rate=10.0)
+    if INDEX == 0:
+        start = {name: tensor.detach().clone() for name, tensor in SMALL.models()[1].named_parameters()}
+        save_file(start, FOLDER / "start_0.safetensors")
     for name, ranks in (("whole", WHOLE), ("sharded", SHARDED)):
         train(name, ranks, checkpoint=f"{name}_state", kill_after=5)
         train(f"{name}_resumed", ranks, checkpoint=f"{name}_state")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import resource
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from torch.nn import functional
 from transformers import LlamaConfig
 
 from inlay.distill.checkpoint import Checkpoint, TrainingState
-from inlay.distill.globally import GlobalResult, GlobalSettings, distill_globally
-from inlay.nas.modeling.configuration_inlay import InlayConfig
-from inlay.nas.modeling.modeling_inlay import InlayForCausalLM
+from inlay.distill.globally import GlobalResult, distill_globally
+from inlay.distill.objective import held_out_kl
+from inlay.distill.parallel import Ranks
+from inlay.distill.settings import GlobalSettings
+from inlay.nas.modeling import InlayConfig, InlayForCausalLM
 
 SETTINGS = GlobalSettings(steps=12, learning_rate=3e-3)
 FULL = {"kind": "full", "kv_heads": 2}
@@ -53,6 +56,11 @@ def batches(count: int, size: int = 4) -> Iterator[Tensor]:
         yield torch.randint(0, 96, (size, 24), generator=random)
 
 
+def held_out(count: int = 2, size: int = 4) -> list[Tensor]:
+    random = torch.Generator().manual_seed(2)
+    return [torch.randint(0, 96, (size, 24), generator=random) for _ in range(count)]
+
+
 def weights(child: InlayForCausalLM) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in child.state_dict().items()}
 
@@ -63,7 +71,7 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 def run(settings: GlobalSettings = SETTINGS, **options: Any) -> tuple[GlobalResult, dict[str, Tensor]]:
     parent, child = models()
-    result = distill_globally(parent, child, batches(settings.steps), settings, **options)
+    result = distill_globally(parent, child, batches(settings.steps), held_out(), settings, **options)
     return result, weights(child)
 
 
@@ -71,7 +79,7 @@ def run(settings: GlobalSettings = SETTINGS, **options: Any) -> tuple[GlobalResu
 def test_the_losses_fall(tied: bool) -> None:
     parent, child = models(tied)
     settings = replace(SETTINGS, steps=60)
-    result = distill_globally(parent, child, batches(60), settings)
+    result = distill_globally(parent, child, batches(60), held_out(), settings)
     assert result.status == "trained"
     assert (result.steps, result.tokens) == (60, 60 * 4 * 24)
     first, last = result.curve[0], result.curve[-1]
@@ -92,7 +100,7 @@ def test_the_first_loss_is_the_definition() -> None:
         )
         parent_BSV, child_BSV = (model(ids_BS, use_cache=False).logits.log_softmax(-1) for model in (parent, child))
         kl = float((parent_BSV.exp() * (parent_BSV - child_BSV)).sum(-1).mean())
-    result = distill_globally(parent, child, batches(1), replace(SETTINGS, steps=1))
+    result = distill_globally(parent, child, batches(1), held_out(), replace(SETTINGS, steps=1))
     assert result.curve[0]["cosine"] == pytest.approx(cosine, rel=1e-4)
     assert result.curve[0]["kl_nats"] == pytest.approx(kl, rel=1e-4)
 
@@ -101,7 +109,7 @@ def test_the_parents_own_weights_have_no_loss() -> None:
     parent, _ = models()
     child = InlayForCausalLM(parent.config).eval()
     child.load_state_dict(parent.state_dict())
-    result = distill_globally(parent, child, batches(1), replace(SETTINGS, steps=1))
+    result = distill_globally(parent, child, batches(1), held_out(), replace(SETTINGS, steps=1))
     assert result.curve[0]["kl_nats"] == 0.0
     assert result.curve[0]["cosine"] < 1e-5
 
@@ -202,48 +210,125 @@ def test_a_damaged_or_foreign_checkpoint_is_refused(tmp_path: Path) -> None:
     parent, _ = models()
     other = InlayForCausalLM(parent.config).eval()
     with pytest.raises(ValueError, match="a child with other weights"):
-        distill_globally(parent, other, batches(12), SETTINGS, checkpoint=checkpoint)
+        distill_globally(parent, other, batches(12), held_out(), SETTINGS, checkpoint=checkpoint)
     checkpoint.path.write_bytes(checkpoint.path.read_bytes()[:1000])
     with pytest.raises(ValueError, match="damaged checkpoint"):
         run(checkpoint=checkpoint)
 
 
-def test_a_loss_that_is_not_finite_goes_back_once_and_then_fails() -> None:
+class Glitch:
+    """A parent whose hidden states are not a number in some of its calls."""
+
+    def __init__(self, parent: InlayForCausalLM, calls: set[int]) -> None:
+        self.parent, self.glitches, self.calls = parent, calls, 0
+        self.head_VD = parent.head_VD
+
+    def forward_hidden(self, ids_BS: Tensor) -> tuple[list[Tensor], Tensor]:
+        self.calls += 1
+        layers, hidden = self.parent.forward_hidden(ids_BS)
+        return layers, hidden * float("nan") if self.calls in self.glitches else hidden
+
+
+def test_a_child_that_was_never_finite_fails_as_it_came() -> None:
     parent, child = models()
     with torch.no_grad():
         child.model.layers[3].mlp.down_proj.weight.fill_(float("inf"))
     before = weights(child)
-    result = distill_globally(parent, child, batches(12), SETTINGS)
+    result = distill_globally(parent, child, batches(12), held_out(), SETTINGS)
     assert result.status == "failed"
     assert result.reason == ("loss was not finite at step 2 of 12, after going back once to a learning rate of 0.001")
     assert result.steps == 2
+    assert result.curve == [{}, {}]
+    assert result.start_kl_nats is None
+    assert not result.improved
     assert same(weights(child), before)
 
 
-def test_a_single_bad_step_is_survived() -> None:
-    class Glitch:
-        """A parent whose hidden states are not a number, once."""
-
-        def __init__(self, parent: InlayForCausalLM) -> None:
-            self.parent, self.calls = parent, 0
-            self.head_VD = parent.head_VD
-
-        def forward_hidden(self, ids_BS: Tensor) -> tuple[list[Tensor], Tensor]:
-            self.calls += 1
-            layers, hidden = self.parent.forward_hidden(ids_BS)
-            return layers, hidden * float("nan") if self.calls == 5 else hidden
-
+def test_a_single_bad_step_is_survived_at_a_third_of_the_rate() -> None:
     parent, child = models()
-    result = distill_globally(Glitch(parent), child, batches(40), replace(SETTINGS, steps=40))
-    assert result.status == "trained"
+    result = distill_globally(Glitch(parent, {5}), child, batches(40), held_out(), replace(SETTINGS, steps=40))
+    assert (result.status, result.reason) == ("trained", "")
+    assert result.learning_rate == pytest.approx(1e-3)
+    assert [step for step, losses in enumerate(result.curve) if not losses] == [2]  # two calls judged the start
     assert all(tensor.isfinite().all() for tensor in child.state_dict().values())
     assert result.curve[-1]["loss"] < result.curve[0]["loss"]
+    json.dumps(asdict(result), allow_nan=False)
+
+
+def test_a_training_that_ends_early_keeps_the_best_that_it_saw() -> None:
+    parent, child = models()
+    result = distill_globally(Glitch(parent, {25, 26}), child, batches(40), held_out(), replace(SETTINGS, steps=40))
+    assert result.status == "trained"
+    assert result.reason.startswith("loss was not finite at step 20 of 40")
+    assert (result.steps, result.best_step) == (20, 14)
+    assert result.improved
+    assert held_out_kl(parent, child, held_out(), SETTINGS, Ranks()) == result.best_kl_nats
+
+
+def test_a_training_that_only_harms_leaves_the_child_as_it_came() -> None:
+    parent, child = models()
+    before = weights(child)
+    result = distill_globally(parent, child, batches(12), held_out(), replace(SETTINGS, learning_rate=10.0))
+    assert result.status == "trained"
+    assert not result.improved
+    assert result.best_step == 0
+    assert result.best_kl_nats == result.start_kl_nats == result.held_out[0][1]
+    assert [step for step, _ in result.held_out] == [0, 2, 4, 6, 8, 10, 12]
+    assert all(kl is None or kl > result.start_kl_nats for _, kl in result.held_out[1:])
+    assert same(weights(child), before)
+
+
+def test_what_is_kept_is_the_state_of_the_least_held_out_kl() -> None:
+    parent, child = models()
+    settings = replace(SETTINGS, steps=60)
+    result = distill_globally(parent, child, batches(60), held_out(), settings)
+    assert result.improved
+    assert result.best_kl_nats == min(kl for _, kl in result.held_out if kl is not None)
+    assert held_out_kl(parent, child, held_out(), settings, Ranks()) == result.best_kl_nats
+    with torch.no_grad():
+        kls = [
+            (p := parent(ids_BS, use_cache=False).logits.log_softmax(-1)).exp()
+            * (p - child(ids_BS, use_cache=False).logits.log_softmax(-1))
+            for ids_BS in held_out()
+        ]
+    assert result.best_kl_nats == pytest.approx(float(torch.stack(kls).sum(-1).mean()), rel=1e-4)
+
+
+def test_no_held_out_text_is_refused() -> None:
+    parent, child = models()
+    with pytest.raises(ValueError, match="no batch is held out"):
+        distill_globally(parent, child, batches(12), [], SETTINGS)
+
+
+@pytest.mark.parametrize("killed_after", [1, 9])
+@pytest.mark.parametrize("change", [{"learning_rate": 0.3, "rate": "found"}, {"learning_rate": 10.0}])
+def test_a_killed_run_keeps_its_best_and_the_rate_that_it_found(
+    tmp_path: Path, killed_after: int, change: dict[str, Any]
+) -> None:
+    settings = replace(SETTINGS, steps=24, **change)
+    expected, expected_weights = run(settings)
+    assert len(expected.trials) == (3 if "rate" in change else 0)
+    assert expected.improved == ("rate" in change)
+
+    def kill(step: int, steps: int, losses: dict[str, float]) -> None:
+        if step == killed_after:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(settings, on_step=kill, checkpoint=Checkpoint(tmp_path, every_steps=4))
+    tried: list[int] = []
+    result, resumed_weights = run(
+        settings, on_trial=lambda done, steps: tried.append(done), checkpoint=Checkpoint(tmp_path, every_steps=4)
+    )
+    assert tried == []
+    assert result == expected
+    assert same(resumed_weights, expected_weights)
 
 
 def test_too_few_batches_are_named() -> None:
     parent, child = models()
     with pytest.raises(ValueError, match="5 batches came but 12 steps were wanted"):
-        distill_globally(parent, child, batches(5), SETTINGS)
+        distill_globally(parent, child, batches(5), held_out(), SETTINGS)
 
 
 @pytest.mark.parametrize(
@@ -261,12 +346,13 @@ def test_settings_out_of_bounds_are_named(change: dict[str, Any], message: str) 
         GlobalSettings(**{"steps": 3, **change})
 
 
-def test_a_child_computes_in_bfloat16_where_its_parent_does() -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_child_computes_in_bfloat16_where_its_parent_does_in_16_bits(dtype: torch.dtype) -> None:
     parent, child = models()
-    parent = parent.to(torch.bfloat16)
+    parent = parent.to(dtype)
     types: set[torch.dtype] = set()
     child.model.layers[0].mlp.up_proj.register_forward_hook(lambda module, given, output: types.add(output.dtype))
-    result = distill_globally(parent, child, batches(60), replace(SETTINGS, steps=60))
+    result = distill_globally(parent, child, batches(60), held_out(), replace(SETTINGS, steps=60))
     assert types == {torch.bfloat16}
     assert {tensor.dtype for tensor in child.parameters()} == {torch.float32}
     assert result.curve[-1]["loss"] < 0.8 * result.curve[0]["loss"]

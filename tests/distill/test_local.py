@@ -181,9 +181,12 @@ def test_a_float16_parent_trains_float32_masters(place: Any, through: Through) -
     context = here.context(4, 32, torch.float16)
     batches = [LayerBatch(batch.hidden_BSD.half(), context) for batch in here.batches(62)]
     branches = [here.branch(label) for label in ("attention:kv_heads=1", "ffn:width=24", "ffn:linear")]
+    types: set[torch.dtype] = set()
+    branches[2].layer.mlp.register_forward_hook(lambda module, read, output: types.add(output.dtype))
     for result in train_layer(here.parent, branches, batches, replace(SETTINGS, through=through)):
         assert result.final_loss < 0.9 * result.start_loss
         assert all(tensor.dtype == torch.float32 for tensor in result.state.values())
+    assert types == {torch.bfloat16}
 
 
 def test_clipping_bounds_the_step_and_progress_is_told(place: Any) -> None:

@@ -88,7 +88,7 @@ def test_sharded_ranks_are_close_to_one_process(trained: Path) -> None:
     assert_close(trained, "alone_untied", "sharded_untied")
 
 
-@pytest.mark.parametrize("name", ["whole", "sharded", "uneven", "diverged"])
+@pytest.mark.parametrize("name", ["whole", "sharded", "uneven", "diverged", "harmed"])
 def test_all_ranks_hold_the_same(trained: Path, name: str) -> None:
     assert_same(trained, name, name, rank=1)
 
@@ -106,6 +106,15 @@ def test_a_divergence_fails_every_rank_alike(trained: Path) -> None:
     told = result(trained, "diverged", rank=1)
     assert told["status"] == "failed"
     assert told["reason"].startswith("loss was not finite at step 2 of 6")
+
+
+def test_a_training_that_only_harms_gives_every_rank_its_shard_of_the_start(trained: Path) -> None:
+    told = result(trained, "harmed", rank=1)
+    assert (told["status"], told["best_step"]) == ("trained", 0)
+    assert len(told["held_out"]) == 7
+    start, kept = weights(trained, "start"), weights(trained, "harmed", rank=1)
+    assert start.keys() == kept.keys()
+    assert all(torch.equal(start[name], kept[name]) for name in start)
 
 
 def test_a_shard_is_a_part_of_the_state(trained: Path) -> None:

@@ -14,7 +14,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from inlay.distill.text import pack, read_documents, split_documents, training_order
+from inlay.distill.text import pack, read_documents, shuffled_documents, split_documents, training_order
 
 BOS = 1
 
@@ -128,6 +128,26 @@ def test_every_fourth_document_is_kept_for_the_report() -> None:
     assert split_documents(documents[:2]) == (["d0"], ["d1"])
     with pytest.raises(ValueError, match=r"has 1 document\(s\)"):
         split_documents(documents[:1])
+
+
+def test_the_first_tokens_of_shuffled_documents_stand_for_the_whole_text() -> None:
+    documents = [f"w{3 + i // 40}" for i in range(97 * 40)]  # like with like, as in a file that was sorted
+    shuffled = shuffled_documents(documents, seed=1)
+    assert sorted(shuffled) == sorted(documents)
+    assert shuffled == shuffled_documents(documents, seed=1) != shuffled_documents(documents, seed=2)
+    first = pack(shuffled, tokenizer(), 8, tokens=800)
+    assert first[first >= 3].mean() == pytest.approx(51, abs=5)
+
+
+def test_a_text_of_one_document_is_shuffled_in_parts_that_end_with_a_line() -> None:
+    lines = [f"line {number}\n" for number in range(60_000)]
+    parts = shuffled_documents(["".join(lines)], seed=0)
+    assert 5 < len(parts) < 20
+    assert max(map(len, parts)) <= 1 << 16
+    assert sorted(line for part in parts for line in part.splitlines(keepends=True)) == sorted(lines)
+    assert not parts[0].startswith("line 0\n")
+    endless = "x" * 200_000
+    assert "".join(shuffled_documents([endless], seed=0)) == endless
 
 
 def test_training_order_is_whole_shuffled_epochs() -> None:

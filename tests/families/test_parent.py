@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from inlay.nas.families import FAMILIES, Parent, open_parent
 from inlay.nas.families.checkpoint import INDEX
 from inlay.nas.families.shape import EMBEDDING, HEAD, SLOTS
-from inlay.nas.modeling.modeling_inlay import InlayForCausalLM
+from inlay.nas.modeling import InlayForCausalLM
 
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),

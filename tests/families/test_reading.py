@@ -12,7 +12,7 @@ from inlay.nas.errors import UserError
 from inlay.nas.families import FAMILIES, Shape, ends_tensors, layer_prefix, subblock_tensors
 from inlay.nas.families.reading import shape_of
 from inlay.nas.families.shape import SLOTS
-from inlay.nas.modeling.configuration_inlay import InlayConfig
+from inlay.nas.modeling import InlayConfig
 
 
 @st.composite

@@ -30,7 +30,7 @@ def dense_kl_N(parent_ND: Tensor, child_ND: Tensor, head_VD: Tensor, child_head_
 
 
 class LargestTensor(TorchDispatchMode):
-    """Remembers the largest tensor that any operation returned."""
+    """Remembers the largest float32 tensor that any operation returned."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class LargestTensor(TorchDispatchMode):
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
         for tensor in result if isinstance(result, tuple | list) else [result]:
-            if isinstance(tensor, Tensor):
+            if isinstance(tensor, Tensor) and tensor.dtype == torch.float32:
                 self.elements = max(self.elements, tensor.untyped_storage().nbytes() // tensor.element_size())
         return result
 
@@ -119,17 +119,55 @@ def test_far_apart_models_do_not_overflow() -> None:
     )
 
 
-def test_bfloat16_hidden_states_give_float32_losses_and_narrow_gradients() -> None:
-    parent_ND, child_ND, head_VD, _ = (tensor.bfloat16() for tensor in pair())
-    child_ND = child_ND.requires_grad_()
-    loss = kl_loss(parent_ND, child_ND, head_VD, head_VD)
-    loss.backward()
-    assert loss.dtype == torch.float32
-    assert child_ND.grad is not None
-    assert child_ND.grad.dtype == torch.bfloat16
-    exact_ND, exact_child_ND, exact_VD, _ = pair()
-    exact = dense_kl_N(exact_ND, exact_child_ND, exact_VD, exact_VD).mean()
-    assert float(loss.detach()) == pytest.approx(float(exact), rel=0.1)
+NARROW = [torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+@pytest.mark.parametrize("autocast", [False, True])
+def test_logits_of_narrow_models_are_not_rounded(dtype: torch.dtype, autocast: bool) -> None:
+    parent_ND, child_ND, head_VD, _ = (tensor.to(dtype) for tensor in pair())
+    near_ND = (parent_ND.double() + 0.02 * (child_ND.double() - parent_ND.double())).to(dtype)
+    given = (near_ND.requires_grad_(), head_VD.clone().requires_grad_())
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+        ours = kl_loss(parent_ND, given[0], head_VD, given[1])
+    exact = tuple(tensor.detach().double().requires_grad_() for tensor in given)
+    dense = dense_kl_N(parent_ND.double(), exact[0], head_VD.double(), exact[1]).mean()
+    assert ours.dtype == torch.float32
+    assert float(dense.detach()) < 3e-3
+    assert float(ours.detach()) == pytest.approx(float(dense.detach()), rel=1e-3)
+    for mine, theirs in zip(torch.autograd.grad(ours, given), torch.autograd.grad(dense, exact), strict=True):
+        assert mine.dtype == dtype
+        assert float((mine.double() - theirs).norm() / theirs.norm()) < 0.01
+
+
+def test_a_float32_child_under_autocast_has_exact_logits() -> None:
+    parent_ND, child_ND, head_VD, child_head_VD = (tensor.float() for tensor in pair())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours = kl_loss(parent_ND, child_ND, head_VD, child_head_VD)
+        compared = compare_next_token(parent_ND, [child_ND], head_VD, torch.zeros(N, dtype=torch.long), [child_head_VD])
+    exact = float(dense_kl_N(*pair()).mean())
+    assert float(ours) == pytest.approx(exact, rel=1e-4)
+    assert float(compared.kl.mean()) == pytest.approx(exact, rel=1e-4)
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+def test_choices_that_tie_only_when_rounded_do_not_agree(dtype: torch.dtype) -> None:
+    head_VD = torch.tensor([[1.0, 0.0], [1.0, 2.0**-6]], dtype=dtype)
+    parent_ND, child_ND = torch.tensor([[1.0, -(2.0**-6)], [1.0, 2.0**-6]], dtype=dtype).split(1)
+    logits = child_ND @ head_VD.T
+    assert logits[0, 0] == logits[0, 1]
+    compared = compare_next_token(parent_ND, [child_ND], head_VD, torch.zeros(1, dtype=torch.long))
+    assert not compared.agree.any()
+
+
+def test_narrow_logits_of_all_tokens_and_a_wide_head_are_never_held() -> None:
+    num_tokens, vocabulary, chunk, width = 64, 4096, 16, 128
+    parent_ND, child_ND = (torch.randn(num_tokens, width).bfloat16().requires_grad_() for _ in range(2))
+    head_VD = torch.randn(vocabulary, width).bfloat16()
+    with LargestTensor() as largest:
+        kl_loss(parent_ND, child_ND, head_VD, head_VD, chunk).backward()
+        compare_next_token(parent_ND, [child_ND], head_VD, torch.zeros(num_tokens, dtype=torch.long), chunk=chunk)
+    assert largest.elements <= 1 << 18 < vocabulary * width
 
 
 def test_comparison_equals_the_dense_definition_for_every_child() -> None:

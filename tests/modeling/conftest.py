@@ -15,8 +15,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from inlay.nas.modeling.configuration_inlay import InlayConfig, family_config_class
-from inlay.nas.modeling.modeling_inlay import InlayForCausalLM
+from inlay.nas.modeling import InlayConfig, InlayForCausalLM, family_config_class
 
 PARENT_CLASSES = {
     "llama": LlamaForCausalLM,

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from inlay.nas.modeling.cache_inlay import InlayCache
-from inlay.nas.modeling.modeling_inlay import InlayForCausalLM
+from inlay.nas.modeling import InlayCache, InlayForCausalLM
 
 BATCH = 3
 HEAD_DIM = 8

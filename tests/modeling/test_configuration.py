@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from transformers import AutoConfig, GPT2Config, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
-from inlay.nas.modeling.configuration_inlay import InlayConfig
+from inlay.nas.modeling import InlayConfig
 from inlay.nas.modeling.registration import register
 
 LLAMA = LlamaConfig(

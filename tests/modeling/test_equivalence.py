@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from inlay.nas.modeling.modeling_inlay import Ends, InlayForCausalLM, build_layer, make_context
+from inlay.nas.modeling import Ends, InlayForCausalLM, build_layer, make_context
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 

@@ -9,8 +9,7 @@ import pytest
 import torch
 from transformers import DynamicCache, StaticCache
 
-from inlay.nas.modeling.cache_inlay import InlayCache
-from inlay.nas.modeling.modeling_inlay import InlayForCausalLM
+from inlay.nas.modeling import InlayCache, InlayForCausalLM
 
 WINDOW = {"kind": "window", "kv_heads": 2, "window": 5, "sinks": 0}
 SINKS = {"kind": "window", "kv_heads": 1, "window": 5, "sinks": 3}

@@ -15,8 +15,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
 import inlay.nas.modeling
-from inlay.nas.modeling import MODELING_FILES
-from inlay.nas.modeling.modeling_inlay import InlayForCausalLM
+from inlay.nas.modeling import MODELING_FILES, InlayForCausalLM
 from inlay.nas.modeling.registration import register
 
 CHANGES: dict[int, dict[str, Any]] = {

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import StaticCache
 
-from inlay.nas.modeling.modeling_inlay import Ends, build_layer, make_context
+from inlay.nas.modeling import Ends, build_layer, make_context
 
 CHANGES: dict[int, dict[str, Any]] = {
     0: {"attention": {"kind": "no_op"}, "ffn": {"kind": "gated", "width": 8}},

@@ -12,7 +12,7 @@ from inlay.nas.report.best import Best
 from inlay.nas.report.live import LiveReporter
 from inlay.nas.report.progress import Reporter
 from inlay.nas.report.records import StageRow
-from inlay.nas.report.sentences import about, batch_words, read_progress, search_words
+from inlay.nas.report.sentences import about, batch_words, counted, probe_words, read_progress, search_words
 from inlay.nas.report.summary import closing_lines, print_summary, stage_table
 from inlay.nas.report.terminal import make_reporter
 from inlay.nas.report.time_left import Standing
@@ -95,11 +95,26 @@ def test_what_the_user_should_know_is_never_held_back() -> None:
     reporter.message("hello")
     reporter.piece_event(event("kept", 2, label=""))
     assert stream.getvalue().splitlines()[1:] == [
-        "distill    5 of 8 layers are there already",
+        "distill    training 64 variants: 5 of 8 layers are there already",
         "distill    layer 3 retried: its worker was killed (signal 9)",
         "distill    best so far: true KL 0.36, runtime 0.58x, memory 0.77x",
         "warning    MLflow does not answer",
         "hello",
+    ]
+
+
+def test_what_a_run_did_itself_is_not_said_to_be_there_already() -> None:
+    stream = io.StringIO()
+    reporter = Reporter(stream, Clock())
+    reporter.stage_started("distill")
+    reporter.piece_event(event("kept", 0))
+    reporter.piece_event(event("finished", 8))
+    reporter.piece_event(event("kept", 8))  # its records are collected
+    reporter.stage_started("score")
+    reporter.kept(5, 8, "layers")
+    reporter.piece_event(event("kept", 8))
+    assert [line for line in stream.getvalue().splitlines() if "already" in line] == [
+        "score      5 of 8 layers are there already"
     ]
 
 
@@ -139,9 +154,17 @@ def test_a_time_left_is_as_exact_as_an_estimate_is(seconds: float, words: str) -
     assert about(seconds) == words
 
 
+def test_things_are_counted_in_words() -> None:
+    assert counted(1, "candidate") == "1 candidate"
+    assert counted(4, "candidate") == "4 candidates"
+    assert probe_words(3, 3, 8) == "probe 3 of 8"
+    assert probe_words(3, 4, 8) == "probes 3 to 4 of 8"
+
+
 def test_the_search_in_words() -> None:
     assert search_words(Standing(0.62, 100.0, 4, 7)) == "62 %, about 1 min 40 s left"
-    assert search_words(Standing(0.62, None, 4, 7)) == "stage 4 of 7"
+    assert search_words(Standing(0.62, None, 4, 7)) == "62 %"
+    assert search_words(Standing(0.5, None, 4, 7, estimated=False)) == "stage 4 of 7"
 
 
 @pytest.mark.parametrize(
@@ -184,6 +207,11 @@ def test_progress_is_read_back_from_a_log() -> None:
     assert progress is not None
     assert (progress["doing"], progress["done"], progress["total"]) == ("true KL of 4 candidates", 3, 8)
     assert progress["line"].startswith("distill true KL of 4 candidates, 3 of 8 shards · search ")
+    reporter.search_started(STAGES, ESTIMATES, of_this_device=False)
+    reporter.stage_started("distill")
+    progress = read_progress(stream.getvalue())
+    assert progress is not None
+    assert (progress["doing"], progress["percent"], progress["time_left"]) == ("started", 0, None)
     reporter.search_started(STAGES, {})
     reporter.stage_started("recover")
     assert (read_progress(stream.getvalue()) or {})["line"] == "recover started · search stage 1 of 2"

@@ -109,9 +109,14 @@ def test_waiting_for_workers_is_not_the_pace_of_their_work() -> None:
     time.piece_event(event("waiting", 0))
     clock.now = 60
     time.piece_event(event("started", 0))
-    clock.now = 80
-    time.piece_event(event("finished", 4))  # half of the stage in 20 s, as was thought
-    assert time.standing().seconds_left == pytest.approx(80.0, rel=0.1)
+    clock.now = 70
+    time.piece_event(event("finished", 2))
+    time.piece_event(event("waiting", 2))
+    clock.now = 110
+    time.piece_event(event("started", 2))
+    clock.now = 120
+    time.piece_event(event("finished", 4))  # half of the stage in 20 s of work, as was thought
+    assert time.standing().seconds_left == pytest.approx(80.0, rel=0.2)
 
 
 def test_what_earlier_runs_left_behind_teaches_nothing() -> None:
@@ -174,11 +179,25 @@ def test_the_bar_never_goes_back_nor_stands_still() -> None:
     assert fractions[-1] < 1
 
 
+def test_of_another_device_only_proportions_are_estimated() -> None:
+    clock = Clock()
+    time = SearchTime(STAGES, ESTIMATES, clock, of_this_device=False)
+    time.stage_started("distill")
+    assert time.standing().seconds_left is None
+    time.part(1.0, 1)
+    time.piece_event(event("kept", 0))
+    time.piece_event(event("started", 0))
+    clock.now = 0.02  # a thousand times as fast
+    time.piece_event(event("finished", 4))
+    assert time.standing().seconds_left == pytest.approx(0.08)
+    assert time.standing().fraction == pytest.approx(0.2)
+
+
 def test_where_nothing_is_estimated_stages_are_counted() -> None:
     time = SearchTime(STAGES, {}, Clock())
     time.stage_started("distill")
     time.stage_finished()
     time.stage_started("recover")
     standing = time.standing()
-    assert (standing.seconds_left, standing.stage, standing.num_stages) == (None, 2, 2)
+    assert (standing.seconds_left, standing.stage, standing.num_stages, standing.estimated) == (None, 2, 2, False)
     assert standing.fraction == 0.5

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from safetensors.torch import save_file
 
@@ -87,15 +88,18 @@ class InProcess(Search):
         )
 
 
-@pytest.fixture
-def in_process() -> Callable[[Job, Path], InProcess]:
-    """`in_process(job, folder)`: the job's search on a new workspace, without Ray."""
+@pytest.fixture(scope="module")
+def make_search() -> Iterator[Callable[[Job, Path], InProcess]]:
+    """`make_search(job, folder)`: the job's search on a new workspace, without Ray."""
 
     def make(job: Job, folder: Path) -> InProcess:
         nobody: Any = None
         return InProcess(job, Workspace(folder), open_job_parent(job), nobody, Reporter())
 
-    return make
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as a worker does
+    yield make
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
@@ -154,4 +158,5 @@ def finished(
     done = inlay_command("run", "job.yaml", cwd=folder)
     assert done.returncode == 0, done.stderr
     (folder / "stdout").write_text(done.stdout)
+    (folder / "stderr").write_text(done.stderr)
     return folder

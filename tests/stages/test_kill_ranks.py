@@ -33,7 +33,7 @@ parent = open_job_parent(job)
 texts = store_texts(pack_texts(job, parent.tokenizer()), place)
 with connect(ClusterSettings(workers=2)) as cluster:
     search = Search(job, place, parent, cluster, Reporter())
-    record = stage.recover(search, texts.recover, Library({}), {"child": CHILD})["child"]
+    record = stage.recover(search, texts, Library({}), {"child": CHILD})["child"]
 print(json.dumps(record.identity(), sort_keys=True))
 """
 

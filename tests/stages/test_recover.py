@@ -7,6 +7,7 @@ are compared within one in a thousand, weights within a third of what the traini
 from __future__ import annotations
 
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -14,14 +15,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from inlay.cluster import Cluster, ClusterSettings, Record, connect
 from inlay.nas.job import Job
 from inlay.nas.loop.search import Search
-from inlay.nas.pieces.texts import pack_texts, store_texts
+from inlay.nas.pieces.texts import TEXTS, pack_texts, store_texts
 from inlay.nas.pieces.weights import Library
 from inlay.nas.report.progress import Reporter
 from inlay.nas.stages.recover import recover
@@ -70,9 +72,47 @@ def trained(place: Workspace, job: Job, cluster: Cluster) -> Record:
     parent = open_job_parent(job)
     search = Search(job, place, parent, cluster, Reporter())
     texts = store_texts(pack_texts(job, parent.tokenizer()), place)
-    record = recover(search, texts.recover, Library({}), {"child": CHILD, "uniform": CHILD})["child"]
+    record = recover(search, texts, Library({}), {"child": CHILD, "uniform": CHILD})["child"]
     assert not list((search.scratch / "recover").iterdir())
     return record
+
+
+def test_one_loss_that_is_not_finite_is_survived_and_recorded(
+    tmp_path: Path, cluster: Cluster, tiny_parent: Callable[..., Path], small_job: Callable[..., Job]
+) -> None:
+    folder = Path(shutil.copytree(tiny_parent("qwen2"), tmp_path / "parent"))
+    overflow_on(200, folder)
+    job = small_job(rate="pinned").model_copy(update={"parent": str(folder)})
+    random = np.random.default_rng(0)
+    ids = {name: random.integers(3, 200, (80, 32), dtype=np.int32) for name in TEXTS}
+    ids["recover"][13, 5] = 200
+    place, parent = Workspace(tmp_path / "search"), open_job_parent(job)
+    child = (("attention:parent", "ffn:no_op"), *[("attention:parent", "ffn:parent")] * 2)
+    search = Search(job, place, parent, cluster, Reporter())
+    record = recover(search, store_texts(ids, place), Library({}), {"child": child})["child"]
+    found = record.values
+    assert (found["status"], found["reason"], found["tokens"]) == ("trained", "", 2560)
+    assert len(found["curve"]) == 19
+    assert {point["step"] for point in found["curve"]} < set(range(1, 21))
+    assert found["learning_rate"] == pytest.approx(1e-3 / 3)
+    assert found["improved"]
+    assert found["best_kl_nats"] < found["start_kl_nats"]
+    assert all(tensor.isfinite().all() for tensor in weights(place, record).values())
+
+
+def overflow_on(token: int, folder: Path) -> None:
+    """Changes a parent so that its first ffn overflows on this token, and is as before on any other."""
+    file = folder / "model.safetensors"
+    state = dict(load_file(file))
+    embedding_VD = state["model.embed_tokens.weight"]
+    embedding_VD[:, 0] = 0.0
+    embedding_VD[token] = 0.0
+    embedding_VD[token, 0] = 1.0
+    layer = "model.layers.0."
+    state[f"{layer}self_attn.o_proj.weight"][0] = 0.0
+    for name in ("gate_proj", "up_proj"):
+        state[f"{layer}mlp.{name}.weight"][:, 0] = 1e19
+    save_file(state, file, {"format": "pt"})
 
 
 def weights(place: Workspace, record: Record) -> dict[str, torch.Tensor]:
@@ -87,6 +127,10 @@ def test_ranks_train_the_same_piece(
     ours = trained(place, small_job(workers=2, sharding=sharding), cluster)
     assert (ours.key, ours.label, ours.seed, ours.state) == (record.key, record.label, record.seed, record.state)
     assert (ours.values["status"], ours.values["tokens"]) == ("trained", record.values["tokens"])
+    assert len(ours.values["trials"]) == len(record.values["trials"]) == 2
+    for name in ("learning_rate", "best_step", "improved"):
+        assert ours.values[name] == record.values[name]
+    assert ours.values["best_kl_nats"] == pytest.approx(record.values["best_kl_nats"], rel=1e-3)
     for step, expected in zip(ours.values["curve"], record.values["curve"], strict=True):
         assert step == pytest.approx(expected, rel=1e-3)
     theirs, mine = weights(one[0], record), weights(place, ours)

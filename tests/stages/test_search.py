@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,9 @@ from typing import Any
 
 import pytest
 
+from inlay.nas.report.best import KIND
 from inlay.nas.stages.export import export_child
+from inlay.nas.stages.pipeline import STAGES
 from inlay.nas.workspace import Workspace
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -100,6 +103,32 @@ def test_time_and_memory_of_every_stage_are_stored_and_printed(finished: Path) -
     printed = (finished / "stdout").read_text()
     assert all(name in printed for name in names)
     assert max(len(line) for line in printed.splitlines() if str(finished) not in line) <= 80
+
+
+def test_the_run_told_how_far_it_was_and_what_it_had_found(finished: Path) -> None:
+    from mlflow.tracking import MlflowClient
+
+    lines = (finished / "stderr").read_text().splitlines()
+    started = [re.fullmatch(r"([a-z]+) +started · search (\d+) %, about .+ left", line) for line in lines]
+    assert [match[1] for match in started if match] == list(STAGES)
+    shares = [int(match[2]) for match in started if match]
+    assert shares == sorted(shares)
+    assert shares[0] == 0 < 90 < shares[-1]
+    costs = r"runtime \d\.\d\dx, memory 0\.\d\dx"
+    found = {
+        kind: [
+            float(match[1]) for line in lines if (match := re.fullmatch(rf"assemble   {words} (\S+), {costs}", line))
+        ]
+        for kind, words in KIND.items()
+    }
+    assert len(found["predicted"]) == 1
+    assert found["true"] == sorted(set(found["true"]), reverse=True) != []
+    assert found["recovered"] == sorted(set(found["recovered"]), reverse=True) != []
+    run_id = json.loads((finished / "job.search" / "run.json").read_text())["mlflow_run_id"]
+    client = MlflowClient(tracking_uri=f"sqlite:///{finished / 'mlflow.db'}")
+    for kind, told in found.items():
+        history = client.get_metric_history(run_id, f"best.{kind}_kl_nats")
+        assert sorted({metric.value for metric in history}, reverse=True) == pytest.approx(told, rel=1e-2)
 
 
 def test_a_finished_job_does_nothing(finished: Path, inlay_command: Run) -> None:

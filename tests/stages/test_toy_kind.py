@@ -16,8 +16,8 @@ from inlay.nas.check import check_job
 from inlay.nas.errors import UserError
 from inlay.nas.export.hf import write_folder
 from inlay.nas.job import Job, JobError
+from inlay.nas.modeling import InlayForCausalLM
 from inlay.nas.modeling.kinds_inlay import SUBBLOCKS
-from inlay.nas.modeling.modeling_inlay import InlayForCausalLM
 from inlay.nas.pieces.assembled import TrainedModel
 from inlay.nas.pieces.texts import pack_texts, store_texts
 from inlay.nas.stages.distill import build_library, library_of
@@ -60,12 +60,12 @@ def values(parent: Path, texts: tuple[Path, Path], **space: Any) -> dict[str, An
 
 
 def test_from_the_job_file_to_generation(
-    tiny_parent: Callable[..., Path], texts: tuple[Path, Path], in_process: Callable[..., Any], tmp_path: Path
+    tiny_parent: Callable[..., Path], texts: tuple[Path, Path], make_search: Callable[..., Any], tmp_path: Path
 ) -> None:
     job = Job.from_dict(values(tiny_parent("llama"), texts, attention=[{"mean": "4"}], ffn=["no_op"]))
     assert job.space.attention == ({"mean": 4},)
     check_job(job)
-    search = in_process(job, tmp_path / "search")
+    search = make_search(job, tmp_path / "search")
     shape, ids = search.parent.shape, store_texts(pack_texts(job, search.parent.tokenizer()), search.workspace)
 
     # Start and training: from statistics of its own a better start than nothing (1), and training keeps the better.

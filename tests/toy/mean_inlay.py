@@ -13,8 +13,7 @@ from inlay.nas.modeling.subblock_inlay import MIXERS, NORMS, Entry, Sizes, Slot,
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from inlay.nas.modeling.configuration_inlay import InlayConfig
-    from inlay.nas.modeling.modeling_inlay import ForwardContext, InlayLayer
+    from inlay.nas.modeling import ForwardContext, InlayConfig, InlayLayer
 
 
 class Mean(SubblockKind):

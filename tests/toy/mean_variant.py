@@ -9,7 +9,7 @@ from typing import Any
 import mean_inlay
 from torch import Tensor
 
-from inlay.nas.modeling.modeling_inlay import InlayLayer
+from inlay.nas.modeling import InlayLayer
 from inlay.nas.modeling.subblock_inlay import MIXERS, NORMS
 from inlay.nas.quantities import parse_count
 from inlay.nas.variants.kind import Kind, Place, Value, parse_whole, whole

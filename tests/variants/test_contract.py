@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers.cache_utils import Cache
 
-from inlay.nas.modeling.modeling_inlay import InlayForCausalLM, build_layer
+from inlay.nas.modeling import InlayForCausalLM, build_layer
 from inlay.nas.variants import KINDS, Variant, ends_parameters, kv_bytes, parameters, parse_variant, weights_bytes
 from inlay.nas.variants.entries import entries_of
 

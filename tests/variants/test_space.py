@@ -11,7 +11,7 @@ from inlay.nas.errors import UserError
 from inlay.nas.families import Shape
 from inlay.nas.job import Space
 from inlay.nas.modeling.window_inlay import parent_attention
-from inlay.nas.variants import Variant, parse_variant, space_problems, variants_of
+from inlay.nas.variants import Variant, parse_variant, space_problems, unseen_problems, variants_of
 
 FFN = {"kind": "gated", "width": 172}
 SHAPE = Shape(
@@ -78,6 +78,20 @@ def test_what_comes_out_the_same_is_there_once() -> None:
     ]
 
 
+def test_a_fraction_is_of_each_layers_own_width() -> None:
+    own = parent_attention(4, None)
+    ffns = [{"kind": "gated", "width": 96}, {"kind": "gated", "width": 40}, {"kind": "no_op"}, {"kind": "linear"}]
+    shape = like(tuple({"attention": own, "ffn": ffn} for ffn in ffns))
+    space = Space(ffn=[{"width": 0.5}, {"width": 48}, "linear"])
+    assert labels(space, shape, 0)[1:] == ["ffn:parent", "ffn:width=48", "ffn:linear"]
+    assert labels(space, shape, 1)[1:] == ["ffn:parent", "ffn:width=16", "ffn:linear"]
+    assert labels(space, shape, 2)[1:] == ["ffn:parent"]
+    assert labels(space, shape, 3)[1:] == ["ffn:parent"]
+    assert problems(shape, ffn=[{"width": 0.5}, {"width": 48}]) == []
+    (problem,) = problems(like(shape.blocks[3:]), ffn=[{"width": 0.5}])
+    assert problem.endswith("0 is not possible: the parent's ffn has no channels; leave width out")
+
+
 def test_the_parents_own_width_is_the_parent() -> None:
     assert labels(Space(ffn=[{"width": 172}, "no_op"]))[1:] == ["ffn:parent", "ffn:no_op"]
 
@@ -138,6 +152,20 @@ def test_a_window_that_no_layer_can_take() -> None:
         like(tuple({"attention": parent_attention(4, w), "ffn": FFN} for w in (64, 64, 32))), attention=[{"window": 64}]
     )
     assert problem.endswith("64 is not smaller than the parent's own window of 64 tokens; give less than 64")
+
+
+@pytest.mark.parametrize(("sinks", "window", "is_seen"), [(4, 27, True), (4, 28, False), (0, 31, True), (0, 32, False)])
+def test_a_window_as_long_as_what_is_judged(sinks: int, window: int, is_seen: bool) -> None:
+    """With the sinks it must leave a token out of 32: else a child of it would seem as good as the parent."""
+    space = Space(attention=["linear", {"window": window}], sinks=sinks)
+    assert problems(attention=[{"window": window}], sinks=sinks) == []
+    found = [str(problem) for problem in unseen_problems(space, SHAPE, 32, "some.field")]
+    expected = (
+        f"space.attention[1].window: {window} and {sinks} sinks hide nothing of the sequences of 32 tokens that "
+        "quality is judged on, so that what it loses would not be seen; "
+        f"give less than {32 - sinks}, or raise some.field"
+    )
+    assert found == ([] if is_seen else [expected])
 
 
 def test_every_problem_is_listed_and_variants_of_raises_them_all() -> None:

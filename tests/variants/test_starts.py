@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch.nn.functional import silu
 
+from inlay.nas.modeling import build_layer
 from inlay.nas.modeling.full_inlay import KEY, QUERY, VALUE
-from inlay.nas.modeling.modeling_inlay import build_layer
 from inlay.nas.variants import Place, Variant
 from inlay.nas.variants.linear import linear_from_products, ridge
 from inlay.nas.variants.statistics import ChannelActivity, Sums

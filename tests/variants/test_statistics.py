@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from inlay.nas.families import open_parent
-from inlay.nas.modeling.modeling_inlay import Ends, build_layer, make_context
+from inlay.nas.modeling import Ends, build_layer, make_context
 from inlay.nas.stages.calibrate import statistics_of
 from inlay.nas.variants import parse_variant
 from inlay.nas.variants.linear import ridge

@@ -82,12 +82,12 @@ class SearchRecord:
         self.place.write_json("solution.json", solution)
         self.place.write_json("tables/corrections.json", correction_rows(assembled))
         self.tracked.solution(solution)
-        self.tracked.rounds(assembled.rounds)
+        self.tracked.rounds(assembled.pool.rounds)
 
-    def curves(self, curves: Mapping[str, Sequence[Mapping[str, float]]], steps: Sequence[int]) -> None:
-        """Recovery losses by model, at these optimizer steps."""
+    def curves(self, curves: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
+        """Recovery losses by model and optimizer step."""
         self.table("recovery", curve_rows(curves))
-        self.tracked.curves(curves, steps)
+        self.tracked.curves(curves)
 
     def evaluation(self, evaluation: Mapping[str, Any]) -> None:
         """The figures of child, parent and baselines."""

@@ -59,7 +59,7 @@ class TrackedSearch:
         """The datasets as inputs of the run."""
         for name in TEXTS:
             ids = getattr(texts, name)
-            source = self.job.data.distill if name in ("distill", "recover") else self.job.data.validate
+            source = self.job.data.distill if name in ("distill", "recover", "held_out") else self.job.data.validate
             profile = {"sequences": ids.shape[0], "sequence_length": ids.shape[1]}
             self.tracker.dataset(name, ids.digest, profile, self.job.resolve(source.path))
 
@@ -106,14 +106,15 @@ class TrackedSearch:
         """The kept architecture."""
         self.tracker.json("solution.json", solution)
 
-    def curves(self, curves: Mapping[str, Sequence[Mapping[str, float]]], steps: Sequence[int]) -> None:
-        """Recovery losses at these optimizer steps; the tracker gets those that it was not told while they came."""
+    def curves(self, curves: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
+        """Recovery losses by optimizer step; the tracker gets those that it was not told while they came."""
         for name, curve in curves.items():
             series = f"recover.{name}"
             told = self._live.get(series, _Live()).steps
-            for step, point in zip(steps, curve, strict=True):
+            for point in curve:
+                step = int(point["step"])
                 if step not in told:
-                    self._metrics(series, point, step)
+                    self._metrics(series, {key: value for key, value in point.items() if key != "step"}, step)
 
     def evaluation(self, evaluation: Mapping[str, Any]) -> None:
         """The figures of child, parent and baselines, and their table as the run's description."""

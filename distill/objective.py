@@ -1,0 +1,117 @@
+"""What a whole child is trained for, and what it is judged by.
+
+Loss (Puzzle, arXiv 2411.19146, section 5, without the LM loss): sum over layers of mean over tokens
+(1 - cosine of the layer outputs) + KL(parent || child) of the next-token distributions, nats per token.
+Shapes: B batch, S sequence, D model width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from inlay.distill.optimize import precision, training_dtype
+from inlay.distill.parallel import Ranks, local, whole_number
+from inlay.distill.settings import GlobalSettings
+from inlay.kernels import kl_loss
+
+Losses = dict[str, float]
+Parameters = Mapping[str, nn.Parameter]
+
+
+def gradients(
+    parent: Any, child: Any, parameters: Parameters, ids_BS: Tensor, settings: GlobalSettings, ranks: Ranks
+) -> Losses | None:
+    """Leaves the clipped gradients of a whole batch in the child, the same for any number of ranks.
+
+    Returns:
+        `loss`, `cosine` and `kl_nats` of the batch; None where they, or the gradients, are not finite.
+    """
+    for parameter in parameters.values():
+        parameter.grad = None
+    cosine_sum, kl_sum = 0.0, 0.0
+    for part_BS, share in _parts(ids_BS, settings, ranks):
+        cosine, kl = _losses(parent, child, part_BS)
+        ((cosine + kl) * share).backward()  # type: ignore[no-untyped-call]
+        cosine_sum += float(cosine.detach()) * share
+        kl_sum += float(kl.detach()) * share
+    cosine_sum, kl_sum = ranks.add([cosine_sum, kl_sum], ids_BS.device)
+    ranks.add_gradients(parameters.values())
+    norm = whole_number(nn.utils.clip_grad_norm_(list(parameters.values()), settings.clip))
+    if not math.isfinite(cosine_sum + kl_sum + norm):
+        return None
+    return {"loss": cosine_sum + kl_sum, "cosine": cosine_sum, "kl_nats": kl_sum}
+
+
+@torch.no_grad()
+def held_out_kl(
+    parent: Any, child: Any, batches: Sequence[Tensor], settings: GlobalSettings, ranks: Ranks
+) -> float | None:
+    """Mean KL(parent || child) over batches [B, S], nats per token, the same on every rank; None if it is not finite.
+
+    Raises:
+        ValueError: no batches.
+    """
+    if not batches:
+        raise ValueError("no batch is held out: a child that trains is judged on at least one")
+    total = 0.0
+    for ids_BS in batches:
+        for part_BS, share in _parts(ids_BS, settings, ranks):
+            _, parent_hidden_BSD = parent.forward_hidden(part_BS)
+            with precision(parent_hidden_BSD):
+                _, child_hidden_BSD = child.forward_hidden(part_BS)
+                total += float(_kl(parent, child, parent_hidden_BSD, child_hidden_BSD)) * share / len(batches)
+    if ranks.sharded:
+        child.reshard()  # what a forward gathers, only a backward gives back
+    (total,) = ranks.add([total], batches[0].device)
+    return total if math.isfinite(total) else None
+
+
+def copied(parameters: Parameters) -> dict[str, Tensor]:
+    """What this process holds of the weights, copied to the host."""
+    return {name: local(parameter.detach()).to("cpu", copy=True) for name, parameter in parameters.items()}
+
+
+def put_back(parameters: Parameters, copies: Mapping[str, Tensor]) -> None:
+    """Gives the weights the values that `copied` took."""
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            local(parameter).copy_(copies[name])
+
+
+def _parts(ids_BS: Tensor, settings: GlobalSettings, ranks: Ranks) -> Iterator[tuple[Tensor, float]]:
+    """This rank's rows of a batch, as many as are worked on at once, each with its share of the whole batch.
+
+    A part's mean counts by this share, so that sums over parts and ranks are the batch's mean however it is cut.
+    """
+    own_BS = ranks.part(ids_BS)
+    size = settings.micro_batch or len(own_BS)
+    for start in range(0, len(own_BS), size):
+        part_BS = own_BS[start : start + size]
+        yield part_BS, len(part_BS) / len(ids_BS)
+
+
+def _losses(parent: Any, child: Any, ids_BS: Tensor) -> tuple[Tensor, Tensor]:
+    with torch.no_grad():
+        parent_layers, parent_hidden_BSD = parent.forward_hidden(ids_BS)
+    with precision(parent_hidden_BSD):
+        child_layers, child_hidden_BSD = child.forward_hidden(ids_BS)
+        cosine = torch.stack(
+            [
+                (1.0 - functional.cosine_similarity(ours.float(), theirs.float(), dim=-1)).mean()
+                for ours, theirs in zip(child_layers, parent_layers, strict=True)
+            ]
+        ).sum()
+        return cosine, _kl(parent, child, parent_hidden_BSD, child_hidden_BSD)
+
+
+def _kl(parent: Any, child: Any, parent_hidden_BSD: Tensor, child_hidden_BSD: Tensor) -> Tensor:
+    # The child's last norm has float32 weights, and gives float32 under autocast.
+    child_hidden_BSD = child_hidden_BSD.to(training_dtype(parent_hidden_BSD.dtype))
+    head_VD = child.head_VD if torch.is_grad_enabled() else child.head_VD.detach()
+    return kl_loss(parent_hidden_BSD.flatten(0, 1), child_hidden_BSD.flatten(0, 1), parent.head_VD, head_VD)

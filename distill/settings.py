@@ -1,0 +1,41 @@
+"""How a whole model is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class GlobalSettings:
+    """How the child is trained."""
+
+    steps: int
+    """Optimizer steps, one effective batch each; at least 1."""
+    learning_rate: float = 3e-4
+    """Peak rate, or the highest that is tried; above 0."""
+    rate: Literal["found", "pinned"] = "pinned"
+    """`found`: a short range test picks the rate; `pinned`: it is `learning_rate`."""
+    warmup: float = 0.05
+    """Share of the steps in which the rate rises; 0 to 1."""
+    floor: float = 0.0
+    """Share of the peak rate that the fall ends at; 0 to 1."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's averaging; each in [0, 1)."""
+    weight_decay: float = 0.0
+    """AdamW's decay of matrices; at least 0."""
+    clip: float = 1.0
+    """Largest norm of the gradient; above 0."""
+    micro_batch: int | None = None
+    """Sequences of a batch that a rank works on at once; None for all. Gradients of the parts are added up."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or (self.micro_batch is not None and self.micro_batch < 1):
+            raise ValueError(f"`steps` is {self.steps}, `micro_batch` {self.micro_batch}: both must be at least 1")
+        if not (0 <= self.warmup <= 1 and 0 <= self.floor <= 1):
+            raise ValueError(f"`warmup` is {self.warmup} and `floor` {self.floor}: both are shares from 0 to 1")
+        if not (self.learning_rate > 0 and self.weight_decay >= 0 and self.clip > 0):
+            raise ValueError(
+                f"`learning_rate` is {self.learning_rate}, `weight_decay` {self.weight_decay}, `clip` {self.clip}: "
+                "rate and clip must be above 0, the decay at least 0"
+            )
