@@ -167,7 +167,7 @@ def test_a_job_takes_its_share_of_a_cluster_and_no_more(nodes: Any, tmp_path: Pa
     # Long enough for a slow machine to start all workers while the first piece runs.
     assert run(nodes, tmp_path / "all", 4, 6)[0] == {"together": 3, "threads": 1}
     assert run(nodes, tmp_path / "two-each", 3, 1, cpus=2)[0] == {"together": 1, "threads": 2}
-    assert run(nodes, tmp_path / "at-most", 4, 3, workers=2)[0]["together"] == 2
+    assert run(nodes, tmp_path / "at-most", 6, 3, workers=2)[0]["together"] == 2
     server = JobServer(nodes.url)
     assert sorted(node["CPU"] for node in server.nodes()) == [1, 2]
     server.check_share(Resources(cpus=2, memory_bytes=2**30))
