@@ -10,7 +10,7 @@ import torch
 
 from inlay.cluster.store import Store
 from inlay.nas.families import open_parent
-from inlay.nas.stages.source import Library, WorkerSource
+from inlay.nas.pieces.weights import Library, WorkerSource
 
 IO = Path("/proc/self/io")
 

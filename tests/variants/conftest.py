@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from inlay.nas.families import Parent, open_parent
-from inlay.nas.modeling.modeling_inlay import ForwardContext, InlayLayer, build_layer, make_context
+from inlay.nas.modeling import ForwardContext, InlayLayer, build_layer, make_context
 from inlay.nas.variants.statistics import ChannelActivity, ChannelGram, Products, Statistic, Sums, gather
 
 FAMILIES: dict[str, dict[str, Any]] = {
