@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 
+from inlay.cluster.fanout import kept_records
 from inlay.cluster.pieces import Piece, Record, Resources
 from inlay.distill.settings import GlobalSettings
 from inlay.nas.errors import InlayError
@@ -101,8 +102,8 @@ def global_settings(search: Search, tokens: int) -> GlobalSettings:
 def _run(search: Search, pieces: list[Piece], what: str) -> list[Record]:
     """All pieces; as many at a time as their ranks have room for."""
     ranks = search.job.recover.workers
-    if ranks == 1:
-        return search.run(pieces, what, "models")
+    if ranks == 1 or len(kept_records(search.workspace.store, pieces)) == len(pieces):
+        return search.run(pieces, what, "models")  # to ask for room starts Ray, which what is kept does not need
     at_once = max(1, search.cluster.places(resources_of(search.job)) // ranks)
     groups = [pieces[first : first + at_once] for first in range(0, len(pieces), at_once)]
     return [record for group in groups for record in search.run(group, what, "models")]

@@ -196,6 +196,7 @@ def test_more_ranks_than_this_machine_has_room_for_are_told_before_anything_is_t
 ) -> None:
     values = yaml.safe_load(job.read_text())
     values["recover"] |= {"workers": 4000, "batch_size": 4000}
+    (tmp_path / "train.txt").write_text("a story of one sequence\n<|endoftext|>\n" * 5000)
     job.write_text(yaml.safe_dump(values))
     command = [sys.executable, "-m", "inlay.nas.cli", "run", str(job), "-w", str(tmp_path / "w")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)

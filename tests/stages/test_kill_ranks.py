@@ -16,7 +16,7 @@ import pytest
 
 DRIVER = """
 import json, sys
-import inlay.nas.stages.recover as stage
+import inlay.nas.loop.training as training
 from inlay.cluster import ClusterSettings, connect
 from inlay.nas.job import Job
 from inlay.nas.report.progress import Reporter
@@ -27,13 +27,13 @@ from inlay.nas.pieces.texts import pack_texts, store_texts
 from inlay.nas.workspace import Workspace
 
 CHILD = (("attention:parent", "ffn:parent"), ("attention:no_op", "ffn:parent"), ("attention:parent", "ffn:no_op"))
-stage.CHECKPOINT_SECONDS = 0.5
+training.CHECKPOINT_SECONDS = 0.5
 job, place = Job.from_dict(json.loads(sys.argv[1])), Workspace(sys.argv[2])
 parent = open_job_parent(job)
 texts = store_texts(pack_texts(job, parent.tokenizer()), place)
 with connect(ClusterSettings(workers=2)) as cluster:
     search = Search(job, place, parent, cluster, Reporter())
-    record = stage.recover(search, texts, Library({}), {"child": CHILD})["child"]
+    record = training.recover_models(search, texts, Library({}), {"child": CHILD})["child"]
 print(json.dumps(record.identity(), sort_keys=True))
 """
 

@@ -23,10 +23,10 @@ from safetensors.torch import load_file, save_file
 from inlay.cluster import Cluster, ClusterSettings, Record, connect
 from inlay.nas.job import Job
 from inlay.nas.loop.search import Search
+from inlay.nas.loop.training import recover_models
 from inlay.nas.pieces.texts import TEXTS, pack_texts, store_texts
 from inlay.nas.pieces.weights import Library
 from inlay.nas.report.progress import Reporter
-from inlay.nas.stages.recover import recover
 from inlay.nas.stages.run import open_job_parent
 from inlay.nas.workspace import Workspace
 
@@ -72,7 +72,7 @@ def trained(place: Workspace, job: Job, cluster: Cluster) -> Record:
     parent = open_job_parent(job)
     search = Search(job, place, parent, cluster, Reporter())
     texts = store_texts(pack_texts(job, parent.tokenizer()), place)
-    record = recover(search, texts, Library({}), {"child": CHILD, "uniform": CHILD})["child"]
+    record = recover_models(search, texts, Library({}), {"child": CHILD, "uniform": CHILD})["child"]
     assert not list((search.scratch / "recover").iterdir())
     return record
 
@@ -89,7 +89,7 @@ def test_one_loss_that_is_not_finite_is_survived_and_recorded(
     place, parent = Workspace(tmp_path / "search"), open_job_parent(job)
     child = (("attention:parent", "ffn:no_op"), *[("attention:parent", "ffn:parent")] * 2)
     search = Search(job, place, parent, cluster, Reporter())
-    record = recover(search, store_texts(ids, place), Library({}), {"child": child})["child"]
+    record = recover_models(search, store_texts(ids, place), Library({}), {"child": child})["child"]
     found = record.values
     assert (found["status"], found["reason"], found["tokens"]) == ("trained", "", 2560)
     assert len(found["curve"]) == 19
