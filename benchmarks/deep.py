@@ -25,9 +25,10 @@ from inlay.cluster.pieces import PieceContext, PieceOutput
 from inlay.cluster.runtime import ClusterSettings, connect
 from inlay.nas.embedded import embedded_parent
 from inlay.nas.loop.search import Search
+from inlay.nas.loop.texts import pack_texts, store_texts
 from inlay.nas.pieces.comparison import compare_architectures
 from inlay.nas.pieces.stage import Stage
-from inlay.nas.pieces.texts import Texts, pack_texts, store_texts
+from inlay.nas.pieces.texts import Texts
 from inlay.nas.pieces.weights import parent_of
 from inlay.nas.report.progress import Reporter
 from inlay.nas.stages.distill import build_library, library_of

@@ -28,7 +28,7 @@ from searches import split_text
 import inlay
 from inlay.cluster.runtime import ClusterSettings, connect
 from inlay.nas.loop.search import Search
-from inlay.nas.pieces.texts import pack_texts, store_texts
+from inlay.nas.loop.texts import pack_texts, store_texts
 from inlay.nas.report.progress import Reporter
 from inlay.nas.stages.distill import build_library
 from inlay.nas.stages.run import open_job_parent
@@ -131,7 +131,7 @@ def stage(parent: Path, texts: Path, tokens: int, workers: int) -> tuple[float, 
 
 def warm(cluster: Any) -> None:
     """Waits until every worker has imported what the stage needs, as a search's earlier stages do."""
-    cluster.preload("inlay.nas.stages.distill", "inlay.nas.pieces.comparison")
+    cluster.preload("inlay.nas.pieces.library", "inlay.nas.pieces.comparison")
     time.sleep(15)
 
 

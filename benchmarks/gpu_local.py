@@ -23,7 +23,7 @@ from inlay.nas.families import Shape, open_parent
 from inlay.nas.families.reading import shape_of
 from inlay.nas.families.shape import SLOTS
 from inlay.nas.modeling import InlayConfig, InlayForCausalLM, build_layer, make_context
-from inlay.nas.stages.calibrate import statistics_of
+from inlay.nas.pieces.calibration import statistics_of
 from inlay.nas.variants import Place, Variant
 from inlay.nas.variants.statistics import Sums, gather
 

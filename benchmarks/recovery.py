@@ -25,7 +25,7 @@ from searches import split_text
 import inlay
 from inlay.cluster.runtime import Cluster, ClusterSettings, connect
 from inlay.nas.loop.search import Search
-from inlay.nas.pieces.texts import pack_texts, store_texts
+from inlay.nas.loop.texts import pack_texts, store_texts
 from inlay.nas.pieces.weights import Library
 from inlay.nas.report.progress import Reporter
 from inlay.nas.stages.recover import recover

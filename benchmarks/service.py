@@ -76,7 +76,7 @@ def overhead(folder: Path, rounds: int) -> dict[str, Any]:
     from inlay.nas.job import Job
     from inlay.nas.loop.search import Search
     from inlay.nas.loop.spans import scratch_of, spans_with_boundaries
-    from inlay.nas.pieces.texts import pack_texts, store_texts
+    from inlay.nas.loop.texts import pack_texts, store_texts
     from inlay.nas.report.progress import Reporter
     from inlay.nas.stages.calibrate import calibrate_piece, sums_of
     from inlay.nas.stages.distill import distill_piece, keeps_outcomes, layer_variants

@@ -22,7 +22,7 @@ from searches import split_text
 import inlay
 from inlay.cluster.runtime import ClusterSettings, connect
 from inlay.nas.loop.search import Search
-from inlay.nas.pieces.texts import pack_texts, store_texts
+from inlay.nas.loop.texts import pack_texts, store_texts
 from inlay.nas.report.progress import Reporter
 from inlay.nas.stages.distill import build_library, library_of
 from inlay.nas.stages.run import open_job_parent

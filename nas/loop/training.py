@@ -16,9 +16,10 @@ from inlay.nas.errors import InlayError
 from inlay.nas.loop.pool import Candidate
 from inlay.nas.loop.resources import resources_of
 from inlay.nas.loop.search import Search
+from inlay.nas.loop.texts import held_out_batches
 from inlay.nas.pieces.assembled import TrainedModel, store_assembled
 from inlay.nas.pieces.stage import Stage
-from inlay.nas.pieces.texts import Texts, held_out_batches
+from inlay.nas.pieces.texts import Texts
 from inlay.nas.pieces.training import recover_model, recover_with_ranks
 from inlay.nas.pieces.weights import Library, used_weights
 from inlay.nas.tables.architecture import Blocks, identify

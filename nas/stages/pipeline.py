@@ -13,9 +13,10 @@ from inlay.nas.job import Job
 from inlay.nas.loop.baselines import BASELINES
 from inlay.nas.loop.search import Search
 from inlay.nas.loop.solving import Tables, solve_pool
+from inlay.nas.loop.texts import Packed, store_texts
 from inlay.nas.loop.true_kl import true_scores, true_scores_of_models
 from inlay.nas.pieces.assembled import TrainedModel
-from inlay.nas.pieces.texts import TEXTS, Packed, Texts, store_texts
+from inlay.nas.pieces.texts import TEXTS, Texts
 from inlay.nas.pieces.weights import Library
 from inlay.nas.report.progress import Reporter
 from inlay.nas.stages.assemble import Assembled, assemble
@@ -64,7 +65,7 @@ class Pipeline:
         self.search.reporter.search_started(
             STAGES, stage_seconds(self.job, self.parent), of_this_device=self.job.hardware.device == "cpu"
         )
-        self.search.cluster.preload("inlay.nas.stages.distill", "inlay.nas.pieces.comparison")
+        self.search.cluster.preload("inlay.nas.pieces.library", "inlay.nas.pieces.comparison")
         texts = store_texts(packed, self.place)
         self.record.tracked.texts(texts)
         self.place.write_json("texts.json", {name: asdict(getattr(texts, name)) for name in TEXTS})

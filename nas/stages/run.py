@@ -120,7 +120,7 @@ def _finished(place: Workspace, fingerprint: str) -> RunResult | None:
 
 def _run(job: Job, place: Workspace, parent: Parent, fingerprint: str, reporter: Reporter, name: str) -> RunResult:
     from inlay.nas.loop.search import cluster_settings
-    from inlay.nas.pieces.texts import pack_texts
+    from inlay.nas.loop.texts import pack_texts
     from inlay.nas.stages.pipeline import Pipeline
 
     parent.check_finite()

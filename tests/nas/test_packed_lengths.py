@@ -11,7 +11,7 @@ import pytest
 from inlay.nas.errors import UserError
 from inlay.nas.families import open_parent
 from inlay.nas.job import Job
-from inlay.nas.pieces.texts import pack_texts
+from inlay.nas.loop.texts import pack_texts
 
 
 def job_of(folder: Path, parent: Path, validate: dict[str, Any]) -> Job:

@@ -18,9 +18,9 @@ from inlay.nas.errors import UserError
 from inlay.nas.export.hf import write_folder
 from inlay.nas.families import open_parent
 from inlay.nas.job import Job
+from inlay.nas.loop.texts import pack_texts, store_texts
 from inlay.nas.modeling import InlayForCausalLM
 from inlay.nas.pieces.assembled import TrainedModel
-from inlay.nas.pieces.texts import pack_texts, store_texts
 from inlay.nas.stages.distill import build_library, failures, library_of
 from inlay.nas.stages.measure import cost_rows
 from inlay.nas.stages.plan import make_plan

@@ -15,7 +15,7 @@ from inlay.nas.job import Job
 from inlay.nas.loop import spans as spans_module
 from inlay.nas.loop.search import Search
 from inlay.nas.loop.spans import Span, spans
-from inlay.nas.pieces.texts import pack_texts, store_texts
+from inlay.nas.loop.texts import pack_texts, store_texts
 from inlay.nas.report.progress import Reporter
 from inlay.nas.stages.distill import build_library, failures, library_of
 from inlay.nas.stages.run import open_job_parent

@@ -13,13 +13,14 @@ from inlay.cluster.pieces import Piece, PieceContext, PieceOutput
 from inlay.nas.job import Job
 from inlay.nas.loop.search import Search
 from inlay.nas.loop.spans import scratch_of, spans_with_boundaries
+from inlay.nas.loop.texts import pack_texts, store_texts
 from inlay.nas.pieces.boundaries import micro_batch
 from inlay.nas.pieces.comparison import shares_of
-from inlay.nas.pieces.texts import pack_texts, store_texts
+from inlay.nas.pieces.library import in_groups
 from inlay.nas.pieces.weights import Library
 from inlay.nas.report.progress import Reporter
 from inlay.nas.stages.calibrate import calibrate_piece, sums_of
-from inlay.nas.stages.distill import distill_piece, in_groups, keeps_outcomes, layer_variants
+from inlay.nas.stages.distill import distill_piece, keeps_outcomes, layer_variants
 from inlay.nas.stages.run import open_job_parent
 from inlay.nas.stages.score import layer_blocks, score_piece
 from inlay.nas.workspace import Workspace

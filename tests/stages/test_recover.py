@@ -23,8 +23,9 @@ from safetensors.torch import load_file, save_file
 from inlay.cluster import Cluster, ClusterSettings, Record, connect
 from inlay.nas.job import Job
 from inlay.nas.loop.search import Search
+from inlay.nas.loop.texts import pack_texts, store_texts
 from inlay.nas.loop.training import recover_models
-from inlay.nas.pieces.texts import TEXTS, pack_texts, store_texts
+from inlay.nas.pieces.texts import TEXTS
 from inlay.nas.pieces.weights import Library
 from inlay.nas.report.progress import Reporter
 from inlay.nas.stages.run import open_job_parent

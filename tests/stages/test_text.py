@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 
 from inlay.nas.errors import UserError
 from inlay.nas.job import Job
-from inlay.nas.pieces.texts import held_out_batches, pack_texts
+from inlay.nas.loop.texts import held_out_batches, pack_texts
 
 DOCUMENTS = 4000
 

@@ -16,10 +16,10 @@ from inlay.nas.check import check_job
 from inlay.nas.errors import UserError
 from inlay.nas.export.hf import write_folder
 from inlay.nas.job import Job, JobError
+from inlay.nas.loop.texts import pack_texts, store_texts
 from inlay.nas.modeling import InlayForCausalLM
 from inlay.nas.modeling.kinds_inlay import SUBBLOCKS
 from inlay.nas.pieces.assembled import TrainedModel
-from inlay.nas.pieces.texts import pack_texts, store_texts
 from inlay.nas.stages.distill import build_library, library_of
 from inlay.nas.stages.measure import cost_rows
 from inlay.nas.stages.score import score_blocks

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from inlay.nas.families import open_parent
 from inlay.nas.modeling import Ends, build_layer, make_context
-from inlay.nas.stages.calibrate import statistics_of
+from inlay.nas.pieces.calibration import statistics_of
 from inlay.nas.variants import parse_variant
 from inlay.nas.variants.linear import ridge
 from inlay.nas.variants.statistics import ChannelActivity, ChannelGram, Products, Sums, gather

@@ -1,0 +1,148 @@
+"""The training of one layer's variants on the parent's own inputs to it: what becomes the block library."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from inlay.cluster.pieces import PieceContext, PieceOutput
+from inlay.distill.boundary import BoundaryScratch
+from inlay.distill.local import Branch, BranchResult, LayerBatch, LocalSettings, train_layer
+from inlay.distill.text import training_order
+from inlay.nas.modeling import build_layer
+from inlay.nas.pieces.boundaries import worker_source
+from inlay.nas.pieces.weights import Library, WorkerSource
+from inlay.nas.variants import Place, parse_variant
+from inlay.nas.variants.statistics import Sums
+
+
+def distill_layer(arguments: dict[str, Any], context: PieceContext) -> PieceOutput:
+    """Trains the variants of one layer on the parent's own inputs to it."""
+    source = worker_source(arguments, Library({}))
+    parent, index = source.parent, arguments["layer"]
+    state = parent.layer_state(index)
+    entries = {slot: parent.shape.parent_entry(index, slot) for slot in ("attention", "ffn")}
+    source.use(entries["attention"])
+    parent_layer = build_layer(parent.config, index, entries["attention"], entries["ffn"], state, source.dtype)
+    parent_layer = parent_layer.to(source.device)
+    sums = Sums.from_dict(source.store_state(arguments["sums"])) if arguments["sums"] else Sums()
+    labels: list[str] = arguments["variants"]
+    groups = in_groups(labels, 2**context.memory_retries)
+    # A group's variants are trained as if the others were not there: less memory, the same weights to the last bit.
+    # Only when every variant is alone is the batch cut, too.
+    parts = max(1, 2**context.memory_retries // max(1, len(groups)))
+    settings = LocalSettings(**arguments["settings"])
+    results: list[BranchResult] = []
+    for number, group in enumerate(groups):
+
+        def on_step(step: int, steps: int, loss: float, number: int = number) -> None:
+            done = number * steps + step
+            context.progress(done / (len(groups) * steps), {"step": done, "loss": loss})
+
+        branches = [_branch(source, index, label, state, sums) for label in group]
+        batches = _Batches(arguments, source.device, source.context)
+        results += train_layer(parent_layer, branches, batches, settings, on_step, _cutter(parts, source))
+    dtype = getattr(torch, parent.shape.dtype)
+    values: dict[str, Any] = {"layer": index, "variants": {}}
+    blobs: dict[str, Any] = {}
+    for result in results:
+        values["variants"][result.label] = {
+            "status": result.status,
+            "reason": result.reason,
+            "kept": result.kept,
+            "start_loss": _finite(result.start_loss),
+            "loss": _finite(result.final_loss),
+            "curve": [_finite(loss) for loss in result.curve],
+        }
+        if result.status == "trained":
+            blobs[result.label] = {name: tensor.to(dtype).cpu() for name, tensor in result.state.items()}
+    return PieceOutput(values=values, blobs=blobs)
+
+
+def _cutter(parts: int, source: WorkerSource) -> Callable[[LayerBatch], list[LayerBatch]] | None:
+    """What cuts batches, None where they stay whole."""
+    if parts == 1:
+        return None
+
+    def cut(batch: LayerBatch) -> list[LayerBatch]:
+        states = [state.chunk(parts) for state in (batch.hidden_BSD, *(batch.outcome or ()))]
+        return [
+            LayerBatch(
+                hidden, source.context(len(hidden), hidden.shape[1]), (outcome[0], outcome[1]) if outcome else None
+            )
+            for hidden, *outcome in zip(*states, strict=True)
+        ]
+
+    return cut
+
+
+def in_groups(labels: Sequence[str], count: int) -> list[list[str]]:
+    """The labels in at most `count` groups of neighbours, as even as can be."""
+    count = min(count, len(labels))
+    cuts = [len(labels) * number // count for number in range(count + 1)] if count else []
+    return [list(labels[start:end]) for start, end in itertools.pairwise(cuts)]
+
+
+def _branch(source: WorkerSource, index: int, label: str, state: Any, sums: Sums) -> Branch:
+    """A variant with its training-free start, in float32."""
+    shape, variant = source.parent.shape, parse_variant(label)
+    # Copies: training changes them in place, and the parent's own must stay as they are.
+    own = {
+        name: tensor.to(torch.float32, copy=True)
+        for name, tensor in Place(shape, index, variant.slot).tensors(state).items()
+    }
+    entry = variant.entry(shape, index)
+    if variant.slot == "attention":
+        source.use(entry)
+    attention, ffn = (entry, None) if variant.slot == "attention" else (None, entry)
+    start = variant.start(shape, index, own, sums)
+    module = build_layer(source.parent.config, index, attention, ffn, start, torch.float32).to(source.device)
+    return Branch(label, variant.slot, module.requires_grad_(True))
+
+
+def _finite(loss: float) -> float | None:
+    """JSON has no word for what is not finite."""
+    return loss if math.isfinite(loss) else None
+
+
+class _Batches:
+    """Batches of the layer's input, in the training order, read shard by shard from scratch."""
+
+    def __init__(self, arguments: dict[str, Any], device: torch.device, context: Any) -> None:
+        self.layer = arguments["layer"]
+        self.scratch = BoundaryScratch(Path(arguments["scratch"]), len(arguments["ranges"]))
+        self.outcomes = arguments["outcomes"]
+        self.ranges = [tuple(pair) for pair in arguments["ranges"]]
+        self.batch = arguments["batch_size"]
+        num_sequences, length = arguments["shape"]
+        settings = LocalSettings(**arguments["settings"])
+        tokens, held_out = settings.steps * self.batch * length, settings.held_out * self.batch
+        self.order = training_order(num_sequences, tokens, length, arguments["seed"], held_out)
+        self.device, self.context = device, context
+        self.shards: dict[int, list[Tensor]] = {}
+
+    def __iter__(self) -> Iterator[LayerBatch]:
+        for start in range(0, len(self.order), self.batch):
+            rows = [self._sequence(int(row)) for row in self.order[start : start + self.batch]]
+            hidden, *outcome = (torch.stack(states).to(self.device) for states in zip(*rows, strict=True))
+            context = self.context(hidden.shape[0], hidden.shape[1])
+            yield LayerBatch(hidden, context, (outcome[0], outcome[1]) if self.outcomes else None)
+
+    def _sequence(self, row: int) -> list[Tensor]:
+        shard = row // (self.ranges[0][1] - self.ranges[0][0])
+        if shard not in self.shards:
+            self.shards[shard] = self._states(shard)
+        return [state[row - self.ranges[shard][0]] for state in self.shards[shard]]
+
+    def _states(self, shard: int) -> list[Tensor]:
+        """The layer's input and, where they are kept, its middle and its output."""
+        states = [self.scratch.read(self.layer, shard)]
+        if self.outcomes:
+            states += [self.scratch.read_middle(self.layer, shard), self.scratch.read(self.layer + 1, shard)]
+        return states
