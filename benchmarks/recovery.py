@@ -48,7 +48,7 @@ def main() -> None:
     rows = []
     with connect(ClusterSettings(workers=2)) as cluster, tempfile.TemporaryDirectory() as folder:
         split_text(Path(folder))
-        cluster.preload("inlay.nas.stages.recover")
+        cluster.preload("inlay.nas.pieces.training")
         # Else the one worker's stage has in it what it imports; ranks are new processes each time.
         stage_seconds(options.parent, Path(folder), 2_048, {}, cluster)
         for name, recovery in WAYS:

@@ -91,7 +91,7 @@ def overhead(folder: Path, rounds: int) -> dict[str, Any]:
     times: dict[str, list[float]] = {"bare": [], "pieces": []}
     with connect(ClusterSettings(workers=1)) as cluster:
         search = Search(job, place, parent, cluster, Reporter())
-        cluster.preload("inlay.nas.stages.distill")
+        cluster.preload("inlay.nas.pieces.library")
         outcomes = keeps_outcomes(search)
         for _ in spans_with_boundaries(search, ids, list(layers), outcomes):
             scratch = scratch_of(search, ids, outcomes)
