@@ -200,6 +200,7 @@ class Pipeline:
                 **rows,
                 "chosen": winner,
                 "scenario": self.job.hardware.scenarios[0].name,
+                "score_kl_nats": {name: comparison.kl_nats for name, comparison in ranked.items()},
                 "above_chosen": {name: asdict(difference) for name, difference in above.items()},
             }
             self.record.evaluation(evaluation)
