@@ -78,7 +78,7 @@ def page(rows: list[dict[str, Any]]) -> str:
         "",
         f"Budget {', '.join(f'{name} {value}' for name, value in BUDGET.items())}; KL in nats per token on the score "
         "text, the last column on the report text.",
-        "`recover.learning_rate` is the upper end of what a search tries. *Above best*: over the least KL of all rates.",
+        "`recover.learning_rate` is the upper end of what is tried. *Above best*: over the least KL of all rates.",
         "Written by `benchmarks/rates.py`.",
         "",
         "| parent | rate | kept | KL kept | best untrained | best probed | above best | report text |",
