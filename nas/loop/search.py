@@ -113,14 +113,7 @@ class Search:
         news = not all(piece.key in self.records for piece in pieces)
         if news:
             self.reporter.batch_started(what, unit)
-        records = run_pieces(
-            self.workspace.store,
-            pieces,
-            self.cluster,
-            on_event=self._tell if news else None,
-            deadline_seconds=self.job.cluster.patience,
-            exclusive=exclusive,
-        )
+        records = self._records(self.workspace.store, pieces, tell=news, exclusive=exclusive)
         self.records |= {record.key: record for record in records}
         return records
 
@@ -131,13 +124,7 @@ class Search:
         self.reporter.batch_started(what, unit)
         folder = self.scratch / f"advance-{uuid.uuid4().hex}"
         try:
-            records = run_pieces(
-                Store(str(folder)),
-                pieces,
-                self.cluster,
-                on_event=self._tell,
-                deadline_seconds=self.job.cluster.patience,
-            )
+            records = self._records(Store(str(folder)), pieces, tell=True)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         self.scratch_peak_bytes = max(self.scratch_peak_bytes, *(record.peak_bytes for record in records))
@@ -145,14 +132,19 @@ class Search:
     def ask(self, piece: Piece, *, exclusive: bool = False) -> Record:
         """Runs a piece that only says what a worker finds, without a word; nothing of it is kept."""
         with tempfile.TemporaryDirectory(dir=self._made_scratch(), prefix="ask-") as folder:
-            (record,) = run_pieces(
-                Store(folder),
-                [piece],
-                self.cluster,
-                deadline_seconds=self.job.cluster.patience,
-                exclusive=exclusive,
-            )
+            (record,) = self._records(Store(folder), [piece], tell=False, exclusive=exclusive)
         return record
+
+    def _records(self, store: Store, pieces: Sequence[Piece], *, tell: bool, exclusive: bool = False) -> list[Record]:
+        """Every piece's record, in the order given, after those that are missing have run on the workers."""
+        return run_pieces(
+            store,
+            pieces,
+            self.cluster,
+            on_event=self._tell if tell else None,
+            deadline_seconds=self.job.cluster.patience,
+            exclusive=exclusive,
+        )
 
     def _made_scratch(self) -> Path:
         self.scratch.mkdir(parents=True, exist_ok=True)
@@ -172,13 +164,8 @@ class Search:
 class SmallSearch(Search):
     """A search whose few pieces take less time than workers need to start: they run in this process."""
 
-    def run(
-        self, pieces: Sequence[Piece], what: str = "", unit: str = "pieces", *, exclusive: bool = False
-    ) -> list[Record]:
-        """Runs the missing pieces one after the other and returns every record, in the order given."""
-        records = run_pieces_here(self.workspace.store, pieces, self.scratch / "here")
-        self.records |= {record.key: record for record in records}
-        return records
+    def _records(self, store: Store, pieces: Sequence[Piece], *, tell: bool, exclusive: bool = False) -> list[Record]:
+        return run_pieces_here(store, pieces, self.scratch / "here")
 
 
 def cluster_settings(job: Job, workspace: Workspace) -> ClusterSettings:

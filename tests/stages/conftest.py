@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from safetensors.torch import save_file
 
 from inlay.cluster import Cluster, ClusterSettings, connect
-from inlay.cluster.pieces import Piece, PieceContext, Record, read_record
 from inlay.nas.job import Job
-from inlay.nas.loop.search import Search
+from inlay.nas.loop.search import SmallSearch
 from inlay.nas.report.progress import Reporter
 from inlay.nas.stages.run import open_job_parent
 from inlay.nas.workspace import Workspace
@@ -58,43 +56,13 @@ def job_values(parent: Path, texts: tuple[Path, Path]) -> dict[str, Any]:
     }
 
 
-class InProcess(Search):
-    """A search whose pieces run here, one after the other, and are committed as a worker commits them."""
-
-    def run(self, pieces: Sequence[Piece], *, exclusive: bool = False) -> list[Record]:
-        return [self._once(piece) for piece in pieces]
-
-    def run_scratch(self, pieces: Sequence[Piece]) -> None:
-        for piece in pieces:
-            piece.function(piece.arguments, self._context(piece))
-
-    def _once(self, piece: Piece) -> Record:
-        store = self.workspace.store
-        if not store.exists(piece.record_key):
-            output = piece.function(piece.arguments, self._context(piece))
-            blobs = {name: self._blob(content) for name, content in sorted(output.blobs.items())}
-            told = (piece.key, piece.label, piece.stage, piece.version, piece.seed)
-            store.put(piece.record_key, Record(*told, "done", "", blobs, dict(output.values)).to_bytes())
-        return read_record(store, piece.record_key)
-
-    def _blob(self, content: Any) -> str:
-        path = self.workspace.store.temporary_path()
-        save_file({name: tensor.contiguous() for name, tensor in content.items()}, path)
-        return self.workspace.store.take_blob(path)
-
-    def _context(self, piece: Piece) -> PieceContext:
-        return PieceContext(
-            piece.seed, self.workspace.store, self.scratch, 1, 1, 0, lambda fraction, numbers=None: None
-        )
-
-
 @pytest.fixture(scope="module")
-def make_search() -> Iterator[Callable[[Job, Path], InProcess]]:
+def make_search() -> Iterator[Callable[[Job, Path], SmallSearch]]:
     """`make_search(job, folder)`: the job's search on a new workspace, without Ray."""
 
-    def make(job: Job, folder: Path) -> InProcess:
+    def make(job: Job, folder: Path) -> SmallSearch:
         nobody: Any = None
-        return InProcess(job, Workspace(folder), open_job_parent(job), nobody, Reporter())
+        return SmallSearch(job, Workspace(folder), open_job_parent(job), nobody, Reporter())
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as a worker does

@@ -154,7 +154,7 @@ def test_a_second_search_from_it(child: Child, texts: Any, tmp_path: Path, make_
     assert not failures(records)
     assert [len(record.values["variants"]) for record in records] == [2, 3, 0, 5]
     library = library_of(records)
-    rows = score_blocks(search, ids.score, library)
+    rows = [one.row() for one in score_blocks(search, ids.score, library)]
     own = [row for row in rows if (row["attention"], row["ffn"]) == PARENT_BLOCK]
     assert all(row["kl_nats"] == 0 for row in own)
     costs = CostTable(cost_rows(search))

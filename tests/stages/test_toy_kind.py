@@ -77,7 +77,7 @@ def test_from_the_job_file_to_generation(
     library = library_of(records)
 
     # Score.
-    rows = score_blocks(search, ids.score, library)
+    rows = [one.row() for one in score_blocks(search, ids.score, library)]
     alone = [row for row in rows if (row["attention"], row["ffn"]) == (LABEL, "ffn:parent")]
     assert len(alone) == shape.num_layers
     assert all(row["kl_nats"] > 0 for row in alone)
