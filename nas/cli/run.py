@@ -19,7 +19,7 @@ def run_command(
 ) -> None:
     """Run a search here; run again to go on where it stopped.
 
-    Its stages: calibrate, distill, score, measure, solve, assemble, recover, evaluate, export.
+    Its stages: measure, distill, score, assemble, recover, evaluate, export.
     """
     from inlay.nas.job import Job
     from inlay.nas.report.terminal import make_reporter

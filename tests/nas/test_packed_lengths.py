@@ -22,7 +22,6 @@ def job_of(folder: Path, parent: Path, validate: dict[str, Any]) -> Job:
         "parent": str(parent),
         "data": {"distill": {"path": "train.txt", "sequence_length": 16}, "validate": text},
         "space": {"attention": ["no_op"]},
-        "calibrate": {"tokens": 64},
         "distill": {"tokens": 64, "batch_size": 2},
         "recover": {"tokens": 64, "batch_size": 2},
         "hardware": {"scenarios": [{"prefill": 32, "generate": 16}]},

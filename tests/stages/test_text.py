@@ -45,7 +45,6 @@ def job(tmp_path: Path) -> Callable[..., Job]:
                     "validate": {"path": str(tmp_path / "judge.txt"), "tokens": 256},
                 },
                 "space": {"ffn": ["no_op"]},
-                "calibrate": {"tokens": tokens},
                 "distill": {"tokens": tokens, "batch_size": 2},
                 "recover": {"tokens": tokens, "batch_size": 2},
                 "budget": {"parameters": "0.9x"},
