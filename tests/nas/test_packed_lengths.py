@@ -36,6 +36,7 @@ def test_lengths(tmp_path: Path, tiny_parent: Callable[..., Path]) -> None:
     assert {name: ids.shape[1] for name, ids in packed.items()} == {
         "distill": 16,
         "recover": 16,
+        "held_out": 16,
         "score": 48,
         "report": 48,
     }

@@ -47,6 +47,7 @@ def job(tmp_path: Path) -> Callable[..., Job]:
                 "space": {"ffn": ["no_op"]},
                 "distill": {"tokens": tokens, "batch_size": 2},
                 "recover": {"tokens": tokens, "batch_size": 2},
+                "hardware": {"scenarios": [{"name": "short", "prefill": 16, "generate": 16}]},
                 "budget": {"parameters": "0.9x"},
             }
         )
