@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Mapping
 
 # Nothing is reported anywhere, and a worker's devices stay visible to pieces that book none of them.
 _RAY_VARIABLES = {
@@ -12,7 +14,7 @@ _RAY_VARIABLES = {
 }
 LOOPBACK_ONLY = ("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 """Ray has no other switch for it: without clusters, as on desktops, every port of its processes is on the loopback."""
-WORKER_VARIABLES = {
+_WORKER_VARIABLES = {
     # Ray lets workers stand back (nice 15): beside any other program they would get next to nothing of a processor.
     "RAY_worker_niceness": "0",
     "OMP_NUM_THREADS": "1",
@@ -21,6 +23,19 @@ WORKER_VARIABLES = {
     "TOKENIZERS_PARALLELISM": "false",
     "HF_HUB_DISABLE_TELEMETRY": "1",
 }
+_JOB_CONFIG = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Where Ray's job server tells the driver of a submitted job its runtime environment."""
+
+
+def worker_variables(own: Mapping[str, str]) -> dict[str, str]:
+    """Every worker's variables, with `own` above them.
+
+    What the environment of a submitted job has is left out: workers inherit it, and Ray refuses a name that is in both
+    (its job server sets a priority for the job by itself).
+    """
+    job = json.loads(os.environ.get(_JOB_CONFIG) or "{}")
+    inherited = (job.get("runtime_env") or {}).get("env_vars") or {}
+    return {name: value for name, value in {**_WORKER_VARIABLES, **own}.items() if name not in inherited}
 
 
 class RayEnvironment:

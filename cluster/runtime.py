@@ -19,7 +19,7 @@ from inlay.cluster.dashboard import read_hand_over
 from inlay.cluster.errors import ConnectError
 from inlay.cluster.head import Head, check_reachable
 from inlay.cluster.pieces import Resources
-from inlay.cluster.ray_environment import WORKER_VARIABLES, RayEnvironment
+from inlay.cluster.ray_environment import RayEnvironment, worker_variables
 from inlay.cluster.ray_private import autoscaler_status, on_the_loopback, session_folder, silence
 from inlay.cluster.ray_token import protect_token
 from inlay.cluster.signals import handler_kept, terminated_politely
@@ -101,7 +101,7 @@ class Cluster:
             # An empty working folder: else Ray puts this process's folder first on the path of every worker.
             "runtime_env": {
                 "working_dir": str(package),
-                "env_vars": WORKER_VARIABLES | self.settings.environment,
+                "env_vars": worker_variables(self.settings.environment),
                 "worker_process_setup_hook": "inlay.cluster.worker.take_own_session",
             },
         }
