@@ -34,7 +34,7 @@ AGAINST_PARENT = [
     ({"space.attention": [{"window": 65}]}, "space.attention[0].window: "),
     ({"space.attention": ["no_op", {"window": 12}]},
      "space.attention[1].window: 12 and 4 sinks hide nothing of the sequences of 16 tokens that quality is judged on, "
-     "so that what it loses would not be seen; give less than 12, or raise data.distill.sequence_length"),
+     "so that what it loses would not be seen; give less than 12, or raise data.validate.sequence_length"),
     ({"data.distill.sequence_length": 65, "distill.tokens": 65, "recover.tokens": 65},
      "data.distill.sequence_length: 65 is longer than the parent's context; it must be at most 64"),
     ({"data.validate.sequence_length": 65}, "data.validate.sequence_length: 65 is longer than the parent's context"),

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from inlay.nas.report.best import KIND
+from inlay.nas.pieces.texts import TEXTS
 from inlay.nas.stages.export import export_child
 from inlay.nas.stages.pipeline import STAGES
 from inlay.nas.workspace import Workspace
@@ -169,7 +170,7 @@ def test_mlflow_shows_the_search(finished: Path) -> None:
         assert min(metric.timestamp for metric in told) < ended.timestamp
     names = {item.path for item in client.list_artifacts(run_id)}
     assert {"job.json", "solution.json", "evaluation.json", "tables", "pictures"} <= names
-    assert {dataset.dataset.name for dataset in run.inputs.dataset_inputs} == {"distill", "recover", "score", "report"}
+    assert {dataset.dataset.name for dataset in run.inputs.dataset_inputs} == set(TEXTS)
 
 
 def test_the_child_generates_where_only_torch_and_transformers_are(finished: Path, tmp_path: Path) -> None:
