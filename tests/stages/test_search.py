@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from inlay.nas.report.best import KIND
 from inlay.nas.pieces.texts import TEXTS
+from inlay.nas.report.best import KIND
 from inlay.nas.stages.export import export_child
 from inlay.nas.stages.pipeline import STAGES
 from inlay.nas.workspace import Workspace
