@@ -207,10 +207,10 @@ def read_solution(workspace: Workspace, solution: str | None = None) -> Solution
     if solution is not None and not solution.isalnum():
         return None
     values = workspace.find_json("solution.json" if solution is None else f"solutions/{solution}.json")
-    return None if values is None else solution_of(values)
+    return None if values is None else solution_row(values)
 
 
-def solution_of(values: Mapping[str, Any]) -> SolutionRow:
+def solution_row(values: Mapping[str, Any]) -> SolutionRow:
     """From the JSON."""
     true_kl = values.get("kl_nats")
     if true_kl is None and "evaluation" in values:

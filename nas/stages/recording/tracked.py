@@ -29,6 +29,7 @@ class TrackedSearch:
         self._series: dict[str, list[str]] = {}
         self._live: dict[str, _Live] = {}
         self._num_best = 0
+        self._num_rounds = 0
         spool = spool_folder(place.store) / job.search_digest()[:16]
         self.tracker = Tracker(job.tracking.uri, job.tracking.experiment, reporter.warning, spool=spool)
 
@@ -97,10 +98,11 @@ class TrackedSearch:
         self._num_best += 1
 
     def rounds(self, rounds: Sequence[Mapping[str, Any]]) -> None:
-        """What each round of the pool brought."""
-        for row in rounds:
+        """What each round of the pool brought that was not told yet."""
+        for row in rounds[self._num_rounds :]:
             figures = {name: row[name] for name in ("best_kl_nats", "gain_nats", "prediction_error")}
             self.tracker.metrics({f"assemble.{name}": value for name, value in figures.items()}, step=row["round"])
+        self._num_rounds = len(rounds)
 
     def solution(self, solution: Mapping[str, Any]) -> None:
         """The kept architecture."""
