@@ -225,6 +225,8 @@ class Deep:
         begun = self._starts[self._starts <= depth]
         self._entered = np.zeros((len(self._starts), len(self._most) + 1))
         self._entered[: len(begun)] = states[:-1, begun].T
+        if depth < 0:  # all of it was searched: a row more leaves nothing to go on with
+            return True
         taken = self._share[self._cursor[:depth] - 1, column].astype(np.int64)
         along = self._budget[0, column] - np.concatenate([[0], np.cumsum(taken)])
         self._budget[: depth + 1, column] = np.maximum(along, -1)

@@ -67,6 +67,23 @@ def test_pools_are_those_of_brute_force(runs, monkeypatch, data, problems, archi
         earlier.append(solution.choices)
 
 
+@pytest.mark.parametrize("steps", [0, 1, 30])
+def test_a_search_that_is_at_its_end_takes_one_row_more(runs, monkeypatch, architectures, differs, steps):
+    monkeypatch.setattr(_exact, "MOST_STEPS", steps)
+    scores = ((0, 0), (0, 0, 0), (0,), (0, 0, 1), (0, 0, 2))
+    layers = tuple(tuple(Choice(f"v{place}", score, ()) for place, score in enumerate(held)) for held in scores)
+    problem = Problem(cost_names=(), layers=layers, base_costs=(), limits=())
+    earlier = []
+    for solution in solve(problem, solutions=6, min_difference=0.5, pool_gap=0.05):
+        left = [one for one in architectures(problem) if all(differs(problem, one[2], other, 0.5) for other in earlier)]
+        if not left:
+            assert solution.status == "infeasible"
+            return
+        assert solution.bound <= left[0][0] <= solution.objective
+        earlier.append(solution.choices)
+    assert len(earlier) == 6
+
+
 @pytest.mark.parametrize("num_limits", [1, 2, 3, 5])
 @pytest.mark.parametrize("gap", [0.0, 0.001])
 def test_it_finds_what_the_other_search_finds(runs, monkeypatch, num_limits, gap):
