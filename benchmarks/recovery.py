@@ -26,9 +26,9 @@ import inlay
 from inlay.cluster.runtime import Cluster, ClusterSettings, connect
 from inlay.nas.loop.search import Search
 from inlay.nas.loop.texts import pack_texts, store_texts
+from inlay.nas.loop.training import recover_models
 from inlay.nas.pieces.weights import Library
 from inlay.nas.report.progress import Reporter
-from inlay.nas.stages.recover import recover
 from inlay.nas.stages.run import open_job_parent
 from inlay.nas.workspace import Workspace
 
@@ -126,7 +126,7 @@ def stage_seconds(
             ("attention:parent", "ffn:no_op" if layer % 2 else "ffn:parent") for layer in range(opened.shape.num_layers)
         )
         start = time.monotonic()
-        record = recover(search, packed, Library({}), {"child": child})["child"]
+        record = recover_models(search, packed, Library({}), {"child": child})["child"]
         return time.monotonic() - start, watch.training_seconds(), float(record.values["curve"][-1]["loss"])
 
 

@@ -70,7 +70,7 @@ def _stages(job: Job, parent: Parent, space: Space, trained: int) -> list[dict[s
     told: dict[str, dict[str, Any]] = {
         "measure": {
             "pieces": len(job.hardware.scenarios),
-            "what": "times of every distinct subblock, alone on the device",
+            "what": "times of every distinct subblock",
         },
         "advance": {
             "pieces": len(shard_ranges(max(1, job.distill.tokens // length), length)),
