@@ -18,12 +18,11 @@ from inlay.distill.checkpoint import Checkpoint, TrainingState
 from inlay.distill.objective import Losses, copied, gradients, held_out_kl, put_back
 from inlay.distill.optimize import adamw, set_learning_rate, tensor_cores, warmup_cosine
 from inlay.distill.parallel import Ranks, is_sharded, laid_out_like, local
-from inlay.distill.rates import OnTrial, Trial, best_rate, plan_trials, try_rates
+from inlay.distill.rates import Trial, best_rate, plan_trials, try_rates
 from inlay.distill.settings import GlobalSettings
 
 OnStep = Callable[[int, int, Losses], None]
-JUDGED = 6
-"""How often a child is judged on its way, its start not counted."""
+OnTrial = Callable[[int, int], None]
 BEST = "best."
 """What a checkpoint calls the best weights, before their names."""
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -111,16 +110,29 @@ def distill_globally(
         if checkpoint is not None and (ended or ranks.agree(checkpoint.due(run.done), held_out[0].device)):
             checkpoint.save(run.state())
 
+    def told(step: int, losses: Losses) -> None:
+        if on_step is not None:
+            on_step(step, settings.steps, losses)
+
     saved = checkpoint.load() if checkpoint is not None else None
     if saved is not None:
         run.restore(saved)
     else:
-        first = list(islice(coming, plan_trials(settings).steps))
-        if first:
-            run.begin(try_rates(parent, child, parameters, first, held_out, settings, ranks, on_trial))
-        coming = chain(first, coming)
         run.judge(held_out_kl(parent, child, held_out, settings, ranks))
+        plan = plan_trials(settings)
+        first = list(islice(coming, plan.steps))
+        if plan.rates and len(first) == plan.steps:
+            trying = _Trying(run, parent, child, first, held_out, len(plan.rates), on_trial)
+            run.trials = try_rates(plan.rates, trying.kl_after)
+            last = run.trials[-1]
+            if last.kl_nats is None or best_rate(run.trials) != last.learning_rate:
+                run.restart(best_rate(run.trials))
+            elif run.done == settings.judged_every:
+                run.judge(last.kl_nats)
+        coming = chain(first, coming)
         keep(ended=False)
+        for step, losses in enumerate(run.curve):
+            told(step + 1, losses)
     for step, ids_BS in enumerate(coming):
         if step >= settings.steps or run.reason:
             break
@@ -128,14 +140,42 @@ def distill_globally(
             continue
         losses = gradients(parent, child, parameters, ids_BS, settings, ranks)
         run.advance(step, losses, ids_BS.numel())
-        if run.done % -(-settings.steps // JUDGED) == 0 or run.done == settings.steps:
+        if run.done % settings.judged_every == 0 or run.done == settings.steps:
             run.judge(held_out_kl(parent, child, held_out, settings, ranks))
-        if on_step is not None:
-            on_step(run.done, settings.steps, run.curve[-1])
+        told(run.done, run.curve[-1])
         keep(ended=run.done == settings.steps or run.reason != "")
     if run.done < settings.steps and not run.reason:
         raise ValueError(f"{run.done} batches came but {settings.steps} steps were wanted: give more text or epochs")
     return run.result()
+
+
+@dataclass
+class _Trying:
+    """A range test: the first steps of the training, from its start, at one rate after the other."""
+
+    run: _Run
+    parent: Any
+    child: Any
+    batches: Sequence[Tensor]
+    held_out: Sequence[Tensor]
+    trials_at_most: int
+    on_trial: OnTrial | None
+    tried: int = 0
+
+    def kl_after(self, rate: float) -> float | None:
+        """The KL on the held-out text after the steps at a rate; the run is left there."""
+        run, settings = self.run, self.run.settings
+        run.restart(rate)
+        for step, ids_BS in enumerate(self.batches):
+            losses = gradients(self.parent, self.child, run.parameters, ids_BS, settings, run.ranks)
+            if losses is None:
+                self.tried += len(self.batches) - step
+                return None
+            run.advance(step, losses, ids_BS.numel())
+            self.tried += 1
+            if self.on_trial is not None:
+                self.on_trial(self.tried, self.trials_at_most * len(self.batches))
+        return held_out_kl(self.parent, self.child, self.held_out, settings, run.ranks)
 
 
 class _Run:
@@ -157,11 +197,12 @@ class _Run:
         self.setbacks = 0
         self.reason = ""
 
-    def begin(self, trials: list[Trial]) -> None:
-        """Takes the best rate of a range test."""
-        self.trials = trials
-        self.rate = best_rate(trials)
+    def restart(self, rate: float) -> None:
+        """From the best weights, which a range test leaves to be the start's, at another rate."""
+        put_back(self.parameters, self.best)
+        self.rate = rate
         self.optimizer = self._new_optimizer()
+        self.done, self.tokens, self.curve = 0, 0, []
 
     def advance(self, step: int, losses: Losses | None, tokens: int) -> None:
         """One step of the optimizer, or back to the best weights."""

@@ -17,48 +17,11 @@ import torch
 from torch import Tensor
 
 from inlay.distill.optimize import adamw, precision, set_learning_rate, tensor_cores, warmup_cosine
+from inlay.distill.settings import LocalSettings, Through
 from inlay.distill.updates import Slot, error_of, slot_input, update_of
 from inlay.kernels import update_mse, update_scale
 
-Through = Literal["subblock", "layer"]
 _SNAPSHOT_STEPS = 32
-
-
-@dataclass(frozen=True)
-class LocalSettings:
-    """How the variants of a layer are trained."""
-
-    steps: int
-    """Batches trained on; at least 1."""
-    learning_rate: float = 1e-3
-    """Peak rate; above 0."""
-    warmup: float = 0.05
-    """Share of the steps in which the rate rises; 0 to 1."""
-    floor: float = 0.0
-    """Share of the peak rate that the fall ends at; 0 to 1."""
-    betas: tuple[float, float] = (0.9, 0.95)
-    """AdamW's averaging; each in [0, 1)."""
-    weight_decay: float = 0.0
-    """AdamW's decay of matrices; at least 0."""
-    clip: float | None = None
-    """Largest norm of a variant's gradient; above 0, None for no limit."""
-    through: Through = "subblock"
-    """`layer` trains attention variants on the layer's whole update, the parent's frozen ffn behind them."""
-    held_out: int = 2
-    """Batches at the end of the iterator that are not trained on but judge start and end; at least 1."""
-
-    def __post_init__(self) -> None:
-        if self.steps < 1 or self.held_out < 1:
-            raise ValueError(f"`steps` is {self.steps} and `held_out` is {self.held_out}: both must be at least 1")
-        if not self.learning_rate > 0 or not self.weight_decay >= 0:
-            raise ValueError(
-                f"`learning_rate` is {self.learning_rate} and `weight_decay` {self.weight_decay}: "
-                "the rate must be above 0, the decay at least 0"
-            )
-        if not (0 <= self.warmup <= 1 and 0 <= self.floor <= 1):
-            raise ValueError(f"`warmup` is {self.warmup} and `floor` {self.floor}: both are shares from 0 to 1")
-        if self.clip is not None and not self.clip > 0:
-            raise ValueError(f"`clip` is {self.clip}: it must be above 0, or None")
 
 
 @dataclass(frozen=True)

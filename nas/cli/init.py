@@ -16,16 +16,16 @@ DEMO: dict[str, Any] = {
     "parent": "inlay:pystdlib",
     "data": {
         "distill": {"path": "inlay:pystdlib/train", "sequence_length": 256},
-        "validate": {"path": "inlay:pystdlib/held_out", "tokens": 12_000},
+        "validate": {"path": "inlay:pystdlib/held_out", "tokens": 8_000},
     },
     "space": {
         "attention": [{"kv_heads": 2}, {"kv_heads": 1}, {"window": 64}, "linear", "no_op"],
         "ffn": [{"width": 0.75}, {"width": 0.5}, {"width": 0.25}, "linear", "no_op"],
     },
-    "distill": {"tokens": 80_000},
+    "distill": {"tokens": 40_000},
     "hardware": {"scenarios": [{"name": "chat", "batch_size": 4, "prefill": 128, "generate": 32}]},
-    "budget": {"runtime": "0.5x"},
-    "recover": {"tokens": 100_000, "learning_rate": 1e-3, "probes": 2},
+    "budget": {"runtime": "0.53x"},
+    "recover": {"tokens": 50_000, "learning_rate": 1e-3, "batch_size": 4, "probes": 2},
     "tracking": {"experiment": "demo"},
 }
 

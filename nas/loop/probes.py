@@ -57,17 +57,23 @@ class Probes:
     Args:
         pool: the candidates; those that the fit suggests are added to it.
         texts: `recover` trains, `score` judges.
+        baselines: what is recovered beside the child in any case.
         most_kl: candidates of a larger KL before recovery are not looked for; inf where no baseline meets the budget.
     """
 
-    def __init__(self, pool: Pool, texts: Texts, most_kl: float) -> None:
-        self.pool, self.texts, self.most_kl = pool, texts, most_kl
+    def __init__(self, pool: Pool, texts: Texts, baselines: Sequence[Blocks], most_kl: float) -> None:
+        self.pool, self.texts, self.baselines, self.most_kl = pool, texts, baselines, most_kl
         self.probed: list[Candidate] = []
 
     @property
     def left(self) -> int:
         """How many probes the job still allows."""
         return self.pool.search.job.recover.probes - len(self.probed)
+
+    @property
+    def at_first(self) -> int:
+        """How many are probed before anything is learnt: half of them, though as many as are at all events at once."""
+        return min(self.left, max(AT_ONCE, -(-self.left // 2)))
 
     def doubt(self) -> None:
         """Adds, for every kind of variant, the best candidate if that kind were to recover worst."""
@@ -79,11 +85,15 @@ class Probes:
         self.pool.add(found, "doubt")
 
     def first(self) -> list[Candidate]:
-        """Candidates in the order of their probes: the best, the baselines, then the least like those before."""
+        """Candidates in the order of their probes: the best, the baselines, then the least like those before.
+
+        Baselines are recovered anyhow: where no fit follows that their probes could teach, they need none.
+        """
         fit = [c for c in self.pool.by_kl() if self.pool.may_fit(c)]
         allowed = [c for c in fit if c.true.kl_nats <= self.most_kl]
-        order = [*allowed[:1], *(c for c in fit if c.origin in ("uniform", "depth") and c not in allowed[:1])]
-        rest = [c for c in allowed if c not in order]
+        teaching = [c for c in fit if c.architecture in self.baselines and c not in allowed[:1]]
+        order = [*allowed[:1], *(teaching if self.at_first < self.left else [])]
+        rest = [c for c in allowed if c not in order and c not in teaching]
         while rest:
             farthest = max(rest, key=lambda c: (min((_distance(c, o) for o in order), default=0.0), -c.true.kl_nats))
             order.append(farthest)
@@ -97,7 +107,7 @@ class Probes:
         last, total = len(self.probed) + len(wanted), search.job.recover.probes
         what = probe_words(len(self.probed) + 1, last, total)
         search.part(FIRST_PROBE + (1 - FIRST_PROBE) * min(1.0, last / total), 1)
-        records = train_models(search, self.texts, pool.library, wanted, probe_tokens(search.job), what)
+        records = train_models(search, self.texts, pool.library, wanted, probe_tokens(search.job), what, self.baselines)
         models = {
             name: TrainedModel(wanted[name], record.blobs["model"])
             for name, record in records.items()

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from inlay.cluster.pieces import piece_seed
 from inlay.cluster.store import Store
-from inlay.distill.local import LocalSettings
+from inlay.distill.settings import LocalSettings
 from inlay.distill.text import pack, read_documents, shuffled_documents, split_documents
 from inlay.nas.embedded.corpus import documents as embedded_documents
 from inlay.nas.errors import UserError

@@ -5,14 +5,17 @@ With `recover.workers` above 1 the piece only waits: the model is trained by as 
 
 from __future__ import annotations
 
+import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from heapq import heapreplace
 
 from inlay.cluster.fanout import kept_records
 from inlay.cluster.pieces import Piece, Record, Resources
 from inlay.distill.settings import GlobalSettings
 from inlay.nas.errors import InlayError
+from inlay.nas.job import Job
 from inlay.nas.loop.pool import Candidate
 from inlay.nas.loop.resources import resources_of
 from inlay.nas.loop.search import Search
@@ -64,11 +67,18 @@ def assembled_model(search: Search, library: Library, candidate: Candidate) -> T
 
 
 def train_models(
-    search: Search, texts: Texts, library: Library, architectures: Mapping[str, Blocks], tokens: int, what: str
+    search: Search,
+    texts: Texts,
+    library: Library,
+    architectures: Mapping[str, Blocks],
+    tokens: int,
+    what: str,
+    later: Sequence[Blocks] = (),
 ) -> dict[str, Record]:
     """Trains each architecture once for so many tokens, equal ones together; records by the names given.
 
-    `what` is what people are told of it.
+    `what` is what people are told of it. `later` are architectures that `recover_models` is going to train beside the
+    child: as many of them are trained now as keep workers from idling then; that changes nothing but the time.
 
     A record's `values["status"]` is `trained`, with the weights in its blob `model`, or `failed`, with a reason. The
     other values of one that was trained: `improved` (whether any state was better on the held-out text than the
@@ -81,15 +91,16 @@ def train_models(
     """
     distinct = {identify(architecture): architecture for architecture in architectures.values()}
     pieces = [_piece(search, texts, library, architecture, tokens) for architecture in distinct.values()]
-    records = dict(zip(distinct, _run(search, pieces, what), strict=True))
-    for piece in pieces:
+    ahead = _ahead(search, texts, library, pieces, tokens, list(dict.fromkeys(later)))
+    records = dict(zip(distinct, _run(search, [*ahead, *pieces], what)[len(ahead) :], strict=True))
+    for piece in [*ahead, *pieces]:
         shutil.rmtree(piece.arguments["checkpoint"], ignore_errors=True)
     return {name: records[identify(architecture)] for name, architecture in architectures.items()}
 
 
-def global_settings(search: Search, tokens: int) -> GlobalSettings:
+def global_settings(job: Job, tokens: int) -> GlobalSettings:
     """The trainer's settings from the job, for so many tokens."""
-    chosen, length = search.job.recover, search.job.data.distill.sequence_length
+    chosen, length = job.recover, job.data.distill.sequence_length
     return GlobalSettings(
         steps=max(1, tokens // (chosen.batch_size * length)),
         learning_rate=chosen.learning_rate,
@@ -98,6 +109,39 @@ def global_settings(search: Search, tokens: int) -> GlobalSettings:
         weight_decay=chosen.weight_decay,
         micro_batch=max(1, min(chosen.batch_size, MICRO_TOKENS // length)),
     )
+
+
+def most_ahead(places: int, trainings: int, share: float, later: int) -> int:
+    """How many of `later` whole trainings are done beside so many short ones, so that all, and one more, end soonest.
+
+    Args:
+        places: trainings that run at once.
+        trainings: the short ones that are due.
+        share: of a whole training, how long each of these takes.
+        later: whole trainings that come afterwards, together with one more that cannot begin before.
+    """
+
+    def seconds(ahead: int) -> float:
+        busy = [0.0] * places
+        for length in [1.0] * ahead + [share] * trainings:
+            heapreplace(busy, busy[0] + length)
+        return max(busy) + math.ceil((later + 1 - ahead) / places)
+
+    return min(range(later + 1), key=seconds)
+
+
+def _ahead(
+    search: Search, texts: Texts, library: Library, pieces: Sequence[Piece], tokens: int, later: list[Blocks]
+) -> list[Piece]:
+    """The whole trainings that are done beside these pieces; none where ranks share a training, or nothing is due."""
+    job, due = search.job, len(pieces) - len(kept_records(search.workspace.store, pieces))
+    if not (later and due and job.recover.workers == 1):
+        return []
+    whole = [_piece(search, texts, library, architecture, job.recover.tokens) for architecture in later]
+    kept = kept_records(search.workspace.store, whole)
+    missing = [piece for piece in whole if piece.key not in kept]
+    places = search.cluster.places(resources_of(job))
+    return missing[: most_ahead(places, due, tokens / job.recover.tokens, len(missing))]
 
 
 def _run(search: Search, pieces: list[Piece], what: str) -> list[Record]:
@@ -117,7 +161,7 @@ def _piece(search: Search, texts: Texts, library: Library, architecture: Blocks,
         "held_out": {"ids": texts.held_out.digest, "batches": held_out_batches(job, tokens)},
         "architecture": [list(block) for block in architecture],
         "library": used_weights(library, [architecture]),
-        "settings": asdict(global_settings(search, tokens)),
+        "settings": asdict(global_settings(job, tokens)),
         "batch_size": job.recover.batch_size,
         "seed": job.seed,
     }

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from inlay.cluster.pieces import PieceContext, PieceOutput
 from inlay.distill.boundary import BoundaryScratch
-from inlay.distill.local import Branch, BranchResult, LayerBatch, LocalSettings, train_layer
+from inlay.distill.local import Branch, BranchResult, LayerBatch, train_layer
+from inlay.distill.settings import LocalSettings
 from inlay.distill.text import training_order
 from inlay.nas.modeling import build_layer
 from inlay.nas.pieces.boundaries import worker_source

@@ -63,11 +63,11 @@ def assemble(
     search.part(before_probes)
     baselines = join_baselines(pool)
     most_kl = min((b.comparison.kl_nats for b in baselines.values() if b.over_budget is None), default=math.inf)
-    probes = Probes(pool, texts, most_kl)
+    probes = Probes(pool, texts, [baseline.architecture for baseline in baselines.values()], most_kl)
     if probes.left:
         affordable(pool, pool.by_kl, 1, pool.solve)  # before any other: its measured times tell what the others cost
         probes.doubt()
-        probes.probe(affordable(pool, probes.first, -(-probes.left // 2), probes.doubt))
+        probes.probe(affordable(pool, probes.first, probes.at_first, probes.doubt))
         probes.refine()
 
     def order(candidate: Candidate) -> tuple[bool, float, float, str]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from inlay.cluster.pieces import Piece, Record
 from inlay.distill.boundary import BoundaryScratch
-from inlay.distill.local import LocalSettings
+from inlay.distill.settings import LocalSettings
 from inlay.distill.text import training_order
 from inlay.nas.loop.search import Search
 from inlay.nas.pieces.calibration import calibrate_layer, statistics_of

@@ -8,7 +8,7 @@ from typing import Any
 
 from inlay.cluster.fanout import kept_records
 from inlay.cluster.pieces import Piece, Record
-from inlay.distill.local import LocalSettings
+from inlay.distill.settings import LocalSettings
 from inlay.nas.loop.search import Search
 from inlay.nas.loop.spans import scratch_of, spans_with_boundaries
 from inlay.nas.pieces.calibration import statistics_of

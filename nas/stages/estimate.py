@@ -8,10 +8,14 @@ from dataclasses import dataclass
 
 import torch
 
+from inlay.distill.rates import plan_trials
+from inlay.distill.settings import JUDGED
 from inlay.nas.families import Parent, Slot
 from inlay.nas.job import Job, Scenario
 from inlay.nas.job.judged import judged_length
 from inlay.nas.loop.probes import probe_tokens
+from inlay.nas.loop.texts import held_out_batches
+from inlay.nas.loop.training import global_settings
 from inlay.nas.modeling import build_layer, make_context
 from inlay.nas.pieces.boundaries import micro_batch
 from inlay.nas.pieces.measuring import COPIES
@@ -64,7 +68,15 @@ def stage_seconds(job: Job, parent: Parent) -> dict[str, float]:
     by_model = min(MODELS, max(1, workers // job.recover.workers)) * job.recover.workers
 
     forward = FORWARD * (own + head)
-    trained_token = (1 + 3 * CHILD) * forward / learning
+
+    def whole_training(tokens: int) -> float:
+        """Seconds of one model: its steps, those of one more rate, and its judgements; a backward is two forwards."""
+        settings = global_settings(job, tokens)
+        batch_tokens = job.recover.batch_size * length
+        steps = settings.steps + plan_trials(settings).steps
+        judged = held_out_batches(job, tokens) * (JUDGED + 2)
+        return batch_tokens * (steps * (1 + 3 * CHILD) + judged * (1 + CHILD)) * forward / learning
+
     score_tokens, report_tokens = judged_tokens(job)
     variants = 3 * FORWARD * trained * (own / shape.num_layers) * VARIANT
     blocks = scored_blocks(job, space)
@@ -75,9 +87,9 @@ def stage_seconds(job: Job, parent: Parent) -> dict[str, float]:
         "distill": job.distill.tokens * (FORWARD * own + variants) / learning / by_layer,
         "score": score_tokens * blocks * FORWARD * (own / 2 + head) / judging / by_layer,
         "assemble": score_tokens * pool * forward / judging / workers
-        + job.recover.probes * probe_tokens(job) * trained_token / workers
+        + job.recover.probes * whole_training(probe_tokens(job)) / workers
         + timed.beside_parent(1 + job.recover.probes),
-        "recover": MODELS * job.recover.tokens * trained_token / by_model,
+        "recover": MODELS * whole_training(job.recover.tokens) / by_model,
         # As assembled on the report text; after recovery beside the parent on both; the baselines' times.
         "evaluate": MODELS * (3 * report_tokens + 2 * score_tokens) * forward / judging / workers
         + timed.beside_parent(MODELS - 1),

@@ -65,7 +65,6 @@ class Pipeline:
         self.search.reporter.search_started(
             STAGES, stage_seconds(self.job, self.parent), of_this_device=self.job.hardware.device == "cpu"
         )
-        self.search.cluster.preload("inlay.nas.pieces.library", "inlay.nas.pieces.comparison")
         texts = store_texts(packed, self.place)
         self.record.tracked.texts(texts)
         self.place.write_json("texts.json", {name: asdict(getattr(texts, name)) for name in TEXTS})

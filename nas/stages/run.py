@@ -25,6 +25,7 @@ from inlay.nas.workspace import Workspace
 from inlay.version import __version__
 
 EMBEDDED = "inlay:"
+IMPORTED_BY_WORKERS = ("inlay.nas.pieces.library", "inlay.nas.pieces.comparison")
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,6 @@ def _finished(place: Workspace, fingerprint: str) -> RunResult | None:
 def _run(job: Job, place: Workspace, parent: Parent, fingerprint: str, reporter: Reporter, name: str) -> RunResult:
     from inlay.nas.loop.search import cluster_settings
     from inlay.nas.loop.texts import pack_texts
-    from inlay.nas.stages.pipeline import Pipeline
 
     parent.check_finite()
     place.check_parent(parent.digest, job.parent)
@@ -139,6 +139,9 @@ def _run(job: Job, place: Workspace, parent: Parent, fingerprint: str, reporter:
         with _blames("recover.workers", "lower it, or name a larger cluster in cluster.address"):
             cluster.check_together(job.recover.workers)
         place.claim(parent.digest, job.parent)
+        cluster.preload(*IMPORTED_BY_WORKERS)
+        from inlay.nas.stages.pipeline import Pipeline  # takes as long as in a worker, and at the same time
+
         pipeline = Pipeline(job, place, parent, cluster, reporter, fingerprint)
         evaluation, run = stack.enter_context(pipeline).run(packed)
     return RunResult(place.url, evaluation, run, False)

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from inlay.distill.local import BranchResult, LayerBatch, LocalSettings, Through, train_layer
+from inlay.distill.local import BranchResult, LayerBatch, train_layer
+from inlay.distill.settings import LocalSettings, Through
 
 SETTINGS = LocalSettings(steps=60, learning_rate=3e-3)
 Run = Callable[..., list[BranchResult]]
