@@ -16,7 +16,7 @@ DEMO: dict[str, Any] = {
     "parent": "inlay:pystdlib",
     "data": {
         "distill": {"path": "inlay:pystdlib/train", "sequence_length": 256},
-        "validate": {"path": "inlay:pystdlib/held_out", "tokens": 8_000},
+        "validate": {"path": "inlay:pystdlib/held_out", "tokens": 6_000},
     },
     "space": {
         "attention": [{"kv_heads": 2}, {"kv_heads": 1}, {"window": 64}, "linear", "no_op"],
@@ -25,7 +25,7 @@ DEMO: dict[str, Any] = {
     "distill": {"tokens": 40_000},
     "hardware": {"scenarios": [{"name": "chat", "batch_size": 4, "prefill": 128, "generate": 32}]},
     "budget": {"runtime": "0.53x"},
-    "recover": {"tokens": 50_000, "learning_rate": 1e-3, "batch_size": 4, "probes": 2},
+    "recover": {"tokens": 60_000, "learning_rate": 1e-3, "batch_size": 4, "probes": 2},
     "tracking": {"experiment": "demo"},
 }
 

@@ -20,6 +20,7 @@ from inlay.nas.job import Job
 from inlay.nas.loop.pool import SMALLEST_KL, Candidate, Pool
 from inlay.nas.loop.ridge import fit_factors
 from inlay.nas.loop.solving import solve_pool
+from inlay.nas.loop.spending import spend
 from inlay.nas.loop.swaps import neighbours
 from inlay.nas.loop.training import train_models
 from inlay.nas.loop.true_kl import true_scores_of_models
@@ -101,10 +102,18 @@ class Probes:
         return order
 
     def probe(self, candidates: Sequence[Candidate]) -> None:
-        """Trains each for a while and takes its KL; one whose training diverges has none that is finite."""
+        """Trains each for a while and takes its KL; one whose training diverges has none that is finite.
+
+        What a candidate leaves of its budget is spent first; a baseline is probed as it is.
+        """
         search, pool = self.pool.search, self.pool
+        spent = [c if c.architecture in self.baselines else spend(pool, c) for c in candidates]
+        candidates = list({c.id: c for c in spent if c not in self.probed}.values())
+        if not candidates:
+            return
         wanted = {candidate.id: candidate.architecture for candidate in candidates}
-        last, total = len(self.probed) + len(wanted), search.job.recover.probes
+        last = len(self.probed) + len(wanted)
+        total = max(last, search.job.recover.probes)
         what = probe_words(len(self.probed) + 1, last, total)
         search.part(FIRST_PROBE + (1 - FIRST_PROBE) * min(1.0, last / total), 1)
         records = train_models(search, self.texts, pool.library, wanted, probe_tokens(search.job), what, self.baselines)

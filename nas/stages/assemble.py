@@ -2,8 +2,8 @@
 
 The pool's true KL corrects the scores and the solver runs again until the prediction holds; the swaps around the best
 are tried with true KL; short recoveries tell which of the candidates whose measured times meet the budget comes back
-best, and that one is kept. Where too few meet it, their measured times correct the costs and the solver runs again, at
-most three times.
+best, and that one is kept. Measured times that differ from the predicted ones correct the costs, and the solver runs
+again: what is left of the budget is spent; where too few candidates meet it, others are sought, at most three times.
 """
 
 from __future__ import annotations
@@ -58,14 +58,15 @@ def assemble(
     before_probes = FIRST_PROBE if search.job.recover.probes else 1.0
     search.part(0.4 * before_probes, search.job.solve.corrections + 1)
     correct(pool)
-    search.part(0.7 * before_probes, SWAP_ROUNDS)
+    search.part(0.6 * before_probes, SWAP_ROUNDS)
     swap(pool)
+    search.part(0.8 * before_probes, SWAP_ROUNDS)
+    learn_times(pool)
     search.part(before_probes)
     baselines = join_baselines(pool)
     most_kl = min((b.comparison.kl_nats for b in baselines.values() if b.over_budget is None), default=math.inf)
     probes = Probes(pool, texts, [baseline.architecture for baseline in baselines.values()], most_kl)
     if probes.left:
-        affordable(pool, pool.by_kl, 1, pool.solve)  # before any other: its measured times tell what the others cost
         probes.doubt()
         probes.probe(affordable(pool, probes.first, probes.at_first, probes.doubt))
         probes.refine()
@@ -102,6 +103,19 @@ def swap(pool: Pool) -> None:
             return
         if pool.by_kl()[0].true.above(best.true).within_noise:
             return
+
+
+def learn_times(pool: Pool) -> None:
+    """Measures the best candidate: where it takes another time than predicted, all are sought again, baselines too.
+
+    Raises:
+        InfeasibleError: none that was found meets the budget when measured.
+    """
+    affordable(pool, pool.by_kl, 1, pool.solve)
+    if pool.learn_times():
+        with suppress(InfeasibleError):  # the budget now seems out of reach
+            pool.solve()
+        swap(pool)
 
 
 def join_baselines(pool: Pool) -> dict[str, Baseline]:

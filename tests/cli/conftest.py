@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import commands
 import pytest
 import yaml
 
@@ -24,15 +24,8 @@ def inlay() -> Inlay:
     """`inlay("validate", job)` runs the command and gives exit code, stdout and stderr."""
 
     def run(*arguments: str | Path, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, "-m", "inlay.nas.cli", *map(str, arguments)],
-            cwd=cwd,
-            env={**os.environ, "COLUMNS": "80", "OMP_NUM_THREADS": "1", **environment},
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
+        settings = {**os.environ, "COLUMNS": "80", "OMP_NUM_THREADS": "1", **environment}
+        return commands.run(*arguments, cwd=cwd, env=settings, timeout=300)
 
     return run
 

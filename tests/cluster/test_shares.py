@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import commands
 import pytest
 import yaml
 
@@ -85,14 +86,7 @@ def test_a_cluster_that_grows_is_waited_for_with_the_reason(ray_nodes: Nodes, tm
 def verb(nodes: Any, *arguments: str, code: int = 0) -> str:
     """Runs a verb against the cluster's job server as a process; what it printed."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "INLAY_SERVICES"))}
-    done = subprocess.run(
-        [sys.executable, "-m", "inlay.nas.cli", *arguments, "--address", nodes.url],
-        env=environment | {"COLUMNS": "80"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    done = commands.run(*arguments, "--address", nodes.url, env=environment | {"COLUMNS": "80"}, timeout=120)
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     return done.stdout if code == 0 else done.stderr
@@ -183,8 +177,7 @@ def test_a_job_takes_its_share_of_a_cluster_and_no_more(nodes: Any, tmp_path: Pa
 def test_a_machine_that_is_too_small_is_told_before_anything_is_written(tmp_path: Path, job: Path) -> None:
     values = yaml.safe_load(job.read_text())
     job.write_text(yaml.safe_dump(values | {"cluster": {"cpus_per_worker": 4000}}))
-    command = [sys.executable, "-m", "inlay.nas.cli", "run", str(job)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    done = commands.run("run", job, timeout=200)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith(
         "inlay: cluster: a worker needs 4000 CPUs, and the largest node has "
@@ -198,8 +191,7 @@ def test_more_ranks_than_this_machine_has_room_for_are_told_before_anything_is_t
     values["recover"] |= {"workers": 4000, "batch_size": 4000}
     (tmp_path / "train.txt").write_text("a story of one sequence\n<|endoftext|>\n" * 5000)
     job.write_text(yaml.safe_dump(values))
-    command = [sys.executable, "-m", "inlay.nas.cli", "run", str(job), "-w", str(tmp_path / "w")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    done = commands.run("run", job, "-w", tmp_path / "w", timeout=200)
     assert done.returncode == 2
     assert re.fullmatch(
         r"inlay: recover\.workers: 4000 workers with 1 CPU each are to run at once, and there is room for \d+; "

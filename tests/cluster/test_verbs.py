@@ -17,6 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import version
 from pathlib import Path
 
+import commands
 import pytest
 import yaml
 
@@ -46,14 +47,7 @@ def environment(home: Path) -> dict[str, str]:
 
 
 def inlay(home: Path, *arguments: str | Path, **more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *map(str, arguments)],
-        env=environment(home) | more,
-        capture_output=True,
-        text=True,
-        timeout=500,
-        check=False,
-    )
+    return commands.run(*arguments, env=environment(home) | more, timeout=500)
 
 
 @pytest.mark.slow

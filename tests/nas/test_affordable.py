@@ -122,3 +122,15 @@ def test_where_nothing_fits_costs_are_corrected_as_often_as_may_be(pool: Pool) -
     with pytest.raises(InfeasibleError, match=r"the nearest, \w+: chat.runtime is 21.8 % over its limit"):
         affordable(pool, lambda: pool.candidates, 1, lambda: searched.append(1))
     assert len(searched) == TIME_CORRECTIONS
+
+
+@pytest.mark.parametrize(("faster", "learnt"), [(0.8, True), (0.99, False)])
+def test_a_budget_that_is_left_over_is_seen(pool: Pool, faster: float, learnt: bool) -> None:
+    """What measures faster than predicted shows that more fits; within the noise it shows nothing."""
+    pool.candidates = [candidate(pool, OTHER, faster, 0.01), candidate(pool, CHEAP, 1.2, 0.01)]
+    best, dearer = pool.candidates
+    assert affordable(pool, lambda: [best], 1, lambda: None) == [best]
+    predicted = pool.costs.total("chat", dearer.architecture)["runtime_ns"]
+    assert pool.learn_times() == learnt
+    assert (pool.costs.total("chat", dearer.architecture)["runtime_ns"] < 0.97 * predicted) == learnt
+    assert not pool.learn_times(), "nothing more is learnt from the same times"

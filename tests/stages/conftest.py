@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import commands
 import pytest
 import torch
 import yaml
@@ -73,12 +73,7 @@ def make_search() -> Iterator[Callable[[Job, Path], SmallSearch]]:
 @pytest.fixture(scope="session")
 def inlay_command() -> Run:
     """Runs the command line as a process of its own."""
-
-    def run(*words: str | Path, cwd: Path | None = None, timeout: float = 540) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "inlay.nas.cli", *map(str, words)]
-        return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout, check=False)
-
-    return run
+    return commands.run
 
 
 class SharedRay:

@@ -8,7 +8,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
+from commands import Command
 
 from inlay.nas.workspace import Workspace
 
@@ -63,13 +63,7 @@ def kill_and_compare(finished: Path, folder: Path, inlay_command: Run, kills: in
 
 def run_and_kill(folder: Path, after: float) -> None:
     """Starts the command in a process group of its own and kills the group."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "inlay.nas.cli", "run", "job.yaml"],
-        cwd=folder,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    process = Command("run", "job.yaml", cwd=folder, session=True)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(timeout=after)
     with contextlib.suppress(ProcessLookupError):

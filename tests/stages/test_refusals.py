@@ -8,7 +8,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 import pytest
 import yaml
+from commands import Command
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -110,25 +110,23 @@ def test_a_second_run_on_a_locked_workspace_and_a_lost_worker(
 ) -> None:
     values["distill"] |= {"tokens": "400k"}
     folder = write(tmp_path, values)
-    command = [sys.executable, "-m", "inlay.nas.cli", "run", "job.yaml"]
-    with (folder / "first.log").open("w") as log:
-        first = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True)
-        try:
-            wait_for(lambda: (folder / "job.search" / "workspace.json").exists(), first)
-            said = one_sentence(inlay_command("run", "job.yaml", cwd=folder), 2)
-            assert str(first.pid) in said
-        finally:
-            first.send_signal(signal.SIGINT)
-            first.wait(timeout=60)
-    assert first.returncode == 130
-    assert "Traceback" not in (folder / "first.log").read_text()
+    first = Command("run", "job.yaml", cwd=folder, session=True)
+    try:
+        wait_for(lambda: (folder / "job.search" / "workspace.json").exists(), first)
+        said = one_sentence(inlay_command("run", "job.yaml", cwd=folder), 2)
+        assert str(first.pid) in said
+    finally:
+        first.send_signal(signal.SIGINT)
+        ended = first.completed(timeout=60)
+    assert ended.returncode == 130
+    assert "Traceback" not in ended.stderr
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[Any], seconds: float = 90) -> None:
+def wait_for(condition: Callable[[], bool], process: Command, seconds: float = 90) -> None:
     """Until the condition holds; fails when the process ends before or time runs out."""
     end = time.monotonic() + seconds
     while not condition():
-        assert process.poll() is None, f"ended early with {process.returncode}"
+        assert process.poll() is None, f"ended early with {process.poll()}"
         assert time.monotonic() < end, "took too long"
         time.sleep(0.2)
 
