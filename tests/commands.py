@@ -20,7 +20,6 @@ IMPORTED = (
     "inlay.nas.stages.pipeline",
     "inlay.nas.stages.plan",
     "matplotlib.pyplot",
-    "mlflow",
 )
 
 _forks = multiprocessing.get_context("forkserver")

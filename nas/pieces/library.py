@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -136,7 +137,7 @@ class _Batches:
             yield LayerBatch(hidden, context, (outcome[0], outcome[1]) if self.outcomes else None)
 
     def _sequence(self, row: int) -> list[Tensor]:
-        shard = row // (self.ranges[0][1] - self.ranges[0][0])
+        shard = bisect_right(self.ranges, row, key=lambda pair: pair[0]) - 1
         if shard not in self.shards:
             self.shards[shard] = self._states(shard)
         return [state[row - self.ranges[shard][0]] for state in self.shards[shard]]
