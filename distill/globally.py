@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from inlay.distill.checkpoint import Checkpoint, TrainingState
-from inlay.distill.objective import Losses, copied, gradients, held_out_kl, put_back
+from inlay.distill.judge import Judge
+from inlay.distill.objective import Losses, copied, gradients, put_back
 from inlay.distill.optimize import adamw, set_learning_rate, tensor_cores, warmup_cosine
 from inlay.distill.parallel import Ranks, is_sharded, laid_out_like, local
 from inlay.distill.rates import Trial, best_rate, plan_trials, try_rates
@@ -104,6 +105,7 @@ def distill_globally(
     parameters = {name: p for name, p in child.named_parameters() if p.requires_grad}
     ranks = ranks or Ranks()
     run = _Run(parameters, settings, ranks)
+    judge = Judge(parent, child, held_out, settings, ranks)
     coming = iter(batches)
 
     def keep(ended: bool) -> None:
@@ -118,11 +120,11 @@ def distill_globally(
     if saved is not None:
         run.restore(saved)
     else:
-        run.judge(held_out_kl(parent, child, held_out, settings, ranks))
+        run.judge(judge.kl_nats())
         plan = plan_trials(settings)
         first = list(islice(coming, plan.steps))
         if plan.rates and len(first) == plan.steps:
-            trying = _Trying(run, parent, child, first, held_out, len(plan.rates), on_trial)
+            trying = _Trying(run, parent, child, first, judge, len(plan.rates), on_trial)
             run.trials = try_rates(plan.rates, trying.kl_after)
             last = run.trials[-1]
             if last.kl_nats is None or best_rate(run.trials) != last.learning_rate:
@@ -141,7 +143,7 @@ def distill_globally(
         losses = gradients(parent, child, parameters, ids_BS, settings, ranks)
         run.advance(step, losses, ids_BS.numel())
         if run.done % settings.judged_every == 0 or run.done == settings.steps:
-            run.judge(held_out_kl(parent, child, held_out, settings, ranks))
+            run.judge(judge.kl_nats())
         told(run.done, run.curve[-1])
         keep(ended=run.done == settings.steps or run.reason != "")
     if run.done < settings.steps and not run.reason:
@@ -157,7 +159,7 @@ class _Trying:
     parent: Any
     child: Any
     batches: Sequence[Tensor]
-    held_out: Sequence[Tensor]
+    judge: Judge
     trials_at_most: int
     on_trial: OnTrial | None
     tried: int = 0
@@ -175,7 +177,7 @@ class _Trying:
             self.tried += 1
             if self.on_trial is not None:
                 self.on_trial(self.tried, self.trials_at_most * len(self.batches))
-        return held_out_kl(self.parent, self.child, self.held_out, settings, run.ranks)
+        return self.judge.kl_nats()
 
 
 class _Run:

@@ -8,7 +8,7 @@ Shapes: B batch, S sequence, D model width, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -35,7 +35,7 @@ def gradients(
     for parameter in parameters.values():
         parameter.grad = None
     cosine_sum, kl_sum = 0.0, 0.0
-    for part_BS, share in _parts(ids_BS, settings, ranks):
+    for part_BS, share in parts_of(ids_BS, settings, ranks):
         cosine, kl = _losses(parent, child, part_BS)
         ((cosine + kl) * share).backward()  # type: ignore[no-untyped-call]
         cosine_sum += float(cosine.detach()) * share
@@ -46,30 +46,6 @@ def gradients(
     if not math.isfinite(cosine_sum + kl_sum + norm):
         return None
     return {"loss": cosine_sum + kl_sum, "cosine": cosine_sum, "kl_nats": kl_sum}
-
-
-@torch.no_grad()
-def held_out_kl(
-    parent: Any, child: Any, batches: Sequence[Tensor], settings: GlobalSettings, ranks: Ranks
-) -> float | None:
-    """Mean KL(parent || child) over batches [B, S], nats per token, the same on every rank; None if it is not finite.
-
-    Raises:
-        ValueError: no batches.
-    """
-    if not batches:
-        raise ValueError("no batch is held out: a child that trains is judged on at least one")
-    total = 0.0
-    for ids_BS in batches:
-        for part_BS, share in _parts(ids_BS, settings, ranks):
-            _, parent_hidden_BSD = parent.forward_hidden(part_BS)
-            with precision(parent_hidden_BSD):
-                _, child_hidden_BSD = child.forward_hidden(part_BS)
-                total += float(_kl(parent, child, parent_hidden_BSD, child_hidden_BSD)) * share / len(batches)
-    if ranks.sharded:
-        child.reshard()  # what a forward gathers, only a backward gives back
-    (total,) = ranks.add([total], batches[0].device)
-    return total if math.isfinite(total) else None
 
 
 def copied(parameters: Parameters) -> dict[str, Tensor]:
@@ -84,7 +60,7 @@ def put_back(parameters: Parameters, copies: Mapping[str, Tensor]) -> None:
             local(parameter).copy_(copies[name])
 
 
-def _parts(ids_BS: Tensor, settings: GlobalSettings, ranks: Ranks) -> Iterator[tuple[Tensor, float]]:
+def parts_of(ids_BS: Tensor, settings: GlobalSettings, ranks: Ranks) -> Iterator[tuple[Tensor, float]]:
     """This rank's rows of a batch, as many as are worked on at once, each with its share of the whole batch.
 
     A part's mean counts by this share, so that sums over parts and ranks are the batch's mean however it is cut.
@@ -107,10 +83,11 @@ def _losses(parent: Any, child: Any, ids_BS: Tensor) -> tuple[Tensor, Tensor]:
                 for ours, theirs in zip(child_layers, parent_layers, strict=True)
             ]
         ).sum()
-        return cosine, _kl(parent, child, parent_hidden_BSD, child_hidden_BSD)
+        return cosine, kl_of(parent, child, parent_hidden_BSD, child_hidden_BSD)
 
 
-def _kl(parent: Any, child: Any, parent_hidden_BSD: Tensor, child_hidden_BSD: Tensor) -> Tensor:
+def kl_of(parent: Any, child: Any, parent_hidden_BSD: Tensor, child_hidden_BSD: Tensor) -> Tensor:
+    """Mean KL(parent || child) of the next-token distributions, nats per token, from the last hidden states."""
     # The child's last norm has float32 weights, and gives float32 under autocast.
     child_hidden_BSD = child_hidden_BSD.to(training_dtype(parent_hidden_BSD.dtype))
     head_VD = child.head_VD if torch.is_grad_enabled() else child.head_VD.detach()

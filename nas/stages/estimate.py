@@ -74,8 +74,9 @@ def stage_seconds(job: Job, parent: Parent) -> dict[str, float]:
         settings = global_settings(job, tokens)
         batch_tokens = job.recover.batch_size * length
         steps = settings.steps + plan_trials(settings).steps
-        judged = held_out_batches(job, tokens) * (JUDGED + 2)
-        return batch_tokens * (steps * (1 + 3 * CHILD) + judged * (1 + CHILD)) * forward / learning
+        judged = held_out_batches(job, tokens)  # by the parent once, and at the start and in the range test too
+        forwards = steps * (1 + 3 * CHILD) + judged * (1 + (JUDGED + 2) * CHILD)
+        return batch_tokens * forwards * forward / learning
 
     score_tokens, report_tokens = judged_tokens(job)
     variants = 3 * FORWARD * trained * (own / shape.num_layers) * VARIANT

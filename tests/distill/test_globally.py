@@ -15,9 +15,10 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import LlamaConfig
 
+from inlay.distill import judge as judge_module
 from inlay.distill.checkpoint import Checkpoint, TrainingState
 from inlay.distill.globally import GlobalResult, distill_globally
-from inlay.distill.objective import held_out_kl
+from inlay.distill.judge import Judge
 from inlay.distill.parallel import Ranks
 from inlay.distill.settings import GlobalSettings
 from inlay.nas.modeling import InlayConfig, InlayForCausalLM
@@ -262,7 +263,7 @@ def test_a_training_that_ends_early_keeps_the_best_that_it_saw() -> None:
     assert result.reason.startswith("loss was not finite at step 20 of 40")
     assert (result.steps, result.best_step) == (20, 14)
     assert result.improved
-    assert held_out_kl(parent, child, held_out(), SETTINGS, Ranks()) == result.best_kl_nats
+    assert Judge(parent, child, held_out(), SETTINGS, Ranks()).kl_nats() == result.best_kl_nats
 
 
 def test_a_training_that_only_harms_leaves_the_child_as_it_came() -> None:
@@ -284,7 +285,7 @@ def test_what_is_kept_is_the_state_of_the_least_held_out_kl() -> None:
     result = distill_globally(parent, child, batches(60), held_out(), settings)
     assert result.improved
     assert result.best_kl_nats == min(kl for _, kl in result.held_out if kl is not None)
-    assert held_out_kl(parent, child, held_out(), settings, Ranks()) == result.best_kl_nats
+    assert Judge(parent, child, held_out(), settings, Ranks()).kl_nats() == result.best_kl_nats
     with torch.no_grad():
         kls = [
             (p := parent(ids_BS, use_cache=False).logits.log_softmax(-1)).exp()
@@ -292,6 +293,22 @@ def test_what_is_kept_is_the_state_of_the_least_held_out_kl() -> None:
             for ids_BS in held_out()
         ]
     assert result.best_kl_nats == pytest.approx(float(torch.stack(kls).sum(-1).mean()), rel=1e-4)
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 10_000, 1 << 20])
+def test_a_judge_says_the_same_whatever_it_keeps(kept_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    parent, child = models()
+    expected = Judge(parent, child, held_out(), SETTINGS, Ranks()).kl_nats()
+    monkeypatch.setattr(judge_module, "KEPT_BYTES", kept_bytes)
+    forwards: list[int] = []
+    own_forward = parent.forward_hidden
+    monkeypatch.setattr(parent, "forward_hidden", lambda ids: (forwards.append(1), own_forward(ids))[1])
+    judge = Judge(parent, child, held_out(), replace(SETTINGS, micro_batch=1), Ranks())
+    first = judge.kl_nats()
+    told = len(forwards)
+    assert judge.kl_nats() == first == pytest.approx(expected, rel=1e-6)
+    assert (len(forwards) == told) == (kept_bytes == 1 << 20)
+    assert (len(forwards) == 2 * told) == (kept_bytes == 0)
 
 
 def test_no_held_out_text_is_refused() -> None:
