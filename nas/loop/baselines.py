@@ -40,8 +40,7 @@ class Baseline:
 def uniform(search: Search, ids: Ids, library: Library, scores: ScoreTable, excess: Excess) -> Baseline:
     """The best true KL among architectures of one block everywhere within the budget, else the nearest above it."""
     num_layers = search.parent.shape.num_layers
-    shared = set.intersection(*(set(scores.blocks(layer)) for layer in range(num_layers)))
-    every = [tuple([block] * num_layers) for block in sorted(shared)]
+    every = everywhere(scores, num_layers)
     feasible = sorted((a for a in every if excess(a) <= 1), key=scores.predict)[:UNIFORM_TRIED]
     if not feasible:
         nearest = min(every, key=excess)
@@ -50,6 +49,18 @@ def uniform(search: Search, ids: Ids, library: Library, scores: ScoreTable, exce
     found = true_scores(search, ids, library, feasible, UNIFORM)
     best = min(range(len(feasible)), key=lambda index: found[index].kl_nats)
     return Baseline("uniform", feasible[best], found[best], None)
+
+
+def everywhere(scores: ScoreTable, num_layers: int) -> list[Blocks]:
+    """Every block in all layers; a layer that has one of its variants not, since layers differ, keeps the parent's."""
+    offered = [set(scores.blocks(layer)) for layer in range(num_layers)]
+
+    def at(layer: int, block: Block) -> Block:
+        nearest = (block, (block[0], PARENT_BLOCK[1]), (PARENT_BLOCK[0], block[1]), PARENT_BLOCK)
+        return next(each for each in nearest if each in offered[layer])
+
+    blocks = sorted(set.union(*offered))
+    return list(dict.fromkeys(tuple(at(layer, block) for layer in range(num_layers)) for block in blocks))
 
 
 def depth(search: Search, ids: Ids, library: Library, excess: Excess) -> Baseline:
