@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,8 @@ class Search:
     reporter: Reporter
     on_numbers: Callable[[PieceEvent], None] = lambda event: None
     """Told of what pieces report beside their progress."""
+    on_names: Callable[[Mapping[str, str]], None] = lambda labels: None
+    """Told what the models are called whose pieces report numbers: labels by name."""
     on_best: Callable[[Best], None] = lambda best: None
     """Told of the best architecture so far whenever it is another one."""
     records: dict[str, Record] = field(default_factory=dict)

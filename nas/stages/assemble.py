@@ -25,7 +25,7 @@ from inlay.nas.loop.swaps import neighbours
 from inlay.nas.pieces.texts import Texts
 from inlay.nas.pieces.weights import Library
 from inlay.nas.stages.score import ScoredBlock
-from inlay.nas.tables.architecture import Blocks
+from inlay.nas.tables.architecture import Blocks, identify
 
 TIME_CORRECTIONS = 3
 SWAP_ROUNDS = 4
@@ -64,6 +64,7 @@ def assemble(
     learn_times(pool)
     search.part(before_probes)
     baselines = join_baselines(pool)
+    search.on_names({name: identify(baseline.architecture) for name, baseline in baselines.items()})
     most_kl = min((b.comparison.kl_nats for b in baselines.values() if b.over_budget is None), default=math.inf)
     probes = Probes(pool, texts, [baseline.architecture for baseline in baselines.values()], most_kl)
     if probes.left:

@@ -48,7 +48,7 @@ class Pipeline:
         self.job, self.place, self.parent = job, place, parent
         self.record = SearchRecord(job, place, reporter)
         tracked = self.record.tracked
-        self.search = Search(job, place, parent, cluster, reporter, tracked.numbers, tracked.best)
+        self.search = Search(job, place, parent, cluster, reporter, tracked.numbers, tracked.name_series, tracked.best)
         self.fingerprint = fingerprint
 
     def __enter__(self) -> Self:
@@ -168,7 +168,7 @@ class Pipeline:
         with self.stage("recover") as told:
             named = {name: assembled.baselines[name].architecture for name in BASELINES}
             named = {"child": assembled.kept.architecture, **named}
-            self.record.tracked.name_series({name: identify(blocks) for name, blocks in named.items()})
+            self.search.on_names({name: identify(blocks) for name, blocks in named.items()})
             recovered = recover(self.search, texts, assembled)
             self.record.curves(recovered.curves)
             told.note = recovered.note
