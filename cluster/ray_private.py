@@ -10,6 +10,7 @@ import contextlib
 import importlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ class PrivateName:
 
 CLUSTERS_ALLOWED = PrivateName("ray._private.ray_constants", "ENABLE_RAY_CLUSTER", "2.60.0")
 AUTOSCALER_STATUS = PrivateName("ray._private.ray_constants", "DEBUG_AUTOSCALING_STATUS", "2.60.0")
+PARAMETERS = PrivateName("ray._private.parameter", "RayParams", "2.60.0")
 SESSION_FOLDER = PrivateName("ray._private.worker", "_global_node.get_session_dir_path", "2.60.0")
 PRINTER_ENDS = PrivateName("ray._private.worker", "global_worker.threads_stopped", "2.60.0")
 PRINTER_HEARS = PrivateName("ray._private.worker", "global_worker.gcs_error_subscriber", "2.60.0")
@@ -52,6 +54,21 @@ def on_the_loopback() -> Iterator[None]:
         yield
     finally:
         setattr(constants, CLUSTERS_ALLOWED.name, before)
+
+
+@contextlib.contextmanager
+def without_monitors() -> Iterator[None]:
+    """Have `ray.init` leave out two processes that a Ray of one node, whose logs nobody is sent, does not need.
+
+    They are the autoscaler and what sends logs to the driver; each costs the time of a Python that imports Ray. `init`
+    has no option for them, but what it calls has.
+    """
+    module, parameters = importlib.import_module(PARAMETERS.module), PARAMETERS.get()
+    setattr(module, PARAMETERS.name, partial(parameters, no_monitor=True, include_log_monitor=False))
+    try:
+        yield
+    finally:
+        setattr(module, PARAMETERS.name, parameters)
 
 
 def silence() -> None:

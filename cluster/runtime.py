@@ -20,7 +20,7 @@ from inlay.cluster.errors import ConnectError
 from inlay.cluster.head import Head, check_reachable
 from inlay.cluster.pieces import Resources
 from inlay.cluster.ray_environment import RayEnvironment, worker_variables
-from inlay.cluster.ray_private import autoscaler_status, on_the_loopback, session_folder, silence
+from inlay.cluster.ray_private import autoscaler_status, on_the_loopback, session_folder, silence, without_monitors
 from inlay.cluster.ray_token import protect_token
 from inlay.cluster.signals import handler_kept, terminated_politely
 
@@ -108,7 +108,10 @@ class Cluster:
         try:
             if self.settings.address is not None:
                 check_reachable(self.settings.address)
-            with contextlib.nullcontext() if self.elastic else on_the_loopback():
+            with contextlib.ExitStack() as stack:
+                if not self.elastic:
+                    stack.enter_context(on_the_loopback())
+                    stack.enter_context(without_monitors())
                 self._dashboard = _init_patiently(ray, options)
         except Exception as error:  # Ray raises its own, builtin ones, and bare Exception for a slow start
             raise ConnectError(_refusal(self.settings.address, error)) from error

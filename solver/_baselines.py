@@ -156,7 +156,7 @@ def _random(problem: Problem, rows: Rows, seed: int) -> np.ndarray | None:
     for _ in range(TRIES):
         picks, layer = [], 0
         while layer < table.num_layers:
-            picks.append(int(generator.choice(options[layer])))
+            picks.append(int(options[layer][generator.integers(len(options[layer]))]))
             layer += int(table.span[picks[-1]])
         candidates.append(np.array(picks))
     return _nearest(problem, rows, candidates)
@@ -188,11 +188,14 @@ def _nearest(problem: Problem, rows: Rows, candidates: list[np.ndarray]) -> np.n
         for ends in ([pair.first for pair in problem.pairs], [pair.second for pair in problem.pairs])
     ]
     together = np.array([int(pair.score) for pair in problem.pairs], dtype=np.int64)
+    held = np.zeros(len(table.score), dtype=bool)
 
     def key(picks: np.ndarray) -> tuple[float, int]:
         total = rows.coefficients[:, picks].sum(axis=1)
         excess = np.maximum(total - rows.most, 0) / np.maximum(np.abs(rows.most), 1)
-        both = np.isin(sides[0], picks) & np.isin(sides[1], picks)
+        held[:] = False
+        held[picks] = True
+        both = held[sides[0]] & held[sides[1]]
         return float(excess.sum()), int(table.score[picks].sum() + together[both].sum())
 
     return min(candidates, key=key)

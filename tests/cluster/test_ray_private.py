@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from inlay.cluster import Cluster, ray_private
@@ -26,6 +27,17 @@ def is_heeded(found: Any) -> bool:
     with ray_private.on_the_loopback():
         inside = ray_constants.ENABLE_RAY_CLUSTER
     return inside is False and ray_constants.ENABLE_RAY_CLUSTER is found
+
+
+def starts_no_monitors(found: Any) -> bool:
+    from ray._private import parameter
+
+    with ray_private.without_monitors():
+        given = parameter.RayParams()
+    started = [" ".join(process.cmdline()) for process in psutil.Process().children(recursive=True)]
+    assert any("raylet" in command for command in started)
+    assert not any("monitor" in Path(word).name for command in started for word in command.split())
+    return given.no_monitor and not given.include_log_monitor and parameter.RayParams is found
 
 
 def writes_reads_and_deletes(found: Any) -> bool:
@@ -48,6 +60,7 @@ def removes(found: Any) -> bool:
 DOES: dict[str, Callable[[Any], bool]] = {
     "CLUSTERS_ALLOWED": is_heeded,
     "AUTOSCALER_STATUS": lambda found: len(found) > 0 and read_growth(ray_private.autoscaler_status()) is None,
+    "PARAMETERS": starts_no_monitors,
     "SESSION_FOLDER": lambda found: (ray_private.session_folder() / "logs").is_dir(),
     "PRINTER_ENDS": lambda found: bool(found.is_set()),
     "PRINTER_HEARS": lambda found: callable(found.close),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, chdir, nullcontext, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,11 @@ import torch
 import yaml
 
 from inlay.cluster import Cluster, ClusterSettings, connect
+from inlay.nas.cli import main
 from inlay.nas.job import Job
 from inlay.nas.loop.search import SmallSearch
 from inlay.nas.report.progress import Reporter
+from inlay.nas.stages import run as run_module
 from inlay.nas.stages.run import open_job_parent
 from inlay.nas.workspace import Workspace
 
@@ -102,6 +105,24 @@ _SHARED_RAY = pytest.StashKey[SharedRay]()
 def shared_ray(pytestconfig: pytest.Config) -> SharedRay:
     """One Ray for the whole folder."""
     return pytestconfig.stash.setdefault(_SHARED_RAY, SharedRay())
+
+
+@pytest.fixture(scope="session")
+def inlay_here(shared_ray: SharedRay) -> Run:
+    """Runs the command line in this process, on the folder's Ray: for what a process of its own would not show."""
+
+    def run(*words: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+        out, err = io.StringIO(), io.StringIO()
+        with ExitStack() as stack:
+            patch = stack.enter_context(pytest.MonkeyPatch.context())
+            patch.setattr(run_module, "connect", lambda settings: nullcontext(shared_ray.cluster()))
+            stack.enter_context(chdir(cwd))
+            stack.enter_context(redirect_stdout(out))
+            stack.enter_context(redirect_stderr(err))
+            code = main([*map(str, words)])
+        return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
+
+    return run
 
 
 @pytest.hookimpl(trylast=True)

@@ -19,7 +19,7 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture(scope="module")
-def folder(finished: Path, tmp_path_factory: pytest.TempPathFactory, inlay_command: Run) -> Path:
+def folder(finished: Path, tmp_path_factory: pytest.TempPathFactory, inlay_here: Run) -> Path:
     """The finished search again on a device where fewer key/value heads are all that saves time, as nowhere here."""
     folder = tmp_path_factory.mktemp("given") / "copy"
     shutil.copytree(finished, folder)
@@ -37,7 +37,7 @@ def folder(finished: Path, tmp_path_factory: pytest.TempPathFactory, inlay_comma
     values["solve"] = {"pool": 2, "corrections": 0}
     values["recover"] = {"tokens": "4k", "probes": 0}
     (folder / "job.yaml").write_text(yaml.safe_dump(values))
-    done = inlay_command("run", "job.yaml", cwd=folder)
+    done = inlay_here("run", "job.yaml", cwd=folder)
     assert done.returncode == 0, done.stderr
     (folder / "stdout").write_text(done.stdout)
     return folder

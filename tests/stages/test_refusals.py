@@ -40,7 +40,7 @@ def one_sentence(done: subprocess.CompletedProcess[str], code: int) -> str:
     return done.stderr.strip().splitlines()[-1]
 
 
-def test_a_weight_that_is_not_a_number(tmp_path: Path, values: dict[str, Any], inlay_command: Run) -> None:
+def test_a_weight_that_is_not_a_number(tmp_path: Path, values: dict[str, Any], inlay_here: Run) -> None:
     from safetensors.torch import load_file, save_file
 
     shutil.copytree(values["parent"], tmp_path / "parent")
@@ -52,20 +52,20 @@ def test_a_weight_that_is_not_a_number(tmp_path: Path, values: dict[str, Any], i
     (tmp_path / "parent" / "model.safetensors").unlink()
     save_file(weights, tmp_path / "parent" / "model.safetensors")
     folder = write(tmp_path, values | {"parent": "parent"})
-    said = one_sentence(inlay_command("run", "job.yaml", cwd=folder), 2)
+    said = one_sentence(inlay_here("run", "job.yaml", cwd=folder), 2)
     assert "up_proj" in said
     assert "layer 1" in said
     assert not (folder / "job.search").exists()
 
 
-def test_a_full_scratch_disk(tmp_path: Path, values: dict[str, Any], inlay_command: Run) -> None:
+def test_a_full_scratch_disk(tmp_path: Path, values: dict[str, Any], inlay_here: Run) -> None:
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(scratch)], check=False).returncode:
         pytest.skip("this account may not mount a tmpfs")
     try:
         values["cluster"]["scratch"] = str(scratch)
-        said = one_sentence(inlay_command("run", "job.yaml", cwd=write(tmp_path, values)), 1)
+        said = one_sentence(inlay_here("run", "job.yaml", cwd=write(tmp_path, values)), 1)
     finally:
         subprocess.run(["umount", "-l", str(scratch)], check=True)
     told = (
@@ -75,30 +75,30 @@ def test_a_full_scratch_disk(tmp_path: Path, values: dict[str, Any], inlay_comma
 
 
 def test_a_workspace_of_another_parent(
-    finished: Path, tmp_path: Path, values: dict[str, Any], inlay_command: Run, tiny_parent: Callable[..., Path]
+    finished: Path, tmp_path: Path, values: dict[str, Any], inlay_here: Run, tiny_parent: Callable[..., Path]
 ) -> None:
     values |= {"parent": str(tiny_parent("llama")), "space": {"attention": ["no_op"], "ffn": ["no_op"]}}
     values["data"]["distill"]["sequence_length"] = 32
     values["hardware"] = {"scenarios": [{"batch_size": 1, "prefill": 8, "generate": 8}]}
     folder = write(tmp_path, values)
     before = sorted(path.name for path in (finished / "job.search").rglob("*"))
-    said = one_sentence(inlay_command("run", "job.yaml", "-w", finished / "job.search", cwd=folder), 2)
+    said = one_sentence(inlay_here("run", "job.yaml", "-w", finished / "job.search", cwd=folder), 2)
     assert "belongs to the parent" in said
     assert sorted(path.name for path in (finished / "job.search").rglob("*")) == before
 
 
-def test_a_folder_of_other_things_is_not_taken(tmp_path: Path, values: dict[str, Any], inlay_command: Run) -> None:
+def test_a_folder_of_other_things_is_not_taken(tmp_path: Path, values: dict[str, Any], inlay_here: Run) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("all of it")
     folder = write(tmp_path, values)
-    assert "thesis.txt" in one_sentence(inlay_command("run", "job.yaml", "-w", "mine", cwd=folder), 2)
+    assert "thesis.txt" in one_sentence(inlay_here("run", "job.yaml", "-w", "mine", cwd=folder), 2)
 
 
 def test_an_impossible_budget_is_told_before_anything_is_trained(
-    tmp_path: Path, values: dict[str, Any], inlay_command: Run
+    tmp_path: Path, values: dict[str, Any], inlay_here: Run
 ) -> None:
     folder = write(tmp_path, values | {"budget": {"parameters": "0.01x"}})
-    said = one_sentence(inlay_command("run", "job.yaml", cwd=folder), 3)
+    said = one_sentence(inlay_here("run", "job.yaml", cwd=folder), 3)
     assert "parameters reaches" in said
     assert "of the parent" in said
     assert not (folder / "job.search" / "records" / "distill").exists()
@@ -133,7 +133,7 @@ def wait_for(condition: Callable[[], bool], process: Command, seconds: float = 9
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
 def test_a_full_disk_says_what_is_missing_and_keeps_the_rest(
-    tmp_path: Path, values: dict[str, Any], inlay_command: Run
+    tmp_path: Path, values: dict[str, Any], inlay_here: Run
 ) -> None:
     small = tmp_path / "small"
     small.mkdir()
@@ -143,7 +143,7 @@ def test_a_full_disk_says_what_is_missing_and_keeps_the_rest(
     try:
         values["cluster"]["scratch"] = str(tmp_path / "scratch")
         folder = write(tmp_path, values)
-        done = inlay_command("run", "job.yaml", "-w", small / "job.search", cwd=folder)
+        done = inlay_here("run", "job.yaml", "-w", small / "job.search", cwd=folder)
         said = one_sentence(done, 1)
         assert "bytes" in said
         assert str(small) in said
