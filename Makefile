@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-com
 # By all cores, where pip takes one. It fails for the files that packages carry for other Pythons, and does the rest.
 COMPILE := $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 
-.PHONY: demo test lint clean
+.PHONY: demo test types tests lint clean
 
 demo: $(VENV)/.installed
 	test -e demo.yaml || $(BIN)/inlay init --demo demo.yaml
@@ -18,9 +18,16 @@ test: $(VENV)/.installed-dev
 	$(BIN)/python -m compileall -q cluster distill inlay kernels nas solver
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(MAKE) --jobs=2 --no-print-directory types tests
+
+# mypy and import-linter keep one core, so they run beside the tests.
+types: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -n 2
+
+# Three processes on two cores: searches and clusters wait a lot, for Ray above all.
+tests: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -n 3
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .

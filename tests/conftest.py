@@ -21,8 +21,8 @@ _LONGEST_FIRST = (*_ONE_BY_ONE, "cli", "solver", "embedded", "distill")
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With `pytest -n 2` each process takes a folder of searches or clusters, whose files share what they start, then
-    whatever file is left: both are busy to the end."""
+    """With `pytest -n 3` one process takes the folder of searches and one that of clusters, whose files share what they
+    start, and the third whatever file is left; so do the others in the end."""
     from xdist.scheduler import LoadScopeScheduling
 
     class FoldersFirst(LoadScopeScheduling):
