@@ -15,21 +15,22 @@ TinyParent = Callable[..., Path]
 # With one thread for each product, nothing spins while it waits for a core that others have; processes inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-_ONE_BY_ONE = ("stages", "cluster")
-_LONGEST_FIRST = (*_ONE_BY_ONE, "cli", "solver", "embedded", "distill")
+_LONGEST_FIRST = ("stages", "cluster", "solver", "distill", "cli", "embedded")
+_SERVICES = ("test_guide.py", "test_mlflow_auth.py", "test_services.py", "test_several.py", "test_verbs.py")
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """With `pytest -n 3` one process takes the folder of searches and one that of clusters, whose files share what they
-    start, and the third whatever file is left; so do the others in the end."""
+    """With `pytest -n 3` one process takes the folder of searches, whose files share what they start, and one the files
+    whose services have ports of their own; the third takes whatever file is left, and so do all in the end."""
     from xdist.scheduler import LoadScopeScheduling
 
     class FoldersFirst(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            file = nodeid.split("::")[0]
-            folder = file.split("/")[1]
-            return folder if folder in _ONE_BY_ONE else file
+            file = Path(nodeid.split("::")[0])
+            if file.parent.name == "stages":
+                return "stages"
+            return "services" if file.name in _SERVICES else str(file)
 
     config.option.loadscopereorder = False  # by the number of tests, which tells little of their time
     return FoldersFirst(config, log)
