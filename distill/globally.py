@@ -46,7 +46,7 @@ class GlobalResult:
     learning_rate: float
     """Peak of the schedule; a third of what it began with after a step was taken back."""
     trials: list[Trial]
-    """What the rate was found by, highest first; none where it is pinned or there was no room."""
+    """What the rate was found by, as they were tried; none where it is pinned or there was no room."""
     held_out: list[tuple[int, float | None]]
     """(steps done, KL in nats per token on the held-out text), the start's first; None where it was not finite."""
     best_step: int

@@ -162,20 +162,25 @@ def _settings(arguments: dict[str, Any], memory_retries: int) -> GlobalSettings:
 
 
 class _Told:
-    """What a training tells of itself: how far it is, its range test in front, and each step's losses."""
+    """What a training tells of itself: how far it is, and each step's losses.
+
+    Its range test mostly has two trials, and the training goes on from one of them: one trial is done beside its steps.
+    """
 
     def __init__(self, progress: Progress, arguments: dict[str, Any], settings: GlobalSettings) -> None:
         self.progress = progress
         self.tokens = arguments["batch_size"] * arguments["sequence_length"]
-        plan = plan_trials(settings)
-        self.tried, self.steps = len(plan.rates) * plan.steps, settings.steps
+        self.tried = plan_trials(settings).steps
+        self.all = self.tried + settings.steps
+        self.share = 0.0
 
     def trial(self, done: int, tried: int) -> None:
-        self.progress(done / (tried + self.steps))
+        self.share = min(done, 2 * self.tried) / self.all
+        self.progress(self.share)
 
     def step(self, step: int, steps: int, losses: Losses) -> None:
-        share = (self.tried + step) / (self.tried + steps)
-        self.progress(share, {"step": step, "tokens": step * self.tokens, **losses})
+        self.share = max(self.share, (self.tried + step) / self.all)
+        self.progress(self.share, {"step": step, "tokens": step * self.tokens, **losses})
 
 
 def _values(result: GlobalResult, steps: int) -> dict[str, Any]:
