@@ -114,7 +114,7 @@ def time_architectures(arguments: dict[str, Any], context: PieceContext) -> Piec
     shapes |= {name: config.with_blocks(blocks) for name, blocks in arguments["architectures"].items()}
     rebuilt = _Rebuilt(shapes, dtype, device)
     models = rebuilt if context.memory_retries else rebuilt.all_at_once()
-    rounds = rounds_of(models, workload, device, on_round=context.progress)
+    rounds = rounds_of(models, workload, device, on_round=context.progress, together=not context.memory_retries)
     parent = rounds["parent"]
     measured = {name: asdict(_against(parent, own, workload)) for name, own in rounds.items() if name != "parent"}
     return PieceOutput(values={"conditions": arguments["conditions"], "measured": measured}, blobs={})

@@ -1,9 +1,9 @@
 """Times of models on the device, as the export runs: eager, with its own cache, greedy.
 
 One thread on a CPU is timed by its own CPU time: what else runs on the machine takes turns with it and is not counted.
-With more threads, and on a GPU, it is the wall clock. Models of one comparison take turns round by round, so that what
-slows the machine down slows all of them; what is reported is the median over the rounds, and how sure it is. Where
-times scatter more rounds are taken, within bounds.
+With more threads, and on a GPU, it is the wall clock. Models of one comparison take turns, in decoding step by step:
+what slows the machine down slows all of them, and on a shared one that changes ten times a second. What is reported is
+the median over the rounds, and how sure it is. Where times scatter more rounds are taken, within bounds.
 """
 
 from __future__ import annotations
@@ -111,17 +111,19 @@ def rounds_of(
     device: torch.device,
     on_round: Callable[[float], None] = lambda share: None,
     patience_seconds: float = PATIENCE_SECONDS,
+    together: bool = True,
 ) -> dict[str, list[tuple[int, int]]]:
     """(prefill ns, mean decode step ns) of every model in every round, one round of warm-up excepted.
 
     The order turns from round to round.
 
     Args:
-        models: asked for a model whenever its turn comes, so that a mapping may build it anew; the others are judged
-            by their times relative to the first.
+        models: the others are judged by their times relative to the first.
         on_round: is told after every round which share of the rounds is done, of all that there may be where times
             have not settled.
         patience_seconds: once it is over no more rounds are begun, but for `LEAST_ROUNDS`.
+        together: whether all models, with a cache each, are held at once. Else a model is asked for when its turn
+            comes, so that a mapping may build it anew, and is let go after its round.
     """
     torch.set_num_threads(workload.threads)
     names = list(models)
@@ -130,14 +132,16 @@ def rounds_of(
     vocab = models[names[0]].config.vocab_size
     longest = workload.prefill + workload.generate
     ids_BT = torch.randint(0, vocab, (workload.batch_size, longest), generator=generator).to(device)
-    read = _reader(workload.clock(str(device)), device)
+    clock = workload.clock(str(device))
+    timer = _Timer(ids_BT, workload, _reader(clock, device), 1 if clock == "thread" else SAMPLED_STEPS)
     begun = time.monotonic()
     for number in range(-1, ROUNDS_AT_MOST):
         turn = number % len(names)
-        for name in names[turn:] + names[:turn]:
-            times = _time_once(models[name], ids_BT, workload, read)
-            if number >= 0:
-                found[name].append(times)
+        order = names[turn:] + names[:turn]
+        for group in [order] if together else [[name] for name in order]:
+            times = timer.times([models[name] for name in group])
+            for name, one in zip(group, times, strict=True):
+                found[name] += [one] if number >= 0 else []
         done = number + 1
         late = time.monotonic() - begun > patience_seconds
         if done >= LEAST_ROUNDS and (late or (done >= ROUNDS and _settled(found, workload))):
@@ -175,34 +179,75 @@ def _settled(found: Mapping[str, Sequence[tuple[int, int]]], workload: Workload)
     return all(relative_error(values) <= SETTLED for values in pairs)
 
 
-@torch.inference_mode()
-def _time_once(model: Any, ids_BT: torch.Tensor, workload: Workload, read: Callable[[], int]) -> tuple[int, int]:
-    start = read()
-    cache, token = _prefill(model, ids_BT[:, : workload.prefill])
-    prefill_ns = read() - start
-    if workload.generate < 3 * SAMPLED_STEPS:
-        return prefill_ns, _decode(model, cache, token, workload.generate, read)
-    last = workload.prefill + workload.generate - SAMPLED_STEPS
-    steps = []
-    for context in (workload.prefill, (workload.prefill + last) // 2, last):
-        seen = cache.get_seq_length()
+@dataclass(frozen=True)
+class _Timer:
+    """Takes one run of each of some models, all in turns: their prompts, then their decode steps.
+
+    Args:
+        ids_BT: token ids of the longest context.
+        workload: what a run is.
+        read: the clock.
+        steps: decode steps between two readings: each costs a GPU its queue.
+    """
+
+    ids_BT: torch.Tensor
+    workload: Workload
+    read: Callable[[], int]
+    steps: int
+
+    @torch.inference_mode()
+    def times(self, models: Sequence[Any]) -> list[tuple[int, int]]:
+        """(prefill ns, mean decode step ns) of each model."""
+        prompt, generate = self.workload.prefill, self.workload.generate
+        runs = [_Run(model) for model in models]
+        prefills = []
+        for run in runs:
+            start = self.read()
+            run.prefill(self.ids_BT[:, :prompt])
+            prefills.append(self.read() - start)
+        if generate < 3 * SAMPLED_STEPS:
+            return list(zip(prefills, self._steps(runs, generate), strict=True))
+        last = prompt + generate - SAMPLED_STEPS
+        first, middle, end = (self._at(runs, context) for context in (prompt, (prompt + last) // 2, last))
+        decodes = [round((a + 2 * b + c) / 4) for a, b, c in zip(first, middle, end, strict=True)]
+        return list(zip(prefills, decodes, strict=True))
+
+    def _at(self, runs: Sequence[_Run], context: int) -> list[int]:
+        for run in runs:
+            run.extend(self.ids_BT, context)
+        return self._steps(runs, SAMPLED_STEPS)
+
+    def _steps(self, runs: Sequence[_Run], count: int) -> list[int]:
+        """Mean time of a step of each run."""
+        spent = [0] * len(runs)
+        for done in range(0, count, self.steps):
+            for number, run in enumerate(runs):
+                start = self.read()
+                for _ in range(min(self.steps, count - done)):
+                    run.step()
+                spent[number] += self.read() - start
+        return [total // max(1, count) for total in spent]
+
+
+class _Run:
+    """A model that generates, greedily, with its cache."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def prefill(self, ids_BP: torch.Tensor) -> None:
+        output = self.model(ids_BP, past_key_values=self.model.new_cache(), use_cache=True, logits_to_keep=1)
+        self.cache, self.token_B1 = output.past_key_values, output.logits[:, -1:].argmax(-1)
+
+    def extend(self, ids_BT: torch.Tensor, context: int) -> None:
+        """Reads on until the cache holds so many tokens."""
+        seen = self.cache.get_seq_length()
         if seen < context:
-            model(ids_BT[:, seen:context], past_key_values=cache, use_cache=True, logits_to_keep=1)
-        steps.append(_decode(model, cache, token, SAMPLED_STEPS, read))
-    return prefill_ns, round((steps[0] + 2 * steps[1] + steps[2]) / 4)
+            self.model(ids_BT[:, seen:context], past_key_values=self.cache, use_cache=True, logits_to_keep=1)
 
-
-def _prefill(model: Any, ids_BP: torch.Tensor) -> tuple[Any, torch.Tensor]:
-    output = model(ids_BP, past_key_values=model.new_cache(), use_cache=True, logits_to_keep=1)
-    return output.past_key_values, output.logits[:, -1:].argmax(-1)
-
-
-def _decode(model: Any, cache: Any, token_B1: torch.Tensor, steps: int, read: Callable[[], int]) -> int:
-    start = read()
-    for _ in range(steps):
-        output = model(token_B1, past_key_values=cache, use_cache=True)
-        token_B1 = output.logits[:, -1:].argmax(-1)
-    return (read() - start) // steps
+    def step(self) -> None:
+        output = self.model(self.token_B1, past_key_values=self.cache, use_cache=True)
+        self.token_B1 = output.logits[:, -1:].argmax(-1)
 
 
 def _reader(clock: str, device: torch.device) -> Callable[[], int]:

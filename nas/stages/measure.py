@@ -24,7 +24,7 @@ from inlay.nas.tables.given_costs import given_costs
 from inlay.nas.variants import Variant, ends_parameters, kv_bytes, parameters, variants_of, weights_bytes
 
 TIMES = ("prefill_ns", "decode_ns", "runtime_ns", "spread_ns")
-MEASURE = Stage("measure", 3, measure_subblocks)
+MEASURE = Stage("measure", 4, measure_subblocks)
 
 
 def cost_rows(search: Search) -> list[dict[str, Any]]:

@@ -108,6 +108,23 @@ def test_long_generations_are_sampled_at_growing_contexts(model: Any) -> None:
     assert seen == a_round * (1 + LEAST_ROUNDS)
 
 
+@pytest.mark.parametrize(
+    ("threads", "together", "a_round"),
+    [
+        (1, True, "ab" + "ab" * 5),
+        (2, True, "ab" + "aaaab" + "bbbab"),
+        (1, False, "a" * 6 + "b" * 6),
+    ],
+)
+def test_models_take_turns_step_by_step(model: Any, threads: int, together: bool, a_round: str) -> None:
+    """After every step by the thread's own clock, after a few by the wall clock; else one after the other."""
+    seen: list[str] = []
+    models = {name: Slowed(model, lambda name=name: seen.append(name)) for name in "ab"}
+    rounds_of(models, Workload(1, 4, 5, threads), CPU, patience_seconds=0.0, together=together)
+    swapped = a_round.translate(str.maketrans("ab", "ba"))
+    assert "".join(seen) == swapped + a_round + swapped + a_round
+
+
 def test_the_error_of_a_median_shrinks_with_the_rounds_and_with_their_scatter() -> None:
     assert relative_error([5.0] * 5) == 0
     few = relative_error([98.0, 99.0, 100.0, 101.0, 102.0])
