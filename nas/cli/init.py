@@ -22,11 +22,10 @@ DEMO: dict[str, Any] = {
         "attention": [{"kv_heads": 2}, {"kv_heads": 1}, {"window": 64}, "linear", "no_op"],
         "ffn": [{"width": 0.75}, {"width": 0.5}, {"width": 0.25}, "linear", "no_op"],
     },
-    "distill": {"tokens": 32_000},
+    "distill": {"tokens": 40_000},
     "hardware": {"scenarios": [{"name": "chat", "batch_size": 4, "prefill": 128, "generate": 24}]},
-    "solve": {"pool": 6},
-    "budget": {"runtime": "0.53x"},
-    "recover": {"tokens": 54_000, "learning_rate": 1e-3, "batch_size": 4, "probes": 2},
+    "budget": {"runtime": "0.54x"},
+    "recover": {"tokens": 76_000, "learning_rate": 1e-3, "batch_size": 4, "probes": 2},
     "tracking": {"experiment": "demo"},
 }
 
