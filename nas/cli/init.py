@@ -25,7 +25,7 @@ DEMO: dict[str, Any] = {
     "distill": {"tokens": 40_000},
     "hardware": {"scenarios": [{"name": "chat", "batch_size": 4, "prefill": 128, "generate": 24}]},
     "budget": {"runtime": "0.54x"},
-    "recover": {"tokens": 76_000, "learning_rate": 1e-3, "batch_size": 4, "probes": 2},
+    "recover": {"tokens": 70_000, "learning_rate": 1e-3, "batch_size": 4, "probes": 2},
     "tracking": {"experiment": "demo"},
 }
 
