@@ -19,13 +19,13 @@ DEMO: dict[str, Any] = {
         "validate": {"path": "inlay:pystdlib/held_out", "tokens": 6_000},
     },
     "space": {
-        "attention": [{"kv_heads": 2}, {"kv_heads": 1}, {"window": 64}, "linear", "no_op"],
+        "attention": [{"kv_heads": 1}, {"window": 64}, "linear", "no_op"],
         "ffn": [{"width": 0.75}, {"width": 0.5}, {"width": 0.25}, "linear", "no_op"],
     },
-    "distill": {"tokens": 40_000},
+    "distill": {"tokens": 32_000},
     "hardware": {"scenarios": [{"name": "chat", "batch_size": 4, "prefill": 128, "generate": 24}]},
     "budget": {"runtime": "0.54x"},
-    "recover": {"tokens": 70_000, "learning_rate": 1e-3, "batch_size": 4, "probes": 2},
+    "recover": {"tokens": 60_000, "learning_rate": 1e-3, "batch_size": 4, "probes": 2},
     "tracking": {"experiment": "demo"},
 }
 
