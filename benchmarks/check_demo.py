@@ -9,12 +9,12 @@ import json
 import sys
 from pathlib import Path
 
-FASTER = 1.8
-MOST_KL = 0.30
+FASTER = 1.7
+MOST_KL = 0.35
 
 
 def main(workspace: str) -> int:
-    """0 when the child is at least 1.8 times as fast as its parent and has a KL to it of 0.30 at most, else 1."""
+    """0 when the child is at least 1.7 times as fast as its parent and has a KL to it of 0.35 at most, else 1."""
     evaluation = json.loads((Path(workspace) / "evaluation.json").read_text())
     stages = json.loads((Path(workspace) / "run.json").read_text())["stages"]
     child = evaluation["child"]
