@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-com
 # By all cores, where pip takes one. It fails for the files that packages carry for other Pythons, and does the rest.
 COMPILE := $(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true
 
-.PHONY: demo test types tests lint clean
+.PHONY: demo test lint clean
 
 demo: $(VENV)/.installed
 	test -e demo.yaml || $(BIN)/inlay init --demo demo.yaml
@@ -14,19 +14,13 @@ demo: $(VENV)/.installed
 	$(BIN)/python benchmarks/check_demo.py demo.search
 
 # Our own files are compiled once, also where Python is told to write no bytecode: tests start hundreds of processes.
+# Three processes of tests on two cores: searches and clusters wait a lot, for Ray above all.
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m compileall -q cluster distill inlay kernels nas solver
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(MAKE) --jobs=2 --no-print-directory types tests
-
-# mypy and import-linter keep one core, so they run beside the tests.
-types: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-
-# Three processes on two cores: searches and clusters wait a lot, for Ray above all.
-tests: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n 3
 
 lint: $(VENV)/.installed-dev

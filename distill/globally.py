@@ -133,8 +133,8 @@ def distill_globally(
                 run.judge(last.kl_nats)
         coming = chain(first, coming)
         keep(ended=False)
-        for step, losses in enumerate(run.curve):
-            told(step + 1, losses)
+        for number, tried in enumerate(run.curve, start=1):
+            told(number, tried)
     for step, ids_BS in enumerate(coming):
         if step >= settings.steps or run.reason:
             break
