@@ -15,12 +15,27 @@ class Format(StrEnum):
     """What can be written."""
 
     hf = "hf"
+    deci = "deci"
+
+
+class Consumer(StrEnum):
+    """Who reads DeciLM folders."""
+
+    vllm = "vllm"
+    tensorrt_llm = "tensorrt-llm"
+    sglang = "sglang"
+    mlx = "mlx"
 
 
 def export_command(
     workspace: WorkspaceArgument,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write; must be empty or not there.")],
-    form: Annotated[Format, typer.Option("--format", help="hf: a Transformers folder.")] = Format.hf,
+    form: Annotated[
+        Format, typer.Option("--format", help="hf: a Transformers folder. deci: a DeciLM folder (nemotron-nas).")
+    ] = Format.hf,
+    consumer: Annotated[
+        Consumer | None, typer.Option("--for", help="Who will read the DeciLM folder: each wants sizes of its own.")
+    ] = None,
     solution: Annotated[
         str | None,
         typer.Option("--solution", help="child, uniform, depth, or a solution's id; default: the one that was chosen."),
@@ -32,4 +47,5 @@ def export_command(
 
     place = Workspace(workspace)
     place.require()
-    print(export_child(place, form.value, output, solution=solution))
+    options = {"for": None if consumer is None else consumer.value}
+    print(export_child(place, form.value, output, solution=solution, options=options))
