@@ -1,0 +1,1 @@
+"""What other engines are given: a room for each."""

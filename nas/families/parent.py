@@ -18,7 +18,7 @@ from inlay.nas.families.hub import DESCRIPTION, download
 from inlay.nas.families.reading import family_of, read_config, shape_of
 from inlay.nas.families.remote_code import tokenizer_code
 from inlay.nas.families.shape import EMBEDDING, HEAD, SLOTS, Entry, Shape, ends_tensors, layer_prefix, subblock_tensors
-from inlay.nas.families.tokenizer import TOKENIZER_FILES, check_ids, check_tokenizer_files
+from inlay.nas.families.tokenizer import TOKENIZER_FILES, check_tokenizer_files, load_tokenizer
 from inlay.nas.hub_ids import has_hub_form
 from inlay.nas.modeling.subblock_inlay import Slot
 
@@ -148,18 +148,7 @@ class Parent:
 
     def tokenizer(self) -> "PreTrainedTokenizerBase":
         """The parent's tokenizer. Raises `UserError` when it cannot be loaded or has ids that the embedding lacks."""
-        from transformers import AutoTokenizer
-
-        trusted = bool(tokenizer_code(self.folder))
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(self.folder, local_files_only=True, trust_remote_code=trusted)
-        except Exception as error:  # the tokenizers library raises bare `Exception` for a file it cannot parse
-            reason = " ".join(str(error).split())
-            raise UserError(
-                f"parent: the tokenizer in `{self.folder}` cannot be loaded ({reason}); put the model's own there."
-            ) from None
-        check_ids({place: token for token, place in tokenizer.get_vocab().items()}, self.shape.vocab, self.folder)
-        return tokenizer
+        return load_tokenizer(self.folder, self.shape.vocab)
 
     def _read(self, name: str, dtype: "torch.dtype | None") -> "Tensor":
         import torch

@@ -1,10 +1,14 @@
-"""Whether a parent's tokenizer belongs to its embedding."""
+"""Whether a parent's tokenizer belongs to its embedding, and loading it."""
 
 import json
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from inlay.nas.errors import UserError
+from inlay.nas.families.remote_code import tokenizer_code
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 TOKENIZER_FILES: Final = (
     "added_tokens.json",
@@ -54,6 +58,22 @@ def check_ids(ids: dict[int, str], vocab: int, folder: Path) -> None:
         f"parent: the tokenizer in `{folder}` does not match the model: its token `{ids[worst]}` has the id {worst}, "
         f"and the embedding has {vocab} rows (`vocab_size` in config.json); put the model's own tokenizer there."
     )
+
+
+def load_tokenizer(folder: Path, vocab: int) -> "PreTrainedTokenizerBase":
+    """The tokenizer in `folder`. Raises `UserError` when it cannot be loaded or has ids that `vocab` rows lack."""
+    from transformers import AutoTokenizer
+
+    trusted = bool(tokenizer_code(folder))
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trusted)
+    except Exception as error:  # the tokenizers library raises bare `Exception` for a file it cannot parse
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"parent: the tokenizer in `{folder}` cannot be loaded ({reason}); put the model's own there."
+        ) from None
+    check_ids({place: token for token, place in tokenizer.get_vocab().items()}, vocab, folder)
+    return tokenizer
 
 
 def _ids(tokenizer: dict[str, Any]) -> dict[int, str]:
