@@ -82,9 +82,11 @@ class LlamaCppEngine(Engine):
         if kind not in PARTS:
             return f"llama.cpp has no {kind} {slot}; it runs {', '.join(PARTS)} and no_op, so {_ELSEWHERE}"
         part = part_of(shape, 0, slot, entry, form)
-        if part.role == "linear" and not mixed_architecture(shape).empty_attention:
+        if part.role == "map" and not mixed_architecture(shape).empty_attention:
             return f"llama.cpp has no {kind} {slot} beside attention whose heads are normed; {_ELSEWHERE}"
-        for tensor in part.tensors:
+        # What the parent itself has is stored as converters do it: in f16 where its rows do not fit.
+        own = [shape.parent_entry(layer, slot) for layer in range(shape.num_layers)]
+        for tensor in part.tensors if entry not in own else ():
             if len(tensor.shape) == 2 and tensor.format != form:
                 block = FORMATS[form].block
                 return (
@@ -233,13 +235,14 @@ def _shape_of(config: InlayConfig) -> Shape:
 
 
 def _write_skeleton(path: Path, config: InlayConfig, form: str) -> None:
+    from inlay.nas.engines.gguf.fields import NO_TOKENIZER
     from inlay.nas.engines.gguf.metadata import model_fields, rotation_of
     from inlay.nas.engines.gguf.writer import write_skeleton
 
     packed = packed_of(config, form)
     rotation = rotation_of(config.rope_parameters, config.head_dim)
     fields = model_fields(packed, rotation, config.max_position_embeddings, config.rms_norm_eps, form, "skeleton")
-    write_skeleton(path, packed, rotation, {**fields, "tokenizer.ggml.model": "none"})
+    write_skeleton(path, packed, rotation, [*fields, NO_TOKENIZER])
 
 
 def _with_vocabulary(config: InlayConfig, size: int) -> InlayConfig:

@@ -12,7 +12,11 @@ from types import MappingProxyType
 from typing import Any, Final, TypeAlias
 
 from inlay.nas.families.shape import Entry, Shape
+from inlay.nas.modeling.full_inlay import FullAttention
+from inlay.nas.modeling.gated_inlay import GatedFfn
 from inlay.nas.modeling.kinds_inlay import SUBBLOCKS
+from inlay.nas.modeling.linear_inlay import Linear
+from inlay.nas.modeling.no_op_inlay import NoOp
 from inlay.nas.modeling.subblock_inlay import MIXERS, SLOTS, Slot
 
 Block: TypeAlias = Mapping[str, Entry]
@@ -130,37 +134,37 @@ def ffn_mult_of(width: int, hidden: int) -> float:
 
 def _attention(entry: Entry, shape: Shape) -> Choice:
     group = shape.q_heads // int(entry["kv_heads"])
-    return {"no_op": False, "replace_with_linear": False, "n_heads_in_group": group}
+    return {NoOp.name: False, "replace_with_linear": False, "n_heads_in_group": group}
 
 
 def _attention_no_op(entry: Entry, shape: Shape) -> Choice:
-    return {"no_op": True, "replace_with_linear": False, "n_heads_in_group": None}
+    return {NoOp.name: True, "replace_with_linear": False, "n_heads_in_group": None}
 
 
 def _attention_linear(entry: Entry, shape: Shape) -> Choice:
-    return {"no_op": False, "replace_with_linear": True, "n_heads_in_group": None}
+    return {NoOp.name: False, "replace_with_linear": True, "n_heads_in_group": None}
 
 
 def _ffn(entry: Entry, shape: Shape) -> Choice:
     ffn_mult = ffn_mult_of(int(entry["width"]), shape.hidden)
-    return {"no_op": False, "replace_with_linear": False, "ffn_mult": ffn_mult}
+    return {NoOp.name: False, "replace_with_linear": False, "ffn_mult": ffn_mult}
 
 
 def _ffn_no_op(entry: Entry, shape: Shape) -> Choice:
-    return {"no_op": True, "replace_with_linear": False, "ffn_mult": None}
+    return {NoOp.name: True, "replace_with_linear": False, "ffn_mult": None}
 
 
 def _ffn_linear(entry: Entry, shape: Shape) -> Choice:
-    return {"no_op": False, "replace_with_linear": True, "ffn_mult": None}
+    return {NoOp.name: False, "replace_with_linear": True, "ffn_mult": None}
 
 
 def _ffn_exact(entry: Entry, shape: Shape) -> Choice:
     # vLLM asks whether there is an ffn_mult, and None is one.
-    return {"no_op": False, "replace_with_linear": False, "intermediate_size": int(entry["width"])}
+    return {NoOp.name: False, "replace_with_linear": False, "intermediate_size": int(entry["width"])}
 
 
 def _ffn_exact_no_op(entry: Entry, shape: Shape) -> Choice:
-    return {"no_op": True, "replace_with_linear": False}
+    return {NoOp.name: True, "replace_with_linear": False}
 
 
 def _linear_without_bias(write: Write, has_bias: Callable[[Shape], bool]) -> Write:
@@ -257,8 +261,8 @@ VLLM: Final = Consumer(
     title="vLLM",
     serve=("vllm serve FOLDER --trust-remote-code",),
     choices={
-        "attention": {"full": _attention, "no_op": _attention_no_op},
-        "ffn": {"gated": _ffn_exact, "no_op": _ffn_exact_no_op},
+        "attention": {FullAttention.name: _attention, NoOp.name: _attention_no_op},
+        "ffn": {GatedFfn.name: _ffn_exact, NoOp.name: _ffn_exact_no_op},
     },
     checks=(_first_is_no_ffn, _some_attention, _no_head_norms, _activation_of("silu"), _rope_of(*_ROPE, "dynamic")),
     values=lambda shape: {"qkv_bias": shape.qkv_bias},
@@ -268,8 +272,8 @@ TENSORRT_LLM: Final = Consumer(
     title="TensorRT-LLM",
     serve=("trtllm-serve FOLDER --trust_remote_code",),
     choices={
-        "attention": {"full": _attention, "linear": _attention_linear, "no_op": _attention_no_op},
-        "ffn": {"gated": _ffn, "linear": _ffn_linear, "no_op": _ffn_no_op},
+        "attention": {FullAttention.name: _attention, Linear.name: _attention_linear, NoOp.name: _attention_no_op},
+        "ffn": {GatedFfn.name: _ffn, Linear.name: _ffn_linear, NoOp.name: _ffn_no_op},
     },
     checks=(
         _no_head_norms, _no_attention_bias, _no_ffn_bias, _activation_of("silu"), _rope_of(*_ROPE, "dynamic"),
@@ -281,8 +285,8 @@ SGLANG: Final = Consumer(
     title="SGLang",
     serve=("python -m sglang.launch_server --model-path FOLDER --trust-remote-code",),
     choices={
-        "attention": {"full": _attention, "no_op": _attention_no_op},
-        "ffn": {"gated": _ffn, "no_op": _ffn_no_op},
+        "attention": {FullAttention.name: _attention, NoOp.name: _attention_no_op},
+        "ffn": {GatedFfn.name: _ffn, NoOp.name: _ffn_no_op},
     },
     checks=(
         _same_kv_heads, _first_is_no_ffn, _some_attention, _no_head_norms, _all_or_no_attention_bias, _no_ffn_bias,
@@ -295,14 +299,14 @@ MLX: Final = Consumer(
     serve=('mlx_lm.generate --model FOLDER --prompt "..."', "mlx_lm.server --model FOLDER"),
     choices={
         "attention": {
-            "full": _attention,
-            "linear": _linear_without_bias(_attention_linear, lambda shape: shape.o_bias),
-            "no_op": _attention_no_op,
+            FullAttention.name: _attention,
+            Linear.name: _linear_without_bias(_attention_linear, lambda shape: shape.o_bias),
+            NoOp.name: _attention_no_op,
         },
         "ffn": {
-            "gated": _ffn,
-            "linear": _linear_without_bias(_ffn_linear, lambda shape: shape.mlp_bias),
-            "no_op": _ffn_no_op,
+            GatedFfn.name: _ffn,
+            Linear.name: _linear_without_bias(_ffn_linear, lambda shape: shape.mlp_bias),
+            NoOp.name: _ffn_no_op,
         },
     },
     checks=(

@@ -8,6 +8,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
+from inlay.nas.engines.gguf.formats import FORMATS as GGUF_FORMATS
+from inlay.nas.engines.llama_cpp import NAME as LLAMA_CPP
+from inlay.nas.engines.registry import format_of
 from inlay.nas.errors import UserError
 from inlay.nas.export.deci_consumers import CONSUMERS
 from inlay.nas.tables.architecture import blocks_of
@@ -45,9 +48,11 @@ class Format:
     check: Callable[[Parent, Blocks, Options], None] = field(default=lambda parent, architecture, options: None)
     """Raises UserError for a child that the form cannot hold, before anything is computed or written."""
     options: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
-    """The options that this form needs and no other takes, and the values of each."""
+    """The options that this form has and no other takes, and the values of each."""
+    usual: Callable[[Job, Parent], Options] = field(default=lambda job, parent: {})
+    """Values of options that may be left out."""
     why: str = ""
-    """What an option that is missing is needed for."""
+    """What an option that is missing is needed for, where it has no usual value."""
 
 
 def _write_hf(exported: Exported) -> Path:
@@ -77,12 +82,39 @@ def _write_deci(exported: Exported) -> Path:
     )
 
 
+def _usual_type(job: Job, parent: Parent) -> Options:
+    """What the search was judged by, where llama.cpp did, else its usual format."""
+    asked = job.hardware.format if job.hardware.engine == LLAMA_CPP else "auto"
+    return {"type": format_of(LLAMA_CPP, asked, parent.shape)}
+
+
+def _check_gguf(parent: Parent, architecture: Blocks, options: Options) -> None:
+    from inlay.nas.export.gguf import check_gguf
+
+    check_gguf(parent, architecture, options["type"])
+
+
+def _write_gguf(exported: Exported) -> Path:
+    from inlay.nas.export.gguf import write_gguf_folder
+
+    return write_gguf_folder(
+        exported.workspace,
+        exported.parent,
+        exported.model,
+        exported.output,
+        exported.evaluation,
+        exported.job,
+        exported.options["type"],
+    )
+
+
 FORMATS: Final[Mapping[str, Format]] = MappingProxyType(
     {
         "hf": Format(_write_hf),
         "deci": Format(
             _write_deci, _check_deci, {"for": tuple(CONSUMERS)}, why="each program reads a DeciLM folder of its own"
         ),
+        "gguf": Format(_write_gguf, _check_gguf, {"type": tuple(GGUF_FORMATS)}, usual=_usual_type),
     }
 )
 """Every form by the value of `--format`, in the order messages list them."""
@@ -117,6 +149,7 @@ def export_child(
 
     check_output(output)
     job, parent = job_of(workspace)
+    given = {**known.usual(job, parent), **given}
     # evaluation.json may be of a later job, one that did not come to its end.
     run = workspace.read_json("run.json")
     evaluation, models = run["evaluation"], run["models"]
@@ -147,6 +180,6 @@ def _format(form: str, given: Options) -> Format:
         if value not in known.options[name]:
             raise UserError(f"--{name}: {value} is not known; there are {', '.join(known.options[name])}")
     for name, values in known.options.items():
-        if name not in given:
+        if name not in given and known.why:
             raise UserError(f"--format {form} needs --{name} with one of {', '.join(values)}, since {known.why}")
     return known

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from inlay.nas.engines.gguf.fields import Field, Kind
 from inlay.nas.engines.gguf.formats import FORMATS
 from inlay.nas.engines.gguf.packing import Packed
 
-Value = str | int | float | bool | Sequence[int]
+Value = str | int | float | Sequence[int]
 ROTATIONS = ("default", "linear", "llama3", "yarn")
 """Kinds of rotation that llama.cpp has, as Transformers names them."""
 
@@ -37,16 +38,16 @@ def rotation_of(parameters: Mapping[str, Any] | None, head_dim: int) -> Rotation
         ValueError: a kind that llama.cpp does not have; it names it.
     """
     values = dict(parameters or {})
-    kind, base = str(values.get("rope_type") or "default"), float(values.get("rope_theta") or 10_000.0)
-    if kind not in ROTATIONS:
-        raise ValueError(f"its rope_type is {kind}, and llama.cpp has {', '.join(ROTATIONS)}")
-    if kind == "default":
+    form, base = str(values.get("rope_type") or "default"), float(values.get("rope_theta") or 10_000.0)
+    if form not in ROTATIONS:
+        raise ValueError(f"its rope_type is {form}, and llama.cpp has {', '.join(ROTATIONS)}")
+    if form == "default":
         return Rotation(base, {})
     factor = float(values["factor"])
-    if kind == "linear":
+    if form == "linear":
         return Rotation(base, {"rope.scaling.type": "linear", "rope.scaling.factor": factor})
     original = int(values["original_max_position_embeddings"])
-    if kind == "yarn":
+    if form == "yarn":
         fields: dict[str, Value] = {"rope.scaling.type": "yarn", "rope.scaling.factor": factor}
         return Rotation(base, fields | {"rope.scaling.original_context_length": original})
     return Rotation(base, {}, _divisors(base, head_dim, factor, values, original))
@@ -71,7 +72,7 @@ def _divisors(base: float, head_dim: int, factor: float, values: Mapping[str, An
 
 def model_fields(
     packed: Packed, rotation: Rotation, context: int, norm_epsilon: float, form: str, name: str
-) -> dict[str, Value]:
+) -> list[Field]:
     """What llama.cpp needs to know of a model, in the order that files have it.
 
     Args:
@@ -99,13 +100,26 @@ def model_fields(
         "rope.freq_base": rotation.base,
         **rotation.fields,
     }
-    return {
+    values: dict[str, Value] = {
         "general.type": "model",
         "general.name": name,
         "general.file_type": FORMATS[form].file_type,
         "general.quantization_version": 2,
         **{f"{packed.arch}.{key}": value for key, value in own.items()},
     }
+    return [_field(key, value) for key, value in values.items()]
+
+
+def _field(key: str, value: Value) -> Field:
+    match value:
+        case str():
+            return Field(key, value, Kind.STRING)
+        case int():
+            return Field(key, value, Kind.UINT32)
+        case float():
+            return Field(key, value, Kind.FLOAT32)
+        case _:
+            return Field(key, list(value), Kind.ARRAY, Kind.UINT32)
 
 
 def _by_layer(values: Sequence[int]) -> Value:

@@ -11,13 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Final
+from typing import Final, Literal
 
 from inlay.nas.engines.gguf.formats import FALLBACK, FORMATS, VECTORS
 from inlay.nas.families.shape import EMBEDDING, FINAL_NORM, HEAD, SLOTS, Entry, Shape, layer_prefix
-from inlay.nas.modeling.full_inlay import KEY, KEY_NORM, OUTPUT, QUERY, QUERY_NORM, VALUE
-from inlay.nas.modeling.gated_inlay import DOWN, GATE, UP
+from inlay.nas.modeling.full_inlay import KEY, KEY_NORM, OUTPUT, QUERY, QUERY_NORM, VALUE, FullAttention
+from inlay.nas.modeling.gated_inlay import DOWN, GATE, UP, GatedFfn
 from inlay.nas.modeling.kinds_inlay import SUBBLOCKS
+from inlay.nas.modeling.linear_inlay import Linear
 from inlay.nas.modeling.subblock_inlay import MIXERS, NORMS, Slot
 from inlay.nas.variants.storage import Block
 
@@ -130,7 +131,7 @@ LAYERS_AT_MOST: Final = 512
 class Part:
     """Half a layer: the tensors of one subblock under llama.cpp's names."""
 
-    role: str  # attention, linear or ffn
+    role: Literal["attention", "map", "ffn"]
     tensors: tuple[Stored, ...]
     heads: int = 0
     kv_heads: int = 0
@@ -216,7 +217,7 @@ def _full(shape: Shape, prefix: str, slot: Slot, entry: Entry, form: str) -> Par
 def _linear(shape: Shape, prefix: str, slot: Slot, entry: Entry, form: str) -> Part:
     square = (shape.hidden, shape.hidden)
     weight = matrix("attn_output.weight", square, form, f"{prefix}{MIXERS[slot]}.weight")
-    return Part("linear", (_norm("attn_norm", shape, prefix, slot), weight), heads=shape.q_heads)
+    return Part("map", (_norm("attn_norm", shape, prefix, slot), weight), heads=shape.q_heads)
 
 
 def _gated(shape: Shape, prefix: str, slot: Slot, entry: Entry, form: str) -> Part:
@@ -232,7 +233,7 @@ def _gated(shape: Shape, prefix: str, slot: Slot, entry: Entry, form: str) -> Pa
 
 
 PARTS: Final[Mapping[str, Callable[[Shape, str, Slot, Entry, str], Part]]] = MappingProxyType(
-    {"full": _full, "linear": _linear, "gated": _gated}
+    {FullAttention.name: _full, Linear.name: _linear, GatedFfn.name: _gated}
 )
 """How a kind of subblock is stored, by its name; those that are absent are not."""
 
@@ -263,7 +264,7 @@ def _layer(shape: Shape, arch: Architecture, form: str, number: int, attention: 
 def _no_map(shape: Shape, form: str) -> Part:
     """A linear map to nothing: `deci` wants heads in its first layer, and this one has no cache."""
     zeros = matrix("attn_output.weight", (shape.hidden, shape.hidden), form)
-    return Part("linear", (Stored("attn_norm.weight", (shape.hidden,), VECTORS), zeros), heads=shape.q_heads)
+    return Part("map", (Stored("attn_norm.weight", (shape.hidden,), VECTORS), zeros), heads=shape.q_heads)
 
 
 def _no_attention(shape: Shape, form: str) -> Part:

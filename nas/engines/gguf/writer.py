@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from inlay.nas.engines.gguf.fields import Field, add_fields
 from inlay.nas.engines.gguf.formats import FORMATS, VECTORS
-from inlay.nas.engines.gguf.metadata import Rotation, Value
+from inlay.nas.engines.gguf.metadata import Rotation
 from inlay.nas.engines.gguf.packing import Packed, Stored
 from inlay.nas.errors import UserError
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float32]
     Read = Callable[[str], Array]
-    Fields = Mapping[str, Value]
+    Fields = Sequence[Field]
 
 ALIGNMENT = 32
 """Bytes that every tensor's place in a file is a multiple of."""
@@ -32,7 +33,7 @@ def write_file(path: Path, packed: Packed, rotation: Rotation, fields: Fields, r
         path: the file; what is there is replaced.
         packed: its layers and tensors.
         rotation: of its positions.
-        fields: everything that is not a tensor, the tokenizer's too, by key.
+        fields: everything that is not a tensor, the tokenizer's too.
         read: a tensor of the child in float32 by its whole-model name.
 
     Raises:
@@ -99,8 +100,7 @@ class _Writer:
         gguf = _gguf()
         self._gguf = gguf
         self._writer: Any = gguf.GGUFWriter(path, packed.arch)
-        for key, value in fields.items():
-            self._add(key, value)
+        add_fields(self._writer, fields)
         for tensor in _tensors(packed, rotation):
             kind = self._kind(tensor)
             self._writer.add_tensor_info(tensor.name, tensor.shape, _FLOAT32, tensor.num_bytes, raw_dtype=kind)
@@ -130,18 +130,6 @@ class _Writer:
 
     def _kind(self, tensor: Stored) -> Any:
         return self._gguf.GGMLQuantizationType[FORMATS[tensor.format].name.upper()]
-
-    def _add(self, key: str, value: Value) -> None:
-        if isinstance(value, bool):
-            self._writer.add_bool(key, value)
-        elif isinstance(value, int):
-            self._writer.add_uint32(key, value)
-        elif isinstance(value, float):
-            self._writer.add_float32(key, value)
-        elif isinstance(value, str):
-            self._writer.add_string(key, value)
-        else:
-            self._writer.add_array(key, value)
 
 
 def _gguf() -> Any:
