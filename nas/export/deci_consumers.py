@@ -12,7 +12,11 @@ from types import MappingProxyType
 from typing import Any, Final, TypeAlias
 
 from inlay.nas.families.shape import Entry, Shape
+from inlay.nas.modeling.full_inlay import FullAttention
+from inlay.nas.modeling.gated_inlay import GatedFfn
 from inlay.nas.modeling.kinds_inlay import SUBBLOCKS
+from inlay.nas.modeling.linear_inlay import Linear
+from inlay.nas.modeling.no_op_inlay import NoOp
 from inlay.nas.modeling.subblock_inlay import MIXERS, SLOTS, Slot
 
 Block: TypeAlias = Mapping[str, Entry]
@@ -22,6 +26,10 @@ Choice: TypeAlias = dict[str, Any]
 
 MULTIPLE: Final = 256
 """Channels that a width given by `ffn_mult` is rounded up to a multiple of."""
+
+
+_ROPE: Final = ("default", "linear", "dynamic", "llama3", "yarn")
+"""What all of them know of rotary embeddings."""
 
 
 class UnfitError(ValueError):
@@ -61,6 +69,8 @@ class Consumer:
     """The module below `self_attn` or `mlp` that holds the matrix of a linear replacement."""
     values: Callable[[Shape], Choice] = field(default=lambda shape: {})
     """Keys of its config.json that the others do not have."""
+    reads_by_transformers: bool = True
+    """Whether it reads config.json through Transformers, which must then be told of a class for it."""
 
     def choice(self, slot: Slot, entry: Entry, shape: Shape) -> Choice:
         """A subblock in this consumer's words; UnfitError where it has none."""
@@ -124,7 +134,10 @@ def ffn_mult_of(width: int, hidden: int) -> float:
     """
     ffn_mult = round(3 * width / (2 * hidden), 6)
     if width_of(ffn_mult, hidden) != width:
-        raise UnfitError(f"ffn_mult gives multiples of {MULTIPLE} channels only, {width_of(ffn_mult, hidden)} for this")
+        raise UnfitError(
+            f"its ffn_mult would give {width_of(ffn_mult, hidden)}, since it gives multiples of {MULTIPLE} only, "
+            f"which `space.multiple: {MULTIPLE}` searches"
+        )
     return ffn_mult
 
 
@@ -242,25 +255,20 @@ def _activation_of(*known: str) -> Check:
     return check
 
 
-def _rope_of(*known: str) -> Check:
-    def check(child: Child) -> Iterator[str]:
-        if child.rope_type not in known:
-            yield f"every attention: its rotary embedding is of type {child.rope_type}; known here: {', '.join(known)}"
+def _known_rope(child: Child) -> Iterator[str]:
+    if child.rope_type not in _ROPE:
+        yield f"every attention: its rotary embedding is of type {child.rope_type}; known here: {', '.join(_ROPE)}"
 
-    return check
-
-
-_ROPE = ("default", "linear", "llama3", "yarn")
 
 VLLM: Final = Consumer(
     name="vllm",
     title="vLLM",
     serve=("vllm serve FOLDER --trust-remote-code",),
     choices={
-        "attention": {"full": _attention, "no_op": _attention_no_op},
-        "ffn": {"gated": _ffn_exact, "no_op": _ffn_exact_no_op},
+        "attention": {FullAttention.name: _attention, NoOp.name: _attention_no_op},
+        "ffn": {GatedFfn.name: _ffn_exact, NoOp.name: _ffn_exact_no_op},
     },
-    checks=(_first_is_no_ffn, _some_attention, _no_head_norms, _activation_of("silu"), _rope_of(*_ROPE, "dynamic")),
+    checks=(_first_is_no_ffn, _some_attention, _no_head_norms, _activation_of("silu"), _known_rope),
     values=lambda shape: {"qkv_bias": shape.qkv_bias},
 )
 TENSORRT_LLM: Final = Consumer(
@@ -268,11 +276,11 @@ TENSORRT_LLM: Final = Consumer(
     title="TensorRT-LLM",
     serve=("trtllm-serve FOLDER --trust_remote_code",),
     choices={
-        "attention": {"full": _attention, "linear": _attention_linear, "no_op": _attention_no_op},
-        "ffn": {"gated": _ffn, "linear": _ffn_linear, "no_op": _ffn_no_op},
+        "attention": {FullAttention.name: _attention, Linear.name: _attention_linear, NoOp.name: _attention_no_op},
+        "ffn": {GatedFfn.name: _ffn, Linear.name: _ffn_linear, NoOp.name: _ffn_no_op},
     },
     checks=(
-        _no_head_norms, _no_attention_bias, _no_ffn_bias, _activation_of("silu"), _rope_of(*_ROPE, "dynamic"),
+        _no_head_norms, _no_attention_bias, _no_ffn_bias, _activation_of("silu"), _known_rope,
     ),
     linear={"attention": "linear_attn", "ffn": "linear_mlp"},
 )  # fmt: skip
@@ -281,12 +289,12 @@ SGLANG: Final = Consumer(
     title="SGLang",
     serve=("python -m sglang.launch_server --model-path FOLDER --trust-remote-code",),
     choices={
-        "attention": {"full": _attention, "no_op": _attention_no_op},
-        "ffn": {"gated": _ffn, "no_op": _ffn_no_op},
+        "attention": {FullAttention.name: _attention, NoOp.name: _attention_no_op},
+        "ffn": {GatedFfn.name: _ffn, NoOp.name: _ffn_no_op},
     },
     checks=(
         _same_kv_heads, _first_is_no_ffn, _some_attention, _no_head_norms, _all_or_no_attention_bias, _no_ffn_bias,
-        _activation_of("silu"), _rope_of(*_ROPE, "dynamic"),
+        _activation_of("silu"), _known_rope,
     ),
 )  # fmt: skip
 MLX: Final = Consumer(
@@ -295,21 +303,22 @@ MLX: Final = Consumer(
     serve=('mlx_lm.generate --model FOLDER --prompt "..."', "mlx_lm.server --model FOLDER"),
     choices={
         "attention": {
-            "full": _attention,
-            "linear": _linear_without_bias(_attention_linear, lambda shape: shape.o_bias),
-            "no_op": _attention_no_op,
+            FullAttention.name: _attention,
+            Linear.name: _linear_without_bias(_attention_linear, lambda shape: shape.o_bias),
+            NoOp.name: _attention_no_op,
         },
         "ffn": {
-            "gated": _ffn,
-            "linear": _linear_without_bias(_ffn_linear, lambda shape: shape.mlp_bias),
-            "no_op": _ffn_no_op,
+            GatedFfn.name: _ffn,
+            Linear.name: _linear_without_bias(_ffn_linear, lambda shape: shape.mlp_bias),
+            NoOp.name: _ffn_no_op,
         },
     },
     checks=(
         _some_attention, _no_head_norms, _all_or_no_attention_bias, _heads_fill_hidden,
-        _activation_of("silu", "relu", "gelu", "gelu_new"), _rope_of(*_ROPE),
+        _activation_of("silu", "relu", "gelu", "gelu_new"), _known_rope,
     ),
     linear={"attention": "linear", "ffn": "linear"},
+    reads_by_transformers=False,
 )  # fmt: skip
 
 CONSUMERS: Final[Mapping[str, Consumer]] = MappingProxyType(
