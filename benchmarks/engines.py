@@ -30,7 +30,8 @@ from inlay.nas.engines.gguf.packing import pack
 from inlay.nas.engines.gguf.writer import file_bytes, write_file
 from inlay.nas.engines.llama_cpp import CELLS, LlamaCppEngine, process
 from inlay.nas.engines.timing import Workload
-from inlay.nas.families import Parent, open_parent
+from inlay.nas.families import Parent
+from inlay.nas.families.source import open_source, unpacked
 from inlay.nas.modeling import InlayForCausalLM
 
 CHILDREN = 10
@@ -52,13 +53,13 @@ def main() -> None:
     torch.set_num_threads(1)
     lines = ["# What is promised of a child, in llama.cpp", "", "Written by `benchmarks/engines.py`.", ""]
     for path in options.parent or default_parents():
-        parent = open_parent(path)
         lines += [f"## {path.stem}", ""]
-        if "times" in options.part:
-            for form in options.form:
-                lines += times(parent, form)
-        if "exports" in options.part:
-            lines += exports(parent)
+        with tempfile.TemporaryDirectory() as folder, unpacked(open_source(path), Path(folder)) as parent:
+            if "times" in options.part:
+                for form in options.form:
+                    lines += times(parent, form)
+            if "exports" in options.part:
+                lines += exports(parent)
         options.output.write_text("\n".join([*lines, footer(), ""]))
     print("\n".join(lines))
 
