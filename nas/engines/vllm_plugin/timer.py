@@ -9,11 +9,11 @@ Standard output has a line of JSON for each model and round, among whatever vLLM
 
     {"model": "./child", "round": 0, "prefill_ns": 1234567, "decode_ns": 123456}
 
-`prefill_ns` is the time to read all prompts, up to their first token, and `decode_ns` the mean time of a later step of
-the whole batch; both are wall clock and hold what vLLM itself takes (scheduling, sampling, its processes' talk), as
-those who ask a server wait for it. They come from two runs, of N = `generate` and of 2N tokens: the difference is N
-steps at contexts from `prefill` + N to `prefill` + 2N, and the first run less its N - 1 steps is the prefill. One round
-of warm-up goes before, and models take turns within every round.
+`prefill_ns` is the time to read all prompts, up to their first token, and `decode_ns` the mean time of the `generate`
+steps of the whole batch after it. Both are wall clock and hold what vLLM itself takes (scheduling, sampling, its
+processes' talk), as those who ask a server wait for it. They come from two runs with other prompts each, of one token
+and of 1 + `generate`: from the longer one alone a step could only be told by extrapolation, which on a busy machine
+gives negative prefills. One round of warm-up goes before, and models take turns within every round.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def main(request: dict[str, Any]) -> None:
     for number in range(-1, request["rounds"]):
         turn = number % len(names)
         for name in names[turn:] + names[:turn]:
-            prefill_ns, decode_ns = _times(models[name], workload, seed=number)
+            prefill_ns, decode_ns = _times(models[name], workload, random.Random(number))
             if number >= 0:
                 line = {"model": name, "round": number, "prefill_ns": prefill_ns, "decode_ns": decode_ns}
                 print(json.dumps(line), flush=True)
@@ -55,7 +55,7 @@ def _use_threads(threads: int) -> None:
 def _load(folder: str, dtype: str, workload: dict[str, Any]) -> Any:
     from vllm import LLM
 
-    sequences, tokens = workload["batch_size"], workload["prefill"] + 2 * workload["generate"]
+    sequences, tokens = workload["batch_size"], workload["prefill"] + workload["generate"] + 1
     return LLM(
         folder,
         dtype=dtype,
@@ -80,20 +80,20 @@ def _kv_bytes(folder: str, sequences: int, tokens: int) -> int:
     return 2 * 4 * numbers * sequences * (tokens + 2 * BLOCK_TOKENS)
 
 
-def _times(model: Any, workload: dict[str, Any], seed: int) -> tuple[int, int]:
+def _times(model: Any, workload: dict[str, Any], chosen: random.Random) -> tuple[int, int]:
     """(prefill ns, decode step ns) of one round."""
     steps = workload["generate"]
-    once_ns = _run_ns(model, workload, steps, seed)
-    twice_ns = _run_ns(model, workload, 2 * steps, seed)
-    decode_ns = (twice_ns - once_ns) / steps
-    return round(once_ns - (steps - 1) * decode_ns), round(decode_ns)
+    # A model whose turn comes again has stood idle, which makes its first run a third slower.
+    _run_ns(model, workload, 1, chosen)
+    prefill_ns = _run_ns(model, workload, 1, chosen)
+    runtime_ns = _run_ns(model, workload, 1 + steps, chosen)
+    return prefill_ns, round((runtime_ns - prefill_ns) / steps)
 
 
-def _run_ns(model: Any, workload: dict[str, Any], tokens: int, seed: int) -> int:
+def _run_ns(model: Any, workload: dict[str, Any], tokens: int, chosen: random.Random) -> int:
     from vllm import SamplingParams
 
     vocab = model.llm_engine.model_config.get_vocab_size()
-    chosen = random.Random(seed)
     prompts = [
         {"prompt_token_ids": [chosen.randrange(vocab) for _ in range(workload["prefill"])]}
         for _ in range(workload["batch_size"])
