@@ -41,6 +41,7 @@ def evaluation_lines(evaluation: Evaluation) -> list[Line]:
         line("decode, tokens/s", lambda m: f"{m.decode_tokens_per_second:,.0f}"),
         line("runtime", lambda m: show_seconds(m.runtime_seconds)),
         line("speed-up", lambda m: _speed_up(parent.runtime_seconds / m.runtime_seconds, m)),
+        line("  predicted", lambda m: f"{1 / m.ratios['runtime'][0]:.2f}x" if m.ratios else ""),
         line("over budget", _over_budget),
     ]
     return [each for each in lines if any(each.values)]

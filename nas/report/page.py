@@ -14,6 +14,7 @@ from inlay.nas.quantities import show_bytes, show_count, show_seconds
 from inlay.nas.report.drawing import png_of, svg_of
 from inlay.nas.report.figures import evaluation_lines
 from inlay.nas.report.pictures import all_pictures
+from inlay.nas.report.promises import broken_promises
 from inlay.nas.report.records import Evaluation, StageRow, read_evaluation, read_solution, stages_of
 from inlay.nas.report.style import CAPTIONS, PAGE
 from inlay.nas.report.summary import failed_sentence
@@ -95,6 +96,8 @@ def _figures(evaluation: Evaluation) -> Iterator[str]:
     rows = _rows((line.name.strip(), *line.values) for line in evaluation_lines(evaluation))
     scenario = f" Times are those of the scenario {html.escape(evaluation.scenario)}." if evaluation.scenario else ""
     yield f"<h2>Figures</h2><table><tr><th></th>{head}</tr>{rows}</table>"
+    for sentence in broken_promises(evaluation):
+        yield f"<p class=note>{html.escape(sentence)}</p>"
     yield f"<p class=caption>Quality is on text that nothing has seen; baselines had the same recovery.{scenario}</p>"
 
 

@@ -17,12 +17,16 @@ MODELS = ("parent", "child", "uniform", "depth")
 PARENT_LABELS = ("attention:parent", "ffn:parent")
 
 
+TERMS = ("prefill", "decode", "runtime")
+
+
 @dataclass(frozen=True)
 class Figures:
     """One model of `evaluation.json`: quality on the text kept for the report, exact sizes, speed.
 
     `before_kl_nats` is the KL before recovery (None: unknown); `runtime_ratio` is to the parent, measured in turns with
-    it, and has its standard error; `over_budget` has the limits that are missed, each with value over limit (1.07 is
+    it, and has its standard error; `ratios` are times over the parent's by term, each as predicted and as measured;
+    `over_budget` has the limits that are missed, each with value over limit (1.07 is
     7 % over).
     """
 
@@ -40,6 +44,7 @@ class Figures:
     kl_standard_error: float | None = None
     runtime_ratio: float | None = None
     runtime_ratio_error: float | None = None
+    ratios: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     over_budget: Mapping[str, float] = field(default_factory=dict)
     architecture: Blocks = ()
 
@@ -53,6 +58,11 @@ class Figures:
             kl_standard_error=values.get("kl_standard_error"),
             runtime_ratio=values.get("runtime_ratio"),
             runtime_ratio_error=values.get("runtime_ratio_error"),
+            ratios={
+                term: (values[f"predicted_{term}_ratio"], values[f"{term}_ratio"])
+                for term in TERMS
+                if f"predicted_{term}_ratio" in values
+            },
             over_budget=values.get("over_budget") or {},
             architecture=blocks_of(values.get("architecture") or ()),
         )

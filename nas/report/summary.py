@@ -14,6 +14,7 @@ from rich.text import Text
 from inlay.cluster.tracking_send import redacted
 from inlay.nas.quantities import show_bytes, show_seconds
 from inlay.nas.report.figures import evaluation_table
+from inlay.nas.report.promises import broken_promises
 from inlay.nas.report.records import Evaluation, StageRow, stages_of
 
 
@@ -29,7 +30,10 @@ def print_summary(result: Mapping[str, Any], console: Console | None = None) -> 
     if result.get("already_done"):
         console.print(f"nothing to do: every piece of this job is in {result['workspace']}", soft_wrap=True)
     console.print()
-    console.print(evaluation_table(Evaluation.of(result["evaluation"])))
+    evaluation = Evaluation.of(result["evaluation"])
+    console.print(evaluation_table(evaluation))
+    for sentence in broken_promises(evaluation):
+        console.print(sentence, soft_wrap=True)
     if stages := stages_of(result["run"]):
         console.print()
         console.print(stage_table(stages))

@@ -10,8 +10,9 @@ from inlay.nas.loop.excess import excess_of, over_budget
 from inlay.nas.loop.search import Search
 from inlay.nas.loop.true_times import judged_times, times_are_given
 from inlay.nas.pieces.comparison import Comparison
+from inlay.nas.pieces.measuring import Measured
 from inlay.nas.tables.architecture import PARENT_BLOCK, Blocks
-from inlay.nas.tables.costs import CostTable
+from inlay.nas.tables.costs import TIMES, CostTable
 from inlay.nas.variants.entries import entries_of
 
 
@@ -53,12 +54,22 @@ def rows_of(
         # Every model took turns with the parent; its ratio to it is carried over to the parent's time of one run.
         scaled = {key: round(own[key] * measured.ratios[key.removesuffix("_ns")]) for key in own}
         rows[name] = _row(search, costs, scenario, architecture, scaled, quality[name])
-        rows[name]["runtime_ratio"] = measured.ratios["runtime"]
+        rows[name] |= _promised(costs, scenario.name, architecture, measured)
         rows[name]["runtime_ratio_error"] = measured.ratios["runtime"] * measured.ratio_errors["runtime"]
         excesses = excess_of(search, costs, architecture, times[name])
         rows[name]["limits"] = {e.field: {"ratio": e.ratio, "error": e.error} for e in excesses}
         rows[name]["over_budget"] = over_budget(excesses)
     return rows
+
+
+def _promised(costs: CostTable, scenario: str, architecture: Blocks, measured: Measured) -> dict[str, float]:
+    """Times relative to the parent's, as measured in turns with it and as the cost table adds them up."""
+    own, parent = costs.total(scenario, architecture), costs.total(scenario, [PARENT_BLOCK] * len(architecture))
+    found = {}
+    for name in TIMES:
+        found[f"{name}_ratio"] = measured.ratios[name]
+        found[f"predicted_{name}_ratio"] = own[f"{name}_ns"] / parent[f"{name}_ns"]
+    return found
 
 
 def _row(

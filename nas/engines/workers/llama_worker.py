@@ -50,11 +50,9 @@ class Cyllama:
         llama_cpp.llama_backend_init()
         self.version = f"cyllama {__version__}, ggml {llama_cpp.ggml_version()} ({llama_cpp.ggml_commit()})"
 
-    def model(self, path: str, vocab_only: bool) -> Any:
+    def model(self, path: str) -> Any:
         """The model in a file. Raises ValueError."""
-        params = self._lib.LlamaModelParams()
-        params.vocab_only = vocab_only
-        return self._model(path, params, verbose=True)
+        return self._model(path, self._lib.LlamaModelParams(), verbose=True)
 
     def context(self, model: Any, tokens: int, sequences: int, threads: int, exact: bool) -> Any:
         """What holds its cache."""
@@ -79,15 +77,6 @@ class Cyllama:
         sampler = self._lib.LlamaSampler()
         sampler.add_greedy()
         return sampler
-
-    def tokenize(self, model: Any, text: str, special: bool) -> list[int]:
-        """Ids of a text, with what the vocabulary puts before it."""
-        return list(model.get_vocab().tokenize(text.encode(), True, special))
-
-    def detokenize(self, model: Any, ids: Sequence[int]) -> str:
-        """The text of ids, without what stands around it."""
-        size = 64 + 64 * len(ids)
-        return str(model.get_vocab().detokenize(list(ids), size, True, False))
 
 
 class Model:
@@ -187,11 +176,11 @@ class Worker:
         except ImportError as error:
             raise Missing(f"{sys.executable} has no binding of llama.cpp ({error})") from None
 
-    def load(self, path: str, vocab_only: bool = False) -> Any:
+    def load(self, path: str) -> Any:
         """The model in a file."""
         del self._said[:]
         try:
-            return self.binding.model(path, vocab_only)
+            return self.binding.model(path)
         except (ValueError, RuntimeError):
             raise Refused(f"it does not load {path}: {self.last()}") from None
 
@@ -265,14 +254,6 @@ class Worker:
             found.append(model.tokens[0])
             decode += model.step(time.perf_counter_ns)
         return {"ids": found, "prefill_ns": prefill, "decode_ns": decode}
-
-    def do_tokenize(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Ids of every text by the vocabulary of a file, and the texts that they are in turn."""
-        model = self.load(request["file"], vocab_only=True)
-        found = [self.binding.tokenize(model, text, request["special"]) for text in request["texts"]]
-        texts = [self.binding.detokenize(model, ids) for ids in found]
-        model.close()
-        return {"ids": found, "texts": texts}
 
     def _named(self, request: dict[str, Any]) -> list[Model]:
         return [self._models[name] for name in request["models"]]
