@@ -35,8 +35,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2
 from inlay.distill.globally import distill_globally
 from inlay.distill.parallel import Ranks, shard, world_mesh
 from inlay.distill.settings import GlobalSettings
+from inlay.nas.engines.eager import random_model, rounds_of
+from inlay.nas.engines.timing import Workload, summarise
 from inlay.nas.modeling import InlayConfig, InlayForCausalLM
-from inlay.nas.pieces.timing import Workload, random_model, rounds_of, summarise
 
 NO_OP = {"kind": "no_op"}
 

@@ -23,9 +23,10 @@ import torch
 from machine import footer
 
 from inlay.nas.embedded import embedded_parent
+from inlay.nas.engines.eager import random_model, rounds_of
+from inlay.nas.engines.timing import Workload, relative_error, runtimes
 from inlay.nas.families import open_parent
 from inlay.nas.modeling.no_op_inlay import ABSENT
-from inlay.nas.pieces.timing import Workload, random_model, relative_error, rounds_of, runtimes
 
 COUNTING = "while True: pass"
 WALKING = "import torch; torch.set_num_threads(1); a = torch.zeros(1 << 26)\nwhile True: a.add_(1)"

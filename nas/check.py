@@ -16,6 +16,8 @@ from typing import Any
 
 from inlay.distill.text import read_documents, split_documents
 from inlay.nas.embedded import embedded_parent
+from inlay.nas.engines.fitting import hardware_problems, shape_problems
+from inlay.nas.engines.registry import storage_of
 from inlay.nas.errors import UserError
 from inlay.nas.families import GgufFile, Shape, describe_hub_parent, open_source
 from inlay.nas.job import Data, Job, JobError, Problem, Scenario
@@ -71,15 +73,25 @@ def check_sections(sections: Mapping[str, Any], folder: Path) -> Checked:
         except UserError as error:
             found.append(_problem(error, "parent"))
     scenarios = sections["hardware"].scenarios if "hardware" in sections else ()
+    if "hardware" in sections:
+        found += hardware_problems(sections["hardware"])
     if parent is not None:
         found += _against_shape(sections, parent.shape)
-        sizes = {scenario.name: parent_sizes(parent.shape, scenario) for scenario in scenarios}
-        warnings = idle_limits(sections.get("budget", ()), sizes)
+        warnings = _idle_limits(sections, parent.shape)
     if "data" in sections:
         found += _texts(sections["data"], scenarios, parent, folder)
     if "hardware" in sections and sections["hardware"].costs is not None:
         found += _costs(sections, parent, folder)
     return Checked(found, warnings)
+
+
+def _idle_limits(sections: Mapping[str, Any], shape: Shape) -> list[str]:
+    if "hardware" not in sections or any(shape_problems(sections["hardware"], shape, None)):
+        return []
+    hardware = sections["hardware"]
+    storage = storage_of(hardware.engine, hardware.format, shape)
+    sizes = {scenario.name: parent_sizes(shape, scenario, storage) for scenario in hardware.scenarios}
+    return idle_limits(sections.get("budget", ()), sizes)
 
 
 @dataclass(frozen=True)
@@ -127,6 +139,8 @@ def _against_shape(sections: Mapping[str, Any], shape: Shape) -> Iterator[Proble
         if not problems and length is not None:
             problems = unseen_problems(sections["space"], shape, length, JUDGED_FIELD)
         yield from problems
+    if "hardware" in sections and not any(hardware_problems(sections["hardware"])):
+        yield from shape_problems(sections["hardware"], shape, sections.get("space"))
     for part in ("distill", "validate") if "data" in sections else ():
         if (length := getattr(sections["data"], part).sequence_length) is not None and length > context:
             text = f"{length} is longer than the parent's context; it must be at most {context}"

@@ -15,12 +15,44 @@ class Format(StrEnum):
     """What can be written."""
 
     hf = "hf"
+    deci = "deci"
+    gguf = "gguf"
+
+
+class Consumer(StrEnum):
+    """Who reads DeciLM folders."""
+
+    vllm = "vllm"
+    tensorrt_llm = "tensorrt-llm"
+    sglang = "sglang"
+    mlx = "mlx"
+
+
+class Type(StrEnum):
+    """How a GGUF file stores its matrices."""
+
+    f32 = "f32"
+    f16 = "f16"
+    bf16 = "bf16"
+    q8_0 = "q8_0"
 
 
 def export_command(
     workspace: WorkspaceArgument,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write; must be empty or not there.")],
-    form: Annotated[Format, typer.Option("--format", help="hf: a Transformers folder.")] = Format.hf,
+    form: Annotated[
+        Format,
+        typer.Option(
+            "--format", help="hf: a Transformers folder. deci: a DeciLM folder (nemotron-nas). gguf: for llama.cpp."
+        ),
+    ] = Format.hf,
+    consumer: Annotated[
+        Consumer | None, typer.Option("--for", help="Who will read the DeciLM folder: each wants sizes of its own.")
+    ] = None,
+    number_type: Annotated[
+        Type | None,
+        typer.Option("--type", help="How the GGUF file stores numbers; default: as the search had it, else f16."),
+    ] = None,
     solution: Annotated[
         str | None,
         typer.Option("--solution", help="child, uniform, depth, or a solution's id; default: the one that was chosen."),
@@ -32,4 +64,8 @@ def export_command(
 
     place = Workspace(workspace)
     place.require()
-    print(export_child(place, form.value, output, solution=solution))
+    options = {
+        "for": None if consumer is None else consumer.value,
+        "type": None if number_type is None else number_type.value,
+    }
+    print(export_child(place, form.value, output, solution=solution, options=options))

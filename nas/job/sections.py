@@ -117,6 +117,15 @@ class Hardware(Section):
     scenarios: Annotated[tuple[Scenario, ...], BeforeValidator(_listed)] = Field(
         default=(Scenario(),), min_length=1, max_length=64, description="Workloads to measure and budget for."
     )
+    engine: Literal["transformers", "llama.cpp"] = Field(
+        default="transformers", description="What runs the child: its times and bytes are the budget's."
+    )
+    format: Literal["auto", "parent", "f32", "f16", "bf16", "q8_0"] = Field(
+        default="auto", description="How the engine stores weights; auto: f16 for llama.cpp, else as the parent's are."
+    )
+    python: str | None = Field(
+        default=None, min_length=1, description="The interpreter that has the engine; default: this one."
+    )
     costs: str | None = Field(
         default=None, min_length=1, description="A cost table to use instead of measuring (.parquet or .csv)."
     )

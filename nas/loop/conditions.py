@@ -7,13 +7,13 @@ from dataclasses import asdict
 
 from inlay.cluster.pieces import Piece, Record
 from inlay.cluster.store import digest_of
+from inlay.nas.engines.timing import Workload
 from inlay.nas.job.sections import Scenario
 from inlay.nas.loop.search import Search
 from inlay.nas.pieces.measuring import describe_device
 from inlay.nas.pieces.stage import Stage
-from inlay.nas.pieces.timing import Workload
 
-DEVICE = Stage("device", 1, describe_device)
+DEVICE = Stage("device", 2, describe_device)
 
 
 def workload_of(scenario: Scenario) -> Workload:
@@ -29,6 +29,8 @@ def conditions_of(search: Search, scenario: Scenario, version: int) -> str:
             "version": version,
             "workload": asdict(workload_of(scenario)),
             "clock": clock_of(search, scenario),
+            "engine": search.job.hardware.engine,
+            "target": {key: value for key, value in asdict(search.target).items() if key != "python"},
             "environment": environment(search, scenario),
         }
     )
@@ -36,14 +38,14 @@ def conditions_of(search: Search, scenario: Scenario, version: int) -> str:
 
 def clock_of(search: Search, scenario: Scenario) -> str:
     """`thread` or `wall`: what the times of a scenario are read from."""
-    return workload_of(scenario).clock(search.job.hardware.device)
+    return workload_of(scenario).clock(search.target.device)
 
 
 def environment(search: Search, scenario: Scenario) -> dict[str, str]:
     """Device and versions where the times of a scenario are taken, asked of a worker: the driver may have no GPU."""
     clock = clock_of(search, scenario)
     if clock not in search.environments:
-        record = search.ask(search.piece(DEVICE, clock, {}, {}), exclusive=clock == "wall")
+        record = search.ask(search.piece(DEVICE, clock, search.engine_arguments, {}), exclusive=clock == "wall")
         search.environments[clock] = dict(record.values["environment"])
     return search.environments[clock]
 

@@ -6,7 +6,7 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from inlay.cluster.here import run_pieces_here
 from inlay.cluster.pieces import Piece, Record, piece_key, piece_seed
 from inlay.cluster.runtime import Cluster, ClusterSettings
 from inlay.cluster.store import Store
+from inlay.nas.engines.engine import Engine, Target
+from inlay.nas.engines.registry import ENGINES, format_of
 from inlay.nas.families import Parent
 from inlay.nas.job import Job
 from inlay.nas.job.locations import is_hub_id
@@ -23,6 +25,7 @@ from inlay.nas.loop.resources import resources_of
 from inlay.nas.pieces.stage import Stage
 from inlay.nas.report.best import Best
 from inlay.nas.report.progress import Reporter
+from inlay.nas.variants.storage import Storage
 from inlay.nas.workspace import Workspace
 
 
@@ -65,6 +68,26 @@ class Search:
         if is_hub_id(self.job.parent, self.job.folder):
             return f"{self.job.parent}@{self.job.revision}"
         return str(self.parent.folder)
+
+    @property
+    def engine(self) -> Engine:
+        """What will run the child."""
+        return ENGINES[self.job.hardware.engine]
+
+    @property
+    def target(self) -> Target:
+        """Where the engine runs."""
+        return target_of(self.job, self.parent)
+
+    @property
+    def storage(self) -> Storage:
+        """How the engine keeps models."""
+        return self.engine.storage(self.target.format)
+
+    @property
+    def engine_arguments(self) -> dict[str, Any]:
+        """What a worker needs to find the engine."""
+        return {"engine": self.engine.name, "target": asdict(self.target)}
 
     @property
     def scratch(self) -> Path:
@@ -183,6 +206,17 @@ def cluster_settings(job: Job, workspace: Workspace) -> ClusterSettings:
 def scratch_of_job(job: Job, workspace: Workspace) -> Path:
     """`cluster.scratch`, relative to the job file, or the workspace's own folder."""
     return workspace.scratch(Path(job.resolve(job.cluster.scratch)) if job.cluster.scratch else None)
+
+
+def target_of(job: Job, parent: Parent) -> Target:
+    """Where a job's engine runs, with `auto` resolved."""
+    hardware = job.hardware
+    return Target(
+        hardware.device,
+        compute_dtype(job, parent),
+        format_of(hardware.engine, hardware.format, parent.shape),
+        hardware.python,
+    )
 
 
 def compute_dtype(job: Job, parent: Parent) -> str:

@@ -16,7 +16,7 @@ from inlay.nas.tables.architecture import PARENT_BLOCK, Blocks, identify
 from inlay.nas.tables.costs import TIMES, CostTable
 from inlay.nas.variants.entries import entries_of
 
-TRUE_TIMES = Stage("true_times", 4, time_architectures)
+TRUE_TIMES = Stage("true_times", 5, time_architectures)
 
 
 def times_are_given(search: Search) -> bool:
@@ -96,4 +96,5 @@ def _piece(search: Search, scenario: Scenario, conditions: str, architectures: d
         "workload": asdict(workload_of(scenario)),
         "conditions": conditions,
     }
-    return search.piece(TRUE_TIMES, f"{first}{f'+{more}' if more else ''} in {scenario.name}", settings, settings)
+    label = f"{first}{f'+{more}' if more else ''} in {scenario.name}"
+    return search.piece(TRUE_TIMES, label, settings | search.engine_arguments, settings)

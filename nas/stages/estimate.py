@@ -10,6 +10,8 @@ import torch
 
 from inlay.distill.rates import plan_trials
 from inlay.distill.settings import JUDGED
+from inlay.nas.engines.timing import ROUNDS, SAMPLED_STEPS
+from inlay.nas.engines.transformers_engine import COPIES
 from inlay.nas.families import Parent, Slot
 from inlay.nas.job import Job, Scenario
 from inlay.nas.job.judged import judged_length
@@ -18,11 +20,10 @@ from inlay.nas.loop.texts import held_out_batches
 from inlay.nas.loop.training import global_settings
 from inlay.nas.modeling import build_layer, make_context
 from inlay.nas.pieces.boundaries import micro_batch
-from inlay.nas.pieces.measuring import COPIES
-from inlay.nas.pieces.timing import ROUNDS, SAMPLED_STEPS
 from inlay.nas.stages.measure import entry_key
 from inlay.nas.tables.idle_limits import parent_sizes
 from inlay.nas.variants import Variant, ends_parameters, parameters, variants_of
+from inlay.nas.variants.storage import AsParent
 
 MODELS = 3
 """Child and two baselines: what is recovered."""
@@ -57,7 +58,7 @@ def stage_seconds(job: Job, parent: Parent) -> dict[str, float]:
     length, judged = job.data.distill.sequence_length, judged_length(job)
     space = [variants_of(job.space, shape, layer) for layer in range(shape.num_layers)]
     trained = sum(variant.trained for layer in space for variant in layer)
-    whole = parent_sizes(shape, job.hardware.scenarios[0])["parameters"]
+    whole = parent_sizes(shape, job.hardware.scenarios[0], AsParent())["parameters"]
     own, head = whole - ends_parameters(shape), shape.vocab * shape.hidden
     rates = {tokens: layer_rate(parent, tokens) for tokens in sorted({length, judged})}
     learning, judging = rates[length].operations_per_second, rates[judged].operations_per_second

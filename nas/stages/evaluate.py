@@ -12,7 +12,6 @@ from inlay.nas.loop.true_times import judged_times, times_are_given
 from inlay.nas.pieces.comparison import Comparison
 from inlay.nas.tables.architecture import PARENT_BLOCK, Blocks
 from inlay.nas.tables.costs import CostTable
-from inlay.nas.variants import kv_bytes
 from inlay.nas.variants.entries import entries_of
 
 
@@ -75,7 +74,7 @@ def _row(
     entries = entries_of(shape, architecture)
     # One more token at the end of the scenario: what a sequence's cache grows by where nothing is cut off.
     length = scenario.prefill + scenario.generate
-    per_sequence = sum(kv_bytes(entry["attention"], shape, 1, length) for entry in entries)
+    per_sequence = sum(search.storage.kv(entry["attention"], shape, 1, length) for entry in entries)
     return {
         "times": "given" if times_are_given(search) else "measured",
         "kl_nats": comparison.kl_nats,
@@ -83,7 +82,7 @@ def _row(
         "perplexity": comparison.perplexity,
         "top1_agreement": comparison.top1_agreement,
         "parameters": total["parameters"],
-        "weights_bytes": total["weights_bytes"],
+        "weights_bytes": search.storage.model(shape, entries),
         "kv_bytes_per_token": per_sequence / length,
         "prefill_tokens_per_second": scenario.batch_size * scenario.prefill * 1e9 / times["prefill_ns"],
         "decode_tokens_per_second": scenario.batch_size * 1e9 / times["decode_ns"],

@@ -1,8 +1,7 @@
 """measure: the cost table. Times of every distinct subblock on the target device, sizes counted exactly.
 
 One piece a scenario; where it reads the wall clock nothing else of the search runs meanwhile. A subblock's time is what
-four of them add to a model that has only the ends, measured through the same code that the export runs, in turns with
-the parent's own.
+a few of them add to a small model (the engine's `skeletons`), measured by what will run the export.
 """
 
 from __future__ import annotations
@@ -16,15 +15,16 @@ from inlay.nas.families import Shape
 from inlay.nas.job.sections import Scenario
 from inlay.nas.loop.conditions import conditions_of, run_timed, workload_of
 from inlay.nas.loop.search import Search
+from inlay.nas.modeling.subblock_inlay import Slot
 from inlay.nas.pieces.measuring import measure_subblocks
 from inlay.nas.pieces.stage import Stage
 from inlay.nas.report.sentences import counted
 from inlay.nas.tables.costs import ENDS
 from inlay.nas.tables.given_costs import given_costs
-from inlay.nas.variants import Variant, ends_parameters, kv_bytes, parameters, variants_of, weights_bytes
+from inlay.nas.variants import Variant, ends_parameters, parameters, variants_of
 
 TIMES = ("prefill_ns", "decode_ns", "runtime_ns", "spread_ns")
-MEASURE = Stage("measure", 4, measure_subblocks)
+MEASURE = Stage("measure", 5, measure_subblocks)
 
 
 def cost_rows(search: Search) -> list[dict[str, Any]]:
@@ -47,8 +47,10 @@ def measured_subblocks(search: Search) -> list[tuple[Scenario, dict[str, dict[st
     pieces = []
     for scenario in search.job.hardware.scenarios:
         settings = {"entries": entries, "workload": asdict(workload_of(scenario))}
-        depends = settings | {"conditions": conditions_of(search, scenario, MEASURE.version)}
-        pieces.append((scenario, search.piece(MEASURE, f"scenario {scenario.name}", settings, depends)))
+        depends = {**settings, "conditions": conditions_of(search, scenario, MEASURE.version)}
+        pieces.append(
+            (scenario, search.piece(MEASURE, f"scenario {scenario.name}", settings | search.engine_arguments, depends))
+        )
     records = run_timed(search, pieces, f"times of {counted(len(entries), 'subblock')}")
     return [
         (scenario, {key: dict(times) for key, times in record.values["times"].items()})
@@ -58,13 +60,15 @@ def measured_subblocks(search: Search) -> list[tuple[Scenario, dict[str, dict[st
 
 def scenario_rows(search: Search, scenario: Scenario, times: dict[str, dict[str, int]]) -> list[dict[str, Any]]:
     """Rows of one scenario: every variant at every layer with its measured times and exact sizes, then the ends."""
-    length = scenario.prefill + scenario.generate
+    length, storage = scenario.prefill + scenario.generate, search.storage
     rows = []
     for shape, layer, variant in _all_variants(search):
         entry = variant.entry(shape, layer)
         if variant.is_free:
             continue
-        own = dict.fromkeys(TIMES, 0) if variant.is_absent(shape, layer) else times[entry_key(variant.slot, entry)]
+        own = dict.fromkeys(TIMES, 0)
+        if not variant.is_absent(shape, layer):
+            own = _placed(search, scenario, times[entry_key(variant.slot, entry)], variant.slot, layer)
         rows.append(
             {
                 "scenario": scenario.name,
@@ -73,16 +77,22 @@ def scenario_rows(search: Search, scenario: Scenario, times: dict[str, dict[str,
                 "variant": variant.label,
                 **own,
                 "parameters": parameters(entry, variant.slot, shape),
-                "weights_bytes": weights_bytes(entry, variant.slot, shape),
-                "kv_bytes": kv_bytes(entry, shape, scenario.batch_size, length),
+                "weights_bytes": storage.weights(entry, variant.slot, shape),
+                "kv_bytes": storage.kv(entry, shape, scenario.batch_size, length),
             }
         )
     shape = search.parent.shape
     ends = ends_parameters(shape)
     layer, slot, label = ENDS
-    sizes = {"parameters": ends, "weights_bytes": ends * shape.dtype_bytes, "kv_bytes": 0}
+    sizes = {"parameters": ends, "weights_bytes": storage.ends(shape), "kv_bytes": 0}
     rows.append({"scenario": scenario.name, "layer": layer, "slot": slot, "variant": label, **times["ends"], **sizes})
     return rows
+
+
+def _placed(search: Search, scenario: Scenario, times: dict[str, int], slot: Slot, layer: int) -> dict[str, int]:
+    """A subblock's times at its layer."""
+    own = search.engine.times_at(times, slot, layer == search.parent.shape.num_layers - 1)
+    return own | {"runtime_ns": own["prefill_ns"] + scenario.generate * own["decode_ns"]}
 
 
 def entry_key(slot: str, entry: dict[str, Any]) -> str:

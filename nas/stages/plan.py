@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from inlay.nas.engines.registry import storage_of
 from inlay.nas.families import Parent, described
 from inlay.nas.job import Job, Scenario
 from inlay.nas.job.judged import judged_length
@@ -16,7 +17,8 @@ from inlay.nas.pieces.shards import shard_ranges
 from inlay.nas.stages.estimate import MODELS, SLOTS, Space, judged_tokens, scored_blocks, stage_seconds
 from inlay.nas.stages.run import open_job_parent
 from inlay.nas.tables.idle_limits import idle_limits, parent_sizes
-from inlay.nas.variants import Variant, ends_parameters, kv_bytes, parameters, variants_of
+from inlay.nas.variants import Variant, ends_parameters, parameters, variants_of
+from inlay.nas.variants.storage import Storage
 
 
 def make_plan(job: Job) -> dict[str, Any]:
@@ -32,7 +34,8 @@ def _plan_of(job: Job, parent: Parent) -> dict[str, Any]:
     shape = parent.shape
     space = [variants_of(job.space, shape, layer) for layer in range(shape.num_layers)]
     trained = sum(variant.trained for layer in space for variant in layer)
-    sizes = parent_sizes(shape, job.hardware.scenarios[0])
+    storage = storage_of(job.hardware.engine, job.hardware.format, shape)
+    sizes = parent_sizes(shape, job.hardware.scenarios[0], storage)
     return {
         "parent": {
             "name": job.parent,
@@ -112,11 +115,12 @@ def _sequences(job: Job, tokens: int) -> str:
 
 def _facts(job: Job, parent: Parent, space: Space) -> list[tuple[str, str]]:
     shape = parent.shape
+    storage = storage_of(job.hardware.engine, job.hardware.format, shape)
     facts = [("budget", ", ".join(f"{limit.field.removeprefix('budget.')} {limit.text}" for limit in job.budget))]
     for scenario in job.hardware.scenarios:
         length = scenario.prefill + scenario.generate
         kv = sum(
-            kv_bytes(shape.parent_entry(i, "attention"), shape, scenario.batch_size, length)
+            storage.kv(shape.parent_entry(i, "attention"), shape, scenario.batch_size, length)
             for i in range(shape.num_layers)
         )
         facts.append(
@@ -126,14 +130,15 @@ def _facts(job: Job, parent: Parent, space: Space) -> list[tuple[str, str]]:
                 f"the parent's KV cache takes {kv:,} bytes",
             )
         )
-        least, own = least_sizes(parent, space, scenario), parent_sizes(shape, scenario)
+        least, own = least_sizes(parent, space, scenario, storage), parent_sizes(shape, scenario, storage)
         ratios = ", ".join(f"{name} {least[name] / own[name]:.3f}x" for name in own)
         facts.append(("least", f"in {scenario.name}: {ratios}; least times are known once they were measured"))
     return facts
 
 
 def _warnings(job: Job, parent: Parent, space: Space) -> list[str]:
-    sizes = {scenario.name: parent_sizes(parent.shape, scenario) for scenario in job.hardware.scenarios}
+    storage = storage_of(job.hardware.engine, job.hardware.format, parent.shape)
+    sizes = {scenario.name: parent_sizes(parent.shape, scenario, storage) for scenario in job.hardware.scenarios}
     found = idle_limits(job.budget, sizes)
     folder = Path(job.resolve(job.cluster.scratch)) if job.cluster.scratch else job.default_workspace()
     there = next(path for path in (folder, *folder.parents) if path.exists())
@@ -141,7 +146,8 @@ def _warnings(job: Job, parent: Parent, space: Space) -> list[str]:
     if scratch_bytes(job, parent) > free // 2:
         found.append("scratch does not hold all boundaries at once: layers are worked on in spans, one after the other")
     for scenario in job.hardware.scenarios:
-        least, own = least_sizes(parent, space, scenario), parent_sizes(parent.shape, scenario)
+        own = parent_sizes(parent.shape, scenario, storage)
+        least = least_sizes(parent, space, scenario, storage)
         for limit in job.budget:
             if limit.name in own and limit.scenario in (None, scenario.name):
                 if least[limit.name] <= limit.against(own[limit.name]):
@@ -153,20 +159,20 @@ def _warnings(job: Job, parent: Parent, space: Space) -> list[str]:
     return found
 
 
-def least_sizes(parent: Parent, space: Space, scenario: Scenario) -> dict[str, int]:
+def least_sizes(parent: Parent, space: Space, scenario: Scenario, storage: Storage) -> dict[str, int]:
     """The least of each exact quantity that the space reaches, each on its own, ends included."""
     shape, length = parent.shape, scenario.prefill + scenario.generate
     numbers = ends_parameters(shape)
-    weights = numbers * shape.dtype_bytes
+    weights = storage.ends(shape)
     least = {"parameters": numbers, "weights": weights, "kv": 0, "memory": weights}
     for layer, variants in enumerate(space):
         for slot in SLOTS:
             sizes = []
             for variant in (v for v in variants if v.slot == slot):
                 entry = variant.entry(shape, layer)
-                cache = kv_bytes(entry, shape, scenario.batch_size, length)
+                cache = storage.kv(entry, shape, scenario.batch_size, length)
                 count = parameters(entry, slot, shape)
-                weights = count * shape.dtype_bytes
+                weights = storage.weights(entry, slot, shape)
                 sizes.append({"parameters": count, "weights": weights, "kv": cache, "memory": weights + cache})
             for name in least:
                 least[name] += min(size[name] for size in sizes)

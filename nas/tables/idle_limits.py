@@ -8,18 +8,19 @@ from inlay.nas.families import Shape
 from inlay.nas.job import BudgetLimit, Scenario
 from inlay.nas.job.budget import SCENARIO_FREE, UNITS
 from inlay.nas.quantities import show_bytes, show_count, show_seconds
-from inlay.nas.variants import ends_parameters, kv_bytes, parameters
+from inlay.nas.variants import ends_parameters, parameters
+from inlay.nas.variants.storage import Storage
 
 
-def parent_sizes(shape: Shape, scenario: Scenario) -> dict[str, int]:
-    """The exact quantities of the parent in a scenario, ends included: `parameters`, and bytes."""
+def parent_sizes(shape: Shape, scenario: Scenario, storage: Storage) -> dict[str, int]:
+    """The exact quantities of the parent in a scenario, ends included: `parameters`, and bytes as it is kept."""
     length = scenario.prefill + scenario.generate
     numbers, kv = ends_parameters(shape), 0
     for layer in range(shape.num_layers):
         attention, ffn = shape.parent_entry(layer, "attention"), shape.parent_entry(layer, "ffn")
         numbers += parameters(attention, "attention", shape) + parameters(ffn, "ffn", shape)
-        kv += kv_bytes(attention, shape, scenario.batch_size, length)
-    weights = numbers * shape.dtype_bytes
+        kv += storage.kv(attention, shape, scenario.batch_size, length)
+    weights = storage.model(shape, shape.blocks)
     return {"parameters": numbers, "weights": weights, "kv": kv, "memory": weights + kv}
 
 

@@ -9,6 +9,7 @@ from inlay.nas.families import open_parent
 from inlay.nas.job import Scenario
 from inlay.nas.job.budget import parse_budget
 from inlay.nas.tables.idle_limits import idle_limits, parent_sizes
+from inlay.nas.variants.storage import AsParent
 
 PARENT = {
     "chat": {"runtime": 50_000_000, "throughput": 900.0, "memory": 12 * 2**20, "weights": 10 * 2**20},
@@ -51,7 +52,7 @@ def test_a_keyed_limit_is_of_its_scenario_alone() -> None:
 
 def test_the_parents_sizes_are_those_of_its_tensors_and_caches(tiny_parent: Callable[..., Path]) -> None:
     parent = open_parent(tiny_parent("llama"))
-    sizes = parent_sizes(parent.shape, Scenario(batch_size=3, prefill=8, generate=4))
+    sizes = parent_sizes(parent.shape, Scenario(batch_size=3, prefill=8, generate=4), AsParent())
     # Width 32, 4 query and 2 key/value heads of 8, ffn 48, vocabulary 288, tied; 3 layers.
     numbers = 288 * 32 + 32 + 3 * (2 * 32 + 3072 + 4608)
     kv = 3 * 2 * 3 * 2 * 8 * 12 * parent.shape.dtype_bytes

@@ -14,6 +14,7 @@ from inlay.nas.modeling.no_op_inlay import ABSENT
 from inlay.nas.pieces.measuring import Measured, measure_subblocks, time_architectures
 from inlay.nas.pieces.weights import parent_of
 
+ENGINE = {"engine": "transformers", "target": {"device": "cpu", "dtype": "float32", "format": "parent"}}
 WORKLOAD = {"batch_size": 1, "prefill": 8, "generate": 4, "threads": 1}
 
 
@@ -34,7 +35,7 @@ def test_all_architectures_are_timed_beside_one_parent(parent: str, tmp_path: Pa
     """After an attempt that ran out of memory each model is made anew for its turn, and what is told is the same."""
     own = list(parent_of(parent).config.blocks)
     half = [block if layer % 2 else {"attention": ABSENT, "ffn": ABSENT} for layer, block in enumerate(own)]
-    arguments = {"parent": parent, "dtype": "float32", "device": "cpu", "workload": WORKLOAD, "conditions": "these"}
+    arguments = {"parent": parent, **ENGINE, "workload": WORKLOAD, "conditions": "these"}
     arguments["architectures"] = {"same": own, "half": half}
     output = time_architectures(arguments, context(tmp_path, memory_retries))
     assert output.values["conditions"] == "these"
@@ -49,7 +50,7 @@ def test_all_architectures_are_timed_beside_one_parent(parent: str, tmp_path: Pa
 
 def test_a_subblock_has_the_time_that_it_adds_to_the_ends(parent: str, tmp_path: Path) -> None:
     entries = ['ffn {"kind": "gated", "width": 512}', 'ffn {"kind": "gated", "width": 16}']
-    arguments = {"parent": parent, "dtype": "float32", "device": "cpu", "workload": WORKLOAD, "entries": entries}
+    arguments = {"parent": parent, **ENGINE, "workload": WORKLOAD, "entries": entries}
     times = measure_subblocks(arguments, context(tmp_path, 0)).values["times"]
     assert set(times) == {"ends", *entries}
     assert times[entries[0]]["runtime_ns"] > times[entries[1]]["runtime_ns"]

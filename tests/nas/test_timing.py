@@ -12,17 +12,9 @@ import pytest
 import torch
 
 from inlay.nas.embedded import embedded_parent
+from inlay.nas.engines.eager import random_model, rounds_of
+from inlay.nas.engines.timing import LEAST_ROUNDS, ROUNDS, ROUNDS_AT_MOST, Workload, relative_error, summarise
 from inlay.nas.families import open_parent
-from inlay.nas.pieces.timing import (
-    LEAST_ROUNDS,
-    ROUNDS,
-    ROUNDS_AT_MOST,
-    Workload,
-    random_model,
-    relative_error,
-    rounds_of,
-    summarise,
-)
 
 CPU = torch.device("cpu")
 WORKLOAD = Workload(batch_size=1, prefill=4, generate=2, threads=1)

@@ -38,3 +38,7 @@ def add_fields(writer: Any, fields: Iterable[Field]) -> None:
     for field in fields:
         items = None if field.items is None else kinds(field.items)
         writer.add_key_value(field.key, field.value, kinds(field.kind), items)
+
+
+NO_TOKENIZER = Field("tokenizer.ggml.model", "none", Kind.STRING)
+"""Of a file that is only timed."""

@@ -1,0 +1,136 @@
+"""Models in eager PyTorch, as the Transformers folder runs: random weights of their shape, and their times."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from inlay.nas.engines.timing import PATIENCE_SECONDS, SAMPLED_STEPS, Workload, take_rounds
+from inlay.nas.modeling import InlayConfig, InlayForCausalLM
+
+
+def random_model(
+    config: InlayConfig, dtype: torch.dtype, device: torch.device, ends: InlayForCausalLM | None = None
+) -> InlayForCausalLM:
+    """A model of this shape with random weights: times do not depend on their values.
+
+    Embedding and head are those of `ends` where it is given, so that models of one comparison hold them once.
+    """
+    torch.manual_seed(0)
+    with device, _default_dtype(dtype):
+        model: Any = InlayForCausalLM(config)
+    if ends is not None:
+        model.model.embed_tokens, model.lm_head = ends.model.embed_tokens, ends.lm_head
+    built: InlayForCausalLM = model.to(device, dtype).eval()
+    return built
+
+
+@contextlib.contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Weights are made in the type that they are timed in: in float32 first, a model of bfloat16 takes three times as
+    much memory."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def rounds_of(
+    models: Mapping[str, Any],
+    workload: Workload,
+    device: torch.device,
+    on_round: Callable[[float], None] = lambda share: None,
+    patience_seconds: float = PATIENCE_SECONDS,
+    together: bool = True,
+) -> dict[str, list[tuple[int, int]]]:
+    """`take_rounds` of models in this process.
+
+    Args:
+        models: all in one mapping; one that builds a model anew whenever it is asked for goes with `together=False`.
+        device: where they are.
+    """
+    torch.set_num_threads(workload.threads)
+    bench = _EagerBench(models, workload, device)
+    return take_rounds(list(models), bench, workload, on_round, patience_seconds, together)
+
+
+class _EagerBench:
+    def __init__(self, models: Mapping[str, Any], workload: Workload, device: torch.device) -> None:
+        self._models, self._workload = models, workload
+        clock = workload.clock(device.type)
+        self._read = _reader(clock, device)
+        # Steps between two readings: each costs a GPU its queue.
+        self._each = 1 if clock == "thread" else SAMPLED_STEPS
+        generator = torch.Generator().manual_seed(0)
+        vocab = models[next(iter(models))].config.vocab_size
+        longest = workload.prefill + workload.generate
+        self._ids_BT = torch.randint(0, vocab, (workload.batch_size, longest), generator=generator).to(device)
+        self._runs: list[_Run] = []
+
+    @torch.inference_mode()
+    def prefill(self, names: Sequence[str]) -> list[int]:
+        self._runs = []
+        self._runs = [_Run(self._models[name]) for name in names]
+        spent = []
+        for run in self._runs:
+            start = self._read()
+            run.prefill(self._ids_BT[:, : self._workload.prefill])
+            spent.append(self._read() - start)
+        return spent
+
+    @torch.inference_mode()
+    def extend(self, context: int) -> None:
+        for run in self._runs:
+            run.extend(self._ids_BT, context)
+
+    @torch.inference_mode()
+    def steps(self, count: int) -> list[int]:
+        spent = [0] * len(self._runs)
+        for done in range(0, count, self._each):
+            for number, run in enumerate(self._runs):
+                start = self._read()
+                for _ in range(min(self._each, count - done)):
+                    run.step()
+                spent[number] += self._read() - start
+        return spent
+
+
+class _Run:
+    """A model that generates, greedily, with its cache."""
+
+    def __init__(self, model: Any) -> None:
+        self.model = model
+
+    def prefill(self, ids_BP: torch.Tensor) -> None:
+        output = self.model(ids_BP, past_key_values=self.model.new_cache(), use_cache=True, logits_to_keep=1)
+        self.cache, self.token_B1 = output.past_key_values, output.logits[:, -1:].argmax(-1)
+
+    def extend(self, ids_BT: torch.Tensor, context: int) -> None:
+        """Reads on until the cache holds so many tokens."""
+        seen = self.cache.get_seq_length()
+        if seen < context:
+            self.model(ids_BT[:, seen:context], past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+
+    def step(self) -> None:
+        output = self.model(self.token_B1, past_key_values=self.cache, use_cache=True)
+        self.token_B1 = output.logits[:, -1:].argmax(-1)
+
+
+def _reader(clock: str, device: torch.device) -> Callable[[], int]:
+    """The clock, ns; on a GPU it waits for what was sent there."""
+    if clock == "thread":
+        return time.thread_time_ns
+    if device.type != "cuda":
+        return time.perf_counter_ns
+
+    def read() -> int:
+        torch.cuda.synchronize(device)
+        return time.perf_counter_ns()
+
+    return read

@@ -1,0 +1,122 @@
+"""The contract of an engine: what runs a child for its users, and what a search has to know of it.
+
+An engine is stateless. What it is asked before anything is trained needs neither torch nor the engine itself; what is
+asked of it in a worker is given a `Target`, and whatever it starts is gone when the answer is there.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar
+
+from inlay.nas.engines.timing import Workload
+from inlay.nas.families.shape import Entry, Shape
+from inlay.nas.modeling.subblock_inlay import Slot
+from inlay.nas.variants.storage import Storage
+
+if TYPE_CHECKING:
+    from inlay.nas.modeling import InlayConfig
+
+Rounds = dict[str, list[tuple[int, int]]]
+"""(prefill ns, mean decode step ns) of every round, by model."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where an engine runs.
+
+    Args:
+        device: `cpu`, `cuda` or `cuda:N`.
+        dtype: what PyTorch computes in.
+        format: what matrices are stored in, one of the engine's `formats`.
+        python: the interpreter that has the engine; None: this one.
+    """
+
+    device: str
+    dtype: str
+    format: str
+    python: str | None = None
+
+
+@dataclass(frozen=True)
+class Skeletons:
+    """Small models by which subblocks are timed.
+
+    Args:
+        references: models that several subblocks are compared with, by name.
+        models: one for each subblock, by its key.
+        terms: a subblock's own time, and that of the `ends`, as a sum of times of these models: (weight, name).
+    """
+
+    references: Mapping[str, InlayConfig]
+    models: Mapping[str, InlayConfig]
+    terms: Mapping[str, Sequence[tuple[float, str]]] = field(default_factory=dict)
+
+
+class Engine(ABC):
+    """One engine."""
+
+    name: ClassVar[str]
+    """As `hardware.engine` has it."""
+    formats: ClassVar[tuple[str, ...]]
+    """What `hardware.format` may be."""
+    devices: ClassVar[tuple[str, ...]] = ("cpu",)
+    """Types of device that it runs on."""
+    has_python: ClassVar[bool] = True
+    """Whether it may live in another interpreter."""
+
+    @abstractmethod
+    def usual_format(self, shape: Shape) -> str:
+        """What `format: auto` stands for."""
+
+    @abstractmethod
+    def problem(self, entry: Entry, slot: Slot, shape: Shape, form: str) -> str | None:
+        """Why it cannot run this subblock, with the value and what can be run instead, or None."""
+
+    @abstractmethod
+    def model_problem(self, shape: Shape, form: str) -> str | None:
+        """Why it cannot run any child of this parent, with the way out, or None."""
+
+    @abstractmethod
+    def storage(self, form: str) -> Storage:
+        """How it keeps a model in a format."""
+
+    @abstractmethod
+    def describe(self, target: Target) -> dict[str, str]:
+        """What times depend on where they are taken: the processor's name and the versions of what computes.
+
+        Raises:
+            UserError: the engine is not installed there.
+        """
+
+    @abstractmethod
+    def skeletons(self, config: InlayConfig, subblocks: Mapping[str, tuple[Slot, Entry]]) -> Skeletons:
+        """The models that tell the times of these subblocks, by their keys, and of the ends."""
+
+    def times_at(self, times: Mapping[str, int], slot: Slot, is_last: bool) -> dict[str, int]:
+        """`prefill_ns` and `decode_ns` of a subblock where it stands, from those that its skeleton has."""
+        return dict(times)
+
+    @abstractmethod
+    def rounds(
+        self,
+        models: Mapping[str, InlayConfig],
+        workload: Workload,
+        target: Target,
+        on_round: Callable[[float], None],
+        together: bool = True,
+    ) -> Rounds:
+        """Times of models of these shapes, in turns; the others are judged relative to the first.
+
+        Args:
+            models: what is timed; weights are random.
+            workload: what a run is.
+            target: where.
+            on_round: is told which share of the rounds is done.
+            together: whether there is memory for all of them at once.
+
+        Raises:
+            UserError: the engine does not run one of them, died or hangs.
+        """

@@ -1,0 +1,47 @@
+"""Whether an engine can run what a job asks for: said before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from inlay.nas.engines.registry import ENGINES, format_of
+from inlay.nas.families.shape import Shape
+from inlay.nas.job.sections import Hardware
+from inlay.nas.problems import Problem
+from inlay.nas.variants import SearchSpace, space_problems, variants_of
+
+
+def hardware_problems(hardware: Hardware) -> Iterator[Problem]:
+    """What is wrong with the choice of the engine itself."""
+    engine = ENGINES[hardware.engine]
+    if hardware.format != "auto" and hardware.format not in engine.formats:
+        known = ", ".join(engine.formats)
+        yield Problem("hardware.format", f"{hardware.format} is not a format of {engine.name}; write {known} or auto")
+    if hardware.python is not None and not engine.has_python:
+        yield Problem("hardware.python", f"{engine.name} runs in the search's own workers; leave it out")
+    device = hardware.device.partition(":")[0]
+    if device not in engine.devices:
+        text = f"{hardware.device} is not where inlay runs {engine.name}; write {' or '.join(engine.devices)}"
+        yield Problem("hardware.device", text)
+
+
+def shape_problems(hardware: Hardware, shape: Shape, space: SearchSpace | None) -> Iterator[Problem]:
+    """What of the parent and of the space the engine cannot run; each choice once, with the first layer of it."""
+    engine = ENGINES[hardware.engine]
+    form = format_of(hardware.engine, hardware.format, shape)
+    if form not in engine.formats:
+        return
+    if (problem := engine.model_problem(shape, form)) is not None:
+        yield Problem("hardware.engine", problem)
+        return
+    if space is None or space_problems(space, shape):
+        return
+    told: set[str] = set()
+    for layer in range(shape.num_layers):
+        for variant in variants_of(space, shape, layer):
+            if variant.is_free or variant.label in told or variant.is_absent(shape, layer):
+                continue
+            problem = engine.problem(variant.entry(shape, layer), variant.slot, shape, form)
+            if problem is not None:
+                told.add(variant.label)
+                yield Problem(f"space.{variant.slot}", f"{variant.label} at layer {layer}: {problem}")

@@ -1,0 +1,259 @@
+"""`llama.cpp`: a child as a GGUF file, timed and run in a process of its own."""
+
+from __future__ import annotations
+
+import random
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from inlay.nas.engines.engine import Engine, Rounds, Skeletons, Target
+from inlay.nas.engines.gguf.formats import FORMATS
+from inlay.nas.engines.gguf.packing import LAYERS_AT_MOST, PARTS, PLAIN, Packed, mixed_architecture, pack, part_of
+from inlay.nas.engines.process import EngineProcess, worker_script
+from inlay.nas.engines.timing import Workload, take_rounds
+from inlay.nas.families.shape import Entry, Shape
+from inlay.nas.modeling.full_inlay import FullAttention
+from inlay.nas.modeling.gated_inlay import GatedFfn
+from inlay.nas.modeling.kinds_inlay import SUBBLOCKS
+from inlay.nas.modeling.no_op_inlay import ABSENT
+from inlay.nas.modeling.subblock_inlay import Slot
+from inlay.nas.variants.storage import Block, Storage
+
+if TYPE_CHECKING:
+    from inlay.nas.modeling import InlayConfig
+
+NAME: Final = "llama.cpp"
+EXTRA: Final = "`pip install 'inlay[gguf]'` brings one, or name an interpreter that has it in hardware.python"
+CELLS: Final = 256
+"""Tokens of a sequence that its cache is made for come in multiples of this many."""
+KV_BYTES: Final = 2
+"""Bytes of a number in its cache: f16, as it ships."""
+COPIES: Final = 4
+"""Copies of a subblock in the model that is timed."""
+SMALL_VOCABULARY: Final = 32
+"""Tokens of the models that time subblocks: their ends are not what is asked."""
+_ELSEWHERE: Final = "take it out of the space, or search with `hardware.engine: transformers`"
+
+
+class LlamaCppStorage(Storage):
+    """GGUF's tensors in one format, and a cache of f16."""
+
+    def __init__(self, form: str) -> None:
+        self._form = form
+
+    def weights(self, entry: Entry, slot: Slot, shape: Shape) -> int:
+        """Its tensors, without what may have to stand in for the other half of its layer (`model` counts that)."""
+        if SUBBLOCKS.of(entry).absent:
+            return 0
+        return sum(tensor.num_bytes for tensor in part_of(shape, 0, slot, entry, self._form).tensors)
+
+    def ends(self, shape: Shape) -> int:
+        """Embedding, norm and an untied head."""
+        return sum(tensor.num_bytes for tensor in pack(shape, shape.blocks, self._form).ends)
+
+    def kv(self, entry: Entry, shape: Shape, batch: int, length: int) -> int:
+        """Cells that its cache allocates."""
+        cells = -(-length // CELLS) * CELLS
+        held = SUBBLOCKS.of(entry).state(entry, shape, cells).values()
+        return batch * KV_BYTES * sum(_count(size) for size in held)
+
+    def model(self, shape: Shape, blocks: Sequence[Block]) -> int:
+        """All tensors of the file."""
+        return pack(shape, blocks, self._form).weights_bytes
+
+
+class LlamaCppEngine(Engine):
+    """Runs what its architectures can hold (`gguf/packing.py`)."""
+
+    name = NAME
+    formats = tuple(FORMATS)
+
+    def usual_format(self, shape: Shape) -> str:
+        """f16, as converters write by default."""
+        return "f16"
+
+    def problem(self, entry: Entry, slot: Slot, shape: Shape, form: str) -> str | None:
+        """By kind, by the parent's norms of heads, and by the rows that a format can hold."""
+        if SUBBLOCKS.of(entry).absent:
+            return None
+        kind = entry["kind"]
+        if kind not in PARTS:
+            return f"llama.cpp has no {kind} {slot}; it runs {', '.join(PARTS)} and no_op, so {_ELSEWHERE}"
+        part = part_of(shape, 0, slot, entry, form)
+        if part.role == "map" and not mixed_architecture(shape).empty_attention:
+            return f"llama.cpp has no {kind} {slot} beside attention whose heads are normed; {_ELSEWHERE}"
+        # What the parent itself has is stored as converters do it: in f16 where its rows do not fit.
+        own = [shape.parent_entry(layer, slot) for layer in range(shape.num_layers)]
+        for tensor in part.tensors if entry not in own else ():
+            if len(tensor.shape) == 2 and tensor.format != form:
+                block = FORMATS[form].block
+                return (
+                    f"{form} stores {block} numbers together, and {tensor.name} has rows of {tensor.shape[1]}; take a "
+                    f"multiple of {block}, or `hardware.format: f16`"
+                )
+        return None
+
+    def model_problem(self, shape: Shape, form: str) -> str | None:
+        """By family, layers, head and the rows that a format can hold."""
+        if shape.family not in PLAIN:
+            return f"llama.cpp: the family {shape.family} is not known; it is {', '.join(PLAIN)}"
+        if mixed_architecture(shape).tied_only and not shape.tied:
+            return (
+                "llama.cpp: normed heads with layers of different shapes need a head that is tied to the embedding, "
+                "and this parent's is not; search with `hardware.engine: transformers`"
+            )
+        if shape.num_layers > LAYERS_AT_MOST:
+            return f"llama.cpp: {shape.num_layers} layers are more than its {LAYERS_AT_MOST}"
+        if not FORMATS[form].fits(shape.hidden):
+            return f"llama.cpp: {form} cannot store rows of {shape.hidden}, the parent's width; take f16"
+        for layer in range(shape.num_layers):
+            for slot in ("attention", "ffn"):
+                if problem := self.problem(shape.parent_entry(layer, slot), slot, shape, form):
+                    return f"llama.cpp cannot run the parent itself, layer {layer}: {problem}"
+        return None
+
+    def storage(self, form: str) -> Storage:
+        """GGUF's."""
+        return LlamaCppStorage(form)
+
+    def describe(self, target: Target) -> dict[str, str]:
+        """The processor, and the binding with its commit of ggml."""
+        from inlay.nas.engines.transformers_engine import processor_name
+
+        with process(target.python) as engine:
+            return {"device": processor_name(), "engine": str(engine.ask("hello")["binding"]), "format": target.format}
+
+    def skeletons(self, config: InlayConfig, subblocks: Mapping[str, tuple[Slot, Entry]]) -> Skeletons:
+        """A few copies of a subblock between two small layers, all with few tokens to choose from.
+
+        Its cache wants attention somewhere, a layer that lacks a half gets a dummy, and the last layer's ffn is only
+        computed for what is chosen from: the small layers see to that.
+        """
+        small = _with_vocabulary(config, SMALL_VOCABULARY)
+        nothing = {"attention": ABSENT, "ffn": ABSENT}
+        ffn = {**nothing, "ffn": {"kind": GatedFfn.name, "width": 32}}
+        layer = {**ffn, "attention": {"kind": FullAttention.name, "kv_heads": 1}}
+        references = {
+            "base": small.with_blocks([layer] * 2),
+            "ffns": small.with_blocks([layer, *[ffn] * COPIES, layer]),
+            "layers": small.with_blocks([layer] * (2 + COPIES)),
+            "whole": config.with_blocks([layer] * 2),
+        }
+        shape = _shape_of(config)
+        share = 1 / COPIES
+        models: dict[str, InlayConfig] = {}
+        terms: dict[str, tuple[tuple[float, str], ...]] = {}
+        for key, (slot, entry) in subblocks.items():
+            own = {**nothing, slot: entry}
+            # What is not an ffn of llama.cpp's shares its layer with one.
+            is_ffn = part_of(shape, 0, slot, entry, "f32").role == "ffn"
+            copy = [own] if is_ffn else [own, ffn]
+            models[key] = small.with_blocks([layer, *copy * COPIES, layer])
+            terms[key] = ((share, key), (-share, "base" if is_ffn else "ffns"))
+        terms["ends"] = ((1.0, "whole"), (-2 * share, "layers"), (2 * share, "base"))
+        return Skeletons(references, models, terms)
+
+    def times_at(self, times: Mapping[str, int], slot: Slot, is_last: bool) -> dict[str, int]:
+        """Of the last layer's ffn a prompt takes as much as a step: only the last token of a sequence passes it."""
+        own = dict(times)
+        return own | {"prefill_ns": min(own["prefill_ns"], own["decode_ns"])} if is_last and slot == "ffn" else own
+
+    def rounds(
+        self,
+        models: Mapping[str, InlayConfig],
+        workload: Workload,
+        target: Target,
+        on_round: Callable[[float], None],
+        together: bool = True,
+    ) -> Rounds:
+        """Files of random weights, in one process."""
+        with tempfile.TemporaryDirectory(prefix="inlay-gguf-") as folder, process(target.python) as engine:
+            files: dict[str, str] = {}
+            for number, (name, config) in enumerate(models.items()):
+                path = Path(folder) / f"{number}.gguf"
+                _write_skeleton(path, config, target.format)
+                files[name] = str(path)
+            vocabulary = min(config.vocab_size for config in models.values())
+            bench = _Bench(engine, files, workload, target, vocabulary)
+            return take_rounds(list(models), bench, workload, on_round, together=together)
+
+
+def process(python: str | None) -> EngineProcess:
+    """llama.cpp, waiting for requests."""
+    return EngineProcess(NAME, worker_script("llama_worker.py"), python, EXTRA)
+
+
+class _Bench:
+    """Files that one process runs in turns; those whose turn it is not are closed."""
+
+    def __init__(
+        self, engine: EngineProcess, files: Mapping[str, str], workload: Workload, target: Target, vocabulary: int
+    ) -> None:
+        self._engine, self._files, self._workload = engine, files, workload
+        self._clock = workload.clock(target.device)
+        chosen = random.Random(0)
+        length = workload.prefill + workload.generate
+        self._ids = [chosen.randrange(vocabulary) for _ in range(length)]
+        self._open: set[str] = set()
+        self._running: list[str] = []
+
+    def prefill(self, names: Sequence[str]) -> list[int]:
+        if idle := sorted(self._open - set(names)):
+            self._engine.ask("close", models=idle)
+        if new := [name for name in names if name not in self._open]:
+            self._engine.ask(
+                "open",
+                models={name: self._files[name] for name in new},
+                tokens=len(self._ids),
+                sequences=self._workload.batch_size,
+                threads=self._workload.threads,
+            )
+        self._open, self._running = set(names), list(names)
+        return self._times("prefill", ids=self._ids[: self._workload.prefill])
+
+    def extend(self, context: int) -> None:
+        self._engine.ask("extend", models=self._running, ids=self._ids[:context])
+
+    def steps(self, count: int) -> list[int]:
+        return self._times("steps", count=count)
+
+    def _times(self, do: str, **values: Any) -> list[int]:
+        return list(self._engine.ask(do, models=self._running, clock=self._clock, **values)["ns"])
+
+
+def packed_of(config: InlayConfig, form: str) -> Packed:
+    """A model of this configuration as a file holds it."""
+    return pack(_shape_of(config), config.blocks, form)
+
+
+def _shape_of(config: InlayConfig) -> Shape:
+    from inlay.nas.families.reading import shape_of
+
+    return shape_of(config.to_dict(), "float32")
+
+
+def _write_skeleton(path: Path, config: InlayConfig, form: str) -> None:
+    from inlay.nas.engines.gguf.fields import NO_TOKENIZER
+    from inlay.nas.engines.gguf.metadata import model_fields, rotation_of
+    from inlay.nas.engines.gguf.writer import write_skeleton
+
+    packed = packed_of(config, form)
+    rotation = rotation_of(config.rope_parameters, config.head_dim)
+    fields = model_fields(packed, rotation, config.max_position_embeddings, config.rms_norm_eps, form, "skeleton")
+    write_skeleton(path, packed, rotation, [*fields, NO_TOKENIZER])
+
+
+def _with_vocabulary(config: InlayConfig, size: int) -> InlayConfig:
+    values = config.to_dict()
+    for name in ("model_type", "architectures"):
+        values.pop(name, None)
+    return type(config)(**{**values, "vocab_size": size})
+
+
+def _count(size: Sequence[int]) -> int:
+    total = 1
+    for number in size:
+        total *= number
+    return total

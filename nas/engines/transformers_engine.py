@@ -1,0 +1,126 @@
+"""`transformers`: the Transformers folder in eager PyTorch, in the worker's own process."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from inlay.nas.engines.engine import Engine, Rounds, Skeletons, Target
+from inlay.nas.engines.timing import Workload
+from inlay.nas.families.shape import Entry, Shape
+from inlay.nas.modeling.no_op_inlay import ABSENT
+from inlay.nas.modeling.subblock_inlay import Slot
+from inlay.nas.variants.storage import AsParent, Storage
+
+if TYPE_CHECKING:
+    from inlay.nas.modeling import InlayConfig, InlayForCausalLM
+
+COPIES = 4
+"""Copies of a subblock in the model that is timed: enough to rise above the noise of the ends."""
+OWN = "parent"
+"""The one format: numbers are stored as the parent's are."""
+
+
+class TransformersEngine(Engine):
+    """Runs all that a child may be."""
+
+    name = "transformers"
+    formats = (OWN,)
+    devices = ("cpu", "cuda")
+    has_python = False
+
+    def usual_format(self, shape: Shape) -> str:
+        """The parent's."""
+        return OWN
+
+    def problem(self, entry: Entry, slot: Slot, shape: Shape, form: str) -> str | None:
+        """None: it is our own code."""
+        return None
+
+    def model_problem(self, shape: Shape, form: str) -> str | None:
+        """None."""
+        return None
+
+    def storage(self, form: str) -> Storage:
+        """The parent's type."""
+        return AsParent()
+
+    def describe(self, target: Target) -> dict[str, str]:
+        """The device, torch and transformers."""
+        import torch
+        import transformers
+
+        device = torch.device(target.device)
+        name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
+        return {"device": name, "torch": torch.__version__, "transformers": transformers.__version__}
+
+    def skeletons(self, config: InlayConfig, subblocks: Mapping[str, tuple[Slot, Entry]]) -> Skeletons:
+        """A few copies of a subblock beside layers without any: a subblock is what it adds to them."""
+        nothing = {"attention": ABSENT, "ffn": ABSENT}
+        models = {
+            key: config.with_blocks([{**nothing, slot: entry}] * COPIES) for key, (slot, entry) in subblocks.items()
+        }
+        own = {key: ((1 / COPIES, key), (-1 / COPIES, "ends")) for key in models}
+        return Skeletons({"ends": config.with_blocks([nothing] * COPIES)}, models, {**own, "ends": ((1.0, "ends"),)})
+
+    def rounds(
+        self,
+        models: Mapping[str, InlayConfig],
+        workload: Workload,
+        target: Target,
+        on_round: Callable[[float], None],
+        together: bool = True,
+    ) -> Rounds:
+        """In this process, the ends held once."""
+        import torch
+
+        from inlay.nas.engines.eager import rounds_of
+
+        rebuilt = _Rebuilt(models, target)
+        held = rebuilt.all_at_once() if together else rebuilt
+        return rounds_of(held, workload, torch.device(target.device), on_round=on_round, together=together)
+
+
+class _Rebuilt(Mapping[str, "InlayForCausalLM"]):
+    """Models of these shapes, each made when it is asked for, and warm."""
+
+    def __init__(self, shapes: Mapping[str, InlayConfig], target: Target) -> None:
+        import torch
+
+        self._shapes = shapes
+        self._dtype, self._device = getattr(torch, target.dtype), torch.device(target.device)
+
+    def __getitem__(self, name: str) -> InlayForCausalLM:
+        import torch
+
+        from inlay.nas.engines.eager import random_model
+
+        model: Any = random_model(self._shapes[name], self._dtype, self._device)
+        with torch.inference_mode():
+            model(torch.zeros(1, 1, dtype=torch.long, device=self._device), use_cache=False)
+        built: InlayForCausalLM = model
+        return built
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+    def all_at_once(self) -> dict[str, InlayForCausalLM]:
+        """The models, with the ends of the first."""
+        from inlay.nas.engines.eager import random_model
+
+        models: dict[str, InlayForCausalLM] = {}
+        for name, config in self._shapes.items():
+            models[name] = random_model(config, self._dtype, self._device, next(iter(models.values()), None))
+        return models
+
+
+def processor_name() -> str:
+    """The CPU's, as the system has it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

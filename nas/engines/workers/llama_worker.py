@@ -1,0 +1,303 @@
+"""llama.cpp in a process of its own: loads files, and times or runs them as it is told, a line of JSON at a time.
+
+It is started by its path, by any interpreter that has a binding of llama.cpp, and imports nothing of inlay's: a bad
+file may abort the process, and bindings pin what they need. A request is `{"do": NAME, ...}` on standard input; the
+answer is `{"ok": {...}}` or `{"error": TEXT}` on standard output. It ends with its input.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+Row = tuple[int, int, int, bool]  # token, position, sequence, whether its logits are wanted
+
+
+ERROR = 4
+"""ggml's level of what went wrong."""
+
+
+class Refused(Exception):
+    """What is told instead of an answer."""
+
+
+class Missing(Refused):
+    """The interpreter has no binding."""
+
+
+class Cyllama:
+    """The binding `cyllama`: llama.cpp's own interface, its library inside the wheel."""
+
+    def __init__(self, take: Callable[[int, str], None]) -> None:
+        from cyllama import __version__
+        from cyllama.llama import llama_cpp
+
+        class WithVocabulary(llama_cpp.LlamaModel):  # type: ignore[misc]
+            """Its `get_logits_ith` asks the model for what 0.2.18 has only in the vocabulary."""
+
+            @property
+            def n_vocab(self) -> int:
+                return int(self.get_vocab().n_vocab)
+
+        self._lib: Any = llama_cpp
+        self._model = WithVocabulary
+        llama_cpp.set_log_callback(lambda level, text: take(int(level), text))
+        llama_cpp.llama_backend_init()
+        self.version = f"cyllama {__version__}, ggml {llama_cpp.ggml_version()} ({llama_cpp.ggml_commit()})"
+
+    def model(self, path: str, vocab_only: bool) -> Any:
+        """The model in a file. Raises ValueError."""
+        params = self._lib.LlamaModelParams()
+        params.vocab_only = vocab_only
+        return self._model(path, params, verbose=True)
+
+    def context(self, model: Any, tokens: int, sequences: int, threads: int, exact: bool) -> Any:
+        """What holds its cache."""
+        params = self._lib.LlamaContextParams()
+        params.n_ctx = tokens * sequences
+        params.n_seq_max = sequences
+        params.n_threads = params.n_threads_batch = threads
+        if exact:
+            params.type_k = params.type_v = 0
+            params.flash_attn_type = 0
+        return self._lib.LlamaContext(model, params, verbose=True)
+
+    def batch(self, rows: Sequence[Row]) -> Any:
+        """What one call decodes."""
+        batch = self._lib.LlamaBatch(n_tokens=len(rows), embd=0, n_seq_max=1)
+        for token, position, sequence, wanted in rows:
+            batch.add(token, position, [sequence], wanted)
+        return batch
+
+    def sampler(self) -> Any:
+        """What chooses greedily."""
+        sampler = self._lib.LlamaSampler()
+        sampler.add_greedy()
+        return sampler
+
+    def tokenize(self, model: Any, text: str, special: bool) -> list[int]:
+        """Ids of a text, with what the vocabulary puts before it."""
+        return list(model.get_vocab().tokenize(text.encode(), True, special))
+
+    def detokenize(self, model: Any, ids: Sequence[int]) -> str:
+        """The text of ids, without what stands around it."""
+        size = 64 + 64 * len(ids)
+        return str(model.get_vocab().detokenize(list(ids), size, True, False))
+
+
+class Model:
+    """A file that is loaded, with a context and one generation under way."""
+
+    def __init__(self, worker: Worker, path: str, request: dict[str, Any]) -> None:
+        self._worker, self._binding = worker, worker.binding
+        self.sequences = request["sequences"]
+        self._model = worker.load(path)
+        try:
+            self._context = self._binding.context(
+                self._model, request["tokens"], self.sequences, request["threads"], request.get("exact", False)
+            )
+        except (ValueError, RuntimeError):
+            raise Refused(f"no context for {path}: {worker.last()}") from None
+        self._sampler = self._binding.sampler()
+        self.sizes = {
+            "weights_bytes": self._model.size,
+            "cells": self._context.n_ctx,
+            "kv_mib": worker.logged(r"KV buffer size = +([0-9.]+) MiB"),
+            "compute_mib": worker.logged(r"compute buffer size = +([0-9.]+) MiB"),
+        }
+        self.tokens = [0] * self.sequences
+        self.seen = 0
+
+    def close(self) -> None:
+        """Gives its memory back."""
+        self._context.close()
+        self._model.close()
+
+    def restart(self) -> None:
+        """Forgets what was read."""
+        self._context.kv_cache_clear(True)
+        self.seen = 0
+
+    def read(self, ids: Sequence[int], clock: Callable[[], int]) -> int:
+        """Reads the same further ids in every sequence and keeps the greedy next tokens; nanoseconds taken."""
+        last = len(ids) - 1
+        rows = [(ids[i], self.seen + i, s, i == last) for s in range(self.sequences) for i in range(len(ids))]
+        size = self._context.n_batch
+        spent = 0
+        for start in range(0, len(rows), size):
+            part = rows[start : start + size]
+            batch = self._binding.batch(part)
+            wanted = [(place, row[2]) for place, row in enumerate(part) if row[3]]
+            begun = clock()
+            self._decode(batch)
+            for place, sequence in wanted:
+                self.tokens[sequence] = self._sampler.sample(self._context, place)
+            spent += clock() - begun
+            batch.close()
+        self.seen += len(ids)
+        return spent
+
+    def step(self, clock: Callable[[], int]) -> int:
+        """One token further in every sequence; nanoseconds taken."""
+        begun = clock()
+        batch = self._binding.batch([(token, self.seen, s, True) for s, token in enumerate(self.tokens)])
+        self._decode(batch)
+        self.tokens = [self._sampler.sample(self._context, s) for s in range(self.sequences)]
+        spent = clock() - begun
+        batch.close()
+        self.seen += 1
+        return spent
+
+    def logits(self, ids: Sequence[int]) -> Any:
+        """[tokens, vocabulary] of one sequence from its beginning, float32."""
+        import numpy
+
+        self.restart()
+        size = self._context.n_batch
+        found = []
+        for start in range(0, len(ids), size):
+            part = ids[start : start + size]
+            batch = self._binding.batch([(token, start + i, 0, True) for i, token in enumerate(part)])
+            self._decode(batch)
+            found += [numpy.asarray(self._context.get_logits_ith(i), numpy.float32) for i in range(len(part))]
+            batch.close()
+        return numpy.stack(found)
+
+    def _decode(self, batch: Any) -> None:
+        try:
+            self._context.decode(batch)
+        except (ValueError, RuntimeError) as error:
+            raise Refused(f"it does not decode ({error}): {self._worker.last()}") from None
+        self._context.synchronize()
+
+
+class Worker:
+    """Does what requests say."""
+
+    def __init__(self) -> None:
+        self._said: list[tuple[int, str]] = []
+        self._models: dict[str, Model] = {}
+        try:
+            self.binding = Cyllama(lambda level, text: self._said.append((level, text)))
+        except ImportError as error:
+            raise Missing(f"{sys.executable} has no binding of llama.cpp ({error})") from None
+
+    def load(self, path: str, vocab_only: bool = False) -> Any:
+        """The model in a file."""
+        del self._said[:]
+        try:
+            return self.binding.model(path, vocab_only)
+        except (ValueError, RuntimeError):
+            raise Refused(f"it does not load {path}: {self.last()}") from None
+
+    def last(self) -> str:
+        """The first error in its log."""
+        errors = [text.strip() for level, text in self._said if level == ERROR and text.strip()]
+        return errors[0][:300] if errors else "it does not say why"
+
+    def logged(self, pattern: str) -> float:
+        """The sum of the numbers that its log says."""
+        return sum(float(number) for _, text in self._said for number in re.findall(pattern, text))
+
+    def do_hello(self, request: dict[str, Any]) -> dict[str, Any]:
+        """What it is."""
+        return {"binding": self.binding.version}
+
+    def do_open(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Loads files for contexts of so many `tokens` in each of the `sequences`; their sizes by name."""
+        for name, path in request["models"].items():
+            self._models[name] = Model(self, path, request)
+        return {name: self._models[name].sizes for name in request["models"]}
+
+    def do_close(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Lets models go."""
+        for name in request["models"]:
+            self._models.pop(name).close()
+        return {}
+
+    def do_prefill(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Nanoseconds that each model takes for the prompt, in turns."""
+        clock = clock_of(request["clock"])
+        spent = []
+        for model in self._named(request):
+            model.restart()
+            spent.append(model.read(request["ids"], clock))
+        return {"ns": spent}
+
+    def do_extend(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Reads on in each model up to the end of the ids."""
+        for model in self._named(request):
+            more = request["ids"][model.seen :]
+            if more:
+                model.read(more, time.perf_counter_ns)
+        return {}
+
+    def do_steps(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Nanoseconds that each model takes for so many tokens, in turns at every one."""
+        clock = clock_of(request["clock"])
+        models = self._named(request)
+        spent = [0] * len(models)
+        for _ in range(request["count"]):
+            for number, model in enumerate(models):
+                spent[number] += model.step(clock)
+        return {"ns": spent}
+
+    def do_logits(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Writes the logits of a sequence as `.npy`."""
+        import numpy
+
+        numpy.save(request["output"], self._models[request["model"]].logits(request["ids"]))
+        return {}
+
+    def do_generate(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Greedy continuation of ids, until a stop or so many tokens, and how long prompt and the rest took."""
+        model = self._models[request["model"]]
+        model.restart()
+        prefill = model.read(request["ids"], time.perf_counter_ns)
+        decode = 0
+        found: list[int] = []
+        while len(found) < request["count"] and model.tokens[0] not in request["stops"]:
+            found.append(model.tokens[0])
+            decode += model.step(time.perf_counter_ns)
+        return {"ids": found, "prefill_ns": prefill, "decode_ns": decode}
+
+    def do_tokenize(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Ids of every text by the vocabulary of a file, and the texts that they are in turn."""
+        model = self.load(request["file"], vocab_only=True)
+        found = [self.binding.tokenize(model, text, request["special"]) for text in request["texts"]]
+        texts = [self.binding.detokenize(model, ids) for ids in found]
+        model.close()
+        return {"ids": found, "texts": texts}
+
+    def _named(self, request: dict[str, Any]) -> list[Model]:
+        return [self._models[name] for name in request["models"]]
+
+
+def clock_of(name: str) -> Callable[[], int]:
+    """`thread`: the time that this thread computed; else what the wall's clock says."""
+    return time.thread_time_ns if name == "thread" else time.perf_counter_ns
+
+
+def main() -> None:
+    """Answers until the input ends."""
+    # Answers have this descriptor to themselves: libraries print to standard output as they like.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    worker = None
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            worker = worker or Worker()
+            answer = {"ok": getattr(worker, f"do_{request['do']}")(request)}
+        except Refused as error:
+            answer = {"error": str(error), "missing": isinstance(error, Missing)}
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,174 @@
+"""A GGUF file for llama.cpp, and for all that is built on it; kept only when llama.cpp gives the child's own logits."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from inlay.nas.engines.gguf.metadata import model_fields, rotation_of
+from inlay.nas.engines.gguf.packing import pack
+from inlay.nas.engines.gguf.tokenizer import tokenizer_metadata
+from inlay.nas.engines.gguf.writer import write_file
+from inlay.nas.engines.llama_cpp import LlamaCppEngine, process
+from inlay.nas.errors import UserError
+from inlay.nas.export.card import card
+from inlay.nas.export.folder import written_whole
+from inlay.nas.families import Parent
+from inlay.nas.job import Job
+from inlay.nas.modeling import InlayForCausalLM
+from inlay.nas.modeling.subblock_inlay import SLOTS
+from inlay.nas.pieces.assembled import TrainedModel
+from inlay.nas.tables.architecture import Blocks
+from inlay.nas.variants.entries import entries_of
+from inlay.nas.workspace import Workspace
+from inlay.version import __version__
+
+COMPARED_TOKENS: Final = 64
+"""Tokens of text on which the file is compared with the child."""
+MOST_KL: Final[Mapping[str, float]] = {"f32": 1e-4, "f16": 5e-3, "bf16": 5e-2, "q8_0": 5e-2}
+"""KL to the child, nats a token, above which a file is not the child; rounding alone stays far below."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far llama.cpp's logits are from the child's.
+
+    Args:
+        kl_nats: KL(child ‖ file), mean over tokens.
+        largest: the largest difference of two logits.
+        tokens: how many were compared.
+    """
+
+    kl_nats: float
+    largest: float
+    tokens: int
+
+
+def check_gguf(parent: Parent, architecture: Blocks, form: str) -> None:
+    """Raises UserError naming everything in a child that llama.cpp cannot run in a format."""
+    engine, shape = LlamaCppEngine(), parent.shape
+    whole = engine.model_problem(shape, form)
+    problems = [whole] if whole else []
+    for layer, entries in enumerate(entries_of(shape, architecture) if not whole else ()):
+        for slot in SLOTS:
+            if problem := engine.problem(entries[slot], slot, shape, form):
+                problems.append(f"layer {layer}: {problem}")
+    if problems:
+        raise UserError("--format gguf: " + "\n  ".join(problems))
+
+
+def write_gguf_folder(
+    place: Workspace,
+    parent: Parent,
+    model: TrainedModel,
+    output: Path,
+    evaluation: Mapping[str, Any],
+    job: Job,
+    form: str,
+) -> Path:
+    """Writes a folder with `<parent>-<format>.gguf`, its card and recipe, whole or not at all.
+
+    The weights are read and written tensor by tensor.
+
+    Raises:
+        UserError: llama.cpp cannot run the child, the tokenizer cannot be rebuilt, the extra `gguf` is not installed,
+            or llama.cpp does not give the child's logits; nothing is written then.
+    """
+    check_gguf(parent, model.architecture, form)
+    with written_whole(output) as folder:
+        name = f"{Path(job.parent).stem}-{form}.gguf"
+        _write(folder / name, place, parent, model, form)
+        difference = _compared(folder / name, place, parent, model, job, form)
+        (folder / "README.md").write_text(card(evaluation, job, "llama.cpp", _use(name, difference)))
+        recipe = {"inlay": __version__, "job": job.to_dict(), "architecture": [list(b) for b in model.architecture]}
+        (folder / "inlay_recipe.json").write_text(json.dumps(recipe, indent=1, sort_keys=True) + "\n")
+    return output
+
+
+def _write(path: Path, place: Workspace, parent: Parent, model: TrainedModel, form: str) -> None:
+    from safetensors import safe_open
+
+    config = parent.config
+    packed = pack(parent.shape, entries_of(parent.shape, model.architecture), form)
+    try:
+        rotation = rotation_of(config.rope_parameters, config.head_dim)
+    except ValueError as error:
+        raise UserError(f"--format gguf: llama.cpp cannot run the parent: {error}") from None
+    own = model_fields(packed, rotation, config.max_position_embeddings, config.rms_norm_eps, form, path.stem)
+    fields = [*own, *tokenizer_metadata(parent.folder, parent.shape.vocab)]
+    with safe_open(place.store.blob_path(model.blob), framework="pt") as file:
+        write_file(path, packed, rotation, fields, lambda name: file.get_tensor(name).float().numpy())
+
+
+def _compared(path: Path, place: Workspace, parent: Parent, model: TrainedModel, job: Job, form: str) -> Difference:
+    """Raises UserError when the file is not the child."""
+    ids = _some_text(place, parent)
+    with _logits(path, ids, job.hardware.python) as theirs:
+        difference = _difference(_child_logits(place, parent, model, ids), theirs)
+    if difference.kl_nats > MOST_KL[form]:
+        raise UserError(
+            f"--format gguf: llama.cpp's logits are not the child's (KL {difference.kl_nats:.2g} nats a token, and "
+            f"rounding to {form} may cost {MOST_KL[form]:.2g}); the file is not kept, export the Transformers folder "
+            "and report this"
+        )
+    return difference
+
+
+def _some_text(place: Workspace, parent: Parent) -> list[int]:
+    """The report text's first tokens: of this tokenizer, and long enough to tell models apart."""
+    import numpy as np
+
+    digest = place.read_json("texts.json")["report"]["digest"]
+    ids = np.load(place.store.blob_path(digest), mmap_mode="r", allow_pickle=False)
+    return [int(token) for token in ids[0, :COMPARED_TOKENS]]
+
+
+@contextmanager
+def _logits(path: Path, ids: list[int], python: str | None) -> Iterator[Any]:
+    """llama.cpp's logits [T, V]: keys and values in f32 and no flash attention."""
+    import numpy as np
+
+    with tempfile.TemporaryDirectory(prefix="inlay-") as folder, process(python) as engine:
+        found = Path(folder) / "logits.npy"
+        engine.ask("open", models={"file": str(path)}, tokens=len(ids), sequences=1, threads=1, exact=True)
+        engine.ask("logits", model="file", ids=ids, output=str(found))
+        yield np.load(found)
+
+
+def _child_logits(place: Workspace, parent: Parent, model: TrainedModel, ids: list[int]) -> Any:
+    """[T, V] of the child in float32."""
+    import torch
+    from safetensors.torch import load_file
+
+    child: Any = InlayForCausalLM(parent.config.with_blocks(entries_of(parent.shape, model.architecture)))
+    child.load_state_dict(load_file(place.store.blob_path(model.blob)), strict=False)
+    child.float().eval().tie_weights()
+    with torch.inference_mode():
+        return child(torch.tensor([ids])).logits[0].numpy()
+
+
+def _difference(own: Any, theirs: Any) -> Difference:
+    import torch
+
+    p, q = (torch.log_softmax(torch.tensor(logits).double(), -1) for logits in (own, theirs))
+    kl = (p.exp() * (p - q)).sum(-1).mean()
+    return Difference(float(kl), float(abs(own - theirs).max()), len(own))
+
+
+def _use(name: str, difference: Difference) -> list[str]:
+    return [
+        "## Run it",
+        "",
+        "```console",
+        f"$ llama-server -m {name}",
+        f"$ llama-cli -m {name} -p 'Once upon a time'",
+        "```",
+        "",
+        f"llama.cpp's logits of this file are {difference.kl_nats:.1e} nats a token from the child's, on "
+        f"{difference.tokens} tokens of held-out text.",
+    ]
