@@ -61,6 +61,15 @@ def trained_parent(parents_dir: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """A real GGUF file, `INLAY_SMOLLM2`: docs/gguf.md says where it comes from. Without it a test is skipped."""
+    given = os.environ.get("INLAY_SMOLLM2")
+    if given is None:
+        pytest.skip("INLAY_SMOLLM2 names no GGUF file")
+    return Path(given)
+
+
+@pytest.fixture(scope="session")
 def text_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of `.txt` files in the product's document format: `INLAY_TEXT`, else the standard library's source."""
     given = os.environ.get("INLAY_TEXT")

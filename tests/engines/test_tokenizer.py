@@ -15,6 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from inlay.nas.embedded import embedded_parent
 from inlay.nas.engines.gguf import tokenizer_metadata
 from inlay.nas.errors import UserError
+from inlay.nas.families.gguf import open_gguf
 
 LLAMA3 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
@@ -111,6 +112,17 @@ def test_byte_level_tokenizers_have_the_same_ids(
     answered = llama_tokens(vocabulary_file(folder, 1024), given)
     check_equal(folder, answered["answers"], given, name in CLEANED)
     assert answered["stops"] == [2, 3]
+
+
+def test_a_real_tokenizer_comes_back_as_it_was(smollm2: Path, tmp_path: Path, llama_tokens: Any) -> None:
+    file = open_gguf(smollm2)
+    file.write_description(tmp_path)
+    written = {field.key: field.value for field in tokenizer_metadata(tmp_path, file.shape.vocab)}
+    # A byte-level tokenizer has no space before a text, and its file need not say so.
+    theirs = {key: value for key, value in file.header.fields.items() if key.startswith("tokenizer.")}
+    assert theirs.pop("tokenizer.ggml.add_space_prefix") is False
+    assert {key: written[key] for key in theirs} == theirs
+    check_equal(tmp_path, llama_tokens(smollm2, texts())["answers"], texts(), cleaned=False)
 
 
 def test_a_tokenizer_that_only_knows_bytes(tiny_parent: Any, llama_tokens: Any, vocabulary_file: Any) -> None:

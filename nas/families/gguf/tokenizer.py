@@ -29,8 +29,7 @@ def tokenizer_of(header: Header) -> dict[str, Any]:
         raise _cannot(header, f"is of the kind `{kind}`")
     if len(set(tokens)) != len(tokens) or not tokens:
         raise header.damaged("it has no list of tokens in which each stands once")
-    for name in (*_NAMES.values(), "eot"):
-        header.token_id(name)
+    named = {header.token_id(name) for name in (*_NAMES.values(), "eot")}
     types = header.get("tokenizer.ggml.token_type", list, [_NORMAL] * len(tokens))
     if len(types) != len(tokens):
         raise header.damaged(f"it has {len(tokens):,} tokens and the types of {len(types):,}")
@@ -48,7 +47,8 @@ def tokenizer_of(header: Header) -> dict[str, Any]:
         if types[place] in (_UNKNOWN, _CONTROL, _USER_DEFINED)
     ]
     rebuilt = _sentencepiece(header, tokens, types) if kind == "llama" else _byte_level(header)
-    vocab = {token: place for place, token in enumerate(tokens) if types[place] != _UNUSED}
+    # Rows of the embedding that no token needs have names too. They are left out: a text could spell such a name.
+    vocab = {token: place for place, token in enumerate(tokens) if types[place] != _UNUSED or place in named}
     rebuilt["model"] = _PLAIN_BPE | rebuilt["model"] | {"vocab": vocab}
     described = {
         "version": "1.0",

@@ -43,6 +43,7 @@ _IN_LAYER: Final = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
+_NUMBERS_AT_ONCE: Final = 1 << 22
 _KEPT: Final = {"F32": "float32", "F16": "float16"}
 _ROTATED: Final = ("self_attn.q_proj", "self_attn.k_proj")
 
@@ -61,20 +62,23 @@ class PackedTensor(StoredTensor):
         import torch
 
         gguf = gguf_package()
+        kind = gguf.GGMLQuantizationType[self.format]
         data = np.fromfile(self.file, dtype=np.uint8, count=self.num_bytes, offset=self.offset)
+        rows = data.reshape(prod(self.shape[:-1]), -1)
+        tensor = torch.empty(len(rows), self.shape[-1], dtype=getattr(torch, self.dtype))
+        # Some rows at a time: turning numbers back takes several times their room in float32.
+        step = max(1, _NUMBERS_AT_ONCE // self.shape[-1])
         try:
-            numbers = gguf.quants.dequantize(
-                data.reshape(prod(self.shape[:-1]), -1), gguf.GGMLQuantizationType[self.format]
-            )
+            for start in range(0, len(rows), step):
+                numbers = gguf.quants.dequantize(rows[start : start + step], kind)
+                tensor[start : start + step] = torch.from_numpy(numbers)
         except NotImplementedError:
             raise UserError(
                 f"parent: the file `{self.file}` has tensors in the format {self.format}, which the package gguf does "
                 "not turn into numbers; give a file in another format, such as Q8_0."
             ) from None
-        tensor = torch.from_numpy(np.array(numbers, np.float32)).view(self.shape)
-        if self.interleaved_heads:
-            tensor = _halves(tensor, self.interleaved_heads)
-        return tensor.to(getattr(torch, self.dtype))
+        tensor = tensor.view(self.shape)
+        return _halves(tensor, self.interleaved_heads) if self.interleaved_heads else tensor
 
 
 def unpacked_dtype(header: Header) -> str:
