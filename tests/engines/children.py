@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from inlay.nas.export.hf import AUTO_MAP, COPIED
+from inlay.nas.export.folder import COPIED
+from inlay.nas.export.hf import AUTO_MAP
 from inlay.nas.families import Parent, layer_prefix, open_parent, subblock_tensors
 from inlay.nas.families.shape import SLOTS
 from inlay.nas.modeling import InlayForCausalLM
