@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from inlay.nas.engines.engine import Target
 from inlay.nas.engines.registry import ENGINES, format_of
 from inlay.nas.families.shape import Shape
 from inlay.nas.job.sections import Hardware
@@ -45,3 +46,15 @@ def shape_problems(hardware: Hardware, shape: Shape, space: SearchSpace | None) 
             if problem is not None:
                 told.add(variant.label)
                 yield Problem(f"space.{variant.slot}", f"{variant.label} at layer {layer}: {problem}")
+
+
+def check_installed(hardware: Hardware, shape: Shape) -> None:
+    """Starts an engine that has a process of its own, on the machine that measures, and lets it go.
+
+    Raises:
+        UserError: its interpreter is not there, or has no such engine.
+    """
+    engine = ENGINES[hardware.engine]
+    if engine.has_python:
+        form = format_of(hardware.engine, hardware.format, shape)
+        engine.describe(Target(hardware.device, "float32", form, hardware.python))

@@ -17,6 +17,7 @@ from inlay.cluster.lock import locked
 from inlay.cluster.runtime import check_machine, connect
 from inlay.nas.check import check_job
 from inlay.nas.embedded import embedded_parent
+from inlay.nas.engines.fitting import check_installed
 from inlay.nas.errors import InlayError, UserError
 from inlay.nas.families import GgufFile, Parent, open_parent, open_source, unpacked
 from inlay.nas.job import Job
@@ -74,6 +75,8 @@ def run_job(
         return done
     for warning in check_job(job):
         reporter.warning(warning)
+    if job.cluster.address is None and job.hardware.costs is None:
+        check_installed(job.hardware, parent.shape)
     try:
         return _run(job, place, parent, fingerprint, reporter, name or str(job.file or place.url))
     except LockedError as error:
