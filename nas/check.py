@@ -16,9 +16,9 @@ from typing import Any
 from inlay.distill.text import read_documents, split_documents
 from inlay.nas.embedded import embedded_parent
 from inlay.nas.engines.fitting import hardware_problems, shape_problems
-from inlay.nas.engines.registry import storage_of
+from inlay.nas.engines.registry import format_of, storage_of
 from inlay.nas.errors import UserError
-from inlay.nas.families import Shape, describe_hub_parent, open_parent
+from inlay.nas.families import Described, Shape, describe_folder, describe_hub_parent, open_parent
 from inlay.nas.job import Data, Job, JobError, Problem, Scenario
 from inlay.nas.job.judged import JUDGED_FIELD
 from inlay.nas.job.locations import EMBEDDED, is_hub_id, resolve
@@ -60,11 +60,32 @@ def check_file(path: str | os.PathLike[str]) -> Checked:
     return check_sections({name: getattr(job, name) for name in Job.model_fields}, job.folder)
 
 
+def check_measured(job: Job) -> Described:
+    """The parent of a job that is only measured: its weights and the texts may be elsewhere.
+
+    Raises JobError with every problem of what timing depends on: the parent's shape, the space and the hardware. A
+    given cost table is not looked at, since it may be the one that is going to be written.
+    """
+    sections = {name: getattr(job, name) for name in ("space", "hardware")}
+    found = list(hardware_problems(job.hardware))
+    try:
+        if is_hub_id(job.parent, job.folder) and job.revision is not None:
+            parent = describe_hub_parent(job.parent, job.revision)
+        else:
+            parent = describe_folder(_folder_of(job.parent, job.folder))
+    except UserError as error:
+        raise JobError.of([*found, _problem(error, "parent")], sections, str(job.file or "job")) from None
+    found += _against_shape(sections, parent.shape)
+    if found:
+        raise JobError.of(found, sections, str(job.file or "job"))
+    return parent
+
+
 def check_sections(sections: Mapping[str, Any], folder: Path) -> Checked:
     """Those sections of a job that are there, against its parent and its texts."""
     found: list[Problem] = []
     warnings: list[str] = []
-    parent: _Described | None = None
+    parent: Described | None = None
     if "parent" in sections:
         try:
             parent = _describe(sections["parent"], sections.get("revision"), folder)
@@ -92,20 +113,11 @@ def _idle_limits(sections: Mapping[str, Any], shape: Shape) -> list[str]:
     return idle_limits(sections.get("budget", ()), sizes)
 
 
-@dataclass(frozen=True)
-class _Described:
-    """What is known of a parent without its weights."""
-
-    folder: Path
-    shape: Shape
-
-
-def _describe(parent: str, revision: str | None, folder: Path) -> _Described | None:
+def _describe(parent: str, revision: str | None, folder: Path) -> Described | None:
     """A folder is opened as a run would; of a hub id config and tokenizer are read, None where its revision lacks."""
     if is_hub_id(parent, folder):
-        return None if revision is None else _Described(*describe_hub_parent(parent, revision))
-    opened = open_parent(_folder_of(parent, folder))
-    return _Described(opened.folder, opened.shape)
+        return None if revision is None else describe_hub_parent(parent, revision)
+    return open_parent(_folder_of(parent, folder))
 
 
 def _folder_of(parent: str, folder: Path) -> Path:
@@ -141,17 +153,20 @@ def _against_shape(sections: Mapping[str, Any], shape: Shape) -> Iterator[Proble
             yield Problem(f"hardware.scenarios[{place}]", f"{text} context is {context}, so make one of them smaller")
 
 
-def _costs(sections: Mapping[str, Any], parent: _Described | None, folder: Path) -> Iterator[Problem]:
+def _costs(sections: Mapping[str, Any], parent: Described | None, folder: Path) -> Iterator[Problem]:
     hardware, space = sections["hardware"], sections.get("space")
     known = parent is not None and space is not None and not space_problems(space, parent.shape)
     shape = parent.shape if parent is not None and known else None
+    form = None
+    if parent is not None and not any(hardware_problems(hardware)):
+        form = format_of(hardware.engine, hardware.format, parent.shape)
     try:
-        given_costs(resolve(hardware.costs, folder), [each.name for each in hardware.scenarios], space, shape)
+        given_costs(resolve(hardware.costs, folder), hardware, form, shape, space)
     except UserError as error:
         yield _problem(error, "hardware.costs")
 
 
-def _texts(data: Data, scenarios: Sequence[Scenario], parent: _Described | None, folder: Path) -> Iterator[Problem]:
+def _texts(data: Data, scenarios: Sequence[Scenario], parent: Described | None, folder: Path) -> Iterator[Problem]:
     lengths_asked = {"distill": data.distill.sequence_length, "validate": data.judged_length(scenarios)}
     for part, length in lengths_asked.items():
         source, field = getattr(data, part), f"data.{part}.path"
@@ -176,7 +191,7 @@ def _texts(data: Data, scenarios: Sequence[Scenario], parent: _Described | None,
             yield Problem(field, f"{text}; give more text, or lower data.{lower}.sequence_length")
 
 
-def _tokenizer(parent: _Described | None) -> Any | None:
+def _tokenizer(parent: Described | None) -> Any | None:
     """The parent's fast tokenizer, without the transformers library around it; None where there is no such file."""
     if parent is None or not (parent.folder / "tokenizer.json").is_file():
         return None

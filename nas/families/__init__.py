@@ -1,17 +1,19 @@
 """Parent families as data, and reading one layer of a parent at a time."""
 
 from inlay.nas.families.family import FAMILIES, Family
-from inlay.nas.families.parent import Parent, describe_hub_parent, open_parent
+from inlay.nas.families.parent import Described, Parent, describe_folder, describe_hub_parent, open_parent
 from inlay.nas.families.shape import Entry, Shape, ends_tensors, layer_prefix, subblock_tensors
 from inlay.nas.modeling.subblock_inlay import Slot
 
 __all__ = [
     "FAMILIES",
+    "Described",
     "Entry",
     "Family",
     "Parent",
     "Shape",
     "Slot",
+    "describe_folder",
     "describe_hub_parent",
     "ends_tensors",
     "layer_prefix",
