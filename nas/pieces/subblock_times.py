@@ -119,7 +119,6 @@ class SubblockBench:
             "cpus": usable_cpus(),
             "workload": asdict(self._workload),
             "clock": self._workload.clock(self._target.device),
-            "attention": self._config._attn_implementation,
             "shape": {name: shared[name] for name in told},
         }
 

@@ -151,6 +151,19 @@ def test_a_table_of_something_else_is_refused(
     assert answer("validate", job)["valid"]
 
 
+def test_the_engine_that_ships_times_its_own_files(
+    tmp_path: Path, kept: Path, answer: Answer, refusal: Refusal, write_job: WriteJob
+) -> None:
+    space = {"space": {"attention": [{"kv_heads": 1}], "ffn": ["linear"]}}
+    job = write_job({**space, "hardware.engine": "llama.cpp"})
+    told = answer("measure", job, "-o", tmp_path / "costs.parquet")
+    assert (told["engine"], told["format"], told["timed"]) == ("llama.cpp", "f16", 5)
+    assert "ggml" in told["environment"]["engine"]
+    given = {**space, "hardware.costs": "costs.parquet"}
+    assert answer("validate", write_job({**given, "hardware.engine": "llama.cpp"}))["valid"]
+    assert "was measured with the engine llama.cpp, and" in refusal("validate", write_job(given))
+
+
 def change_origin(path: Path, field: str, value: Any) -> None:
     """Writes a table again with another origin; with none for no field."""
     table = read_arrow(path)
