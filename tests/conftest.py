@@ -16,7 +16,7 @@ TinyParent = Callable[..., Path]
 # With one thread for each product, nothing spins while it waits for a core that others have; processes inherit it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Tests neither take the times that this machine keeps nor add to them; processes inherit it, as they do the threads.
-_MEASURED = tempfile.TemporaryDirectory(prefix="inlay-measured-")
+_MEASURED = tempfile.TemporaryDirectory(prefix="inlay-measured-", ignore_cleanup_errors=True)
 os.environ["INLAY_MEASURED"] = _MEASURED.name
 
 _LONGEST_FIRST = ("stages", "cluster", "solver", "distill", "cli", "embedded")

@@ -10,9 +10,12 @@ import statistics
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from inlay.cluster.capacity import usable_cpus
+from inlay.cluster.store import digest_of
+from inlay.nas import engines, modeling
 from inlay.nas.engines.engine import Engine, Rounds, Skeletons, Target
 from inlay.nas.engines.timing import Workload
 from inlay.nas.families.shape import Entry
@@ -101,7 +104,8 @@ class SubblockBench:
         """All that times depend on beside the subblock, so that equal ones may stand in one table.
 
         The parent counts by what its subblocks share, not by its layers. The host is there because a home may be shared
-        by machines of one kind, and the interpreter because builds of one version differ.
+        by machines of one kind, and the interpreter because builds of one version differ. Our own code is what runs: in
+        a checkout it changes under one version.
         """
         shared = self._config.with_blocks([{"attention": ABSENT, "ffn": ABSENT}]).to_dict()
         told = ("family", "base", "vocab_size", "tie_word_embeddings", "rope_parameters")
@@ -114,13 +118,20 @@ class SubblockBench:
             "target": self._target.device,
             "python": shutil.which(python) or python if python else sys.prefix,
             "environment": dict(self.environment),
-            "inlay": [__version__, VERSION],
+            "inlay": {"version": __version__, "times": VERSION, "code": _code_digest()},
             "host": socket.gethostname(),
             "cpus": usable_cpus(),
             "workload": asdict(self._workload),
             "clock": self._workload.clock(self._target.device),
             "shape": {name: shared[name] for name in told},
         }
+
+
+def _code_digest() -> str:
+    """Of the files that models and engines are made of."""
+    rooms = (Path(engines.__file__).parent, Path(modeling.__file__).parent)
+    files = [path for room in rooms for path in sorted(room.rglob("*.py"))]
+    return digest_of([[path.name, path.read_text(encoding="utf-8")] for path in files])
 
 
 def entry_key(slot: str, entry: Entry) -> str:
