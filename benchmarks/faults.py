@@ -364,6 +364,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path(__file__).parents[1] / "docs" / "reliability.md")
     options = parser.parse_args()
     os.environ |= {MARK: str(os.getpid()), "RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
+    os.environ["INLAY_MEASURED"] = str(options.state.absolute() / "measured")
     os.environ |= {"OMP_NUM_THREADS": "1", LOOPBACK_ONLY[0]: LOOPBACK_ONLY[1]}
     protect_token()
     campaign = Campaign(options.state, options.seed)

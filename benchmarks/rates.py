@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "rates.md")
     options = parser.parse_args()
     options.folder.mkdir(exist_ok=True)
+    os.environ["INLAY_MEASURED"] = str((options.folder / "measured").absolute())
     split_text(options.folder)
     results = options.folder / "results.json"
     rows: list[dict[str, Any]] = json.loads(results.read_text()) if results.exists() else []

@@ -78,6 +78,8 @@ def main() -> None:
     rows: list[dict[str, Any]] = json.loads(results.read_text()) if results.exists() else []
     for parent in options.parent:
         for seed in range(options.seeds):
+            # Each seed measures for itself, so that seeds tell how much the times decide.
+            os.environ["INLAY_MEASURED"] = str((options.folder / f"{parent}-{seed}.measured").absolute())
             for budget in (each for each in BUDGETS if set(each) & set(options.budget)):
                 job = job_of(parent, budget, seed, options.folder)
                 place = options.folder / f"{parent}-{seed}"

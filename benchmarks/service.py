@@ -190,6 +190,7 @@ def services(folder: Path, *options: str) -> Iterator[dict[str, str]]:
     home.mkdir(exist_ok=True)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))}
     environment = kept | {"HOME": str(home), "INLAY_SERVICES": str(folder / "up"), "OMP_NUM_THREADS": "1"}
+    environment["INLAY_MEASURED"] = str(folder / "measured")
     inlay(environment, "up", *options)
     try:
         yield environment

@@ -17,9 +17,18 @@ from typing import Any
 from inlay.distill.text import read_documents, split_documents
 from inlay.nas.embedded import embedded_parent
 from inlay.nas.engines.fitting import hardware_problems, shape_problems
-from inlay.nas.engines.registry import storage_of
+from inlay.nas.engines.registry import format_of, storage_of
 from inlay.nas.errors import UserError
-from inlay.nas.families import GgufFile, Shape, describe_hub_parent, open_source
+from inlay.nas.families import (
+    Described,
+    GgufFile,
+    Shape,
+    describe_folder,
+    describe_hub_parent,
+    described,
+    open_source,
+)
+from inlay.nas.families.gguf import is_gguf
 from inlay.nas.job import Data, Job, JobError, Problem, Scenario
 from inlay.nas.job.judged import JUDGED_FIELD
 from inlay.nas.job.locations import EMBEDDED, is_hub_id, resolve
@@ -60,6 +69,37 @@ def check_file(path: str | os.PathLike[str]) -> Checked:
         checked = check_sections(error.sections, Path(path).absolute().parent)
         return Checked([*error.problems, *checked.problems], checked.warnings)
     return check_sections({name: getattr(job, name) for name in Job.model_fields}, job.folder)
+
+
+def check_measured(job: Job) -> Described:
+    """The parent of a job that is only measured: its weights and the texts may be elsewhere.
+
+    Raises JobError with every problem of what timing depends on: the parent's shape, the space and the hardware. A
+    given cost table is not looked at, since it may be the one that is going to be written.
+    """
+    sections = {name: getattr(job, name) for name in ("space", "hardware")}
+    found = list(hardware_problems(job.hardware))
+    try:
+        if is_hub_id(job.parent, job.folder) and job.revision is not None:
+            parent = describe_hub_parent(job.parent, job.revision)
+        else:
+            parent = _describe_shape(_folder_of(job.parent, job.folder))
+    except UserError as error:
+        raise JobError.of([*found, _problem(error, "parent")], sections, str(job.file or "job")) from None
+    found += _against_shape(sections, parent.shape)
+    if found:
+        raise JobError.of(found, sections, str(job.file or "job"))
+    return parent
+
+
+def _describe_shape(place: Path) -> Described:
+    """A folder's shape and config, or a GGUF file's, which stand in no folder for longer than it takes to read them."""
+    if not is_gguf(place):
+        return describe_folder(place)
+    with described(open_source(place)) as opened:
+        held = Described(opened.folder, opened.shape)
+        _ = held.config
+    return held
 
 
 def check_sections(sections: Mapping[str, Any], folder: Path) -> Checked:
@@ -110,8 +150,8 @@ def _describe(parent: str, revision: str | None, folder: Path) -> _Described | N
     if is_hub_id(parent, folder):
         if revision is None:
             return None
-        held, shape = describe_hub_parent(parent, revision)
-        return _Described(shape, held / _TOKENIZER)
+        held = describe_hub_parent(parent, revision)
+        return _Described(held.shape, held.folder / _TOKENIZER)
     opened = open_source(_folder_of(parent, folder))
     if isinstance(opened, GgufFile):
         return _Described(opened.shape, opened.header.path, opened.tokenizer)
@@ -155,8 +195,11 @@ def _costs(sections: Mapping[str, Any], parent: _Described | None, folder: Path)
     hardware, space = sections["hardware"], sections.get("space")
     known = parent is not None and space is not None and not space_problems(space, parent.shape)
     shape = parent.shape if parent is not None and known else None
+    form = None
+    if parent is not None and not any(hardware_problems(hardware)):
+        form = format_of(hardware.engine, hardware.format, parent.shape)
     try:
-        given_costs(resolve(hardware.costs, folder), [each.name for each in hardware.scenarios], space, shape)
+        given_costs(resolve(hardware.costs, folder), hardware, form, shape, space)
     except UserError as error:
         yield _problem(error, "hardware.costs")
 

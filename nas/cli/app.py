@@ -28,6 +28,7 @@ from inlay.nas.cli.export import export_command
 from inlay.nas.cli.init import init_command
 from inlay.nas.cli.list import list_command
 from inlay.nas.cli.logs import logs_command
+from inlay.nas.cli.measure import measure_command
 from inlay.nas.cli.plan import plan_command
 from inlay.nas.cli.report import report_command
 from inlay.nas.cli.run import run_command
@@ -57,6 +58,7 @@ for name, panel, command in (
     ("validate", JOBS, validate_command),
     ("plan", JOBS, plan_command),
     ("run", JOBS, run_command),
+    ("measure", JOBS, measure_command),
     ("solve", ANSWERS, solve_command),
     ("sweep", ANSWERS, sweep_command),
     ("evaluate", ANSWERS, evaluate_command),

@@ -50,10 +50,11 @@ def open_parent(name: str | Path, revision: str | None = None) -> "Parent":
     return Parent(folder, shape, checkpoint)
 
 
-def describe_hub_parent(name: str, revision: str) -> tuple[Path, Shape]:
+def describe_hub_parent(name: str, revision: str) -> "Described":
     """A folder with config and tokenizer of the hub model `name` at the commit `revision`, and its shape; no weights.
 
-    The shape's number type is a guess, since weights tell it. Raises `UserError` as `open_parent` does for those files.
+    Where its config names no number type the shape's is a guess, since weights tell it. Raises `UserError` as
+    `open_parent` does for those files.
     """
     folder = download(name, revision, DESCRIPTION)
     config = read_config(folder)
@@ -61,16 +62,32 @@ def describe_hub_parent(name: str, revision: str) -> tuple[Path, Shape]:
     shape = shape_of(config, "float32")
     check_tokenizer_files(folder, shape.vocab)
     tokenizer_code(folder)
-    return folder, shape
+    return Described(folder, shape)
+
+
+def describe_folder(name: str | Path) -> "Described":
+    """The parent in the folder `name`, which may hold nothing but its config.json: then that names the number type.
+
+    Raises `UserError` as `open_parent` does, and when nothing tells the number type.
+    """
+    folder = Path(name).expanduser()
+    if not folder.is_dir() or any(folder.glob("*.safetensors")):
+        return open_parent(name)
+    config = read_config(folder)
+    if not (config.get("dtype") or config.get("torch_dtype")):
+        raise UserError(
+            f"parent: there are no weights in `{folder}`, and its config.json names no `dtype`; copy the weights too, "
+            "or name it there."
+        )
+    return Described(folder.resolve(), shape_of(config, "float32"))
 
 
 @dataclass(frozen=True)
-class Parent:
-    """An opened parent; it can be pickled, and holds no weights."""
+class Described:
+    """What config.json tells of a parent."""
 
     folder: Path
     shape: Shape
-    checkpoint: Checkpoint
 
     @cached_property
     def config(self) -> "InlayConfig":
@@ -93,6 +110,13 @@ class Parent:
             raise UserError(
                 f"parent: Transformers refuses `{self.folder / 'config.json'}` ({reason}); correct that file."
             ) from None
+
+
+@dataclass(frozen=True)
+class Parent(Described):
+    """An opened parent; it can be pickled, and holds no weights."""
+
+    checkpoint: Checkpoint
 
     @cached_property
     def digest(self) -> str:

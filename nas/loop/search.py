@@ -18,7 +18,7 @@ from inlay.cluster.runtime import Cluster, ClusterSettings
 from inlay.cluster.store import Store
 from inlay.nas.engines.engine import Engine, Target
 from inlay.nas.engines.registry import ENGINES, format_of
-from inlay.nas.families import Parent
+from inlay.nas.families import Described, Parent
 from inlay.nas.job import Job
 from inlay.nas.job.locations import is_hub_id
 from inlay.nas.loop.resources import resources_of
@@ -208,7 +208,7 @@ def scratch_of_job(job: Job, workspace: Workspace) -> Path:
     return workspace.scratch(Path(job.resolve(job.cluster.scratch)) if job.cluster.scratch else None)
 
 
-def target_of(job: Job, parent: Parent) -> Target:
+def target_of(job: Job, parent: Described) -> Target:
     """Where a job's engine runs, with `auto` resolved."""
     hardware = job.hardware
     return Target(
@@ -219,7 +219,7 @@ def target_of(job: Job, parent: Parent) -> Target:
     )
 
 
-def compute_dtype(job: Job, parent: Parent) -> str:
+def compute_dtype(job: Job, parent: Described) -> str:
     """float32 on CPUs, whose bfloat16 is slow and whose float16 is incomplete; the parent's own type elsewhere."""
     if job.hardware.dtype != "auto":
         return job.hardware.dtype

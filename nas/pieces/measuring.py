@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from inlay.cluster.pieces import PieceContext, PieceOutput
-from inlay.nas.engines.engine import Engine, Rounds, Skeletons, Target
+from inlay.nas.engines.engine import Engine, Target
 from inlay.nas.engines.registry import ENGINES
 from inlay.nas.engines.timing import Workload, relative_error, runtimes, summarise
-from inlay.nas.families.shape import Entry
-from inlay.nas.modeling.subblock_inlay import Slot
+from inlay.nas.pieces.subblock_times import SubblockBench
 from inlay.nas.pieces.weights import parent_of
 
 
@@ -47,36 +44,11 @@ def describe_device(arguments: dict[str, Any], context: PieceContext) -> PieceOu
 
 
 def measure_subblocks(arguments: dict[str, Any], context: PieceContext) -> PieceOutput:
-    """Times every entry, by small models in turns with each other."""
+    """Times every entry, by small models in turns with each other; what this machine has measured before is taken."""
     engine, target = _engine(arguments)
-    workload = Workload(**arguments["workload"])
-    entries: list[str] = arguments["entries"]
-    skeletons = engine.skeletons(parent_of(arguments["parent"]).config, {key: _subblock(key) for key in entries})
-    # One turn of all; after an attempt that ran out of memory half as many are held at once, beside the references.
-    held = max(1, -(-len(entries) // 2**context.memory_retries))
-    values: dict[str, dict[str, int]] = {}
-    for start in range(0, len(entries), held):
-        chunk = entries[start : start + held]
-        models = {**skeletons.references, **{key: skeletons.models[key] for key in chunk}}
-        share = len(chunk) / len(entries)
-
-        def on_round(done: float, start: int = start, share: float = share) -> None:
-            context.progress(start / len(entries) + done * share)
-
-        rounds = engine.rounds(models, workload, target, on_round)
-        values |= {key: _own_times(skeletons, key, rounds, workload) for key in (*chunk, "ends")}
-    return PieceOutput(values={"times": values}, blobs={})
-
-
-def _own_times(skeletons: Skeletons, key: str, rounds: Rounds, workload: Workload) -> dict[str, int]:
-    """A subblock's part in the times of its models, which took turns."""
-    terms = skeletons.terms[key]
-    pairs = zip(*([(weight, one) for one in rounds[name]] for weight, name in terms), strict=True)
-    own = [tuple(sum(weight * times[part] for weight, times in each) for part in (0, 1)) for each in pairs]
-    prefill, decode = (max(0, round(statistics.median(times[part] for times in own))) for part in (0, 1))
-    first, _, third = statistics.quantiles([p + workload.generate * d for p, d in own], n=4)
-    runtime, spread = prefill + workload.generate * decode, math.ceil((third - first) / 2)
-    return {"prefill_ns": prefill, "decode_ns": decode, "runtime_ns": runtime, "spread_ns": spread}
+    config = parent_of(arguments["parent"]).config
+    bench = SubblockBench(engine, target, config, Workload(**arguments["workload"]))
+    return PieceOutput(values={"times": bench.times(arguments["entries"], context.progress, context.memory_retries)})
 
 
 def time_architectures(arguments: dict[str, Any], context: PieceContext) -> PieceOutput:
@@ -119,8 +91,3 @@ def _against(parent: Sequence[tuple[int, int]], own: Sequence[tuple[int, int]], 
 def _by_name(rounds: Sequence[tuple[int, int]], workload: Workload) -> dict[str, list[int]]:
     prefill, decode = ([times[position] for times in rounds] for position in (0, 1))
     return {"prefill": prefill, "decode": decode, "runtime": runtimes(rounds, workload)}
-
-
-def _subblock(key: str) -> tuple[Slot, Entry]:
-    slot, text = key.split(" ", 1)
-    return ("attention" if slot == "attention" else "ffn"), json.loads(text)

@@ -20,7 +20,7 @@ from inlay.nas.loop.texts import held_out_batches
 from inlay.nas.loop.training import global_settings
 from inlay.nas.modeling import build_layer, make_context
 from inlay.nas.pieces.boundaries import micro_batch
-from inlay.nas.stages.measure import entry_key
+from inlay.nas.pieces.subblock_times import entry_key
 from inlay.nas.tables.idle_limits import parent_sizes
 from inlay.nas.variants import Variant, ends_parameters, parameters, variants_of
 from inlay.nas.variants.storage import AsParent

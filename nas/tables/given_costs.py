@@ -1,22 +1,28 @@
 """A given cost table (`hardware.costs`), checked against the job and its parent before anything runs; no torch.
 
 Its times are believed, since nothing here could take them: they belong to the device it was measured on. Its parameter
-counts are held against the parent's, so that another parent's table is not taken by mistake.
+counts are held against the parent's, and what it says of its origin against the job, so that no other table is taken by
+mistake.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from inlay.nas.errors import UserError
 from inlay.nas.families import Shape
+from inlay.nas.job.sections import Hardware
 from inlay.nas.job.space import Space
 from inlay.nas.problems import did_you_mean, show
 from inlay.nas.tables.costs import ADDED, ENDS, CostTable
+from inlay.nas.tables.origin import origin_of, shape_values, workload_values
 from inlay.nas.tables.reading import read_arrow
 from inlay.nas.variants import ends_parameters, parameters, variants_of
+
+if TYPE_CHECKING:
+    import pyarrow
 
 FIELD = "hardware.costs"
 NEEDED = ("scenario", "layer", "variant", *ADDED)
@@ -25,25 +31,28 @@ LARGEST = 2**62
 
 
 def given_costs(
-    place: str, scenarios: Sequence[str], space: Space | None = None, shape: Shape | None = None
+    place: str, hardware: Hardware, form: str | None, shape: Shape | None, space: Space | None
 ) -> list[dict[str, Any]]:
     """The rows of the job's scenarios, in the job's order, numbers as integers.
 
     Args:
         place: a CSV or Parquet file with the columns of a workspace's `tables/costs.parquet`.
-        scenarios: names of the job's scenarios.
+        hardware: the job's; its engine and its scenarios must be the table's, where that says what it was measured of.
+        form: what `hardware.format` stands for; None where that is not known.
+        shape: the parent's shape; None where that is not known.
         space: the search space; with `shape`, every variant of every layer must have its row.
-        shape: the parent's shape.
 
     Raises:
         UserError: opened by `hardware.costs`: no such file, a column or row that is not there, a value that is no cost,
-            a table of another parent.
+            a table of another parent, engine, format or workload.
     """
+    scenarios = [scenario.name for scenario in hardware.scenarios]
     path = Path(place)
     if "://" in place or not path.is_file():
         raise _wrong(f"there is no file {place}; name a cost table (.csv or .parquet), or leave it out and measure")
     try:
-        rows = read_arrow(path).to_pylist()
+        table = read_arrow(path)
+        rows = table.to_pylist()
     except UserError as error:
         raise _wrong(str(error)) from None
     columns = [str(name).strip() for name in rows[0]] if rows else []
@@ -57,11 +66,44 @@ def given_costs(
             f"{path.name} has no rows of the scenario {unknown[0]}, only of {', '.join(there)}; measure it with that "
             "scenario, or name the job's scenarios as the table does"
         )
+    _check_origin(path, table, hardware, form, shape)
     kept = [_checked(path, row) for name in scenarios for row in rows if str(row["scenario"]) == name]
     _check_rows(path, kept, scenarios)
     if space is not None and shape is not None:
         _check_against(path, kept, scenarios, space, shape)
     return kept
+
+
+def _check_origin(path: Path, table: pyarrow.Table, hardware: Hardware, form: str | None, shape: Shape | None) -> None:
+    """Of this engine, format, parent and workload, where the table says what it is of."""
+    try:
+        origin = origin_of(table)
+    except UserError as error:
+        raise _wrong(f"{path.name}: {error}") from None
+    if origin is None:
+        return
+    if origin.engine != hardware.engine:
+        raise _wrong(
+            f"{path.name} was measured with the engine {origin.engine}, and hardware.engine is {hardware.engine}; "
+            "measure it with that engine, or take the table's"
+        )
+    if form is not None and origin.format != form:
+        raise _wrong(
+            f"{path.name} was measured in the format {origin.format}, and hardware.format is {form}; measure it in "
+            "that format, or take the table's"
+        )
+    for name, value in shape_values(shape).items() if shape is not None else ():
+        if (own := origin.shape.get(name)) != value:
+            told = "other subblocks" if name == "blocks" else f"`{name}` {show(own)}, and this one has {show(value)}"
+            raise _wrong(f"{path.name} was measured for a parent with {told}; take the table of this parent")
+    for scenario in hardware.scenarios:
+        held = origin.scenarios.get(scenario.name, {})
+        for name, size in workload_values(scenario).items():
+            if held.get(name) != size:
+                raise _wrong(
+                    f"{path.name} was measured with {name} {held.get(name)} in scenario {scenario.name}, and the job "
+                    f"has {size} there; measure it again, or set the scenario as the table has it"
+                )
 
 
 def _checked(path: Path, row: Mapping[str, Any]) -> dict[str, Any]:

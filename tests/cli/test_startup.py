@@ -31,7 +31,9 @@ def heavy_after(*arguments: str | Path) -> list[str]:
     return list(loaded)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["--version"], ["init", "--demo", "-"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["run", "--help"], ["--version"], ["init", "--demo", "-"], ["measure", "--list"]]
+)
 def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     assert heavy_after(*arguments) == []
 

@@ -23,6 +23,7 @@ SURFACE = {
     "validate": {"--json"},
     "plan": {"--json"},
     "run": {"--workspace", "-w"},
+    "measure": {"--output", "-o", "--again", "--list", "--clear", "--json"},
     "solve": {
         "--limit",
         "--minimize",

@@ -84,7 +84,8 @@ def _no_network(*_: object) -> None:
 
 def test_shape_and_tokens_are_told_without_weights(cache: Path, tiny_parent: Any) -> None:
     (cache / "model.safetensors").unlink()
-    folder, shape = describe_hub_parent(NAME, COMMIT)
+    described = describe_hub_parent(NAME, COMMIT)
+    folder, shape = described.folder, described.shape
     assert folder == cache
     assert replace(shape, dtype="float32") == replace(open_parent(tiny_parent("llama")).shape, dtype="float32")
 
