@@ -6,6 +6,7 @@ run opens it.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from inlay.nas.embedded import embedded_parent
 from inlay.nas.engines.fitting import hardware_problems, shape_problems
 from inlay.nas.engines.registry import storage_of
 from inlay.nas.errors import UserError
-from inlay.nas.families import Shape, describe_hub_parent, open_parent
+from inlay.nas.families import GgufFile, Shape, describe_hub_parent, open_source
 from inlay.nas.job import Data, Job, JobError, Problem, Scenario
 from inlay.nas.job.judged import JUDGED_FIELD
 from inlay.nas.job.locations import EMBEDDED, is_hub_id, resolve
@@ -27,6 +28,7 @@ from inlay.nas.tables.given_costs import given_costs
 from inlay.nas.tables.idle_limits import idle_limits, parent_sizes
 from inlay.nas.variants import space_problems, unseen_problems
 
+_TOKENIZER = "tokenizer.json"
 _FIELD = re.compile(r"`?([a-z_]+(?:\.[a-z_]+|\[\d+\])*)`?: (.+)", re.DOTALL)
 
 
@@ -96,16 +98,24 @@ def _idle_limits(sections: Mapping[str, Any], shape: Shape) -> list[str]:
 class _Described:
     """What is known of a parent without its weights."""
 
-    folder: Path
     shape: Shape
+    tokenizer_file: Path
+    tokenizer: Mapping[str, Any] | None = None
+    """What stands in that file, where it is not there yet."""
 
 
 def _describe(parent: str, revision: str | None, folder: Path) -> _Described | None:
-    """A folder is opened as a run would; of a hub id config and tokenizer are read, None where its revision lacks."""
+    """A folder is opened as a run would, a GGUF file up to its weights; of a hub id config and tokenizer are read, None
+    where its revision lacks."""
     if is_hub_id(parent, folder):
-        return None if revision is None else _Described(*describe_hub_parent(parent, revision))
-    opened = open_parent(_folder_of(parent, folder))
-    return _Described(opened.folder, opened.shape)
+        if revision is None:
+            return None
+        held, shape = describe_hub_parent(parent, revision)
+        return _Described(shape, held / _TOKENIZER)
+    opened = open_source(_folder_of(parent, folder))
+    if isinstance(opened, GgufFile):
+        return _Described(opened.shape, opened.header.path, opened.tokenizer)
+    return _Described(opened.shape, opened.folder / _TOKENIZER)
 
 
 def _folder_of(parent: str, folder: Path) -> Path:
@@ -178,11 +188,13 @@ def _texts(data: Data, scenarios: Sequence[Scenario], parent: _Described | None,
 
 def _tokenizer(parent: _Described | None) -> Any | None:
     """The parent's fast tokenizer, without the transformers library around it; None where there is no such file."""
-    if parent is None or not (parent.folder / "tokenizer.json").is_file():
+    if parent is None or not parent.tokenizer_file.is_file():
         return None
     from tokenizers import Tokenizer
 
-    return Tokenizer.from_file(str(parent.folder / "tokenizer.json"))
+    if parent.tokenizer is not None:
+        return Tokenizer.from_str(json.dumps(parent.tokenizer))
+    return Tokenizer.from_file(str(parent.tokenizer_file))
 
 
 def _count_tokens(documents: list[str], tokenizer: Any | None, enough: int) -> int:

@@ -71,12 +71,8 @@ class Workspace:
 
     def check_parent(self, parent_digest: str, parent_name: str) -> None:
         """Raises UserError when a search of this parent cannot live here: another parent's, or another thing."""
+        self.check_free()
         if not self.exists():
-            stranger = self._stranger()
-            if stranger is not None:
-                raise UserError(
-                    f"workspace: {self.url} holds {stranger} and is not a workspace; name an empty folder or a new one"
-                )
             return
         held = self.read_json("workspace.json")
         if held["schema"] != SCHEMA:
@@ -87,6 +83,14 @@ class Workspace:
             raise UserError(
                 f"workspace: {self.url} belongs to the parent {held['parent']} ({held['parent_digest'][:12]}), the job "
                 f"names {parent_name} ({parent_digest[:12]}); give another --workspace"
+            )
+
+    def check_free(self) -> None:
+        """Raises UserError when this is neither a workspace nor empty."""
+        stranger = None if self.exists() else self._stranger()
+        if stranger is not None:
+            raise UserError(
+                f"workspace: {self.url} holds {stranger} and is not a workspace; name an empty folder or a new one"
             )
 
     def claim(self, parent_digest: str, parent_name: str) -> None:

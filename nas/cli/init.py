@@ -65,7 +65,7 @@ def init_command(
 
 
 def fitted_values(parent: str | None, text: str | None, held_out: str | None, folder: Path) -> dict[str, Any]:
-    """Values for a job in `folder`; alternatives, sequence length and scenario suit the parent, if it is a folder."""
+    """Values for a job in `folder`; alternatives, sequence length and scenario suit the parent, if it is there."""
     values: dict[str, Any] = {
         "parent": _beside(parent, folder) if parent else "./parent",
         "data": {
@@ -78,10 +78,10 @@ def fitted_values(parent: str | None, text: str | None, held_out: str | None, fo
         },
         "budget": {"runtime": "0.6x"},
     }
-    if parent and Path(parent).expanduser().is_dir():
-        from inlay.nas.families import open_parent
+    if parent and Path(parent).expanduser().exists():
+        from inlay.nas.families import open_source
 
-        return values | _for_shape(values, open_parent(parent).shape)
+        return values | _for_shape(values, open_source(parent).shape)
     return values
 
 

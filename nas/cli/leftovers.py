@@ -12,6 +12,7 @@ from inlay.cluster.lock import lock_owner
 from inlay.nas.errors import UserError
 from inlay.nas.workspace import Workspace
 
+_ON_SCRATCH = "activations of a run that was stopped, unpacked GGUF parents"
 _DIGEST = re.compile(rb"[0-9a-f]{64}")
 
 
@@ -32,7 +33,7 @@ def leftovers(workspace: Workspace) -> list[Leftover]:
         raise UserError(f"{workspace.url} is not a local folder; clean it where it lies, or by the store's own rules")
     if owner := lock_owner(workspace.store):
         raise UserError(f"{workspace.url} is in use by {owner}; clean it after that run")
-    found = [_folder(folder / "scratch", "scratch", "activations of a run that was stopped; made again when needed")]
+    found = [_folder(folder / "scratch", "scratch", f"{_ON_SCRATCH}; made again when needed")]
     found.append(_folder(folder / TEMPORARY, TEMPORARY, "files that were being written when a process died"))
     orphans = _orphans(workspace, folder)
     size = sum((folder / key).stat().st_size for key in orphans)

@@ -1,1 +1,1 @@
-"""What other engines are given: a room for each."""
+"""What runs a child for its users: one file an engine, the contract in `engine.py`, all of them in `registry.py`."""

@@ -76,6 +76,11 @@ class EngineProcess:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether the process runs."""
+        return self._process.poll() is None
+
     def ask(self, do: str, **values: Any) -> dict[str, Any]:
         """The engine's answer to a request.
 
@@ -92,7 +97,7 @@ class EngineProcess:
         except queue.Empty:
             self.close()
             raise UserError(
-                f"{self.name} gave no answer to `{do}` within {self._patience:.0f} s and was stopped; nothing that was "
+                f"{self.name} gave no answer to `{do}` within {self._patience:g} s and was stopped; nothing that was "
                 "computed is lost: run again, or take another engine"
             ) from None
         if line is None:

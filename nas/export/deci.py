@@ -62,7 +62,8 @@ def write_deci_folder(
     with written_whole(output) as folder:
         text = json.dumps(deci_config(parent, model.architecture, known), indent=2, sort_keys=True)
         (folder / "config.json").write_text(text + "\n")
-        shutil.copyfile(Path(__file__).with_name(_CODE), folder / _CODE)
+        if known.reads_by_transformers:
+            shutil.copyfile(Path(__file__).with_name(_CODE), folder / _CODE)
         write_companions(folder, parent, model, card(evaluation, job, known.name, _use(known)), job)
         copy_tensors(place.store.blob_path(model.blob), folder, known.tensor_name, most_shard_bytes)
     return output
@@ -77,7 +78,6 @@ def deci_config(parent: Parent, architecture: Blocks, consumer: Consumer) -> dic
     return {
         "architectures": ["DeciLMForCausalLM"],
         "model_type": "nemotron-nas",
-        "auto_map": {"AutoConfig": "configuration_deci.DeciConfig"},
         "block_configs": [{slot: consumer.choice(slot, block[slot], shape) for slot in SLOTS} for block in blocks],
         "hidden_size": shape.hidden,
         "num_hidden_layers": len(blocks),
@@ -102,6 +102,8 @@ def deci_config(parent: Parent, architecture: Blocks, consumer: Consumer) -> dic
         "pad_token_id": config.pad_token_id,
         # The name that Transformers 4 has for it, and 5 reads.
         "torch_dtype": shape.dtype,
+        # Where nobody needs the class, naming it makes whoever loads the tokenizer ask whether to trust its code.
+        **({"auto_map": {"AutoConfig": "configuration_deci.DeciConfig"}} if consumer.reads_by_transformers else {}),
         **consumer.values(shape),
     }
 

@@ -28,6 +28,10 @@ MULTIPLE: Final = 256
 """Channels that a width given by `ffn_mult` is rounded up to a multiple of."""
 
 
+_ROPE: Final = ("default", "linear", "dynamic", "llama3", "yarn")
+"""What all of them know of rotary embeddings."""
+
+
 class UnfitError(ValueError):
     """A subblock that a consumer cannot run; the text says why."""
 
@@ -65,6 +69,8 @@ class Consumer:
     """The module below `self_attn` or `mlp` that holds the matrix of a linear replacement."""
     values: Callable[[Shape], Choice] = field(default=lambda shape: {})
     """Keys of its config.json that the others do not have."""
+    reads_by_transformers: bool = True
+    """Whether it reads config.json through Transformers, which must then be told of a class for it."""
 
     def choice(self, slot: Slot, entry: Entry, shape: Shape) -> Choice:
         """A subblock in this consumer's words; UnfitError where it has none."""
@@ -128,7 +134,10 @@ def ffn_mult_of(width: int, hidden: int) -> float:
     """
     ffn_mult = round(3 * width / (2 * hidden), 6)
     if width_of(ffn_mult, hidden) != width:
-        raise UnfitError(f"ffn_mult gives multiples of {MULTIPLE} channels only, {width_of(ffn_mult, hidden)} for this")
+        raise UnfitError(
+            f"its ffn_mult would give {width_of(ffn_mult, hidden)}, since it gives multiples of {MULTIPLE} only, "
+            f"which `space.multiple: {MULTIPLE}` searches"
+        )
     return ffn_mult
 
 
@@ -246,15 +255,10 @@ def _activation_of(*known: str) -> Check:
     return check
 
 
-def _rope_of(*known: str) -> Check:
-    def check(child: Child) -> Iterator[str]:
-        if child.rope_type not in known:
-            yield f"every attention: its rotary embedding is of type {child.rope_type}; known here: {', '.join(known)}"
+def _known_rope(child: Child) -> Iterator[str]:
+    if child.rope_type not in _ROPE:
+        yield f"every attention: its rotary embedding is of type {child.rope_type}; known here: {', '.join(_ROPE)}"
 
-    return check
-
-
-_ROPE = ("default", "linear", "llama3", "yarn")
 
 VLLM: Final = Consumer(
     name="vllm",
@@ -264,7 +268,7 @@ VLLM: Final = Consumer(
         "attention": {FullAttention.name: _attention, NoOp.name: _attention_no_op},
         "ffn": {GatedFfn.name: _ffn_exact, NoOp.name: _ffn_exact_no_op},
     },
-    checks=(_first_is_no_ffn, _some_attention, _no_head_norms, _activation_of("silu"), _rope_of(*_ROPE, "dynamic")),
+    checks=(_first_is_no_ffn, _some_attention, _no_head_norms, _activation_of("silu"), _known_rope),
     values=lambda shape: {"qkv_bias": shape.qkv_bias},
 )
 TENSORRT_LLM: Final = Consumer(
@@ -276,7 +280,7 @@ TENSORRT_LLM: Final = Consumer(
         "ffn": {GatedFfn.name: _ffn, Linear.name: _ffn_linear, NoOp.name: _ffn_no_op},
     },
     checks=(
-        _no_head_norms, _no_attention_bias, _no_ffn_bias, _activation_of("silu"), _rope_of(*_ROPE, "dynamic"),
+        _no_head_norms, _no_attention_bias, _no_ffn_bias, _activation_of("silu"), _known_rope,
     ),
     linear={"attention": "linear_attn", "ffn": "linear_mlp"},
 )  # fmt: skip
@@ -290,7 +294,7 @@ SGLANG: Final = Consumer(
     },
     checks=(
         _same_kv_heads, _first_is_no_ffn, _some_attention, _no_head_norms, _all_or_no_attention_bias, _no_ffn_bias,
-        _activation_of("silu"), _rope_of(*_ROPE, "dynamic"),
+        _activation_of("silu"), _known_rope,
     ),
 )  # fmt: skip
 MLX: Final = Consumer(
@@ -311,9 +315,10 @@ MLX: Final = Consumer(
     },
     checks=(
         _some_attention, _no_head_norms, _all_or_no_attention_bias, _heads_fill_hidden,
-        _activation_of("silu", "relu", "gelu", "gelu_new"), _rope_of(*_ROPE),
+        _activation_of("silu", "relu", "gelu", "gelu_new"), _known_rope,
     ),
     linear={"attention": "linear", "ffn": "linear"},
+    reads_by_transformers=False,
 )  # fmt: skip
 
 CONSUMERS: Final[Mapping[str, Consumer]] = MappingProxyType(

@@ -40,17 +40,15 @@ def copy_tensors(
             max_shard_size=most_shard_bytes,
         )
         for shard, names in split.filename_to_tensors.items():
-            _write_shard(file, folder / shard, names, rename)
+            _write_shard(source, folder / shard, names, _header(file, names, rename))
     if split.is_sharded:
         weight_map = {rename(name): shard for name, shard in split.tensor_to_filename.items()}
         index = {"metadata": split.metadata, "weight_map": weight_map}
         (folder / _INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
-def _write_shard(file: Any, path: Path, names: Sequence[str], rename: Callable[[str], str]) -> None:
-    """One file of the safetensors format: the header's length, the header, then the tensors without gaps."""
-    import torch
-
+def _header(file: Any, names: Sequence[str], rename: Callable[[str], str]) -> bytes:
+    """What stands before the tensors in a file of the safetensors format: its own length, then names and places."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name in names:
@@ -59,11 +57,19 @@ def _write_shard(file: Any, path: Path, names: Sequence[str], rename: Callable[[
         header[rename(name)] = {"dtype": part.get_dtype(), "shape": part.get_shape(), "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8 bytes
+    return len(text).to_bytes(8, "little") + text
+
+
+def _write_shard(source: Path, path: Path, names: Sequence[str], header: bytes) -> None:
+    import torch
+    from safetensors import safe_open
+
     with path.open("wb") as stream:
-        stream.write(len(text).to_bytes(8, "little"))
-        stream.write(text)
+        stream.write(header)
         for name in names:
-            stream.write(memoryview(file.get_tensor(name).reshape(-1).view(torch.uint8).numpy()))
+            # Opened anew, since what was read of a file stays mapped as long as it is open.
+            with safe_open(source, framework="pt") as file:
+                stream.write(memoryview(file.get_tensor(name).reshape(-1).view(torch.uint8).numpy()))
 
 
 def _num_bytes(part: Any) -> int:

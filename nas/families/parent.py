@@ -170,7 +170,9 @@ def _folder(name: str, revision: str | None) -> Path:
     if folder.is_dir():
         return folder.resolve()
     if folder.is_file():
-        raise UserError(f"parent: `{name}` is a file; give the folder with config.json and safetensors in it.")
+        raise UserError(
+            f"parent: `{name}` is a file; give a GGUF file, or the folder with config.json and safetensors in it."
+        )
     if has_hub_form(name):
         return download(name, revision)
     raise UserError(f"parent: there is no folder `{name}`; give a model folder, or a hub id with a `revision`.")

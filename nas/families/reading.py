@@ -20,6 +20,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
+        packed = sorted(folder.glob("*.gguf"))
+        if len(packed) == 1:
+            raise UserError(
+                f"parent: the folder `{folder}` has no config.json, but a GGUF file; name that file: "
+                f"`parent: {packed[0]}`."
+            ) from None
         raise UserError(
             f"parent: the folder `{folder}` has no config.json; give a model folder as `save_pretrained` writes it."
         ) from None

@@ -55,7 +55,9 @@ class JobError(UserError):
 class Job(Section):
     """What to search: parent, text, space, hardware, budget, and how much to spend on each stage."""
 
-    parent: str = Field(min_length=1, description="The model to start from: a folder, a hub id, or inlay:pystdlib.")
+    parent: str = Field(
+        min_length=1, description="The model to start from: a folder, a GGUF file, a hub id, or inlay:pystdlib."
+    )
     revision: str | None = Field(
         default=None, min_length=1, description="Commit of a hub parent; needed for hub ids, so that it stays the same."
     )

@@ -185,9 +185,9 @@ def _checked_base(family: str, base: Any) -> dict[str, Any]:
         value = base.get(name)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"base.{name} is {value!r}; it must be an integer of at least 1")
-    defaults = family_config_class(family).default_config_fields()
     missing = [name for name in _base_fields(family) if name not in base]
-    return {**base, **{name: defaults[name] for name in missing}}
+    defaults = family_config_class(family)()
+    return {**base, **{name: getattr(defaults, name) for name in missing}}
 
 
 def _checked_blocks(blocks: Any, base: Mapping[str, Any]) -> list[dict[str, Any]]:

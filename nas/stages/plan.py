@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from inlay.nas.engines.registry import storage_of
-from inlay.nas.families import Parent
+from inlay.nas.families import Parent, described
 from inlay.nas.job import Job, Scenario
 from inlay.nas.job.judged import judged_length
 from inlay.nas.loop.search import compute_dtype
@@ -26,7 +26,11 @@ def make_plan(job: Job) -> dict[str, Any]:
 
     Times are estimates for workers on CPUs like this one (`stage_seconds`), None for other devices.
     """
-    parent = open_job_parent(job)
+    with described(open_job_parent(job)) as parent:
+        return _plan_of(job, parent)
+
+
+def _plan_of(job: Job, parent: Parent) -> dict[str, Any]:
     shape = parent.shape
     space = [variants_of(job.space, shape, layer) for layer in range(shape.num_layers)]
     trained = sum(variant.trained for layer in space for variant in layer)

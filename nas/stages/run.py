@@ -18,7 +18,7 @@ from inlay.cluster.runtime import check_machine, connect
 from inlay.nas.check import check_job
 from inlay.nas.embedded import embedded_parent
 from inlay.nas.errors import InlayError, UserError
-from inlay.nas.families import Parent, open_parent
+from inlay.nas.families import GgufFile, Parent, open_parent, open_source, unpacked
 from inlay.nas.job import Job
 from inlay.nas.report.progress import Reporter
 from inlay.nas.workspace import Workspace
@@ -84,14 +84,21 @@ def run_job(
         ) from error
 
 
-def open_job_parent(job: Job) -> Parent:
-    """The job's parent, opened and checked as far as headers tell."""
+def open_job_parent(job: Job) -> Parent | GgufFile:
+    """The job's parent, opened and checked as far as headers tell; a GGUF file is not unpacked."""
     if job.parent.startswith(EMBEDDED):
         return open_parent(embedded_parent(job.parent.removeprefix(EMBEDDED)))
-    return open_parent(job.resolve(job.parent), job.revision)
+    return open_source(job.resolve(job.parent), job.revision)
 
 
-def fingerprint_of(job: Job, parent: Parent) -> str:
+def unpacked_place(job: Job, place: Workspace) -> Path:
+    """Where GGUF parents are unpacked: on scratch, which every worker reads, and which can be computed again."""
+    from inlay.nas.loop.search import scratch_of_job
+
+    return scratch_of_job(job, place) / "parents"
+
+
+def fingerprint_of(job: Job, parent: Parent | GgufFile) -> str:
     """Changes whenever a finished run would have to do something again: job, parent files, texts, costs, version."""
     values = job.to_dict()
     for free in ("cluster", "tracking"):
@@ -119,13 +126,17 @@ def _finished(place: Workspace, fingerprint: str) -> RunResult | None:
     return RunResult(place.url, place.read_json("evaluation.json"), run, True)
 
 
-def _run(job: Job, place: Workspace, parent: Parent, fingerprint: str, reporter: Reporter, name: str) -> RunResult:
+def _run(
+    job: Job, place: Workspace, source: Parent | GgufFile, fingerprint: str, reporter: Reporter, name: str
+) -> RunResult:
     from inlay.nas.loop.search import cluster_settings
     from inlay.nas.loop.texts import pack_texts
 
-    parent.check_finite()
-    place.check_parent(parent.digest, job.parent)
-    packed = pack_texts(job, parent.tokenizer())
+    place.check_free()
+    with unpacked(source, unpacked_place(job, place)) as parent:
+        parent.check_finite()
+        place.check_parent(parent.digest, job.parent)
+        packed = pack_texts(job, parent.tokenizer())
     settings = cluster_settings(job, place)
     share = partial(_blames, "cluster", "ask for less per worker")
     with share():

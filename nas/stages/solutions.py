@@ -9,7 +9,7 @@ import torch
 
 from inlay.cluster.runtime import connect
 from inlay.nas.errors import UserError
-from inlay.nas.families import Parent
+from inlay.nas.families import Parent, unpacked
 from inlay.nas.job import Job
 from inlay.nas.loop.search import Search, SmallSearch, cluster_settings
 from inlay.nas.loop.true_kl import true_scores
@@ -20,7 +20,7 @@ from inlay.nas.pieces.weights import Library
 from inlay.nas.report.progress import Reporter
 from inlay.nas.stages.estimate import START_SECONDS, token_seconds
 from inlay.nas.stages.evaluate import rows_of
-from inlay.nas.stages.run import open_job_parent
+from inlay.nas.stages.run import open_job_parent, unpacked_place
 from inlay.nas.tables.architecture import Blocks, blocks_of
 from inlay.nas.tables.costs import CostTable
 from inlay.nas.workspace import Workspace
@@ -93,7 +93,8 @@ def job_of(place: Workspace) -> tuple[Job, Parent]:
     if run is None or "job" not in run:
         raise UserError(f"workspace: {place.url} has no finished search; let `inlay run` finish")
     job = Job.from_dict(run["job"], folder=run["folder"])
-    return job, open_job_parent(job)
+    with unpacked(open_job_parent(job), unpacked_place(job, place)) as parent:
+        return job, parent
 
 
 def library_of_workspace(place: Workspace) -> Library:

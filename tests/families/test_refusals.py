@@ -57,7 +57,7 @@ def test_no_such_folder(tmp_path: Path) -> None:
 
 
 def test_a_file_is_not_a_folder(folder: Path) -> None:
-    assert "is a file; give the folder" in refusal(folder / SINGLE)
+    assert "is a file; give a GGUF file, or the folder" in refusal(folder / SINGLE)
 
 
 def test_no_config(folder: Path) -> None:

@@ -65,7 +65,6 @@ CASES = [
 class Reader:
     """A DeciLM folder as torch operations; what a consumer does in its own way is asked of its subclass."""
 
-    trusts_code = True
     linear_names = ("", "")
 
     def __init__(self, folder: Path) -> None:
@@ -197,7 +196,6 @@ class SglangReader(Reader):
 
 
 class MlxReader(Reader):
-    trusts_code = False
     linear_names = ("linear", "linear")
 
     def head_dim(self) -> int:
@@ -290,19 +288,33 @@ def test_a_reader_of_the_folder_gives_the_logits_of_the_child(
     assert (given - expected).abs().max() < 1e-4
     assert expected.std() > 0.1
 
-    # Others read it through Transformers, which has no such model of its own: each block is asked by attribute.
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
-    assert [block.attention.no_op for block in config.block_configs] == [
-        attention == "attention:no_op" for attention, _ in architecture
-    ]
-    assert hasattr(config.block_configs[0].ffn, "ffn_mult") is (consumer != "vllm")
-    assert config.rope_parameters["rope_theta"] == config.rope_theta == parent.config.rope_parameters["rope_theta"]
-    assert config.dtype is torch.float32
-    again = type(config).from_dict(json.loads(config.to_json_string()))
-    assert again.block_configs == config.block_configs == copy.deepcopy(config).block_configs
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=READERS[consumer].trusts_code)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     assert tokenizer("a b").input_ids == parent.tokenizer()("a b").input_ids
     assert CONSUMERS[consumer].serve[0] in (folder / "README.md").read_text()
+
+
+def test_blocks_have_attributes_where_transformers_reads_them(
+    tiny_parent: Callable[..., Path], texts: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """It has no such model of its own, so the folder brings the class; MLX reads the file itself."""
+    parent = open_parent(tiny_parent("llama", num_hidden_layers=5, intermediate_size=512))
+    place, job = Workspace(tmp_path / "search"), make_job(parent.folder, texts)
+    model = put_model(place, make_child(parent, SAME), SAME)
+    for consumer in CONSUMERS:
+        folder = write_deci_folder(place, parent, model, tmp_path / consumer, evaluation_of(SAME), job, consumer)
+        has_class = consumer != "mlx"
+        assert (folder / "configuration_deci.py").is_file() is has_class
+        assert ("auto_map" in json.loads((folder / "config.json").read_text())) is has_class
+        if not has_class:
+            continue
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+        given = [block.attention.no_op for block in config.block_configs]
+        assert given == [attention == "attention:no_op" for attention, _ in SAME]
+        assert hasattr(config.block_configs[0].ffn, "ffn_mult") is (consumer != "vllm")
+        assert config.rope_parameters["rope_theta"] == config.rope_theta == parent.config.rope_parameters["rope_theta"]
+        assert config.dtype is torch.float32
+        again = type(config).from_dict(json.loads(config.to_json_string()))
+        assert again.block_configs == config.block_configs == copy.deepcopy(config).block_configs
 
 
 def test_a_scaled_rotation_is_written_as_its_readers_know_it(
@@ -317,13 +329,17 @@ def test_a_scaled_rotation_is_written_as_its_readers_know_it(
     place, architecture = Workspace(tmp_path / "search"), (PARENT_BLOCK,)
     model = put_model(place, make_child(parent, architecture), architecture)
     job = make_job(parent.folder, texts)
-    folder = write_deci_folder(place, parent, model, tmp_path / "o", evaluation_of(architecture), job, "mlx")
+    folder = write_deci_folder(place, parent, model, tmp_path / "o", evaluation_of(architecture), job, "vllm")
     config = json.loads((folder / "config.json").read_text())
     assert (config["rope_theta"], config["rope_scaling"]) == (500000.0, scaling)
     assert AutoConfig.from_pretrained(folder, trust_remote_code=True).rope_parameters == rope["rope_parameters"]
     assert [path.name for path in folder.glob("*.safetensors*")] == ["model.safetensors"]
 
 
+LONGROPE = {
+    "rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [2.0] * 4, "rope_theta": 1e4,
+    "original_max_position_embeddings": 32,
+}  # fmt: skip
 REFUSED = [
     ("vllm", "llama", {}, (("attention:window=8", "ffn:linear"), ("attention:linear", "ffn:parent")), [
         "layer 0 attention: window (kv_heads=2, window=8, sinks=4): vLLM has no such attention in DeciLM models; "
@@ -338,8 +354,8 @@ REFUSED = [
         "export for another consumer, or with --format hf",
     ]),
     ("sglang", "llama", {}, (("attention:kv_heads=1", "ffn:width=300"), PARENT_BLOCK), [
-        "layer 0 ffn: gated (width=300): ffn_mult gives multiples of 256 channels only, 512 for this; "
-        "export --for vllm, or take it out of space.ffn",
+        "layer 0 ffn: gated (width=300): its ffn_mult would give 512, since it gives multiples of 256 only, which "
+        "`space.multiple: 256` searches; export --for vllm, or take it out of space.ffn",
         "layer 1 attention: 2 KV heads, where layer 0 has 1; all layers must have one count; "
         "export for another consumer, or with --format hf",
     ]),
@@ -372,9 +388,9 @@ REFUSED = [
     ("vllm", "llama", {"hidden_act": "gelu"}, (PARENT_BLOCK,), [
         "every ffn: its activation is gelu; known here: silu; export for another consumer, or with --format hf",
     ]),
-    ("mlx", "llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}, (PARENT_BLOCK,), [
-        "every attention: its rotary embedding is of type dynamic; known here: default, linear, llama3, yarn; "
-        "export for another consumer, or with --format hf",
+    ("mlx", "llama", {"rope_parameters": LONGROPE}, (PARENT_BLOCK,), [
+        "every attention: its rotary embedding is of type longrope; known here: default, linear, dynamic, llama3, "
+        "yarn; export for another consumer, or with --format hf",
     ]),
 ]  # fmt: skip
 
@@ -407,7 +423,7 @@ def test_ffn_mult_gives_back_every_width_that_it_can(hidden: int) -> None:
         ffn_mult = ffn_mult_of(width, hidden)
         assert ffn_mult_to_intermediate_size(ffn_mult, hidden) == width
         assert ffn_mult_to_intermediate_size(round(ffn_mult, 6), hidden) == width
-        with pytest.raises(UnfitError, match=f"only, {width + 256} for this"):
+        with pytest.raises(UnfitError, match=f"its ffn_mult would give {width + 256}, "):
             ffn_mult_of(width + 8, hidden)
 
 
@@ -456,7 +472,7 @@ def test_the_command(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert main(["export", str(finished), "--format", "deci", "--for", "mlx", "-o", str(output)]) == 0
     assert capsys.readouterr().out == f"{output}\n"
     assert {path.name for path in output.iterdir()} == {
-        "README.md", "config.json", "configuration_deci.py", "generation_config.json", "inlay_recipe.json",
+        "README.md", "config.json", "generation_config.json", "inlay_recipe.json",
         "model.safetensors", "tokenizer.json", "tokenizer_config.json",
     }  # fmt: skip
 

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
+from inlay.nas.families.gguf import gguf_package
+
 
 class Kind(IntEnum):
     """The value types that are written, by their numbers in the format."""
@@ -31,11 +33,11 @@ class Field:
 
 def add_fields(writer: Any, fields: Iterable[Field]) -> None:
     """Add fields to a `gguf.GGUFWriter`, in their order."""
-    from gguf import GGUFValueType
+    kinds = gguf_package().GGUFValueType
 
     for field in fields:
-        items = None if field.items is None else GGUFValueType(field.items)
-        writer.add_key_value(field.key, field.value, GGUFValueType(field.kind), items)
+        items = None if field.items is None else kinds(field.items)
+        writer.add_key_value(field.key, field.value, kinds(field.kind), items)
 
 
 NO_TOKENIZER = Field("tokenizer.ggml.model", "none", Kind.STRING)

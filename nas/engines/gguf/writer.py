@@ -13,7 +13,7 @@ from inlay.nas.engines.gguf.fields import Field, add_fields
 from inlay.nas.engines.gguf.formats import FORMATS, VECTORS
 from inlay.nas.engines.gguf.metadata import Rotation
 from inlay.nas.engines.gguf.packing import Packed, Stored
-from inlay.nas.errors import UserError
+from inlay.nas.families.gguf import gguf_package
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -97,7 +97,7 @@ class _Writer:
     """gguf's own, with all heads written at once and the tensors one by one."""
 
     def __init__(self, path: Path, packed: Packed, rotation: Rotation, fields: Fields) -> None:
-        gguf = _gguf()
+        gguf = gguf_package()
         self._gguf = gguf
         self._writer: Any = gguf.GGUFWriter(path, packed.arch)
         add_fields(self._writer, fields)
@@ -130,11 +130,3 @@ class _Writer:
 
     def _kind(self, tensor: Stored) -> Any:
         return self._gguf.GGMLQuantizationType[FORMATS[tensor.format].name.upper()]
-
-
-def _gguf() -> Any:
-    try:
-        import gguf
-    except ImportError:
-        raise UserError("the package gguf is not installed; `pip install 'inlay[gguf]'` brings it") from None
-    return gguf

@@ -1,0 +1,88 @@
+"""What every engine promises a search, run over all of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from inlay.nas.engines.engine import Engine, Target
+from inlay.nas.engines.registry import ENGINES, format_of
+from inlay.nas.engines.timing import Workload
+from inlay.nas.families import open_parent
+
+WORKLOAD = Workload(batch_size=2, prefill=8, generate=4, threads=1)
+HALF = {"kind": "gated", "width": 64}
+WHOLE = {"kind": "gated", "width": 512}
+
+
+@pytest.fixture(params=list(ENGINES))
+def engine(request: pytest.FixtureRequest) -> Engine:
+    return ENGINES[request.param]
+
+
+@pytest.fixture
+def parent(tiny_parent: Callable[..., Path]) -> Any:
+    return open_parent(tiny_parent("llama", hidden_size=128, intermediate_size=512))
+
+
+def target(engine: Engine, parent: Any) -> Target:
+    return Target("cpu", "float32", format_of(engine.name, "auto", parent.shape))
+
+
+def test_its_formats_hold_the_parent(engine: Engine, parent: Any) -> None:
+    for form in engine.formats:
+        assert engine.model_problem(parent.shape, form) is None
+        storage = engine.storage(form)
+        assert storage.model(parent.shape, parent.shape.blocks) > storage.ends(parent.shape) > 0
+
+
+def test_a_model_has_the_bytes_of_its_parts(engine: Engine, parent: Any) -> None:
+    shape, storage = parent.shape, engine.storage(format_of(engine.name, "auto", parent.shape))
+    parts = sum(storage.weights(entry, slot, shape) for block in shape.blocks for slot, entry in block.items())
+    assert storage.model(shape, shape.blocks) == storage.ends(shape) + parts
+    nothing = {"kind": "no_op"}
+    assert storage.weights(nothing, "ffn", shape) == storage.kv(nothing, shape, 1, 100) == 0
+    own = shape.parent_entry(0, "attention")
+    assert storage.kv(own, shape, 4, 300) == 4 * storage.kv(own, shape, 1, 300) > storage.kv(own, shape, 1, 100)
+
+
+def test_it_says_where_its_times_are_from(engine: Engine, parent: Any) -> None:
+    said = engine.describe(target(engine, parent))
+    assert said["device"]
+    assert len(said) > 1
+
+
+def test_subblocks_have_times_of_their_own(engine: Engine, parent: Any) -> None:
+    own = parent.shape.parent_entry(0, "attention")
+    subblocks = {"attention": ("attention", own), "half": ("ffn", HALF), "whole": ("ffn", WHOLE)}
+    skeletons = engine.skeletons(parent.config, subblocks)
+    assert set(skeletons.models) == set(subblocks)
+    assert set(skeletons.terms) == {*subblocks, "ends"}
+    models = {**skeletons.references, **skeletons.models}
+    shares: list[float] = []
+    rounds = engine.rounds(models, WORKLOAD, target(engine, parent), shares.append)
+    assert shares[-1] == 1
+    assert {len(each) for each in rounds.values()} == {len(rounds["half"])}
+    for prefill, decode in (pair for each in rounds.values() for pair in each):
+        assert prefill > 0
+        assert decode > 0
+    assert sum(p for p, _ in rounds["whole"]) > sum(p for p, _ in rounds["half"])
+
+
+def test_models_are_timed_one_at_a_time_where_memory_is_short(engine: Engine, parent: Any) -> None:
+    small = parent.config.with_blocks([{"attention": parent.shape.parent_entry(0, "attention"), "ffn": HALF}])
+    models = {"parent": parent.config, "small": small}
+    rounds = engine.rounds(models, WORKLOAD, target(engine, parent), lambda share: None, together=False)
+    assert set(rounds) == set(models)
+
+
+def test_a_kind_that_nobody_knows_is_told(engine: Engine, parent: Any) -> None:
+    strange = dataclasses.replace(parent.shape, family="unheard")
+    own = parent.shape.parent_entry(0, "ffn")
+    assert engine.problem(own, "ffn", parent.shape, engine.formats[0]) is None
+    if engine.has_python:
+        assert "unheard" in str(engine.model_problem(strange, engine.formats[0]))

