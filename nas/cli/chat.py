@@ -44,7 +44,8 @@ def chat_command(
 
     place = Workspace(workspace)
     place.require()
-    logging.disable_progress_bar()  # Transformers draws one for every model that it makes
+    # Transformers draws one for every model that it makes.
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     if prompt is not None:
         with open_chat(place, solution, tokens, raw) as chat:
             exchange = chat.exchange(prompt)
