@@ -18,6 +18,7 @@ from typing import Annotated
 import typer
 
 from inlay.cluster.errors import ClusterError, LockedError
+from inlay.nas.cli.chat import chat_command
 from inlay.nas.cli.clean import clean_command
 from inlay.nas.cli.compare import compare_command
 from inlay.nas.cli.delete import delete_command
@@ -65,6 +66,7 @@ for name, panel, command in (
     ("report", ANSWERS, report_command),
     ("compare", ANSWERS, compare_command),
     ("export", ANSWERS, export_command),
+    ("chat", ANSWERS, chat_command),
     ("up", CLUSTER, up_command),
     ("down", CLUSTER, down_command),
     ("submit", CLUSTER, submit_command),

@@ -12,7 +12,7 @@ from inlay.cluster.lock import lock_owner
 from inlay.nas.errors import UserError
 from inlay.nas.workspace import Workspace
 
-_ON_SCRATCH = "activations of a run that was stopped, unpacked GGUF parents"
+_ON_SCRATCH = "activations of a run that was stopped, unpacked GGUF parents, files of `inlay chat`"
 _DIGEST = re.compile(rb"[0-9a-f]{64}")
 
 

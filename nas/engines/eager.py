@@ -1,14 +1,15 @@
-"""Models in eager PyTorch, as the Transformers folder runs: random weights of their shape, and their times."""
+"""Models in eager PyTorch, as the Transformers folder runs: random weights of their shape, their times, and texts."""
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 
+from inlay.nas.engines.talk import Continuation, Talk, Trained
 from inlay.nas.engines.timing import PATIENCE_SECONDS, SAMPLED_STEPS, Workload, take_rounds
 from inlay.nas.modeling import InlayConfig, InlayForCausalLM
 
@@ -26,6 +27,14 @@ def random_model(
     if ends is not None:
         model.model.embed_tokens, model.lm_head = ends.model.embed_tokens, ends.lm_head
     built: InlayForCausalLM = model.to(device, dtype).eval()
+    return built
+
+
+def trained_model(model: Trained, dtype: torch.dtype, device: torch.device) -> InlayForCausalLM:
+    """A model with its weights."""
+    state = {name: tensor.to(dtype) for name, tensor in model.tensors.items()}
+    whole: Any = InlayForCausalLM.from_pretrained(None, config=model.config, state_dict=state, dtype=dtype)
+    built: InlayForCausalLM = whole.to(device).eval()
     return built
 
 
@@ -58,6 +67,44 @@ def rounds_of(
     torch.set_num_threads(workload.threads)
     bench = _EagerBench(models, workload, device)
     return take_rounds(list(models), bench, workload, on_round, patience_seconds, together)
+
+
+class EagerTalk(Talk):
+    """Models in this process.
+
+    Args:
+        models: by name, on the device.
+        clock: `thread` or `wall`: what times are read from.
+        device: where they are.
+    """
+
+    def __init__(self, models: Mapping[str, Any], clock: str, device: torch.device) -> None:
+        self._runs = {name: _Run(model) for name, model in models.items()}
+        self._read, self._device = _reader(clock, device), device
+        # What is done once is not counted to the first text.
+        self.continuations([0], 1, ())
+
+    @torch.inference_mode()
+    def continuations(self, ids: Sequence[int], most: int, stops: Collection[int]) -> dict[str, Continuation]:
+        ids_BP = torch.tensor([list(ids)], device=self._device)
+        found: dict[str, list[int]] = {name: [] for name in self._runs}
+        prefill_ns = {name: self._timed(run.prefill, ids_BP) for name, run in self._runs.items()}
+        decode_ns = dict.fromkeys(self._runs, 0)
+        going = dict(self._runs)
+        for _ in range(most):
+            going = {name: run for name, run in going.items() if run.token not in stops}
+            for name, run in going.items():
+                found[name].append(run.token)
+                decode_ns[name] += self._timed(run.step)
+        return {
+            name: Continuation(tuple(own), self._runs[name].token in stops, prefill_ns[name], decode_ns[name])
+            for name, own in found.items()
+        }
+
+    def _timed(self, run: Callable[..., None], *values: Any) -> int:
+        start = self._read()
+        run(*values)
+        return self._read() - start
 
 
 class _EagerBench:
@@ -120,6 +167,11 @@ class _Run:
     def step(self) -> None:
         output = self.model(self.token_B1, past_key_values=self.cache, use_cache=True)
         self.token_B1 = output.logits[:, -1:].argmax(-1)
+
+    @property
+    def token(self) -> int:
+        """The next one of a single sequence."""
+        return int(self.token_B1.item())
 
 
 def _reader(clock: str, device: torch.device) -> Callable[[], int]:

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
+from inlay.nas.engines.talk import Talk, Trained
 from inlay.nas.engines.timing import Workload
 from inlay.nas.families.shape import Entry, Shape
 from inlay.nas.modeling.subblock_inlay import Slot
@@ -119,4 +122,20 @@ class Engine(ABC):
 
         Raises:
             UserError: the engine does not run one of them, died or hangs.
+        """
+
+    @abstractmethod
+    def talk(
+        self, models: Mapping[str, Trained], target: Target, threads: int, kept: Path
+    ) -> AbstractContextManager[Talk]:
+        """Holds models to continue texts with, until the context ends.
+
+        Args:
+            models: by name.
+            target: where.
+            threads: CPU threads.
+            kept: a folder, there or not, for files that can be made again; those of equal models are used again.
+
+        Raises:
+            UserError: the engine is not installed there, or does not run one of them.
         """

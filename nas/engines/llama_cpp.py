@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import random
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from inlay.nas.engines.engine import Engine, Rounds, Skeletons, Target
 from inlay.nas.engines.gguf.formats import FORMATS
 from inlay.nas.engines.gguf.packing import LAYERS_AT_MOST, PARTS, PLAIN, Packed, mixed_architecture, pack, part_of
+from inlay.nas.engines.llama_talk import LlamaTalk, kept_file
 from inlay.nas.engines.process import EngineProcess, worker_script
-from inlay.nas.engines.timing import Workload, take_rounds
+from inlay.nas.engines.talk import Talk, Trained
+from inlay.nas.engines.timing import Workload, clock_of, take_rounds
 from inlay.nas.families.shape import Entry, Shape
 from inlay.nas.modeling.full_inlay import FullAttention
 from inlay.nas.modeling.gated_inlay import GatedFfn
@@ -178,6 +181,17 @@ class LlamaCppEngine(Engine):
             vocabulary = min(config.vocab_size for config in models.values())
             bench = _Bench(engine, files, workload, target, vocabulary)
             return take_rounds(list(models), bench, workload, on_round, together=together)
+
+    @contextmanager
+    def talk(self, models: Mapping[str, Trained], target: Target, threads: int, kept: Path) -> Iterator[Talk]:
+        """Files in `kept`, in one process."""
+        with process(target.python) as engine:
+            engine.ask("hello")  # where it is not installed, no file is written
+            files = {
+                name: kept_file(kept, model, packed_of(model.config, target.format), target.format)
+                for name, model in models.items()
+            }
+            yield LlamaTalk(engine, files, threads, clock_of(target.device, threads))
 
 
 def process(python: str | None) -> EngineProcess:

@@ -47,8 +47,8 @@ class Workload:
     threads: int
 
     def clock(self, device: str) -> Literal["thread", "wall"]:
-        """What times are read from: with one thread on a CPU all work is in the calling thread."""
-        return "thread" if device == "cpu" and self.threads == 1 else "wall"
+        """What times are read from."""
+        return clock_of(device, self.threads)
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,11 @@ class Times:
     def runtime_ns(self) -> int:
         """prefill + G decode steps."""
         return self.prefill_ns + self.generate * self.decode_ns
+
+
+def clock_of(device: str, threads: int) -> Literal["thread", "wall"]:
+    """What times are read from: with one thread on a CPU all work is in the calling thread."""
+    return "thread" if device == "cpu" and threads == 1 else "wall"
 
 
 class Bench(Protocol):

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from inlay.nas.engines.engine import Engine, Rounds, Skeletons, Target
-from inlay.nas.engines.timing import Workload
+from inlay.nas.engines.talk import Talk, Trained
+from inlay.nas.engines.timing import Workload, clock_of
+from inlay.nas.errors import UserError
 from inlay.nas.families.shape import Entry, Shape
 from inlay.nas.modeling.no_op_inlay import ABSENT
 from inlay.nas.modeling.subblock_inlay import Slot
@@ -81,6 +84,21 @@ class TransformersEngine(Engine):
         rebuilt = _Rebuilt(models, target)
         held = rebuilt.all_at_once() if together else rebuilt
         return rounds_of(held, workload, torch.device(target.device), on_round=on_round, together=together)
+
+    @contextmanager
+    def talk(self, models: Mapping[str, Trained], target: Target, threads: int, kept: Path) -> Iterator[Talk]:
+        """In this process; nothing is kept."""
+        import torch
+
+        from inlay.nas.engines.eager import EagerTalk, trained_model
+
+        device = torch.device(target.device)
+        if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+            raise UserError(f"hardware.device: {target.device} is not on this machine; chat where the search ran")
+        torch.set_num_threads(threads)
+        dtype = getattr(torch, target.dtype)
+        held = {name: trained_model(model, dtype, device) for name, model in models.items()}
+        yield EagerTalk(held, clock_of(target.device, threads), device)
 
 
 class _Rebuilt(Mapping[str, "InlayForCausalLM"]):

@@ -10,10 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from inlay.nas.engines.gguf.metadata import model_fields, rotation_of
 from inlay.nas.engines.gguf.packing import pack
-from inlay.nas.engines.gguf.tokenizer import tokenizer_metadata
-from inlay.nas.engines.gguf.writer import write_file
+from inlay.nas.engines.gguf.trained import write_trained
 from inlay.nas.engines.llama_cpp import LlamaCppEngine, process
 from inlay.nas.errors import UserError
 from inlay.nas.export.card import card
@@ -93,16 +91,13 @@ def write_gguf_folder(
 def _write(path: Path, place: Workspace, parent: Parent, model: TrainedModel, form: str) -> None:
     from safetensors import safe_open
 
-    config = parent.config
-    packed = pack(parent.shape, entries_of(parent.shape, model.architecture), form)
-    try:
-        rotation = rotation_of(config.rope_parameters, config.head_dim)
-    except ValueError as error:
-        raise UserError(f"--format gguf: llama.cpp cannot run the parent: {error}") from None
-    own = model_fields(packed, rotation, config.max_position_embeddings, config.rms_norm_eps, form, path.stem)
-    fields = [*own, *tokenizer_metadata(parent.folder, parent.shape.vocab)]
+    config = parent.config.with_blocks(entries_of(parent.shape, model.architecture))
+    packed = pack(parent.shape, config.blocks, form)
     with safe_open(place.store.blob_path(model.blob), framework="pt") as file:
-        write_file(path, packed, rotation, fields, lambda name: file.get_tensor(name).float().numpy())
+        try:
+            write_trained(path, packed, config, parent.folder, form, file.get_tensor)
+        except ValueError as error:
+            raise UserError(f"--format gguf: llama.cpp cannot run the parent: {error}") from None
 
 
 def _compared(path: Path, place: Workspace, parent: Parent, model: TrainedModel, job: Job, form: str) -> Difference:

@@ -164,6 +164,10 @@ class Parent(Described):
             )
         return state
 
+    def tensor(self, name: str) -> "Tensor":
+        """One tensor by its whole-model name, in the parent's own dtype."""
+        return self._read(name, None)
+
     def check_finite(self) -> None:
         """Read every tensor once; raise `UserError` naming the first one, and its layer, that is not finite."""
         check_finite(self.ends_state(), "", "outside the layers", self.shape.dtype)

@@ -44,6 +44,7 @@ SURFACE = {
     "report": {"--output", "-o", "--solution", "--json"},
     "compare": {"--json"},
     "export": {"--output", "-o", "--format", "--for", "--type", "--solution"},
+    "chat": {"--prompt", "--tokens", "--solution", "--raw", "--json"},
     "doctor": {"--json"},
     "clean": {"--yes", "-y", "--json"},
 }

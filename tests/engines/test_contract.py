@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from inlay.nas.engines.engine import Engine, Target
 from inlay.nas.engines.registry import ENGINES, format_of
+from inlay.nas.engines.talk import Trained
 from inlay.nas.engines.timing import Workload
-from inlay.nas.families import open_parent
+from inlay.nas.families import layer_prefix, open_parent
+from inlay.nas.modeling import InlayForCausalLM
 
 WORKLOAD = Workload(batch_size=2, prefill=8, generate=4, threads=1)
 HALF = {"kind": "gated", "width": 64}
@@ -78,6 +81,49 @@ def test_models_are_timed_one_at_a_time_where_memory_is_short(engine: Engine, pa
     models = {"parent": parent.config, "small": small}
     rounds = engine.rounds(models, WORKLOAD, target(engine, parent), lambda share: None, together=False)
     assert set(rounds) == set(models)
+
+
+def test_models_continue_a_text_in_turns(engine: Engine, parent: Any, tmp_path: Path) -> None:
+    state: dict[str, Any] = dict(parent.ends_state())
+    for layer in range(parent.shape.num_layers):
+        state |= {layer_prefix(layer) + name: tensor for name, tensor in parent.layer_state(layer).items()}
+    blocks = list(parent.shape.blocks)
+    short = parent.config.with_blocks(
+        [blocks[0], {"attention": {"kind": "no_op"}, "ffn": {"kind": "no_op"}}, blocks[2]]
+    )
+    left_out = {name: tensor for name, tensor in state.items() if not name.startswith(layer_prefix(1))}
+    models = {
+        "parent": Trained("a", parent.config, parent.folder, state),
+        "short": Trained("b", short, parent.folder, left_out),
+    }
+    here = dataclasses.replace(target(engine, parent), format="f32" if "f32" in engine.formats else engine.formats[0])
+    prompt = [1, 50, 60, 70]
+    with engine.talk(models, here, threads=1, kept=tmp_path / "kept") as talk:
+        found = talk.continuations(prompt, 20, stops=())
+        for name, own in found.items():
+            assert list(own.ids) == greedy_tokens(models[name], prompt, 20), name
+            assert not own.stopped
+            assert own.prefill_ns > 0
+            assert own.decode_ns > 0
+        assert found["parent"].ids != found["short"].ids
+        ended = talk.continuations(prompt, 20, stops={found["parent"].ids[2]})["parent"]
+        place = found["parent"].ids.index(found["parent"].ids[2])
+        assert (ended.ids, ended.stopped) == (found["parent"].ids[:place], True)
+        assert {name: own.ids for name, own in talk.continuations(prompt, 20, stops=()).items()} == {
+            name: own.ids for name, own in found.items()
+        }
+
+
+def greedy_tokens(model: Trained, prompt: list[int], count: int) -> list[int]:
+    """By whole forwards, without a cache."""
+    whole: Any = InlayForCausalLM(model.config)
+    whole.load_state_dict(dict(model.tensors), strict=False)
+    whole.eval().tie_weights()
+    ids = list(prompt)
+    with torch.inference_mode():
+        for _ in range(count):
+            ids.append(int(whole(torch.tensor([ids])).logits[0, -1].argmax()))
+    return ids[len(prompt) :]
 
 
 def test_a_kind_that_nobody_knows_is_told(engine: Engine, parent: Any) -> None:

@@ -244,16 +244,21 @@ class Worker:
         return {}
 
     def do_generate(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Greedy continuation of ids, until a stop or so many tokens, and how long prompt and the rest took."""
-        model = self._models[request["model"]]
-        model.restart()
-        prefill = model.read(request["ids"], time.perf_counter_ns)
-        decode = 0
-        found: list[int] = []
-        while len(found) < request["count"] and model.tokens[0] not in request["stops"]:
-            found.append(model.tokens[0])
-            decode += model.step(time.perf_counter_ns)
-        return {"ids": found, "prefill_ns": prefill, "decode_ns": decode}
+        """Goes on from what was read, greedily and in turns: up to `count` tokens of each model, until one of `stops`.
+
+        In the order of the models: `ids`, whether a stop is next, and the nanoseconds of one step for each of the ids.
+        """
+        clock = clock_of(request["clock"])
+        stops = set(request["stops"])
+        models = self._named(request)
+        found: list[list[int]] = [[] for _ in models]
+        spent = [0] * len(models)
+        for _ in range(request["count"]):
+            for number, model in enumerate(models):
+                if model.tokens[0] not in stops:
+                    found[number].append(model.tokens[0])
+                    spent[number] += model.step(clock)
+        return {"ids": found, "stopped": [model.tokens[0] in stops for model in models], "ns": spent}
 
     def _named(self, request: dict[str, Any]) -> list[Model]:
         return [self._models[name] for name in request["models"]]

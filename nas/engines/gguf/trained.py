@@ -1,0 +1,40 @@
+"""A trained model as a GGUF file with the tokenizer of its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from inlay.nas.engines.gguf.metadata import model_fields, rotation_of
+from inlay.nas.engines.gguf.packing import Packed
+from inlay.nas.engines.gguf.tokenizer import tokenizer_metadata
+from inlay.nas.engines.gguf.writer import write_file
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from inlay.nas.modeling import InlayConfig
+
+
+def write_trained(
+    path: Path, packed: Packed, config: InlayConfig, folder: Path, form: str, read: Callable[[str], Tensor]
+) -> None:
+    """Writes a model tensor by tensor; its name is the file's, without the ending.
+
+    Args:
+        path: the file; what is there is replaced.
+        packed: its layers and tensors in the format `form`.
+        config: its shape.
+        folder: the model folder with its tokenizer.
+        form: what its matrices are stored in.
+        read: a tensor by its whole-model name.
+
+    Raises:
+        UserError: the tokenizer cannot be rebuilt, or the extra `gguf` is not installed.
+        ValueError: llama.cpp does not have the rotation of its positions.
+    """
+    rotation = rotation_of(config.rope_parameters, config.head_dim)
+    own = model_fields(packed, rotation, config.max_position_embeddings, config.rms_norm_eps, form, path.stem)
+    fields = [*own, *tokenizer_metadata(folder, config.vocab_size)]
+    write_file(path, packed, rotation, fields, lambda name: read(name).float().numpy())
