@@ -178,3 +178,22 @@ def test_timer(vllm: Vllm, stories: Path, tmp_path: Path) -> None:
         (str(stories), 1),
     ]
     assert all(line["prefill_ns"] > 0 and line["decode_ns"] > 0 for line in lines)
+
+
+def test_the_plugin_may_be_called_again(vllm: Vllm, tmp_path: Path) -> None:
+    """vLLM's processes find it by its entry point; some call it more than once."""
+    script = tmp_path / "again.py"
+    script.write_text(
+        "from vllm.plugins import load_general_plugins\n"
+        "load_general_plugins()\n"
+        "from inlay.nas.engines.vllm_plugin import register\n"
+        "register()\n"
+        "register()\n"
+        "from vllm import ModelRegistry\n"
+        "from inlay.nas.engines.vllm_plugin.limits import KINDS\n"
+        "from inlay.nas.engines.vllm_plugin.subblocks import MIXERS_BY_KIND\n"
+        "print('InlayForCausalLM' in ModelRegistry.get_supported_archs(), sorted({*KINDS} - {*MIXERS_BY_KIND}))\n"
+    )
+    done = vllm.run(script)
+    assert done.stdout.splitlines()[-1:] == ["True ['no_op']"], done.stdout + done.stderr
+    assert "is already registered" not in done.stdout + done.stderr
