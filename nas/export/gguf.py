@@ -79,7 +79,7 @@ def write_gguf_folder(
     """
     check_gguf(parent, model.architecture, form)
     with written_whole(output) as folder:
-        name = f"{Path(job.parent).stem}-{form}.gguf"
+        name = f"{Path(job.parent.rpartition(':')[2]).stem}-{form}.gguf"
         _write(folder / name, place, parent, model, form)
         difference = _compared(folder / name, place, parent, model, job, form)
         (folder / "README.md").write_text(card(evaluation, job, "llama.cpp", _use(name, difference)))
@@ -161,7 +161,7 @@ def _use(name: str, difference: Difference) -> list[str]:
         "",
         "```console",
         f"$ llama-server -m {name}",
-        f"$ llama-cli -m {name} -p 'Once upon a time'",
+        f"$ llama-completion -no-cnv -m {name} -p 'Once upon a time'",
         "```",
         "",
         f"llama.cpp's logits of this file are {difference.kl_nats:.1e} nats a token from the child's, on "
