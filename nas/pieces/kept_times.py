@@ -25,6 +25,32 @@ from inlay.cluster.store import Store, digest_of
 Times = dict[str, int]
 """`prefill_ns, decode_ns, runtime_ns, spread_ns` of one subblock, or of the ends."""
 
+Pace = tuple[int, int]
+"""ns that one and the same model took for its prompt and for a step beside what was measured."""
+
+
+@dataclass(frozen=True)
+class Taken:
+    """Times, and how fast the machine was when they were taken: a shared one changes by a fifth from minute to minute.
+
+    Args:
+        times: of a subblock, or of the ends.
+        pace: of that moment.
+    """
+
+    times: Times
+    pace: Pace
+
+    def at(self, pace: Pace) -> Times:
+        """The times of a machine of another pace."""
+        prefill, decode = (now / then for now, then in zip(pace, self.pace, strict=True))
+        own = self.times
+        scaled = {"prefill_ns": round(prefill * own["prefill_ns"]), "decode_ns": round(decode * own["decode_ns"])}
+        steps = (own["runtime_ns"] - own["prefill_ns"]) * decode
+        spread = round(own["spread_ns"] * (prefill + decode) / 2)
+        return {**scaled, "runtime_ns": scaled["prefill_ns"] + round(steps), "spread_ns": spread}
+
+
 FOLDER: Final = "INLAY_MEASURED"
 _CONDITIONS: Final = "conditions.json"
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
@@ -43,20 +69,22 @@ class KeptTimes:
         self._digest = digest_of(conditions)
         self._store = Store(kept_folder())
 
-    def find(self, name: str) -> Times | None:
+    def find(self, name: str) -> Taken | None:
         """The times of a subblock; None where it was never measured, or its file is damaged."""
         try:
             held = json.loads(self._store.get(self._key(name)))
-            return {part: int(held["times"][part]) for part in _TIMES} if held["name"] == name else None
+            prefill, decode = map(int, held["pace"])
+            taken = Taken({part: int(held["times"][part]) for part in _TIMES}, (prefill, decode))
         except (StoreError, ValueError, KeyError, TypeError):
             return None
+        return taken if held["name"] == name and min(taken.pace) > 0 else None
 
-    def keep(self, times: Mapping[str, Times]) -> None:
+    def keep(self, taken: Mapping[str, Taken]) -> None:
         """Keeps times by subblock, in place of older ones; where nothing can be written they are not kept."""
         with contextlib.suppress(OSError, StoreError):  # a time that was taken is good without a copy for later
             self._store.put_json(f"{self._digest}/{_CONDITIONS}", self._conditions)
-            for name, own in times.items():
-                self._store.put_json(self._key(name), {"name": name, "times": own})
+            for name, own in taken.items():
+                self._store.put_json(self._key(name), {"name": name, "times": own.times, "pace": own.pace})
 
     def _key(self, name: str) -> str:
         return f"{self._digest}/{digest_of(name)}.json"

@@ -21,7 +21,7 @@ from inlay.nas.engines.timing import Workload
 from inlay.nas.families.shape import Entry
 from inlay.nas.modeling.no_op_inlay import ABSENT
 from inlay.nas.modeling.subblock_inlay import Slot
-from inlay.nas.pieces.kept_times import KeptTimes, Times
+from inlay.nas.pieces.kept_times import KeptTimes, Pace, Taken, Times
 from inlay.version import __version__
 
 if TYPE_CHECKING:
@@ -36,8 +36,9 @@ ENDS_NAME: Final = "ends"
 class SubblockBench:
     """An engine on this machine under one workload, with the times that are kept of it.
 
-    A subblock's time is what it adds to reference models, read in turns with them: what is measured later under equal
-    conditions stands beside what was measured before.
+    A subblock's time is what it adds to reference models, read in turns with them. What is measured later under equal
+    conditions stands beside what was measured before, both at the pace that the machine had with the ends: the first
+    reference model tells it.
 
     Args:
         engine: what runs the subblocks.
@@ -54,10 +55,10 @@ class SubblockBench:
         self.environment = engine.describe(target)
         self._kept = KeptTimes(self._conditions())
 
-    def known(self, entries: Sequence[str]) -> dict[str, Times]:
+    def known(self, entries: Sequence[str]) -> dict[str, Taken]:
         """The times that are kept of these entries and of the ends, by name."""
         found = {name: self._kept.find(name) for name in (*entries, ENDS_NAME)}
-        return {name: times for name, times in found.items() if times is not None}
+        return {name: taken for name, taken in found.items() if taken is not None}
 
     def times(
         self,
@@ -94,11 +95,12 @@ class SubblockBench:
             models = {**skeletons.references, **{key: skeletons.models[key] for key in chunk}}
             rounds = self._engine.rounds(models, self._workload, self._target, on_round)
             names = [name for name in (*chunk, ENDS_NAME) if name not in known]
-            new = {name: _own_times(skeletons, name, rounds, self._workload) for name in names}
+            pace = _pace(rounds[next(iter(skeletons.references))])
+            new = {name: Taken(_own_times(skeletons, name, rounds, self._workload), pace) for name in names}
             self._kept.keep(new)
             known |= new
         progress(1.0)
-        return {name: known[name] for name in (*entries, ENDS_NAME)}
+        return {name: known[name].at(known[ENDS_NAME].pace) for name in (*entries, ENDS_NAME)}
 
     def _conditions(self) -> dict[str, Any]:
         """All that times depend on beside the subblock, so that equal ones may stand in one table.
@@ -142,6 +144,11 @@ def entry_key(slot: str, entry: Entry) -> str:
 def _subblock(key: str) -> tuple[Slot, Entry]:
     slot, text = key.split(" ", 1)
     return ("attention" if slot == "attention" else "ffn"), json.loads(text)
+
+
+def _pace(rounds: Sequence[tuple[int, int]]) -> Pace:
+    prefill, decode = (round(statistics.median(times[part] for times in rounds)) for part in (0, 1))
+    return max(1, prefill), max(1, decode)
 
 
 def _own_times(skeletons: Skeletons, key: str, rounds: Rounds, workload: Workload) -> Times:

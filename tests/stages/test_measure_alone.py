@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -67,3 +68,24 @@ def test_a_search_takes_what_was_measured_alone_and_the_other_way_round(
     assert rows != first.rows
     second = measure_alone(job, Reporter())
     assert (second.rows, second.timed) == (rows, 0)
+
+
+def test_what_is_measured_later_joins_at_the_pace_of_before(values: dict[str, Any], tmp_path: Path) -> None:
+    """A machine that is said to have been ten times as slow is still so slow for what is new."""
+    first = measure_alone(Job.from_dict(values), Reporter())
+    for path in (tmp_path / "kept").rglob("*.json"):
+        held = json.loads(path.read_text())
+        if "pace" in held:
+            held["pace"] = [10 * part for part in held["pace"]]
+            held["times"] = {part: 10 * value for part, value in held["times"].items()}
+            path.write_text(json.dumps(held))
+    values["space"]["ffn"] = [{"width": 0.25}]
+    later = measure_alone(Job.from_dict(values), Reporter())
+    assert later.timed == 1
+
+    def decode(rows: Any, variant: str) -> int:
+        return next(int(row["decode_ns"]) for row in rows if row["variant"].startswith(variant))
+
+    own = decode(first.rows, "ffn:parent")
+    assert decode(later.rows, "ffn:parent") == 10 * own
+    assert decode(later.rows, "ffn:width") > 2 * own
