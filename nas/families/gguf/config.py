@@ -4,8 +4,6 @@ import math
 from collections.abc import Mapping
 from typing import Any, Final
 
-import numpy as np
-
 from inlay.nas.errors import UserError
 from inlay.nas.families.family import FAMILIES
 from inlay.nas.families.gguf.header import Header
@@ -135,21 +133,23 @@ def _rotation(fields: _Fields, head_dim: int) -> dict[str, Any]:
     scaling = fields.group("rope.scaling")
     if ROTATION in fields.header.tensors:
         return rotation | _llama3(fields, rotation["rope_theta"], head_dim)
-    kind = scaling.get("type", "none")
-    if kind == "none":
+    scaled = scaling.get("type", "none")
+    if scaled == "none":
         return rotation
-    if kind not in ("linear", "yarn") or not scaling.keys() <= _PLAIN_YARN:
+    if scaled not in ("linear", "yarn") or not scaling.keys() <= _PLAIN_YARN:
         raise fields.unsupported(
             f"its rotation is scaled by {', '.join(f'{k} {v}' for k, v in sorted(scaling.items()))}"
         )
-    rotation |= {"rope_type": kind, "factor": _shortest(fields.number("rope.scaling.factor"))}
-    if kind == "yarn":
+    rotation |= {"rope_type": scaled, "factor": _shortest(fields.number("rope.scaling.factor"))}
+    if scaled == "yarn":
         rotation["original_max_position_embeddings"] = fields.count("rope.scaling.original_context_length")
     return rotation
 
 
 def _llama3(fields: _Fields, base: float, head_dim: int) -> dict[str, Any]:
     """The parameters whose divisors are the file's."""
+    import numpy as np
+
     place = fields.header.tensors[ROTATION]
     if place.format != "F32" or place.shape != (head_dim // 2,):
         raise fields.header.damaged(f"its `{ROTATION}` is {place.format} {list(place.shape)}")
@@ -173,4 +173,6 @@ def _divisors(parameters: Mapping[str, Any], base: float, head_dim: int) -> list
 
 def _shortest(value: float) -> float:
     """The number of fewest digits that a float32 of the file is read from: 1e-05, not 9.999999747378752e-06."""
+    import numpy as np
+
     return float(str(np.float32(value)))

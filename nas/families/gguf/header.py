@@ -11,8 +11,6 @@ from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO, Final, TypeVar
 
-import numpy as np
-
 from inlay.nas.errors import UserError
 
 MAGIC: Final = b"GGUF"
@@ -140,6 +138,8 @@ class _Reader:
         return self._stream.read(count)
 
     def number(self, kind: str) -> Any:
+        import numpy as np
+
         return np.frombuffer(self.take(np.dtype(kind).itemsize), kind)[0].item()
 
     def string(self) -> str:
@@ -161,6 +161,8 @@ class _Reader:
             return [self.string() for _ in range(count)]
         if items not in _NUMBERS:
             raise _damaged(self._path, f"its header has a list of the unknown kind {items}")
+        import numpy as np
+
         return np.frombuffer(self.take(count * np.dtype(_NUMBERS[items]).itemsize), _NUMBERS[items]).tolist()
 
     def tensor(self) -> _Told:
