@@ -219,7 +219,8 @@ def exports(parent: Parent) -> list[str]:
                 engine.ask("open", models=opened, tokens=length, sequences=1, threads=1, exact=form == "f32")
                 engine.ask("logits", model=form, ids=ids, output=str(path.with_suffix(".npy")))
                 found[form] = np.load(path.with_suffix(".npy"))
-            told = engine.ask("generate", model="f32", ids=ids, count=GREEDY, stops=[])["ids"]
+            engine.ask("prefill", models=["f32"], ids=ids, clock="thread")
+            (told,) = engine.ask("generate", models=["f32"], count=GREEDY, stops=[], clock="thread")["ids"]
         p, q = (torch.log_softmax(torch.tensor(each).double(), -1) for each in (own, found["q8_0"]))
         kl = float((p.exp() * (p - q)).sum(-1).mean())
         same = sum(a == b for a, b in zip(told, greedy, strict=True))
