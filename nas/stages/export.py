@@ -71,15 +71,7 @@ def _check_deci(parent: Parent, architecture: Blocks, options: Options) -> None:
 def _write_deci(exported: Exported) -> Path:
     from inlay.nas.export.deci import write_deci_folder
 
-    return write_deci_folder(
-        exported.workspace,
-        exported.parent,
-        exported.model,
-        exported.output,
-        exported.evaluation,
-        exported.job,
-        exported.options["for"],
-    )
+    return _write_with(write_deci_folder, exported, "for")
 
 
 def _usual_type(job: Job, parent: Parent) -> Options:
@@ -97,15 +89,13 @@ def _check_gguf(parent: Parent, architecture: Blocks, options: Options) -> None:
 def _write_gguf(exported: Exported) -> Path:
     from inlay.nas.export.gguf import write_gguf_folder
 
-    return write_gguf_folder(
-        exported.workspace,
-        exported.parent,
-        exported.model,
-        exported.output,
-        exported.evaluation,
-        exported.job,
-        exported.options["type"],
-    )
+    return _write_with(write_gguf_folder, exported, "type")
+
+
+def _write_with(write: Callable[..., Path], exported: Exported, option: str) -> Path:
+    """By a writer whose last argument is the value of the form's option."""
+    place, parent, model, output = exported.workspace, exported.parent, exported.model, exported.output
+    return write(place, parent, model, output, exported.evaluation, exported.job, exported.options[option])
 
 
 FORMATS: Final[Mapping[str, Format]] = MappingProxyType(
