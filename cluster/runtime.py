@@ -88,7 +88,7 @@ class Cluster:
         if not self.elastic:
             options = {
                 "address": "local",
-                "num_cpus": self._own_cpus(),
+                "num_cpus": _own_cpus(self.settings),
                 "object_store_memory": self.settings.object_store_bytes,
                 "include_dashboard": False,
             }
@@ -189,12 +189,6 @@ class Cluster:
         self._environment.restore()
         shutil.rmtree(self._sandbox, ignore_errors=True)
 
-    def _own_cpus(self) -> int:
-        """Return the CPUs of a Ray of our own: those that the workers asked for book, or all that there are."""
-        if self.settings.workers is None:
-            return usable_cpus()
-        return math.ceil(self.settings.workers * self.settings.share.cpus)
-
     def _check_nodes(self, problem: Callable[[list[Amounts]], str | None], patience_seconds: float) -> None:
         self.start()
         deadline = time.monotonic() + (patience_seconds if self.elastic else 0)
@@ -232,12 +226,25 @@ def live_nodes() -> list[dict[str, Any]]:
     return [node for node in nodes if node["Alive"]]
 
 
-def check_machine(settings: ClusterSettings) -> None:
-    """Raise ValueError when workers are to be on this machine and it has too few CPUs for one; starts nothing."""
+def check_machine(settings: ClusterSettings, together: int = 1) -> None:
+    """Raise ValueError when workers are to be on this machine and it has too few CPUs for them; starts nothing.
+
+    Args:
+        settings: of the cluster to be.
+        together: so many workers are to run at once.
+    """
+    if settings.address is not None:
+        return
     cpus = Resources(cpus=settings.share.cpus)
-    reason = misfit([{"CPU": usable_cpus()}], cpus) if settings.address is None else None
-    if reason is not None:
+    if reason := misfit([{"CPU": usable_cpus()}], cpus):
         raise ValueError(reason)
+    if reason := crowded([{"CPU": _own_cpus(settings)}], cpus, together):
+        raise ValueError(reason)
+
+
+def _own_cpus(settings: ClusterSettings) -> int:
+    """Return the CPUs of a Ray of our own: those that the workers asked for book, or all that there are."""
+    return usable_cpus() if settings.workers is None else math.ceil(settings.workers * settings.share.cpus)
 
 
 def _import_modules(modules: tuple[str, ...]) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import time
 from dataclasses import dataclass
 
 import torch
 
+from inlay.cluster.capacity import usable_cpus
 from inlay.distill.rates import plan_trials
 from inlay.distill.settings import JUDGED
 from inlay.nas.engines.timing import ROUNDS, SAMPLED_STEPS
@@ -120,7 +120,7 @@ def scored_blocks(job: Job, space: Space) -> int:
 
 def local_workers(job: Job) -> int:
     """Workers of a job without `max_workers` on this machine: as many as its CPUs hold."""
-    return max(1, (os.cpu_count() or 1) // job.cluster.cpus_per_worker)
+    return max(1, usable_cpus() // job.cluster.cpus_per_worker)
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ class _TimedModels:
 
     def _round(self, scenario: Scenario, layers: float) -> float:
         """One model of so many layers: the prompts, then the steps, which are sampled in long generations."""
-        shape, rate = self.parent.shape, self.rate.operations_per_second * min(scenario.threads, os.cpu_count() or 1)
+        shape, rate = self.parent.shape, self.rate.operations_per_second * min(scenario.threads, usable_cpus())
         numbers = sum(parameters(shape.parent_entry(0, slot), slot, shape) for slot in SLOTS) * layers
         # Embedding, final norm and head are many small calls, like a layer's, beside the head's product.
         calls = (layers + 1) * STEP * self.rate.step_seconds

@@ -142,15 +142,18 @@ def _run(
         packed = pack_texts(job, parent.tokenizer())
     settings = cluster_settings(job, place)
     share = partial(_blames, "cluster", "ask for less per worker")
+    ranks = partial(_blames, "recover.workers", "lower it, or name a larger cluster in cluster.address")
     with share():
         check_machine(settings)
+    with ranks():
+        check_machine(settings, job.recover.workers)
     with ExitStack() as stack:
         stack.enter_context(locked(place.store, name, reporter.message))
         cluster = stack.enter_context(connect(settings))
         with share():
             cluster.check_share()
         # More ranks than there is room for are told before anything is trained.
-        with _blames("recover.workers", "lower it, or name a larger cluster in cluster.address"):
+        with ranks():
             cluster.check_together(job.recover.workers)
         place.claim(parent.digest, job.parent)
         cluster.preload(*IMPORTED_BY_WORKERS)

@@ -184,15 +184,18 @@ def test_a_machine_that_is_too_small_is_told_before_anything_is_written(tmp_path
     )
 
 
-def test_more_ranks_than_this_machine_has_room_for_are_told_before_anything_is_trained(
+def test_more_ranks_than_this_machine_has_room_for_are_told_before_ray_is_started(
     tmp_path: Path, job: Path
 ) -> None:
     values = yaml.safe_load(job.read_text())
     values["recover"] |= {"workers": 4000, "batch_size": 4000}
     (tmp_path / "train.txt").write_text("a story of one sequence\n<|endoftext|>\n" * 5000)
     job.write_text(yaml.safe_dump(values))
-    done = commands.run("run", job, "-w", tmp_path / "w", timeout=200)
-    assert done.returncode == 2
+    (tmp_path / "first").mkdir()
+    (tmp_path / "first" / "ray.py").write_text("raise SystemExit('Ray is imported')")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path / "first")}
+    done = commands.run("run", job, "-w", tmp_path / "w", env=environment, timeout=200)
+    assert done.returncode == 2, done.stderr
     assert re.fullmatch(
         r"inlay: recover\.workers: 4000 workers with 1 CPU each are to run at once, and there is room for \d+; "
         r"lower it, or name a larger cluster in cluster\.address",
