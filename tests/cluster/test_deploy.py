@@ -40,6 +40,7 @@ def groups(spec: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield from spec["workerGroupSpecs"]
 
 
+@pytest.mark.slow
 def test_the_lines_that_make_the_image_make_an_environment(tmp_path: Path) -> None:
     """Every RUN line of the Dockerfile, with its paths moved; what is installed here already is not fetched again."""
     lines = [line for line in (DEPLOY / "Dockerfile").read_text().splitlines() if line.startswith("RUN ")]

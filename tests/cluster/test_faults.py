@@ -202,6 +202,7 @@ with connect(ClusterSettings(workers=2, object_store_bytes=80 << 20)) as cluster
 """
 
 
+@pytest.mark.slow
 def test_a_full_object_store_is_spilled_and_stops_nothing(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", FILLED, str(tmp_path / "w")], capture_output=True, text=True, timeout=200, check=False

@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 # Ray takes this machine to have one GPU, which the pieces book and never touch.
 ONE_GPU = {"RAY_OVERRIDE_RESOURCES": json.dumps({"GPU": 1})}
 
@@ -40,6 +42,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.slow
 def test_a_queue_for_the_one_gpu_that_is_longer_than_the_deadline_is_not_hung(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", PIECES, str(tmp_path / "workspace")],

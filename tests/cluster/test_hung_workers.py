@@ -63,6 +63,7 @@ def test_a_worker_that_hangs_between_pieces_is_left(tmp_path: Path) -> None:
     check_that_a_frozen_worker_is_left(tmp_path, None)
 
 
+@pytest.mark.slow
 def test_on_a_cluster_where_pieces_are_queued_too(ray_nodes: Nodes, tmp_path: Path) -> None:
     with ray_nodes(cpus=1) as nodes:
         check_that_a_frozen_worker_is_left(tmp_path, nodes.address)

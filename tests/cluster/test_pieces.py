@@ -265,6 +265,7 @@ def test_a_hung_piece_meets_its_deadline_and_is_tried_again(store: Store, cluste
     assert "it made no progress for 3 s" in [event.note for event in events]
 
 
+@pytest.mark.slow
 def test_what_a_piece_waits_for_is_told_and_only_its_own_time_counts(
     store: Store, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -477,6 +478,7 @@ def test_what_is_want_of_memory() -> None:
     assert not any(map(is_out_of_memory, (full, ValueError("memory"), illegal)))
 
 
+@pytest.mark.slow
 def test_want_of_memory_is_retried_with_half_the_batch(store: Store, tmp_path: Path) -> None:
     """Workers of their own, whose address space is limited while they run a piece."""
     script = tmp_path / "limited.py"

@@ -73,6 +73,7 @@ for _ in range(2):
 """
 
 
+@pytest.mark.slow
 def test_where_ray_was_imported_before_it_is_the_same_and_the_environment_stays() -> None:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     done = subprocess.run([sys.executable, "-c", ENVIRONMENT], env=kept, capture_output=True, text=True, check=False)

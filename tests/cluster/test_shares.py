@@ -67,6 +67,7 @@ def run(
     return told, done.stderr
 
 
+@pytest.mark.slow
 def test_a_cluster_that_grows_is_waited_for_with_the_reason(ray_nodes: Nodes, tmp_path: Path) -> None:
     kind = {"resources": {"CPU": 3, "object_store_memory": 90 * 2**20}, "min_workers": 0, "max_workers": 1}
     with ray_nodes(cpus=1, growth={"large": kind}) as nodes:
@@ -130,6 +131,7 @@ def test_a_job_that_can_never_fit_is_told_so_before_it_is_sent(nodes: Any, tmp_p
     assert verb(nodes, "list") == "no jobs\n"
 
 
+@pytest.mark.slow
 def test_jobs_wait_for_their_turn_and_say_for_what(nodes: Any) -> None:
     server = JobServer(nodes.url)
     for name in ("one", "two", "three", "four"):
@@ -155,6 +157,7 @@ def test_jobs_wait_for_their_turn_and_say_for_what(nodes: Any) -> None:
     verb(nodes, "stop", "three")
 
 
+@pytest.mark.slow
 def test_a_job_takes_its_share_of_a_cluster_and_no_more(nodes: Any, tmp_path: Path) -> None:
     nodes.add(2)
     nodes.wait(2)
@@ -184,9 +187,7 @@ def test_a_machine_that_is_too_small_is_told_before_anything_is_written(tmp_path
     )
 
 
-def test_more_ranks_than_this_machine_has_room_for_are_told_before_ray_is_started(
-    tmp_path: Path, job: Path
-) -> None:
+def test_more_ranks_than_this_machine_has_room_for_are_told_before_ray_is_started(tmp_path: Path, job: Path) -> None:
     values = yaml.safe_load(job.read_text())
     values["recover"] |= {"workers": 4000, "batch_size": 4000}
     (tmp_path / "train.txt").write_text("a story of one sequence\n<|endoftext|>\n" * 5000)

@@ -104,6 +104,7 @@ def test_a_node_of_another_version_refuses_the_job(name: str) -> None:
         check_versions(here | {name: "9.9"})
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_the_job_alone(home: Path, job: Path) -> None:
     process = subprocess.Popen(
         [*COMMAND, "submit", str(job), "--id", "goes-on", "--wait"],
@@ -239,6 +240,7 @@ def test_a_workspace_that_workers_cannot_write(home: Path, job: Path) -> None:
     assert "Traceback" not in inlay(home, "logs", "no-place").stdout
 
 
+@pytest.mark.slow
 def test_a_second_job_on_a_workspace_is_told_whose_it_is(home: Path, job: Path, tmp_path: Path) -> None:
     values = yaml.safe_load(job.read_text())
     values["distill"]["tokens"] = "20M"

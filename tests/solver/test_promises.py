@@ -55,6 +55,7 @@ def test_ties_are_broken_the_same_way_however_the_solver_gets_there():
     assert len(answers) == 1
 
 
+@pytest.mark.slow
 @many
 @given(data=st.data())
 def test_a_gap_is_kept(data, problems, architectures):

@@ -198,6 +198,7 @@ def test_scenarios_at_once(data, problems, architectures):
     assert found.choices in chat.keys() & batch.keys()
 
 
+@pytest.mark.slow
 @few
 @given(data=st.data())
 def test_baselines_are_what_they_say(data, problems, architectures):

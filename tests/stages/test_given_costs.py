@@ -43,6 +43,7 @@ def folder(finished: Path, tmp_path_factory: pytest.TempPathFactory, inlay_here:
     return folder
 
 
+@pytest.mark.slow
 def test_the_kept_child_is_the_tables(folder: Path) -> None:
     evaluation = json.loads((folder / "job.search" / "evaluation.json").read_text())
     place = Workspace(folder / "job.search")
@@ -58,6 +59,7 @@ def test_the_kept_child_is_the_tables(folder: Path) -> None:
     assert evaluation["child"]["runtime_ratio"] == child["runtime_ns"] / parent["runtime_ns"] <= 0.75
 
 
+@pytest.mark.slow
 def test_another_budget_uses_again_what_was_trained(finished: Path, folder: Path) -> None:
     trained, kept = (
         {path.name: path.stat().st_mtime_ns for path in (place / "job.search" / "records" / "distill").iterdir()}
@@ -66,6 +68,7 @@ def test_another_budget_uses_again_what_was_trained(finished: Path, folder: Path
     assert trained == kept
 
 
+@pytest.mark.slow
 def test_nothing_calls_itself_measured(folder: Path) -> None:
     place = Workspace(folder / "job.search")
     evaluation = json.loads((folder / "job.search" / "evaluation.json").read_text())

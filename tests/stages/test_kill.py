@@ -23,6 +23,7 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 VOLATILE = ("measured_runtime_ns", "measured_ratio", "measured_ratio_error")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_three_kills_change_nothing(finished: Path, tmp_path: Path, inlay_command: Run) -> None:
     kill_and_compare(finished, tmp_path, inlay_command, kills=3, seed=0)

@@ -78,6 +78,7 @@ def built(job: Job, folder: Path, built_alone: Built, shared_ray: Any) -> Built:
     return build(job, folder, shared_ray.cluster())
 
 
+@pytest.mark.slow
 def test_one_worker_gives_the_same_bytes(built_alone: Built, built: Built) -> None:
     assert built_alone == built
 

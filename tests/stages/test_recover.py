@@ -120,7 +120,8 @@ def weights(place: Workspace, record: Record) -> dict[str, torch.Tensor]:
     return dict(load_file(place.store.blob_path(record.blobs["model"])))
 
 
-@pytest.mark.parametrize("sharding", [pytest.param("none", marks=pytest.mark.slow), "full"])
+@pytest.mark.slow
+@pytest.mark.parametrize("sharding", ["none", "full"])
 def test_ranks_train_the_same_piece(
     sharding: str, one: Any, tmp_path: Path, cluster: Cluster, small_job: Callable[..., Job]
 ) -> None:

@@ -58,6 +58,7 @@ def test_a_weight_that_is_not_a_number(tmp_path: Path, values: dict[str, Any], i
     assert not (folder / "job.search").exists()
 
 
+@pytest.mark.slow
 def test_a_full_scratch_disk(tmp_path: Path, values: dict[str, Any], inlay_here: Run) -> None:
     scratch = tmp_path / "scratch"
     scratch.mkdir()
@@ -104,6 +105,7 @@ def test_an_impossible_budget_is_told_before_anything_is_trained(
     assert not (folder / "job.search" / "records" / "distill").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_second_run_on_a_locked_workspace_and_a_lost_worker(
     tmp_path: Path, values: dict[str, Any], inlay_command: Run
@@ -131,6 +133,7 @@ def wait_for(condition: Callable[[], bool], process: Command, seconds: float = 9
         time.sleep(0.2)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
 def test_a_full_disk_says_what_is_missing_and_keeps_the_rest(
     tmp_path: Path, values: dict[str, Any], inlay_here: Run
