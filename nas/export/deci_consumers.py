@@ -141,39 +141,41 @@ def ffn_mult_of(width: int, hidden: int) -> float:
     return ffn_mult
 
 
+def _choice(*, absent: bool = False, linear: bool = False, **sizes: float | None) -> Choice:
+    return {NoOp.name: absent, "replace_with_linear": linear, **sizes}
+
+
 def _attention(entry: Entry, shape: Shape) -> Choice:
-    group = shape.q_heads // int(entry["kv_heads"])
-    return {NoOp.name: False, "replace_with_linear": False, "n_heads_in_group": group}
+    return _choice(n_heads_in_group=shape.q_heads // int(entry["kv_heads"]))
 
 
 def _attention_no_op(entry: Entry, shape: Shape) -> Choice:
-    return {NoOp.name: True, "replace_with_linear": False, "n_heads_in_group": None}
+    return _choice(absent=True, n_heads_in_group=None)
 
 
 def _attention_linear(entry: Entry, shape: Shape) -> Choice:
-    return {NoOp.name: False, "replace_with_linear": True, "n_heads_in_group": None}
+    return _choice(linear=True, n_heads_in_group=None)
 
 
 def _ffn(entry: Entry, shape: Shape) -> Choice:
-    ffn_mult = ffn_mult_of(int(entry["width"]), shape.hidden)
-    return {NoOp.name: False, "replace_with_linear": False, "ffn_mult": ffn_mult}
+    return _choice(ffn_mult=ffn_mult_of(int(entry["width"]), shape.hidden))
 
 
 def _ffn_no_op(entry: Entry, shape: Shape) -> Choice:
-    return {NoOp.name: True, "replace_with_linear": False, "ffn_mult": None}
+    return _choice(absent=True, ffn_mult=None)
 
 
 def _ffn_linear(entry: Entry, shape: Shape) -> Choice:
-    return {NoOp.name: False, "replace_with_linear": True, "ffn_mult": None}
+    return _choice(linear=True, ffn_mult=None)
 
 
 def _ffn_exact(entry: Entry, shape: Shape) -> Choice:
     # vLLM asks whether there is an ffn_mult, and None is one.
-    return {NoOp.name: False, "replace_with_linear": False, "intermediate_size": int(entry["width"])}
+    return _choice(intermediate_size=int(entry["width"]))
 
 
 def _ffn_exact_no_op(entry: Entry, shape: Shape) -> Choice:
-    return {NoOp.name: True, "replace_with_linear": False}
+    return _choice(absent=True)
 
 
 def _linear_without_bias(write: Write, has_bias: Callable[[Shape], bool]) -> Write:

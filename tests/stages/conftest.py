@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, chdir, nullcontext, redirect_stderr, redirect_stdout
@@ -24,6 +25,7 @@ from inlay.nas.stages.run import open_job_parent
 from inlay.nas.workspace import Workspace
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
+SearchedAgain = Callable[[Callable[[Path, dict[str, Any]], None]], Path]
 
 
 @pytest.fixture(scope="session")
@@ -144,3 +146,24 @@ def finished(
     (folder / "stdout").write_text(done.stdout)
     (folder / "stderr").write_text(done.stderr)
     return folder
+
+
+@pytest.fixture(scope="session")
+def searched_again(finished: Path, tmp_path_factory: pytest.TempPathFactory, inlay_here: Run) -> SearchedAgain:
+    """`searched_again(change)`: the finished search in a new folder, once more for the job that `change` makes of its
+    own. What was trained there is used again, and little is added to it."""
+
+    def search(change: Callable[[Path, dict[str, Any]], None]) -> Path:
+        folder = tmp_path_factory.mktemp("again") / "copy"
+        shutil.copytree(finished, folder)
+        values: dict[str, Any] = yaml.safe_load((folder / "job.yaml").read_text())
+        values["solve"] = {"pool": 2, "corrections": 0}
+        values["recover"] = {"tokens": "4k", "probes": 0}
+        change(folder, values)
+        (folder / "job.yaml").write_text(yaml.safe_dump(values))
+        done = inlay_here("run", "job.yaml", cwd=folder)
+        assert done.returncode == 0, done.stderr
+        (folder / "stdout").write_text(done.stdout)
+        return folder
+
+    return search

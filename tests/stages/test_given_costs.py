@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from inlay.nas.tables.costs import CostTable
 from inlay.nas.workspace import Workspace
 
-Run = Callable[..., "subprocess.CompletedProcess[str]"]
+SearchedAgain = Callable[[Callable[[Path, dict[str, Any]], None]], Path]
 
 
 @pytest.fixture(scope="module")
-def folder(finished: Path, tmp_path_factory: pytest.TempPathFactory, inlay_here: Run) -> Path:
+def folder(searched_again: SearchedAgain) -> Path:
     """The finished search again on a device where fewer key/value heads are all that saves time, as nowhere here."""
-    folder = tmp_path_factory.mktemp("given") / "copy"
-    shutil.copytree(finished, folder)
+    return searched_again(give_costs)
+
+
+def give_costs(folder: Path, values: dict[str, Any]) -> None:
     rows = Workspace(folder / "job.search").read_table("costs")
     for row in rows:
         prefill, decode = (100, 1) if row["variant"] in ("attention:kv_heads=2", "ends") else (100_000, 1_000)
@@ -31,16 +31,8 @@ def folder(finished: Path, tmp_path_factory: pytest.TempPathFactory, inlay_here:
     place.write_table("costs", rows)
     (folder / "given.search" / "tables" / "costs.parquet").rename(folder / "costs.parquet")
     shutil.rmtree(folder / "given.search")
-    values: dict[str, Any] = yaml.safe_load((folder / "job.yaml").read_text())
     values["hardware"]["costs"] = "costs.parquet"
     values["budget"] = {"runtime": "0.75x"}
-    values["solve"] = {"pool": 2, "corrections": 0}
-    values["recover"] = {"tokens": "4k", "probes": 0}
-    (folder / "job.yaml").write_text(yaml.safe_dump(values))
-    done = inlay_here("run", "job.yaml", cwd=folder)
-    assert done.returncode == 0, done.stderr
-    (folder / "stdout").write_text(done.stdout)
-    return folder
 
 
 @pytest.mark.slow

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,24 +18,19 @@ from inlay.nas.tables.costs import CostTable
 from inlay.nas.workspace import Workspace
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
+SearchedAgain = Callable[[Callable[[Path, dict[str, Any]], None]], Path]
 
 
 @pytest.fixture(scope="module")
-def folder(finished: Path, tmp_path_factory: pytest.TempPathFactory, inlay_here: Run) -> Path:
-    """The finished search again, for llama.cpp: what was trained is used again."""
-    folder = tmp_path_factory.mktemp("llama") / "copy"
-    shutil.copytree(finished, folder)
-    values: dict[str, Any] = yaml.safe_load((folder / "job.yaml").read_text())
+def folder(searched_again: SearchedAgain) -> Path:
+    """The finished search again, for llama.cpp."""
+    return searched_again(for_llama_cpp)
+
+
+def for_llama_cpp(folder: Path, values: dict[str, Any]) -> None:
     values["space"]["attention"] = [item for item in values["space"]["attention"] if "window" not in item]
     values["hardware"] |= {"engine": "llama.cpp", "format": "f32"}
     values["budget"] = {"runtime": "0.8x", "memory": "0.95x"}
-    values["solve"] = {"pool": 2, "corrections": 0}
-    values["recover"] = {"tokens": "4k", "probes": 0}
-    (folder / "job.yaml").write_text(yaml.safe_dump(values))
-    done = inlay_here("run", "job.yaml", cwd=folder)
-    assert done.returncode == 0, done.stderr
-    (folder / "stdout").write_text(done.stdout)
-    return folder
 
 
 def test_costs_are_those_of_its_files_and_caches(folder: Path) -> None:
