@@ -17,6 +17,7 @@ from inlay.nas.engines.talk import Talk, Trained
 from inlay.nas.engines.timing import Workload
 from inlay.nas.families.shape import Entry, Shape
 from inlay.nas.modeling.subblock_inlay import Slot
+from inlay.nas.tables.halves import Half, StandIn
 from inlay.nas.variants.storage import Storage
 
 if TYPE_CHECKING:
@@ -56,6 +57,21 @@ class Skeletons:
     references: Mapping[str, InlayConfig]
     models: Mapping[str, InlayConfig]
     terms: Mapping[str, Sequence[tuple[float, str]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StoodIn:
+    """What stands in for half a layer.
+
+    Args:
+        weights_bytes: its tensors.
+        cache: what takes as much cache, as an entry of an attention; None: it has none.
+        timed: the subblock that takes as long; None: its time is counted with its layer's other half.
+    """
+
+    weights_bytes: int
+    cache: Entry | None = None
+    timed: tuple[Slot, Entry] | None = None
 
 
 class Engine(ABC):
@@ -98,8 +114,16 @@ class Engine(ABC):
     def skeletons(self, config: InlayConfig, subblocks: Mapping[str, tuple[Slot, Entry]]) -> Skeletons:
         """The models that tell the times of these subblocks, by their keys, and of the ends."""
 
-    def times_at(self, times: Mapping[str, int], slot: Slot, is_last: bool) -> dict[str, int]:
-        """`prefill_ns` and `decode_ns` of a subblock where it stands, from those that its skeleton has."""
+    def half(self, entry: Entry, slot: Slot, shape: Shape) -> Half | None:
+        """Which half of a layer a subblock that is there becomes; None where layers have no halves."""
+        return None
+
+    def stand_ins(self, shape: Shape, form: str) -> Mapping[StandIn, StoodIn]:
+        """What stands where a layer lacks a half; empty where nothing does."""
+        return {}
+
+    def at_end(self, times: Mapping[str, int]) -> dict[str, int]:
+        """`prefill_ns` and `decode_ns` of an ffn half in a model's last layer, from those that its skeleton has."""
         return dict(times)
 
     @abstractmethod

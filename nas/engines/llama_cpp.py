@@ -9,9 +9,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from inlay.nas.engines.engine import Engine, Rounds, Skeletons, Target
+from inlay.nas.engines.engine import Engine, Rounds, Skeletons, StoodIn, Target
 from inlay.nas.engines.gguf.formats import FORMATS
-from inlay.nas.engines.gguf.packing import LAYERS_AT_MOST, PARTS, PLAIN, Packed, mixed_architecture, pack, part_of
+from inlay.nas.engines.gguf.packing import (
+    LAYERS_AT_MOST,
+    PARTS,
+    PLAIN,
+    Packed,
+    mixed_architecture,
+    pack,
+    part_of,
+    stand_ins,
+)
 from inlay.nas.engines.llama_talk import LlamaTalk, kept_file
 from inlay.nas.engines.process import EngineProcess, worker_script
 from inlay.nas.engines.talk import Talk, Trained
@@ -20,8 +29,10 @@ from inlay.nas.families.shape import Entry, Shape
 from inlay.nas.modeling.full_inlay import FullAttention
 from inlay.nas.modeling.gated_inlay import GatedFfn
 from inlay.nas.modeling.kinds_inlay import SUBBLOCKS
+from inlay.nas.modeling.linear_inlay import Linear
 from inlay.nas.modeling.no_op_inlay import ABSENT
 from inlay.nas.modeling.subblock_inlay import Slot
+from inlay.nas.tables.halves import Half, StandIn
 from inlay.nas.variants.storage import Block, Storage
 
 if TYPE_CHECKING:
@@ -158,10 +169,29 @@ class LlamaCppEngine(Engine):
         terms["ends"] = ((1.0, "whole"), (-2 * share, "layers"), (2 * share, "base"))
         return Skeletons(references, models, terms)
 
-    def times_at(self, times: Mapping[str, int], slot: Slot, is_last: bool) -> dict[str, int]:
-        """Of the last layer's ffn a prompt takes as much as a step: only the last token of a sequence passes it."""
+    def half(self, entry: Entry, slot: Slot, shape: Shape) -> Half:
+        """Its role in the file."""
+        return part_of(shape, 0, slot, entry, "f32").role
+
+    def stand_ins(self, shape: Shape, form: str) -> Mapping[StandIn, StoodIn]:
+        """A subblock of the same tensors takes as long.
+
+        Where every layer has attention, a skeleton's ffn is timed with the head that stands in beside it. One head for
+        a model without any other is not timed: nobody wants that model.
+        """
+        size = {name: part.num_bytes for name, part in stand_ins(shape, form).items()}
+        found = {
+            StandIn.ATTENTION: StoodIn(size[StandIn.ATTENTION], {"kind": FullAttention.name, "kv_heads": 1}),
+            StandIn.FFN: StoodIn(size[StandIn.FFN], timed=("ffn", {"kind": GatedFfn.name, "width": 1})),
+        }
+        if mixed_architecture(shape).empty_attention:
+            found[StandIn.MAP] = StoodIn(size[StandIn.MAP], timed=("attention", {"kind": Linear.name}))
+        return found
+
+    def at_end(self, times: Mapping[str, int]) -> dict[str, int]:
+        """A prompt takes as much as a step: only the last token of a sequence passes it."""
         own = dict(times)
-        return own | {"prefill_ns": min(own["prefill_ns"], own["decode_ns"])} if is_last and slot == "ffn" else own
+        return own | {"prefill_ns": min(own["prefill_ns"], own["decode_ns"])}
 
     def rounds(
         self,

@@ -13,7 +13,7 @@ from inlay.nas.job.budget import Budget
 from inlay.nas.loop.ridge import fit_factors
 from inlay.nas.pieces.measuring import Measured
 from inlay.nas.tables.architecture import PARENT_BLOCK, Blocks
-from inlay.nas.tables.costs import TIMES, CostTable
+from inlay.nas.tables.costs import AT_END, TIMES, CostTable
 
 PACE_WEIGHT = 1e-2
 """Times of whole models scatter by some percent. Of six values from 1e-4 to 0.1 this one predicted the left-out of 31
@@ -44,7 +44,9 @@ def paced(costs: CostTable, budget: Budget, judged: Sequence[tuple[Blocks, Mappi
             absolute = any(limit.ratio is None and limit.scenario in (None, scenario) for limit in limits)
             factors = _factors(costs, scenario, name, absolute, judged)
             for row in own:
-                row[f"{name}_ns"] = round(row[f"{name}_ns"] * factors[str(row["variant"])])
+                for column in (f"{name}_ns", AT_END.get(f"{name}_ns", "")):
+                    if row.get(column) is not None:
+                        row[column] = round(row[column] * factors[str(row["variant"])])
     return CostTable(rows)
 
 
@@ -64,10 +66,10 @@ def _factors(
     true = [own, *(getattr(held, column) if absolute else held.ratios[name] * own for held in times)]
     terms = []
     for architecture in (parent, *(blocks for blocks, _ in judged)):
-        parts = defaultdict(float, {"ends": pace * float(costs.ends(scenario)[column])})
-        for layer, block in enumerate(architecture):
-            for label in block:
-                parts[label] += pace * float(costs.of(scenario, layer, label)[column])
+        parts: defaultdict[str, float] = defaultdict(float)
+        for row in costs.terms(scenario, architecture):
+            if row[column]:
+                parts[str(row["variant"])] += pace * float(row[column])
         terms.append(parts)
     found = fit_factors(terms, [max(1.0, value) for value in true], PACE_WEIGHT, LEAST_PACE)
     return {str(row["variant"]): pace * found.get(str(row["variant"]), 1.0) for row in costs.rows}
