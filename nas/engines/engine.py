@@ -28,6 +28,36 @@ Rounds = dict[str, list[tuple[int, int]]]
 
 
 @dataclass(frozen=True)
+class Held:
+    """What an engine says that it holds for a model in a workload, bytes.
+
+    Args:
+        weights_bytes: weights.
+        kv_bytes: its cache.
+        compute_bytes: what it computes in.
+        file_bytes: the file that it opened, without a tokenizer; None where it opens none.
+    """
+
+    weights_bytes: int
+    kv_bytes: int
+    compute_bytes: int
+    file_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Timed:
+    """What models did in turns.
+
+    Args:
+        rounds: their times.
+        held: what the engine held for each; empty where it does not tell.
+    """
+
+    rounds: Rounds
+    held: Mapping[str, Held]
+
+
+@dataclass(frozen=True)
 class Target:
     """Where an engine runs.
 
@@ -52,11 +82,13 @@ class Skeletons:
         references: models that several subblocks are compared with, by name.
         models: one for each subblock, by its key.
         terms: a subblock's own time, and that of the `ends`, as a sum of times of these models: (weight, name).
+        prompt_terms: what is added to that of the prompt alone.
     """
 
     references: Mapping[str, InlayConfig]
     models: Mapping[str, InlayConfig]
     terms: Mapping[str, Sequence[tuple[float, str]]] = field(default_factory=dict)
+    prompt_terms: Mapping[str, Sequence[tuple[float, str]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -126,6 +158,24 @@ class Engine(ABC):
         """`prefill_ns` and `decode_ns` of an ffn half in a model's last layer, from those that its skeleton has."""
         return dict(times)
 
+    def untold(self, device: str) -> str | None:
+        """Why it does not tell the buffers that it computes in on this device, or None."""
+        return f"{self.name} on {device} does not tell its compute buffers"
+
+    def buffers(
+        self, models: Mapping[str, InlayConfig], workload: Workload, target: Target, scratch: Path | None = None
+    ) -> int:
+        """Bytes that it computes in, for the model that takes most of them; arguments as `rounds`.
+
+        Asked only where `untold` is None.
+        """
+        raise NotImplementedError
+
+    def file_bytes(self, config: InlayConfig, form: str, folder: Path | None) -> int | None:
+        """Bytes of the file that it runs, before that is written, with the tokenizer of a folder; None where it runs no
+        file of its own."""
+        return None
+
     @abstractmethod
     def rounds(
         self,
@@ -134,7 +184,8 @@ class Engine(ABC):
         target: Target,
         on_round: Callable[[float], None],
         together: bool = True,
-    ) -> Rounds:
+        scratch: Path | None = None,
+    ) -> Timed:
         """Times of models of these shapes, in turns; the others are judged relative to the first.
 
         Args:
@@ -143,6 +194,7 @@ class Engine(ABC):
             target: where.
             on_round: is told which share of the rounds is done.
             together: whether there is memory for all of them at once.
+            scratch: a folder for files that may be lost; None: the system's.
 
         Raises:
             UserError: the engine does not run one of them, died or hangs.

@@ -9,12 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from inlay.nas.engines.engine import Engine, Rounds, Skeletons, StoodIn, Target
+from inlay.nas.engines.engine import Engine, Held, Skeletons, StoodIn, Target, Timed
 from inlay.nas.engines.gguf.formats import FORMATS
 from inlay.nas.engines.gguf.packing import (
     LAYERS_AT_MOST,
     PARTS,
     PLAIN,
+    ROTATIONS,
     Packed,
     mixed_architecture,
     pack,
@@ -44,6 +45,7 @@ CELLS: Final = 256
 """Tokens of a sequence that its cache is made for come in multiples of this many."""
 KV_BYTES: Final = 2
 """Bytes of a number in its cache: f16, as it ships."""
+MIB: Final = 2**20
 COPIES: Final = 4
 """Copies of a subblock in the model that is timed."""
 SMALL_VOCABULARY: Final = 32
@@ -110,9 +112,14 @@ class LlamaCppEngine(Engine):
         return None
 
     def model_problem(self, shape: Shape, form: str) -> str | None:
-        """By family, layers, head and the rows that a format can hold."""
+        """By family, rotation, layers, head and the rows that a format can hold."""
         if shape.family not in PLAIN:
             return f"llama.cpp: the family {shape.family} is not known; it is {', '.join(PLAIN)}"
+        if shape.rotation not in ROTATIONS:
+            return (
+                f"llama.cpp does not have the parent's rotation of positions, {shape.rotation}, only "
+                f"{', '.join(ROTATIONS)}; search with `hardware.engine: transformers`"
+            )
         if mixed_architecture(shape).tied_only and not shape.tied:
             return (
                 "llama.cpp: normed heads with layers of different shapes need a head that is tied to the embedding, "
@@ -167,7 +174,8 @@ class LlamaCppEngine(Engine):
             models[key] = small.with_blocks([layer, *copy * COPIES, layer])
             terms[key] = ((share, key), (-share, "base" if is_ffn else "ffns"))
         terms["ends"] = ((1.0, "whole"), (-2 * share, "layers"), (2 * share, "base"))
-        return Skeletons(references, models, terms)
+        # Of a prompt the second of these layers reads no more than the last token with its ffn.
+        return Skeletons(references, models, terms, {"ends": ((share, "ffns"), (-share, "base"))})
 
     def half(self, entry: Entry, slot: Slot, shape: Shape) -> Half:
         """Its role in the file."""
@@ -200,9 +208,10 @@ class LlamaCppEngine(Engine):
         target: Target,
         on_round: Callable[[float], None],
         together: bool = True,
-    ) -> Rounds:
+        scratch: Path | None = None,
+    ) -> Timed:
         """Files of random weights, in one process."""
-        with tempfile.TemporaryDirectory(prefix="inlay-gguf-") as folder, process(target.python) as engine:
+        with _folder(scratch) as folder, process(target.python) as engine:
             files: dict[str, str] = {}
             for number, (name, config) in enumerate(models.items()):
                 path = Path(folder) / f"{number}.gguf"
@@ -210,7 +219,36 @@ class LlamaCppEngine(Engine):
                 files[name] = str(path)
             vocabulary = min(config.vocab_size for config in models.values())
             bench = _Bench(engine, files, workload, target, vocabulary)
-            return take_rounds(list(models), bench, workload, on_round, together=together)
+            rounds = take_rounds(list(models), bench, workload, on_round, together=together)
+            return Timed(rounds, bench.held)
+
+    def untold(self, device: str) -> str | None:
+        """None: its log does."""
+        return None
+
+    def buffers(
+        self, models: Mapping[str, InlayConfig], workload: Workload, target: Target, scratch: Path | None = None
+    ) -> int:
+        """Of files without numbers, which it opens one by one: what it computes in depends on shapes alone."""
+        most = 0
+        with _folder(scratch) as folder, process(target.python) as engine:
+            for config in models.values():
+                path = Path(folder) / "hollow.gguf"
+                _write_skeleton(path, config, target.format, hollow=True)
+                most = max(most, _Bench(engine, {"m": str(path)}, workload, target, 1).opened("m").compute_bytes)
+        return most
+
+    def file_bytes(self, config: InlayConfig, form: str, folder: Path | None) -> int:
+        """The whole GGUF file's."""
+        from inlay.nas.engines.gguf.fields import NO_TOKENIZER
+        from inlay.nas.engines.gguf.metadata import described
+        from inlay.nas.engines.gguf.tokenizer import tokenizer_metadata
+        from inlay.nas.engines.gguf.writer import file_bytes
+
+        packed = packed_of(config, form)
+        rotation, fields = described(packed, config, form, "model")
+        own = [NO_TOKENIZER] if folder is None else tokenizer_metadata(folder, config.vocab_size)
+        return file_bytes(packed, rotation, [*fields, *own])
 
     @contextmanager
     def talk(self, models: Mapping[str, Trained], target: Target, threads: int, kept: Path) -> Iterator[Talk]:
@@ -242,20 +280,37 @@ class _Bench:
         self._ids = [chosen.randrange(vocabulary) for _ in range(length)]
         self._open: set[str] = set()
         self._running: list[str] = []
+        self.held: dict[str, Held] = {}
 
     def prefill(self, names: Sequence[str]) -> list[int]:
         if idle := sorted(self._open - set(names)):
-            self._engine.ask("close", models=idle)
-        if new := [name for name in names if name not in self._open]:
-            self._engine.ask(
-                "open",
-                models={name: self._files[name] for name in new},
-                tokens=len(self._ids),
-                sequences=self._workload.batch_size,
-                threads=self._workload.threads,
-            )
+            self._close(idle)
+        self._load([name for name in names if name not in self._open])
         self._open, self._running = set(names), list(names)
         return self._times("prefill", ids=self._ids[: self._workload.prefill])
+
+    def opened(self, name: str) -> Held:
+        """What is held for a model, which is closed again."""
+        self._load([name])
+        self._close([name])
+        return self.held[name]
+
+    def _load(self, names: Sequence[str]) -> None:
+        if not names:
+            return
+        told = self._engine.ask(
+            "open",
+            models={name: self._files[name] for name in names},
+            tokens=len(self._ids),
+            sequences=self._workload.batch_size,
+            threads=self._workload.threads,
+        )
+        for name, sizes in told.items():
+            kv, compute = (round(sizes[part] * MIB) for part in ("kv_mib", "compute_mib"))
+            self.held[name] = Held(sizes["weights_bytes"], kv, compute, Path(self._files[name]).stat().st_size)
+
+    def _close(self, names: Sequence[str]) -> None:
+        self._engine.ask("close", models=names)
 
     def extend(self, context: int) -> None:
         self._engine.ask("extend", models=self._running, ids=self._ids[:context])
@@ -278,15 +333,19 @@ def _shape_of(config: InlayConfig) -> Shape:
     return shape_of(config.to_dict(), "float32")
 
 
-def _write_skeleton(path: Path, config: InlayConfig, form: str) -> None:
+def _folder(scratch: Path | None) -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(prefix="inlay-gguf-", dir=scratch)
+
+
+def _write_skeleton(path: Path, config: InlayConfig, form: str, hollow: bool = False) -> None:
     from inlay.nas.engines.gguf.fields import NO_TOKENIZER
-    from inlay.nas.engines.gguf.metadata import model_fields, rotation_of
-    from inlay.nas.engines.gguf.writer import write_skeleton
+    from inlay.nas.engines.gguf.metadata import described
+    from inlay.nas.engines.gguf.writer import write_hollow, write_skeleton
 
     packed = packed_of(config, form)
-    rotation = rotation_of(config.rope_parameters, config.head_dim)
-    fields = model_fields(packed, rotation, config.max_position_embeddings, config.rms_norm_eps, form, "skeleton")
-    write_skeleton(path, packed, rotation, [*fields, NO_TOKENIZER])
+    rotation, fields = described(packed, config, form, "skeleton")
+    write = write_hollow if hollow else write_skeleton
+    write(path, packed, rotation, [*fields, NO_TOKENIZER])
 
 
 def _with_vocabulary(config: InlayConfig, size: int) -> InlayConfig:

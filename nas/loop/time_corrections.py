@@ -6,14 +6,14 @@ A subblock's time is taken in a model of few copies of it; in a whole model cach
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
 
 from inlay.nas.job.budget import Budget
 from inlay.nas.loop.ridge import fit_factors
 from inlay.nas.pieces.measuring import Measured
 from inlay.nas.tables.architecture import PARENT_BLOCK, Blocks
-from inlay.nas.tables.costs import AT_END, TIMES, CostTable
+from inlay.nas.tables.costs import AT_END, COMPUTE, TIMES, CostTable
 
 PACE_WEIGHT = 1e-2
 """Times of whole models scatter by some percent. Of six values from 1e-4 to 0.1 this one predicted the left-out of 31
@@ -24,7 +24,8 @@ TIMED_AS = {"throughput": "runtime"}
 
 
 def paced(costs: CostTable, budget: Budget, judged: Sequence[tuple[Blocks, Mapping[str, Measured]]]) -> CostTable:
-    """The cost table with every variant's times multiplied by a factor that the measured architectures suggest.
+    """The cost table with every variant's times multiplied by a factor that the measured architectures suggest, and the
+    buffers of the ends raised to the largest that any of them has.
 
     A time that the budget limits relative to the parent is fitted to the measured ratios and the parent's own sum, so
     that a machine which has become slower changes nothing; one that it limits absolutely, to the times themselves.
@@ -39,6 +40,9 @@ def paced(costs: CostTable, budget: Budget, judged: Sequence[tuple[Blocks, Mappi
     rows = [dict(row) for row in costs.rows]
     for scenario in costs.scenarios:
         own = [row for row in rows if row["scenario"] == scenario]
+        for row in own:
+            if row.get(COMPUTE) is not None:
+                row[COMPUTE] = max(row[COMPUTE], *_computed_in(scenario, judged))
         for name in TIMES:
             limits = [limit for limit in budget if TIMED_AS.get(limit.name, limit.name) == name]
             absolute = any(limit.ratio is None and limit.scenario in (None, scenario) for limit in limits)
@@ -48,6 +52,13 @@ def paced(costs: CostTable, budget: Budget, judged: Sequence[tuple[Blocks, Mappi
                     if row.get(column) is not None:
                         row[column] = round(row[column] * factors[str(row["variant"])])
     return CostTable(rows)
+
+
+def _computed_in(scenario: str, judged: Sequence[tuple[Blocks, Mapping[str, Measured]]]) -> Iterator[int]:
+    """Buffers of what was measured: a bound that a whole model broke is raised."""
+    for _, measured in judged:
+        for held in (measured[scenario].held, measured[scenario].parent_held):
+            yield int(held.get(COMPUTE) or 0)
 
 
 def _factors(

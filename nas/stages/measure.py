@@ -23,7 +23,7 @@ from inlay.nas.pieces.measuring import measure_subblocks
 from inlay.nas.pieces.stage import Stage
 from inlay.nas.pieces.subblock_times import ENDS_NAME, VERSION, entry_key
 from inlay.nas.report.sentences import counted
-from inlay.nas.tables.costs import AT_END, ENDS, HALF, STAND_IN, stand_in_label
+from inlay.nas.tables.costs import AT_END, COMPUTE, ENDS, HALF, STAND_IN, stand_in_label
 from inlay.nas.tables.given_costs import given_costs
 from inlay.nas.tables.halves import StandIn
 from inlay.nas.variants import Variant, ends_parameters, parameters, variants_of
@@ -40,14 +40,16 @@ def cost_rows(search: Search) -> list[dict[str, Any]]:
         return given_costs(given, job.hardware, search.target.format, shape, job.space)
     counted_rows = CostRows(job.space, shape, search.engine, search.target.format)
     rows: list[dict[str, Any]] = []
-    for scenario, times in _measured_subblocks(search, counted_rows.entries()):
-        rows += counted_rows.of(scenario, times)
+    for scenario, times, compute_bytes in _measured_subblocks(search, counted_rows.entries()):
+        rows += counted_rows.of(scenario, times, compute_bytes)
     return rows
 
 
-def _measured_subblocks(search: Search, entries: list[str]) -> list[tuple[Scenario, dict[str, dict[str, int]]]]:
+def _measured_subblocks(
+    search: Search, entries: list[str]
+) -> list[tuple[Scenario, dict[str, dict[str, int]], int | None]]:
     """Every scenario's times by subblock key (`slot entry`) and `ends`, each `prefill_ns, decode_ns, runtime_ns,
-    spread_ns`."""
+    spread_ns`, and the bytes that the engine computes in."""
     pieces = []
     for scenario in search.job.hardware.scenarios:
         settings = {"entries": entries, "workload": asdict(workload_of(scenario))}
@@ -57,7 +59,11 @@ def _measured_subblocks(search: Search, entries: list[str]) -> list[tuple[Scenar
         )
     records = run_timed(search, pieces, f"times of {counted(len(entries), 'subblock')}")
     return [
-        (scenario, {key: dict(times) for key, times in record.values["times"].items()})
+        (
+            scenario,
+            {key: dict(times) for key, times in record.values["times"].items()},
+            record.values["compute_bytes"],
+        )
         for (scenario, _), record in zip(pieces, records, strict=True)
     ]
 
@@ -84,13 +90,16 @@ class CostRows:
         own = {entry_key(v.slot, v.entry(self.shape, layer)) for layer, v in there}
         return sorted(own | {entry_key(*held.timed) for held in self._stand_ins().values() if held.timed is not None})
 
-    def of(self, scenario: Scenario, times: Mapping[str, Mapping[str, int]]) -> list[dict[str, Any]]:
+    def of(
+        self, scenario: Scenario, times: Mapping[str, Mapping[str, int]], compute_bytes: int | None
+    ) -> list[dict[str, Any]]:
         """Rows of one scenario: every variant at every layer with its measured times and exact sizes, what stands in
         for halves of layers, then the ends.
 
         Args:
             scenario: the workload.
             times: `TIMES` by subblock key and `ends`.
+            compute_bytes: what the engine computes in; None where it does not tell.
         """
         length, storage, shape = scenario.prefill + scenario.generate, self.engine.storage(self.form), self.shape
         rows = []
@@ -120,7 +129,7 @@ class CostRows:
             rows.append({**place, **own, **sizes})
         sizes = {"parameters": ends_parameters(shape), "weights_bytes": storage.ends(shape), "kv_bytes": 0}
         rows.append({"scenario": scenario.name, "layer": layer, "slot": slot, "variant": label})
-        rows[-1] |= {**times[ENDS_NAME], **sizes}
+        rows[-1] |= {**times[ENDS_NAME], **sizes, **({} if compute_bytes is None else {COMPUTE: compute_bytes})}
         columns = dict.fromkeys(name for row in rows for name in row)
         return [{name: row.get(name) for name in columns} for row in rows]
 

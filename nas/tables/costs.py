@@ -20,6 +20,8 @@ ADDED = ("prefill_ns", "decode_ns", "runtime_ns", "parameters", "weights_bytes",
 ENDS = (-1, "ends", "ends")
 STAND_IN = "stand_in"
 """The slot of what stands in for half a layer."""
+COMPUTE = "compute_bytes"
+"""Bytes that the engine computes in, in the row of the ends, where it tells them."""
 HALF = "half"
 AT_END = {"prefill_ns": "last_prefill_ns", "runtime_ns": "last_runtime_ns"}
 """Columns of an ffn's times where it is the last of a whole model."""
@@ -65,8 +67,9 @@ class CostTable:
         return _sum(rows)
 
     def total(self, scenario: str, architecture: Sequence[Sequence[str]]) -> dict[str, int]:
-        """Costs of a whole model, ends included."""
-        return _sum(self.terms(scenario, architecture))
+        """Costs of a whole model, ends included, and `compute_bytes` where they are known."""
+        compute = self.ends(scenario).get(COMPUTE)
+        return _sum(self.terms(scenario, architecture)) | ({} if compute is None else {COMPUTE: int(compute)})
 
     def terms(self, scenario: str, architecture: Sequence[Sequence[str]]) -> list[Mapping[str, Any]]:
         """The rows that a whole model's costs add up from: the ends, its subblocks as they stand in it, and what stands
@@ -105,14 +108,17 @@ def _sum(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
 
 
 def quantities(total: Mapping[str, int], generated_tokens: int) -> dict[str, float]:
-    """The budget's quantities from a total: times in ns, sizes in bytes, `throughput` in tokens a second."""
-    return {
+    """The budget's quantities from a total: times in ns, sizes in bytes, `throughput` in tokens a second; no
+    `memory_peak` where the engine does not tell its compute buffers."""
+    memory = total["weights_bytes"] + total["kv_bytes"]
+    found = {
         "runtime": total["runtime_ns"],
         "prefill": total["prefill_ns"],
         "decode": total["decode_ns"],
         "throughput": generated_tokens * 1e9 / max(1, total["runtime_ns"]),
-        "memory": total["weights_bytes"] + total["kv_bytes"],
+        "memory": memory,
         "weights": total["weights_bytes"],
         "kv": total["kv_bytes"],
         "parameters": total["parameters"],
     }
+    return found | ({"memory_peak": memory + total[COMPUTE]} if COMPUTE in total else {})

@@ -126,6 +126,8 @@ PLAIN: Final[Mapping[str, Architecture]] = MappingProxyType(
 )
 """What carries a model of a family whose layers are alike, which more programs know than they know `deci`."""
 LAYERS_AT_MOST: Final = 512
+ROTATIONS: Final = ("default", "linear", "llama3", "yarn")
+"""How llama.cpp encodes positions, as Transformers names it."""
 
 
 @dataclass(frozen=True)
