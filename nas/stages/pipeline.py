@@ -190,7 +190,7 @@ class Pipeline:
             self.search.part(0.45, 1)
             ranked = true_scores_of_models(self.search, texts.score, models, "true KL on the score text")
             self.search.part(1.0, len(set(architectures.values())) * len(self.job.hardware.scenarios))
-            rows = side_by_side(self.search, costs, after, dict(zip(names, before, strict=True)), parent, architectures)
+            rows = side_by_side(self.search, costs, after, dict(zip(names, before, strict=True)), parent, models)
             allowed = ["child", *(name for name in BASELINES if not rows[name]["over_budget"])]
             # Ranked on the score text: the report text chooses nothing.
             winner = min(allowed, key=lambda name: (ranked[name].kl_nats, name != "child"))
