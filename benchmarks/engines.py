@@ -29,22 +29,27 @@ from inlay.nas.engines.gguf.metadata import model_fields, rotation_of
 from inlay.nas.engines.gguf.packing import pack
 from inlay.nas.engines.gguf.writer import file_bytes, write_file
 from inlay.nas.engines.llama_cpp import CELLS, LlamaCppEngine, process
-from inlay.nas.engines.timing import Workload
+from inlay.nas.engines.timing import Workload, runtimes
 from inlay.nas.families import Parent
 from inlay.nas.families.source import open_source, unpacked
+from inlay.nas.job.budget import parse_limit
 from inlay.nas.job.sections import Scenario
 from inlay.nas.job.space import Space
 from inlay.nas.modeling import InlayForCausalLM
 from inlay.nas.pieces.subblock_times import SubblockBench
 from inlay.nas.stages.measure import CostRows
-from inlay.nas.tables.architecture import PARENT_BLOCK, Blocks, blocks_of
+from inlay.nas.tables.architecture import PARENT_BLOCK, Blocks, architecture_of, blocks_of
 from inlay.nas.tables.costs import CostTable
-from inlay.nas.variants import variants_of
+from inlay.nas.tables.problem import build_problem
+from inlay.nas.tables.scores import ScoreTable
+from inlay.nas.variants import parameters, variants_of
 from inlay.nas.variants.entries import entries_of
+from inlay.solver import solve
 
 CHILDREN = 10
 WIDTHS = (0.75, 0.5, 0.25)
 GREEDY = 40
+HALF = "runtime: 0.5x"
 TEXT_TOKENS = 64
 WORKLOAD = Workload(batch_size=1, prefill=128, generate=64, threads=1)
 ENGINE = LlamaCppEngine()
@@ -115,7 +120,6 @@ def children_of(parent: Parent) -> dict[str, Blocks]:
 def times(parent: Parent, form: str) -> list[str]:
     """Predicted and measured times of children; both are relative to the parent, which took turns."""
     target = Target("cpu", "float32", form)
-    children = {name: entries_of(parent.shape, labels) for name, labels in children_of(parent).items()}
     begun = time.monotonic()
     made = CostRows(space_of(parent), parent.shape, ENGINE, form)
     bench = SubblockBench(ENGINE, target, parent.config, WORKLOAD)
@@ -124,6 +128,8 @@ def times(parent: Parent, form: str) -> list[str]:
     scenario = Scenario(name="one", **asdict(WORKLOAD))
     costs = CostTable(made.of(scenario, found, bench.compute_bytes(made.entries())))
     whole = costs.total("one", [PARENT_BLOCK] * parent.shape.num_layers)
+    architectures = {**children_of(parent), HALF: half_the_runtime(parent, costs)}
+    children = {name: entries_of(parent.shape, labels) for name, labels in architectures.items()}
     configs = {"parent": parent.config} | {name: parent.config.with_blocks(blocks) for name, blocks in children.items()}
     measured = ENGINE.rounds(configs, WORKLOAD, target, lambda share: None).rounds
     lines = [
@@ -136,7 +142,7 @@ def times(parent: Parent, form: str) -> list[str]:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     errors: dict[str, list[float]] = {"prefill": [], "decode": []}
-    for name, labels in children_of(parent).items():
+    for name, labels in architectures.items():
         cells = []
         total = costs.total("one", labels)
         for part, term in enumerate(errors):
@@ -151,7 +157,24 @@ def times(parent: Parent, form: str) -> list[str]:
     for term, off in errors.items():
         told = f"{term}: off by {100 * statistics.median(off):.1f} % in the median, {100 * max(off):.1f} % at worst."
         lines += ["", told.capitalize()]
-    return [*lines, ""]
+    own, theirs = (runtimes(measured[name], WORKLOAD) for name in (HALF, "parent"))
+    fast = statistics.median(whole / mine for mine, whole in zip(own, theirs, strict=True))
+    return [*lines, "", f"`{HALF}` is {fast:.2f} times as fast as the parent.", ""]
+
+
+def half_the_runtime(parent: Parent, costs: CostTable) -> Blocks:
+    """What the program chooses under that budget, where a block is worth the parameters that it has."""
+    measured: dict[int, dict[tuple[str, str], float]] = {}
+    for layer in range(parent.shape.num_layers):
+        measured[layer] = {}
+        for variant in variants_of(space_of(parent), parent.shape, layer):
+            own = parameters(variant.entry(parent.shape, layer), variant.slot, parent.shape)
+            whole = parameters(parent.shape.parent_entry(layer, variant.slot), variant.slot, parent.shape)
+            block = [*PARENT_BLOCK]
+            block[variant.slot == "ffn"] = variant.label
+            measured[layer][block[0], block[1]] = 1 - own / whole
+    problem = build_problem(ScoreTable(measured), costs, [parse_limit("runtime", "0.5x")], {"one": WORKLOAD.generate})
+    return architecture_of(solve(problem, time_limit=30)[0].labels)
 
 
 def promised_bytes(parent: Parent, blocks: list[dict[str, Any]], form: str) -> tuple[int, bool]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from inlay.nas.job.budget import BudgetLimit
+from inlay.nas.job.budget import PEAK, BudgetLimit
 from inlay.nas.loop.search import Search
 from inlay.nas.pieces.measuring import Measured
 from inlay.nas.tables.architecture import PARENT_BLOCK, Blocks
@@ -17,7 +17,6 @@ ERRORS = 2.0
 """So many standard errors above a limit a time is not yet known to miss it."""
 DOUBT_AT_MOST = 0.05
 """What measures as far above a limit misses it, however little the measurement can tell."""
-PEAK = "memory_peak"
 TIMED = ("runtime", "prefill", "decode", "throughput")
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from inlay.nas.engines.engine import Engine, StoodIn
@@ -16,7 +17,7 @@ from inlay.nas.families import Shape
 from inlay.nas.families.shape import Entry
 from inlay.nas.job.sections import Scenario
 from inlay.nas.job.space import Space
-from inlay.nas.loop.conditions import conditions_of, run_timed, workload_of
+from inlay.nas.loop.conditions import conditions_of, environment, run_timed, workload_of
 from inlay.nas.loop.search import Search
 from inlay.nas.modeling.subblock_inlay import Slot
 from inlay.nas.pieces.measuring import measure_subblocks
@@ -26,6 +27,8 @@ from inlay.nas.report.sentences import counted
 from inlay.nas.tables.costs import AT_END, COMPUTE, ENDS, HALF, STAND_IN, stand_in_label
 from inlay.nas.tables.given_costs import given_costs
 from inlay.nas.tables.halves import StandIn
+from inlay.nas.tables.origin import Origin, origin_of
+from inlay.nas.tables.reading import read_arrow
 from inlay.nas.variants import Variant, ends_parameters, parameters, variants_of
 
 TIMES = ("prefill_ns", "decode_ns", "runtime_ns", "spread_ns")
@@ -37,12 +40,22 @@ def cost_rows(search: Search) -> list[dict[str, Any]]:
     job, shape = search.job, search.parent.shape
     if job.hardware.costs is not None:
         given = job.resolve(job.hardware.costs)
-        return given_costs(given, job.hardware, search.target.format, shape, job.space)
+        return given_costs(given, job.hardware, search.target.format, shape, job.space, search.storage)
     counted_rows = CostRows(job.space, shape, search.engine, search.target.format)
     rows: list[dict[str, Any]] = []
     for scenario, times, compute_bytes in _measured_subblocks(search, counted_rows.entries()):
         rows += counted_rows.of(scenario, times, compute_bytes)
     return rows
+
+
+def costs_origin(search: Search) -> Origin | None:
+    """What the times of the search's cost table are of; None where the job gives a table that does not say it."""
+    job, shape = search.job, search.parent.shape
+    if job.hardware.costs is not None:
+        return origin_of(read_arrow(Path(job.resolve(job.hardware.costs))))
+    scenarios = job.hardware.scenarios
+    told = environment(search, scenarios[0])
+    return Origin.of(search.engine.name, search.target.format, told, shape, scenarios)
 
 
 def _measured_subblocks(

@@ -11,9 +11,11 @@ from typing import Any
 from inlay.nas.engines.registry import storage_of
 from inlay.nas.families import Parent, described
 from inlay.nas.job import Job, Scenario
+from inlay.nas.job.budget import PEAK
 from inlay.nas.job.judged import judged_length
 from inlay.nas.loop.search import compute_dtype
 from inlay.nas.pieces.shards import shard_ranges
+from inlay.nas.quantities import show_bytes
 from inlay.nas.stages.estimate import MODELS, SLOTS, Space, judged_tokens, scored_blocks, stage_seconds
 from inlay.nas.stages.run import open_job_parent
 from inlay.nas.tables.idle_limits import idle_limits, parent_sizes
@@ -132,6 +134,9 @@ def _facts(job: Job, parent: Parent, space: Space) -> list[tuple[str, str]]:
         )
         least, own = least_sizes(parent, space, scenario, storage), parent_sizes(shape, scenario, storage)
         ratios = ", ".join(f"{name} {least[name] / own[name]:.3f}x" for name in own)
+        if any(limit.name == PEAK and limit.scenario in (None, scenario.name) for limit in job.budget):
+            buffers = f"memory and the buffers that {job.hardware.engine} computes in, known once it was measured"
+            facts.append((PEAK, f"in {scenario.name}: {buffers}; least memory {show_bytes(least['memory'])}"))
         facts.append(("least", f"in {scenario.name}: {ratios}; least times are known once they were measured"))
     return facts
 
@@ -149,7 +154,13 @@ def _warnings(job: Job, parent: Parent, space: Space) -> list[str]:
         own = parent_sizes(parent.shape, scenario, storage)
         least = least_sizes(parent, space, scenario, storage)
         for limit in job.budget:
-            if limit.name in own and limit.scenario in (None, scenario.name):
+            here = limit.scenario in (None, scenario.name)
+            if limit.name == PEAK and here and limit.amount is not None and limit.amount < least["memory"]:
+                found.append(
+                    f"{limit.field}: {limit.text} cannot be met in {scenario.name}; weights and cache alone take "
+                    f"{show_bytes(least['memory'])} at least"
+                )
+            if limit.name in own and here:
                 if least[limit.name] <= limit.against(own[limit.name]):
                     continue
                 found.append(

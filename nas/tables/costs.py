@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from inlay.nas.job.budget import PEAK
 from inlay.nas.tables.halves import Half, StandIn, layers_of, stand_ins_at_most
 from inlay.nas.variants import is_free
 
@@ -121,4 +122,4 @@ def quantities(total: Mapping[str, int], generated_tokens: int) -> dict[str, flo
         "kv": total["kv_bytes"],
         "parameters": total["parameters"],
     }
-    return found | ({"memory_peak": memory + total[COMPUTE]} if COMPUTE in total else {})
+    return found | ({PEAK: memory + total[COMPUTE]} if COMPUTE in total else {})

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from inlay.nas.errors import UserError
-from inlay.nas.job.budget import BudgetLimit
+from inlay.nas.job.budget import PEAK, BudgetLimit
 from inlay.nas.tables.architecture import PARENT_BLOCK
 from inlay.nas.tables.costs import COMPUTE, CostTable, quantities
 from inlay.nas.tables.scores import ScoreTable
@@ -23,6 +23,12 @@ COSTS = {
     "kv": "kv_bytes",
     "parameters": "parameters",
 }
+
+
+UNKNOWN_PEAK = (
+    "the cost table does not tell the engine's compute buffers, so no peak is known; limit `memory`, which is weights "
+    "and cache"
+)
 
 
 def build_problem(
@@ -55,7 +61,7 @@ def build_problem(
     base += [own + more for own, more in zip(memory_base, compute, strict=True)] if compute else []
     cost_names = [cost_name(costs, scenario, name) for scenario, name in names]
     cost_names += [cost_name(costs, scenario, "memory") for scenario in costs.scenarios]
-    cost_names += [cost_name(costs, scenario, "memory_peak") for scenario in costs.scenarios] if compute else []
+    cost_names += [cost_name(costs, scenario, PEAK) for scenario in costs.scenarios] if compute else []
     return Problem(
         cost_names=tuple(cost_names),
         layers=tuple(layers),
@@ -88,10 +94,7 @@ def solver_limits(
         for scenario in costs.scenarios if limit.scenario is None else [limit.scenario]:
             parent = quantities(costs.total(scenario, [PARENT_BLOCK] * num_layers), tokens[scenario])
             if limit.name not in parent:
-                raise UserError(
-                    f"{limit.field}: the cost table does not tell the engine's compute buffers, so no peak is "
-                    "known; limit `memory`, which is weights and cache"
-                )
+                raise UserError(f"{limit.field}: {UNKNOWN_PEAK}")
             value = limit.against(parent[limit.name])
             name = limit.name
             if name == "throughput":
