@@ -163,7 +163,8 @@ def times(parent: Parent, form: str) -> list[str]:
 
 
 def half_the_runtime(parent: Parent, costs: CostTable) -> Blocks:
-    """What the program chooses under that budget, where a block is worth the parameters that it has."""
+    """What the program chooses under that budget, where a block is worth the parameters that it has, and attention twice
+    that: a child wants some."""
     measured: dict[int, dict[tuple[str, str], float]] = {}
     for layer in range(parent.shape.num_layers):
         measured[layer] = {}
@@ -172,7 +173,7 @@ def half_the_runtime(parent: Parent, costs: CostTable) -> Blocks:
             whole = parameters(parent.shape.parent_entry(layer, variant.slot), variant.slot, parent.shape)
             block = [*PARENT_BLOCK]
             block[variant.slot == "ffn"] = variant.label
-            measured[layer][block[0], block[1]] = 1 - own / whole
+            measured[layer][block[0], block[1]] = (2 if variant.slot == "attention" else 1) * (1 - own / whole)
     problem = build_problem(ScoreTable(measured), costs, [parse_limit("runtime", "0.5x")], {"one": WORKLOAD.generate})
     return architecture_of(solve(problem, time_limit=30)[0].labels)
 

@@ -184,15 +184,18 @@ class LlamaCppEngine(Engine):
     def stand_ins(self, shape: Shape, form: str) -> Mapping[StandIn, StoodIn]:
         """A subblock of the same tensors takes as long.
 
-        Where every layer has attention, a skeleton's ffn is timed with the head that stands in beside it. One head for
-        a model without any other is not timed: nobody wants that model.
+        Where every layer has attention, a skeleton's ffn is timed with the head that stands in beside it. Elsewhere one
+        head stands in only for a child without any: it is promised the time of an attention of one KV head, which is
+        more.
         """
+        one = {"kind": FullAttention.name, "kv_heads": 1}
         size = {name: part.num_bytes for name, part in stand_ins(shape, form).items()}
         found = {
-            StandIn.ATTENTION: StoodIn(size[StandIn.ATTENTION], {"kind": FullAttention.name, "kv_heads": 1}),
+            StandIn.ATTENTION: StoodIn(size[StandIn.ATTENTION], one),
             StandIn.FFN: StoodIn(size[StandIn.FFN], timed=("ffn", {"kind": GatedFfn.name, "width": 1})),
         }
         if mixed_architecture(shape).empty_attention:
+            found[StandIn.ATTENTION] = StoodIn(size[StandIn.ATTENTION], one, ("attention", one))
             found[StandIn.MAP] = StoodIn(size[StandIn.MAP], timed=("attention", {"kind": Linear.name}))
         return found
 
