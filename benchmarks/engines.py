@@ -163,8 +163,7 @@ def times(parent: Parent, form: str) -> list[str]:
 
 
 def half_the_runtime(parent: Parent, costs: CostTable) -> Blocks:
-    """What the program chooses under that budget, where a block is worth the parameters that it has, and attention twice
-    that: a child wants some."""
+    """What the program chooses under that budget, where a block is worth its parameters, and attention twice that."""
     measured: dict[int, dict[tuple[str, str], float]] = {}
     for layer in range(parent.shape.num_layers):
         measured[layer] = {}
