@@ -135,7 +135,7 @@ class CostRows:
             )
         layer, slot, label = ENDS
         for name, held in self._stand_ins().items():
-            own = times[entry_key(*held.timed)] if held.timed else dict.fromkeys(TIMES, 0)
+            own = dict(times[entry_key(*held.timed)]) if held.timed else dict.fromkeys(TIMES, 0)
             cache = storage.kv(held.cache, shape, scenario.batch_size, length) if held.cache else 0
             sizes = {"parameters": 0, "weights_bytes": held.weights_bytes, "kv_bytes": cache}
             place = {"scenario": scenario.name, "layer": layer, "slot": STAND_IN, "variant": stand_in_label(name)}

@@ -157,7 +157,7 @@ def test_the_engine_that_ships_times_its_own_files(
     space = {"space": {"attention": [{"kv_heads": 1}], "ffn": ["linear"]}}
     job = write_job({**space, "hardware.engine": "llama.cpp"})
     told = answer("measure", job, "-o", tmp_path / "costs.parquet")
-    assert (told["engine"], told["format"], told["timed"]) == ("llama.cpp", "f16", 5)
+    assert (told["engine"], told["format"], told["timed"]) == ("llama.cpp", "f16", 7)
     assert "ggml" in told["environment"]["engine"]
     given = {**space, "hardware.costs": "costs.parquet"}
     assert answer("validate", write_job({**given, "hardware.engine": "llama.cpp"}))["valid"]
