@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import random
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from inlay.nas.engines.engine import Engine, Held, Skeletons, StoodIn, Target, Timed
+from inlay.nas.engines.engine import Engine, Skeletons, StoodIn, Target, Timed
 from inlay.nas.engines.gguf.formats import FORMATS
 from inlay.nas.engines.gguf.packing import (
     LAYERS_AT_MOST,
     PARTS,
     PLAIN,
     ROTATIONS,
-    Packed,
     mixed_architecture,
     pack,
     part_of,
     stand_ins,
 )
+from inlay.nas.engines.llama_bench import LlamaBench, packed_of, scratch_folder, shape_of_config, write_shape
 from inlay.nas.engines.llama_talk import LlamaTalk, kept_file
 from inlay.nas.engines.process import EngineProcess, worker_script
 from inlay.nas.engines.talk import Talk, Trained
@@ -45,7 +43,6 @@ CELLS: Final = 256
 """Tokens of a sequence that its cache is made for come in multiples of this many."""
 KV_BYTES: Final = 2
 """Bytes of a number in its cache: f16, as it ships."""
-MIB: Final = 2**20
 COPIES: Final = 4
 """Copies of a subblock in the model that is timed."""
 SMALL_VOCABULARY: Final = 32
@@ -162,7 +159,7 @@ class LlamaCppEngine(Engine):
             "layers": small.with_blocks([layer] * (2 + COPIES)),
             "whole": config.with_blocks([layer] * 2),
         }
-        shape = _shape_of(config)
+        shape = shape_of_config(config)
         share = 1 / COPIES
         models: dict[str, InlayConfig] = {}
         terms: dict[str, tuple[tuple[float, str], ...]] = {}
@@ -214,14 +211,14 @@ class LlamaCppEngine(Engine):
         scratch: Path | None = None,
     ) -> Timed:
         """Files of random weights, in one process."""
-        with _folder(scratch) as folder, process(target.python) as engine:
+        with scratch_folder(scratch) as folder, process(target.python) as engine:
             files: dict[str, str] = {}
             for number, (name, config) in enumerate(models.items()):
                 path = Path(folder) / f"{number}.gguf"
-                _write_skeleton(path, config, target.format)
+                write_shape(path, config, target.format)
                 files[name] = str(path)
             vocabulary = min(config.vocab_size for config in models.values())
-            bench = _Bench(engine, files, workload, target, vocabulary)
+            bench = LlamaBench(engine, files, workload, target, vocabulary)
             rounds = take_rounds(list(models), bench, workload, on_round, together=together)
             return Timed(rounds, bench.held)
 
@@ -234,11 +231,11 @@ class LlamaCppEngine(Engine):
     ) -> int:
         """Of files without numbers, which it opens one by one: what it computes in depends on shapes alone."""
         most = 0
-        with _folder(scratch) as folder, process(target.python) as engine:
+        with scratch_folder(scratch) as folder, process(target.python) as engine:
             for config in models.values():
                 path = Path(folder) / "hollow.gguf"
-                _write_skeleton(path, config, target.format, hollow=True)
-                most = max(most, _Bench(engine, {"m": str(path)}, workload, target, 1).opened("m").compute_bytes)
+                write_shape(path, config, target.format, hollow=True)
+                most = max(most, LlamaBench(engine, {"m": str(path)}, workload, target, 1).opened("m").compute_bytes)
         return most
 
     def file_bytes(self, config: InlayConfig, form: str, folder: Path | None) -> int:
@@ -268,87 +265,6 @@ class LlamaCppEngine(Engine):
 def process(python: str | None) -> EngineProcess:
     """llama.cpp, waiting for requests."""
     return EngineProcess(NAME, worker_script("llama_worker.py"), python, EXTRA)
-
-
-class _Bench:
-    """Files that one process runs in turns; those whose turn it is not are closed."""
-
-    def __init__(
-        self, engine: EngineProcess, files: Mapping[str, str], workload: Workload, target: Target, vocabulary: int
-    ) -> None:
-        self._engine, self._files, self._workload = engine, files, workload
-        self._clock = workload.clock(target.device)
-        chosen = random.Random(0)
-        length = workload.prefill + workload.generate
-        self._ids = [chosen.randrange(vocabulary) for _ in range(length)]
-        self._open: set[str] = set()
-        self._running: list[str] = []
-        self.held: dict[str, Held] = {}
-
-    def prefill(self, names: Sequence[str]) -> list[int]:
-        if idle := sorted(self._open - set(names)):
-            self._close(idle)
-        self._load([name for name in names if name not in self._open])
-        self._open, self._running = set(names), list(names)
-        return self._times("prefill", ids=self._ids[: self._workload.prefill])
-
-    def opened(self, name: str) -> Held:
-        """What is held for a model, which is closed again."""
-        self._load([name])
-        self._close([name])
-        return self.held[name]
-
-    def _load(self, names: Sequence[str]) -> None:
-        if not names:
-            return
-        told = self._engine.ask(
-            "open",
-            models={name: self._files[name] for name in names},
-            tokens=len(self._ids),
-            sequences=self._workload.batch_size,
-            threads=self._workload.threads,
-        )
-        for name, sizes in told.items():
-            kv, compute = (round(sizes[part] * MIB) for part in ("kv_mib", "compute_mib"))
-            self.held[name] = Held(sizes["weights_bytes"], kv, compute, Path(self._files[name]).stat().st_size)
-
-    def _close(self, names: Sequence[str]) -> None:
-        self._engine.ask("close", models=names)
-
-    def extend(self, context: int) -> None:
-        self._engine.ask("extend", models=self._running, ids=self._ids[:context])
-
-    def steps(self, count: int) -> list[int]:
-        return self._times("steps", count=count)
-
-    def _times(self, do: str, **values: Any) -> list[int]:
-        return list(self._engine.ask(do, models=self._running, clock=self._clock, **values)["ns"])
-
-
-def packed_of(config: InlayConfig, form: str) -> Packed:
-    """A model of this configuration as a file holds it."""
-    return pack(_shape_of(config), config.blocks, form)
-
-
-def _shape_of(config: InlayConfig) -> Shape:
-    from inlay.nas.families.reading import shape_of
-
-    return shape_of(config.to_dict(), "float32")
-
-
-def _folder(scratch: Path | None) -> tempfile.TemporaryDirectory[str]:
-    return tempfile.TemporaryDirectory(prefix="inlay-gguf-", dir=scratch)
-
-
-def _write_skeleton(path: Path, config: InlayConfig, form: str, hollow: bool = False) -> None:
-    from inlay.nas.engines.gguf.fields import NO_TOKENIZER
-    from inlay.nas.engines.gguf.metadata import described
-    from inlay.nas.engines.gguf.writer import write_hollow, write_skeleton
-
-    packed = packed_of(config, form)
-    rotation, fields = described(packed, config, form, "skeleton")
-    write = write_hollow if hollow else write_skeleton
-    write(path, packed, rotation, [*fields, NO_TOKENIZER])
 
 
 def _with_vocabulary(config: InlayConfig, size: int) -> InlayConfig:
