@@ -14,7 +14,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,18 +29,30 @@ from inlay.nas.engines.gguf.metadata import model_fields, rotation_of
 from inlay.nas.engines.gguf.packing import pack
 from inlay.nas.engines.gguf.writer import file_bytes, write_file
 from inlay.nas.engines.llama_cpp import CELLS, LlamaCppEngine, process
-from inlay.nas.engines.timing import Workload
+from inlay.nas.engines.timing import Workload, runtimes
 from inlay.nas.families import Parent
 from inlay.nas.families.source import open_source, unpacked
+from inlay.nas.job.budget import parse_limit
+from inlay.nas.job.sections import Scenario
+from inlay.nas.job.space import Space
 from inlay.nas.modeling import InlayForCausalLM
+from inlay.nas.pieces.subblock_times import SubblockBench
+from inlay.nas.stages.measure import CostRows
+from inlay.nas.tables.architecture import PARENT_BLOCK, Blocks, architecture_of, blocks_of
+from inlay.nas.tables.costs import CostTable
+from inlay.nas.tables.problem import build_problem
+from inlay.nas.tables.scores import ScoreTable
+from inlay.nas.variants import parameters, variants_of
+from inlay.nas.variants.entries import entries_of
+from inlay.solver import solve
 
 CHILDREN = 10
-WIDTHS = (1.0, 0.75, 0.5, 0.25)
+WIDTHS = (0.75, 0.5, 0.25)
 GREEDY = 40
+HALF = "runtime: 0.5x"
 TEXT_TOKENS = 64
 WORKLOAD = Workload(batch_size=1, prefill=128, generate=64, threads=1)
 ENGINE = LlamaCppEngine()
-PARTS = (0, 1)  # prefill, decode
 
 
 def main() -> None:
@@ -70,102 +82,99 @@ def default_parents() -> list[Path]:
     return [*found, Path(os.environ["INLAY_SMOLLM2"])] if "INLAY_SMOLLM2" in os.environ else found
 
 
-def space_of(parent: Parent) -> dict[str, tuple[str, dict[str, Any]]]:
-    """Subblocks by a short name: the parent's, fewer KV heads, linear maps, narrower ffns."""
-    own, width = parent.shape.parent_entry(0, "attention"), parent.shape.parent_entry(0, "ffn")["width"]
-    found: dict[str, tuple[str, dict[str, Any]]] = {"attention": ("attention", own)}
-    if own["kv_heads"] > 1:
-        found["kv 1"] = ("attention", {**own, "kv_heads": 1})
-    found["map"] = ("attention", {"kind": "linear"})
-    for share in WIDTHS:
-        found[f"ffn {share:g}"] = ("ffn", {"kind": "gated", "width": round(width * share)})
-    return found
+def space_of(parent: Parent) -> Space:
+    """What children are made of: fewer KV heads, linear maps, narrower ffns, nothing."""
+    fewer = [{"kv_heads": 1}] if parent.shape.parent_entry(0, "attention")["kv_heads"] > 1 else []
+    return Space(
+        attention=[*fewer, "linear", "no_op"], ffn=[*({"width": share} for share in WIDTHS), "linear", "no_op"]
+    )
 
 
-def children_of(parent: Parent) -> dict[str, list[dict[str, Any]]]:
-    """Children of different shapes, from nearly whole to less than half, chosen by chance."""
-    space = space_of(parent)
-    attentions = [entry for slot, entry in space.values() if slot == "attention"]
-    ffns = [entry for slot, entry in space.values() if slot == "ffn"]
-    made = {}
+def children_of(parent: Parent) -> dict[str, Blocks]:
+    """Children of different shapes, from nearly whole to less than half, chosen by chance; and those whose times add up
+    otherwise: layers dropped at the end, and a first layer without attention."""
+    variants = variants_of(space_of(parent), parent.shape, 0)
+    labels = [[v.label for v in variants if v.slot == slot] for slot in ("attention", "ffn")]
+    whole = [PARENT_BLOCK] * parent.shape.num_layers
+    made: dict[str, Blocks] = {}
     for number in range(CHILDREN):
         chance = random.Random(number)
         changed = (number + 1) / CHILDREN
-        blocks = []
-        for layer in range(parent.shape.num_layers):
-            block = {slot: parent.shape.parent_entry(layer, slot) for slot in ("attention", "ffn")}
-            if chance.random() < changed:
-                block["attention"] = chance.choice([*attentions, {"kind": "no_op"}])
-            if chance.random() < changed:
-                block["ffn"] = chance.choice([*ffns, {"kind": "no_op"}])
-            blocks.append(block)
-        made[f"child {number}"] = blocks
+        blocks = [
+            tuple(
+                chance.choice(own) if chance.random() < changed else kept
+                for own, kept in zip(labels, block, strict=True)
+            )
+            for block in whole
+        ]
+        made[f"child {number}"] = blocks_of(blocks)
+    nothing = ("attention:no_op", "ffn:no_op")
+    half = len(whole) // 2
+    made["without its last layer"] = blocks_of([*whole[:-1], nothing])
+    made["without its last half"] = blocks_of([*whole[:half], *[nothing] * (len(whole) - half)])
+    made["without its last ffn"] = blocks_of([*whole[:-1], (PARENT_BLOCK[0], nothing[1])])
+    made["without its first attention"] = blocks_of([(nothing[0], PARENT_BLOCK[1]), *whole[1:]])
     return made
 
 
 def times(parent: Parent, form: str) -> list[str]:
-    """Predicted and measured times of ten children; both are relative to the parent, which took turns."""
+    """Predicted and measured times of children; both are relative to the parent, which took turns."""
     target = Target("cpu", "float32", form)
-    space, children = space_of(parent), children_of(parent)
     begun = time.monotonic()
-    skeletons = ENGINE.skeletons(parent.config, space)
-    rounds = ENGINE.rounds({**skeletons.references, **skeletons.models}, WORKLOAD, target, lambda share: None)
+    made = CostRows(space_of(parent), parent.shape, ENGINE, form)
+    bench = SubblockBench(ENGINE, target, parent.config, WORKLOAD)
+    found = bench.times(made.entries(), lambda share: None, again=True)
     table = time.monotonic() - begun
-    own = {
-        key: [
-            statistics.median(sum(w * rounds[n][i][p] for w, n in terms) for i in range(len(rounds["base"])))
-            for p in PARTS
-        ]
-        for key, terms in skeletons.terms.items()
-    }
-    whole = [
-        {slot: parent.shape.parent_entry(i, slot) for slot in ("attention", "ffn")}
-        for i in range(parent.shape.num_layers)
-    ]
-    predicted = {name: predict(own, space, blocks) for name, blocks in {"parent": whole, **children}.items()}
+    scenario = Scenario(name="one", **asdict(WORKLOAD))
+    costs = CostTable(made.of(scenario, found, bench.compute_bytes(made.entries())))
+    whole = costs.total("one", [PARENT_BLOCK] * parent.shape.num_layers)
+    architectures = {**children_of(parent), HALF: half_the_runtime(parent, costs)}
+    children = {name: entries_of(parent.shape, labels) for name, labels in architectures.items()}
     configs = {"parent": parent.config} | {name: parent.config.with_blocks(blocks) for name, blocks in children.items()}
-    measured = ENGINE.rounds(configs, WORKLOAD, target, lambda share: None)
+    measured = ENGINE.rounds(configs, WORKLOAD, target, lambda share: None).rounds
     lines = [
         f"### Times, {form}",
         "",
-        f"The table of {len(space)} distinct subblocks and the ends took {table:.0f} s. Ratios to the parent, one "
-        f"thread, prompt {WORKLOAD.prefill}, {WORKLOAD.generate} generated.",
+        f"The table of {len(made.entries())} distinct subblocks and the ends took {table:.0f} s. Ratios to the parent, "
+        f"one thread, prompt {WORKLOAD.prefill}, {WORKLOAD.generate} generated.",
         "",
         "| child | prefill predicted | measured | off | decode predicted | measured | off | file bytes | exact |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    errors: list[float] = []
-    for name, blocks in children.items():
+    errors: dict[str, list[float]] = {"prefill": [], "decode": []}
+    for name, labels in architectures.items():
         cells = []
-        for part in PARTS:
-            promise = predicted[name][part] / predicted["parent"][part]
+        total = costs.total("one", labels)
+        for part, term in enumerate(errors):
+            promise = total[f"{term}_ns"] / whole[f"{term}_ns"]
             pairs = zip(measured[name], measured["parent"], strict=True)
             truth = statistics.median(mine[part] / theirs[part] for mine, theirs in pairs)
-            errors.append(abs(promise / truth - 1))
+            errors[term].append(abs(promise / truth - 1))
             cells.append(f"{promise:.3f} | {truth:.3f} | {100 * (promise / truth - 1):+.1f} %")
-        size, exact = promised_bytes(parent, blocks, form)
+        size, exact = promised_bytes(parent, children[name], form)
+        exact = exact and total["weights_bytes"] == ENGINE.storage(form).model(parent.shape, children[name])
         lines.append(f"| {name} | {cells[0]} | {cells[1]} | {size:,} | {'yes' if exact else 'NO'} |")
-    lines += [
-        "",
-        f"Off by {100 * statistics.median(errors):.1f} % in the median, {100 * max(errors):.1f} % at worst.",
-        "",
-    ]
-    return lines
+    for term, off in errors.items():
+        told = f"{term}: off by {100 * statistics.median(off):.1f} % in the median, {100 * max(off):.1f} % at worst."
+        lines += ["", told.capitalize()]
+    own, theirs = (runtimes(measured[name], WORKLOAD) for name in (HALF, "parent"))
+    fast = statistics.median(whole / mine for mine, whole in zip(own, theirs, strict=True))
+    return [*lines, "", f"`{HALF}` is {fast:.2f} times as fast as the parent.", ""]
 
 
-def predict(own: dict[str, list[float]], space: dict[str, Any], blocks: Sequence[dict[str, Any]]) -> list[float]:
-    """(prefill, decode) as a search adds them."""
-    names = {(slot, str(sorted(entry.items()))): key for key, (slot, entry) in space.items()}
-    total = list(own["ends"])
-    for layer, block in enumerate(blocks):
-        for slot, entry in block.items():
-            if (key := names.get((slot, str(sorted(entry.items()))))) is None:
-                continue
-            found = dict(zip(("prefill_ns", "decode_ns"), map(round, own[key]), strict=True))
-            placed = ENGINE.times_at(found, slot, layer == len(blocks) - 1)
-            total[0] += placed["prefill_ns"]
-            total[1] += placed["decode_ns"]
-    return total
+def half_the_runtime(parent: Parent, costs: CostTable) -> Blocks:
+    """What the program chooses under that budget, where a block is worth its parameters, and attention twice that."""
+    measured: dict[int, dict[tuple[str, str], float]] = {}
+    for layer in range(parent.shape.num_layers):
+        measured[layer] = {}
+        for variant in variants_of(space_of(parent), parent.shape, layer):
+            own = parameters(variant.entry(parent.shape, layer), variant.slot, parent.shape)
+            whole = parameters(parent.shape.parent_entry(layer, variant.slot), variant.slot, parent.shape)
+            block = [*PARENT_BLOCK]
+            block[variant.slot == "ffn"] = variant.label
+            measured[layer][block[0], block[1]] = (2 if variant.slot == "attention" else 1) * (1 - own / whole)
+    problem = build_problem(ScoreTable(measured), costs, [parse_limit("runtime", "0.5x")], {"one": WORKLOAD.generate})
+    return architecture_of(solve(problem, time_limit=30)[0].labels)
 
 
 def promised_bytes(parent: Parent, blocks: list[dict[str, Any]], form: str) -> tuple[int, bool]:
@@ -203,7 +212,8 @@ def exports(parent: Parent) -> list[str]:
     """Logits and greedy tokens of children cut from the parent, in llama.cpp and in PyTorch."""
     lines = ["### Exports", "", "| child | largest difference, f32 | greedy, f32 | KL, q8_0 |", "|---|---|---|---|"]
     ids = text_of(parent)
-    for name, blocks in list(children_of(parent).items())[::3]:
+    for name, labels in list(children_of(parent).items())[:CHILDREN:3]:
+        blocks = entries_of(parent.shape, labels)
         model = cut(parent, blocks)
         with torch.inference_mode():
             own = model(torch.tensor([ids])).logits[0].numpy()

@@ -16,7 +16,7 @@ from typing import Any
 
 from inlay.distill.text import read_documents, split_documents
 from inlay.nas.embedded import embedded_parent
-from inlay.nas.engines.fitting import hardware_problems, shape_problems
+from inlay.nas.engines.fitting import budget_problems, hardware_problems, shape_problems
 from inlay.nas.engines.registry import format_of, storage_of
 from inlay.nas.errors import UserError
 from inlay.nas.families import (
@@ -30,11 +30,14 @@ from inlay.nas.families import (
 )
 from inlay.nas.families.gguf import is_gguf
 from inlay.nas.job import Data, Job, JobError, Problem, Scenario
+from inlay.nas.job.budget import PEAK
 from inlay.nas.job.judged import JUDGED_FIELD
 from inlay.nas.job.locations import EMBEDDED, is_hub_id, resolve
 from inlay.nas.problems import show
+from inlay.nas.tables.costs import CostTable
 from inlay.nas.tables.given_costs import given_costs
 from inlay.nas.tables.idle_limits import idle_limits, parent_sizes
+from inlay.nas.tables.problem import UNKNOWN_PEAK, compute_bytes
 from inlay.nas.variants import space_problems, unseen_problems
 
 _TOKENIZER = "tokenizer.json"
@@ -114,7 +117,7 @@ def check_sections(sections: Mapping[str, Any], folder: Path) -> Checked:
             found.append(_problem(error, "parent"))
     scenarios = sections["hardware"].scenarios if "hardware" in sections else ()
     if "hardware" in sections:
-        found += hardware_problems(sections["hardware"])
+        found += _hardware(sections)
     if parent is not None:
         found += _against_shape(sections, parent.shape)
         warnings = _idle_limits(sections, parent.shape)
@@ -123,6 +126,12 @@ def check_sections(sections: Mapping[str, Any], folder: Path) -> Checked:
     if "hardware" in sections and sections["hardware"].costs is not None:
         found += _costs(sections, parent, folder)
     return Checked(found, warnings)
+
+
+def _hardware(sections: Mapping[str, Any]) -> list[Problem]:
+    hardware = sections["hardware"]
+    found = list(hardware_problems(hardware))
+    return found or list(budget_problems(hardware, sections.get("budget", ()) if hardware.costs is None else ()))
 
 
 def _idle_limits(sections: Mapping[str, Any], shape: Shape) -> list[str]:
@@ -195,13 +204,18 @@ def _costs(sections: Mapping[str, Any], parent: _Described | None, folder: Path)
     hardware, space = sections["hardware"], sections.get("space")
     known = parent is not None and space is not None and not space_problems(space, parent.shape)
     shape = parent.shape if parent is not None and known else None
-    form = None
+    form = storage = None
     if parent is not None and not any(hardware_problems(hardware)):
         form = format_of(hardware.engine, hardware.format, parent.shape)
+        storage = storage_of(hardware.engine, hardware.format, parent.shape)
     try:
-        given_costs(resolve(hardware.costs, folder), hardware, form, shape, space)
+        rows = given_costs(resolve(hardware.costs, folder), hardware, form, shape, space, storage)
     except UserError as error:
         yield _problem(error, "hardware.costs")
+        return
+    for limit in sections.get("budget", ()):
+        if limit.name == PEAK and not compute_bytes(CostTable(rows)):
+            yield Problem(limit.field, UNKNOWN_PEAK)
 
 
 def _texts(data: Data, scenarios: Sequence[Scenario], parent: _Described | None, folder: Path) -> Iterator[Problem]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -125,13 +125,14 @@ class Workspace:
         rows: list[dict[str, Any]] = parquet.read_table(io.BytesIO(self.store.get(file))).to_pylist()
         return rows
 
-    def write_table(self, name: str, rows: Sequence[dict[str, Any]]) -> None:
-        """Writes rows (all with the same keys) as `tables/<name>.parquet`."""
+    def write_table(self, name: str, rows: Sequence[dict[str, Any]], told: Mapping[bytes, bytes] | None = None) -> None:
+        """Writes rows (all with the same keys) as `tables/<name>.parquet`, with `told` as the file's metadata."""
         import pyarrow
         import pyarrow.parquet as parquet
 
         buffer = io.BytesIO()
-        parquet.write_table(pyarrow.Table.from_pylist(list(rows)), buffer)
+        table = pyarrow.Table.from_pylist(list(rows))
+        parquet.write_table(table.replace_schema_metadata(dict(told)) if told else table, buffer)
         self.store.put(f"tables/{name}.parquet", buffer.getvalue())
 
     def scratch(self, configured: Path | None) -> Path:

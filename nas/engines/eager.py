@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from inlay.nas.engines.engine import Held
 from inlay.nas.engines.talk import Continuation, Talk, Trained
 from inlay.nas.engines.timing import PATIENCE_SECONDS, SAMPLED_STEPS, Workload, take_rounds
 from inlay.nas.modeling import InlayConfig, InlayForCausalLM
@@ -67,6 +68,32 @@ def rounds_of(
     torch.set_num_threads(workload.threads)
     bench = _EagerBench(models, workload, device)
     return take_rounds(list(models), bench, workload, on_round, patience_seconds, together)
+
+
+@torch.inference_mode()
+def held_on_gpu(build: Callable[[], Any], workload: Workload, device: torch.device) -> Held:
+    """What a model that is built now, and let go of, takes on a GPU for its prompt and one step.
+
+    The allocator counts in blocks of 512 bytes; what others of this process hold there is not counted.
+    """
+    before = torch.cuda.memory_allocated(device)
+    model = build()
+    weights = torch.cuda.memory_allocated(device) - before
+    length = workload.prefill + workload.generate
+    ids_BT = torch.zeros(workload.batch_size, length - 1, dtype=torch.long, device=device)
+    torch.cuda.reset_peak_memory_stats(device)
+    run = _Run(model)
+    run.prefill(ids_BT[:, : workload.prefill])
+    run.extend(ids_BT, length - 1)
+    run.step()
+    peak = torch.cuda.max_memory_allocated(device) - before
+    kv = sum(
+        value.numel() * value.element_size()
+        for layer in run.cache.layers
+        for value in vars(layer).values()
+        if isinstance(value, torch.Tensor)
+    )
+    return Held(weights, kv, max(0, peak - weights - kv))
 
 
 class EagerTalk(Talk):

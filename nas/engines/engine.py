@@ -17,6 +17,7 @@ from inlay.nas.engines.talk import Talk, Trained
 from inlay.nas.engines.timing import Workload
 from inlay.nas.families.shape import Entry, Shape
 from inlay.nas.modeling.subblock_inlay import Slot
+from inlay.nas.tables.halves import Half, StandIn
 from inlay.nas.variants.storage import Storage
 
 if TYPE_CHECKING:
@@ -24,6 +25,36 @@ if TYPE_CHECKING:
 
 Rounds = dict[str, list[tuple[int, int]]]
 """(prefill ns, mean decode step ns) of every round, by model."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """What an engine says that it holds for a model in a workload, bytes.
+
+    Args:
+        weights_bytes: weights.
+        kv_bytes: its cache.
+        compute_bytes: what it computes in.
+        file_bytes: the file that it opened, without a tokenizer; None where it opens none.
+    """
+
+    weights_bytes: int
+    kv_bytes: int
+    compute_bytes: int
+    file_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class Timed:
+    """What models did in turns.
+
+    Args:
+        rounds: their times.
+        held: what the engine held for each; empty where it does not tell.
+    """
+
+    rounds: Rounds
+    held: Mapping[str, Held]
 
 
 @dataclass(frozen=True)
@@ -51,11 +82,28 @@ class Skeletons:
         references: models that several subblocks are compared with, by name.
         models: one for each subblock, by its key.
         terms: a subblock's own time, and that of the `ends`, as a sum of times of these models: (weight, name).
+        prompt_terms: what is added to that of the prompt alone.
     """
 
     references: Mapping[str, InlayConfig]
     models: Mapping[str, InlayConfig]
     terms: Mapping[str, Sequence[tuple[float, str]]] = field(default_factory=dict)
+    prompt_terms: Mapping[str, Sequence[tuple[float, str]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StoodIn:
+    """What stands in for half a layer.
+
+    Args:
+        weights_bytes: its tensors.
+        cache: what takes as much cache, as an entry of an attention; None: it has none.
+        timed: the subblock that takes as long; None: its time is counted with its layer's other half.
+    """
+
+    weights_bytes: int
+    cache: Entry | None = None
+    timed: tuple[Slot, Entry] | None = None
 
 
 class Engine(ABC):
@@ -98,9 +146,35 @@ class Engine(ABC):
     def skeletons(self, config: InlayConfig, subblocks: Mapping[str, tuple[Slot, Entry]]) -> Skeletons:
         """The models that tell the times of these subblocks, by their keys, and of the ends."""
 
-    def times_at(self, times: Mapping[str, int], slot: Slot, is_last: bool) -> dict[str, int]:
-        """`prefill_ns` and `decode_ns` of a subblock where it stands, from those that its skeleton has."""
+    def half(self, entry: Entry, slot: Slot, shape: Shape) -> Half | None:
+        """Which half of a layer a subblock that is there becomes; None where layers have no halves."""
+        return None
+
+    def stand_ins(self, shape: Shape, form: str) -> Mapping[StandIn, StoodIn]:
+        """What stands where a layer lacks a half; empty where nothing does."""
+        return {}
+
+    def at_end(self, times: Mapping[str, int]) -> dict[str, int]:
+        """`prefill_ns` and `decode_ns` of an ffn half in a model's last layer, from those that its skeleton has."""
         return dict(times)
+
+    def untold(self, device: str) -> str | None:
+        """Why it does not tell the buffers that it computes in on this device, or None."""
+        return f"{self.name} on {device} does not tell its compute buffers"
+
+    def buffers(
+        self, models: Mapping[str, InlayConfig], workload: Workload, target: Target, scratch: Path | None = None
+    ) -> int:
+        """Bytes that it computes in, for the model that takes most of them; arguments as `rounds`.
+
+        Asked only where `untold` is None.
+        """
+        raise NotImplementedError
+
+    def file_bytes(self, config: InlayConfig, form: str, folder: Path | None) -> int | None:
+        """Bytes of the file that it runs, before that is written, with the tokenizer of a folder; None where it runs no
+        file of its own."""
+        return None
 
     @abstractmethod
     def rounds(
@@ -110,7 +184,8 @@ class Engine(ABC):
         target: Target,
         on_round: Callable[[float], None],
         together: bool = True,
-    ) -> Rounds:
+        scratch: Path | None = None,
+    ) -> Timed:
         """Times of models of these shapes, in turns; the others are judged relative to the first.
 
         Args:
@@ -119,6 +194,7 @@ class Engine(ABC):
             target: where.
             on_round: is told which share of the rounds is done.
             together: whether there is memory for all of them at once.
+            scratch: a folder for files that may be lost; None: the system's.
 
         Raises:
             UserError: the engine does not run one of them, died or hangs.

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from inlay.nas.engines.engine import Target
 from inlay.nas.engines.registry import ENGINES, format_of
 from inlay.nas.families.shape import Shape
+from inlay.nas.job.budget import PEAK, BudgetLimit
 from inlay.nas.job.sections import Hardware
 from inlay.nas.problems import Problem
 from inlay.nas.variants import SearchSpace, space_problems, variants_of
@@ -46,6 +47,14 @@ def shape_problems(hardware: Hardware, shape: Shape, space: SearchSpace | None) 
             if problem is not None:
                 told.add(variant.label)
                 yield Problem(f"space.{variant.slot}", f"{variant.label} at layer {layer}: {problem}")
+
+
+def budget_problems(hardware: Hardware, limits: Iterable[BudgetLimit]) -> Iterator[Problem]:
+    """Limits on what the engine does not tell; what a given cost table tells is not asked here."""
+    reason = ENGINES[hardware.engine].untold(hardware.device)
+    for limit in limits:
+        if limit.name == PEAK and reason is not None:
+            yield Problem(limit.field, f"{reason}; limit `memory`, which is weights and cache")
 
 
 def check_installed(hardware: Hardware, shape: Shape) -> None:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-import random
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from inlay.nas.engines.engine import Engine, Rounds, Skeletons, Target
+from inlay.nas.engines.engine import Engine, Skeletons, StoodIn, Target, Timed
 from inlay.nas.engines.gguf.formats import FORMATS
-from inlay.nas.engines.gguf.packing import LAYERS_AT_MOST, PARTS, PLAIN, Packed, mixed_architecture, pack, part_of
+from inlay.nas.engines.gguf.packing import (
+    LAYERS_AT_MOST,
+    PARTS,
+    PLAIN,
+    ROTATIONS,
+    mixed_architecture,
+    pack,
+    part_of,
+    stand_ins,
+)
+from inlay.nas.engines.llama_bench import LlamaBench, packed_of, scratch_folder, shape_of_config, write_shape
 from inlay.nas.engines.llama_talk import LlamaTalk, kept_file
 from inlay.nas.engines.process import EngineProcess, worker_script
 from inlay.nas.engines.talk import Talk, Trained
@@ -20,8 +28,10 @@ from inlay.nas.families.shape import Entry, Shape
 from inlay.nas.modeling.full_inlay import FullAttention
 from inlay.nas.modeling.gated_inlay import GatedFfn
 from inlay.nas.modeling.kinds_inlay import SUBBLOCKS
+from inlay.nas.modeling.linear_inlay import Linear
 from inlay.nas.modeling.no_op_inlay import ABSENT
 from inlay.nas.modeling.subblock_inlay import Slot
+from inlay.nas.tables.halves import Half, StandIn
 from inlay.nas.variants.storage import Block, Storage
 
 if TYPE_CHECKING:
@@ -99,9 +109,14 @@ class LlamaCppEngine(Engine):
         return None
 
     def model_problem(self, shape: Shape, form: str) -> str | None:
-        """By family, layers, head and the rows that a format can hold."""
+        """By family, rotation, layers, head and the rows that a format can hold."""
         if shape.family not in PLAIN:
             return f"llama.cpp: the family {shape.family} is not known; it is {', '.join(PLAIN)}"
+        if shape.rotation not in ROTATIONS:
+            return (
+                f"llama.cpp does not have the parent's rotation of positions, {shape.rotation}, only "
+                f"{', '.join(ROTATIONS)}; search with `hardware.engine: transformers`"
+            )
         if mixed_architecture(shape).tied_only and not shape.tied:
             return (
                 "llama.cpp: normed heads with layers of different shapes need a head that is tied to the embedding, "
@@ -144,7 +159,7 @@ class LlamaCppEngine(Engine):
             "layers": small.with_blocks([layer] * (2 + COPIES)),
             "whole": config.with_blocks([layer] * 2),
         }
-        shape = _shape_of(config)
+        shape = shape_of_config(config)
         share = 1 / COPIES
         models: dict[str, InlayConfig] = {}
         terms: dict[str, tuple[tuple[float, str], ...]] = {}
@@ -156,12 +171,35 @@ class LlamaCppEngine(Engine):
             models[key] = small.with_blocks([layer, *copy * COPIES, layer])
             terms[key] = ((share, key), (-share, "base" if is_ffn else "ffns"))
         terms["ends"] = ((1.0, "whole"), (-2 * share, "layers"), (2 * share, "base"))
-        return Skeletons(references, models, terms)
+        # Of a prompt the second of these layers reads no more than the last token with its ffn.
+        return Skeletons(references, models, terms, {"ends": ((share, "ffns"), (-share, "base"))})
 
-    def times_at(self, times: Mapping[str, int], slot: Slot, is_last: bool) -> dict[str, int]:
-        """Of the last layer's ffn a prompt takes as much as a step: only the last token of a sequence passes it."""
+    def half(self, entry: Entry, slot: Slot, shape: Shape) -> Half:
+        """Its role in the file."""
+        return part_of(shape, 0, slot, entry, "f32").role
+
+    def stand_ins(self, shape: Shape, form: str) -> Mapping[StandIn, StoodIn]:
+        """A subblock of the same tensors takes as long.
+
+        Where every layer has attention, a skeleton's ffn is timed with the head that stands in beside it. Elsewhere one
+        head stands in only for a child without any: it is promised the time of an attention of one KV head, which is
+        more.
+        """
+        one = {"kind": FullAttention.name, "kv_heads": 1}
+        size = {name: part.num_bytes for name, part in stand_ins(shape, form).items()}
+        found = {
+            StandIn.ATTENTION: StoodIn(size[StandIn.ATTENTION], one),
+            StandIn.FFN: StoodIn(size[StandIn.FFN], timed=("ffn", {"kind": GatedFfn.name, "width": 1})),
+        }
+        if mixed_architecture(shape).empty_attention:
+            found[StandIn.ATTENTION] = StoodIn(size[StandIn.ATTENTION], one, ("attention", one))
+            found[StandIn.MAP] = StoodIn(size[StandIn.MAP], timed=("attention", {"kind": Linear.name}))
+        return found
+
+    def at_end(self, times: Mapping[str, int]) -> dict[str, int]:
+        """A prompt takes as much as a step: only the last token of a sequence passes it."""
         own = dict(times)
-        return own | {"prefill_ns": min(own["prefill_ns"], own["decode_ns"])} if is_last and slot == "ffn" else own
+        return own | {"prefill_ns": min(own["prefill_ns"], own["decode_ns"])}
 
     def rounds(
         self,
@@ -170,17 +208,47 @@ class LlamaCppEngine(Engine):
         target: Target,
         on_round: Callable[[float], None],
         together: bool = True,
-    ) -> Rounds:
+        scratch: Path | None = None,
+    ) -> Timed:
         """Files of random weights, in one process."""
-        with tempfile.TemporaryDirectory(prefix="inlay-gguf-") as folder, process(target.python) as engine:
+        with scratch_folder(scratch) as folder, process(target.python) as engine:
             files: dict[str, str] = {}
             for number, (name, config) in enumerate(models.items()):
                 path = Path(folder) / f"{number}.gguf"
-                _write_skeleton(path, config, target.format)
+                write_shape(path, config, target.format)
                 files[name] = str(path)
             vocabulary = min(config.vocab_size for config in models.values())
-            bench = _Bench(engine, files, workload, target, vocabulary)
-            return take_rounds(list(models), bench, workload, on_round, together=together)
+            bench = LlamaBench(engine, files, workload, target, vocabulary)
+            rounds = take_rounds(list(models), bench, workload, on_round, together=together)
+            return Timed(rounds, bench.held)
+
+    def untold(self, device: str) -> str | None:
+        """None: its log does."""
+        return None
+
+    def buffers(
+        self, models: Mapping[str, InlayConfig], workload: Workload, target: Target, scratch: Path | None = None
+    ) -> int:
+        """Of files without numbers, which it opens one by one: what it computes in depends on shapes alone."""
+        most = 0
+        with scratch_folder(scratch) as folder, process(target.python) as engine:
+            for config in models.values():
+                path = Path(folder) / "hollow.gguf"
+                write_shape(path, config, target.format, hollow=True)
+                most = max(most, LlamaBench(engine, {"m": str(path)}, workload, target, 1).opened("m").compute_bytes)
+        return most
+
+    def file_bytes(self, config: InlayConfig, form: str, folder: Path | None) -> int:
+        """The whole GGUF file's."""
+        from inlay.nas.engines.gguf.fields import NO_TOKENIZER
+        from inlay.nas.engines.gguf.metadata import described
+        from inlay.nas.engines.gguf.tokenizer import tokenizer_metadata
+        from inlay.nas.engines.gguf.writer import file_bytes
+
+        packed = packed_of(config, form)
+        rotation, fields = described(packed, config, form, "model")
+        own = [NO_TOKENIZER] if folder is None else tokenizer_metadata(folder, config.vocab_size)
+        return file_bytes(packed, rotation, [*fields, *own])
 
     @contextmanager
     def talk(self, models: Mapping[str, Trained], target: Target, threads: int, kept: Path) -> Iterator[Talk]:
@@ -197,66 +265,6 @@ class LlamaCppEngine(Engine):
 def process(python: str | None) -> EngineProcess:
     """llama.cpp, waiting for requests."""
     return EngineProcess(NAME, worker_script("llama_worker.py"), python, EXTRA)
-
-
-class _Bench:
-    """Files that one process runs in turns; those whose turn it is not are closed."""
-
-    def __init__(
-        self, engine: EngineProcess, files: Mapping[str, str], workload: Workload, target: Target, vocabulary: int
-    ) -> None:
-        self._engine, self._files, self._workload = engine, files, workload
-        self._clock = workload.clock(target.device)
-        chosen = random.Random(0)
-        length = workload.prefill + workload.generate
-        self._ids = [chosen.randrange(vocabulary) for _ in range(length)]
-        self._open: set[str] = set()
-        self._running: list[str] = []
-
-    def prefill(self, names: Sequence[str]) -> list[int]:
-        if idle := sorted(self._open - set(names)):
-            self._engine.ask("close", models=idle)
-        if new := [name for name in names if name not in self._open]:
-            self._engine.ask(
-                "open",
-                models={name: self._files[name] for name in new},
-                tokens=len(self._ids),
-                sequences=self._workload.batch_size,
-                threads=self._workload.threads,
-            )
-        self._open, self._running = set(names), list(names)
-        return self._times("prefill", ids=self._ids[: self._workload.prefill])
-
-    def extend(self, context: int) -> None:
-        self._engine.ask("extend", models=self._running, ids=self._ids[:context])
-
-    def steps(self, count: int) -> list[int]:
-        return self._times("steps", count=count)
-
-    def _times(self, do: str, **values: Any) -> list[int]:
-        return list(self._engine.ask(do, models=self._running, clock=self._clock, **values)["ns"])
-
-
-def packed_of(config: InlayConfig, form: str) -> Packed:
-    """A model of this configuration as a file holds it."""
-    return pack(_shape_of(config), config.blocks, form)
-
-
-def _shape_of(config: InlayConfig) -> Shape:
-    from inlay.nas.families.reading import shape_of
-
-    return shape_of(config.to_dict(), "float32")
-
-
-def _write_skeleton(path: Path, config: InlayConfig, form: str) -> None:
-    from inlay.nas.engines.gguf.fields import NO_TOKENIZER
-    from inlay.nas.engines.gguf.metadata import model_fields, rotation_of
-    from inlay.nas.engines.gguf.writer import write_skeleton
-
-    packed = packed_of(config, form)
-    rotation = rotation_of(config.rope_parameters, config.head_dim)
-    fields = model_fields(packed, rotation, config.max_position_embeddings, config.rms_norm_eps, form, "skeleton")
-    write_skeleton(path, packed, rotation, [*fields, NO_TOKENIZER])
 
 
 def _with_vocabulary(config: InlayConfig, size: int) -> InlayConfig:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from inlay.nas.engines.engine import Engine, Rounds, Skeletons, Target
+from inlay.nas.engines.engine import Engine, Held, Skeletons, Target, Timed
 from inlay.nas.engines.talk import Talk, Trained
 from inlay.nas.engines.timing import Workload, clock_of
 from inlay.nas.errors import UserError
@@ -75,15 +75,39 @@ class TransformersEngine(Engine):
         target: Target,
         on_round: Callable[[float], None],
         together: bool = True,
-    ) -> Rounds:
-        """In this process, the ends held once."""
+        scratch: Path | None = None,
+    ) -> Timed:
+        """In this process, the ends held once; what each holds is read afterwards, one by one."""
         import torch
 
         from inlay.nas.engines.eager import rounds_of
 
         rebuilt = _Rebuilt(models, target)
         held = rebuilt.all_at_once() if together else rebuilt
-        return rounds_of(held, workload, torch.device(target.device), on_round=on_round, together=together)
+        rounds = rounds_of(held, workload, torch.device(target.device), on_round=on_round, together=together)
+        del held
+        return Timed(rounds, {} if self.untold(target.device) else self._held(models, workload, target))
+
+    def untold(self, device: str) -> str | None:
+        """PyTorch counts what it allocates on a GPU, and on a CPU it does not."""
+        return None if device.partition(":")[0] == "cuda" else super().untold(device)
+
+    def buffers(
+        self, models: Mapping[str, InlayConfig], workload: Workload, target: Target, scratch: Path | None = None
+    ) -> int:
+        """What is allocated at most beside weights and cache."""
+        return max(held.compute_bytes for held in self._held(models, workload, target).values())
+
+    def _held(self, models: Mapping[str, InlayConfig], workload: Workload, target: Target) -> dict[str, Held]:
+        import torch
+
+        from inlay.nas.engines.eager import held_on_gpu, random_model
+
+        dtype, device = getattr(torch, target.dtype), torch.device(target.device)
+        return {
+            name: held_on_gpu(lambda config=config: random_model(config, dtype, device), workload, device)  # type: ignore[misc]
+            for name, config in models.items()
+        }
 
     @contextmanager
     def talk(self, models: Mapping[str, Trained], target: Target, threads: int, kept: Path) -> Iterator[Talk]:

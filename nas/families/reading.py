@@ -93,6 +93,7 @@ def shape_of(config: Mapping[str, Any], stored_dtype: str) -> Shape:
         qk_norm=family.qk_norm,
         mlp_bias=_flag(values, family.mlp_bias),
         dtype=_dtype(config, stored_dtype),
+        rotation=_rotation(config),
         max_positions=_count(values, "max_position_embeddings"),
         blocks=_child_blocks(config) if is_child else _parent_blocks(family, values, kv_heads),
     )
@@ -147,6 +148,14 @@ def _windows(family: Family, values: Mapping[str, Any], num_layers: int) -> tupl
         if layer_type == "sliding_attention" and window is None:
             raise _wrong("layer_types", layer_type, "needs `use_sliding_window: true` and a `sliding_window`")
     return tuple(window if layer_type == "sliding_attention" else None for layer_type in types)
+
+
+def _rotation(config: Mapping[str, Any]) -> str:
+    """`rope_parameters` as Transformers 5 writes it, or `rope_scaling` as older ones did."""
+    held = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(held, Mapping):
+        raise _wrong("rope_parameters", held, "must hold the parameters of the rotation")
+    return str(held.get("rope_type") or held.get("type") or "default")
 
 
 def _dtype(config: Mapping[str, Any], stored: str) -> str:

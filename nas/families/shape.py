@@ -35,6 +35,8 @@ class Shape:
     mlp_bias: bool
     dtype: str
     """`float32`, `bfloat16` or `float16`: what Transformers loads the parent in, and what a child is stored in."""
+    rotation: str
+    """Transformers' name of how positions are encoded: `default`, `llama3`, `yarn`."""
     max_positions: int
     """The context: the longest sequence that the parent was made for, in tokens."""
     blocks: tuple[Mapping[Slot, Entry], ...]

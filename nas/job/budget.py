@@ -11,8 +11,9 @@ from inlay.nas.problems import FieldProblems, did_you_mean, plain_key, show
 from inlay.nas.quantities import is_ratio, parse_bytes, parse_count, parse_nanoseconds, parse_number, parse_ratio
 
 TIMES = ("runtime", "prefill", "decode")
-SIZES = ("memory", "weights", "kv")
-LIMIT_NAMES = ("runtime", "prefill", "decode", "throughput", "memory", "weights", "kv", "parameters")
+PEAK = "memory_peak"
+SIZES = ("memory", PEAK, "weights", "kv")
+LIMIT_NAMES = ("runtime", "prefill", "decode", "throughput", "memory", PEAK, "weights", "kv", "parameters")
 SCENARIO_FREE = ("weights", "parameters")
 UNITS = dict.fromkeys(TIMES, "ns") | dict.fromkeys(SIZES, "bytes") | {"throughput": "tokens/s", "parameters": ""}
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from inlay.nas.job.budget import BudgetLimit
+from inlay.nas.job.budget import PEAK, BudgetLimit
 from inlay.nas.loop.search import Search
 from inlay.nas.pieces.measuring import Measured
 from inlay.nas.tables.architecture import PARENT_BLOCK, Blocks
-from inlay.nas.tables.costs import CostTable, quantities
+from inlay.nas.tables.costs import COMPUTE, CostTable, quantities
 
 TOLERANCE = 0.02
 """How far a measured quantity may be above its limit."""
@@ -71,11 +71,18 @@ def over_budget(excesses: Sequence[Excess]) -> dict[str, float]:
     return {e.field: e.ratio for e in excesses if e.missed}
 
 
+def _peak(exact: dict[str, float], held: dict[str, int | None]) -> float:
+    """Weights and cache as counted, and the buffers as the engine told them of this very model."""
+    return exact["memory"] + (held[COMPUTE] or 0)
+
+
 def _over(
     limit: BudgetLimit, own: dict[str, float], parent: dict[str, float], times: Measured | None, tokens: int
 ) -> tuple[float, float]:
     """Value over limit, and its standard error."""
     name = "runtime" if limit.name == "throughput" else limit.name
+    if name == PEAK and times is not None and times.held:
+        return _peak(own, times.held) / limit.against(_peak(parent, times.parent_held)), 0.0
     if times is None or name not in times.ratios:
         ratio = own[limit.name] / limit.against(parent[limit.name])
         return (1 / ratio if limit.is_lower else ratio), 0.0

@@ -6,14 +6,14 @@ A subblock's time is taken in a model of few copies of it; in a whole model cach
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import median
 
 from inlay.nas.job.budget import Budget
 from inlay.nas.loop.ridge import fit_factors
 from inlay.nas.pieces.measuring import Measured
 from inlay.nas.tables.architecture import PARENT_BLOCK, Blocks
-from inlay.nas.tables.costs import TIMES, CostTable
+from inlay.nas.tables.costs import AT_END, COMPUTE, TIMES, CostTable
 
 PACE_WEIGHT = 1e-2
 """Times of whole models scatter by some percent. Of six values from 1e-4 to 0.1 this one predicted the left-out of 31
@@ -24,7 +24,8 @@ TIMED_AS = {"throughput": "runtime"}
 
 
 def paced(costs: CostTable, budget: Budget, judged: Sequence[tuple[Blocks, Mapping[str, Measured]]]) -> CostTable:
-    """The cost table with every variant's times multiplied by a factor that the measured architectures suggest.
+    """The cost table with every variant's times multiplied by a factor that the measured architectures suggest, and the
+    buffers of the ends raised to the largest that any of them has.
 
     A time that the budget limits relative to the parent is fitted to the measured ratios and the parent's own sum, so
     that a machine which has become slower changes nothing; one that it limits absolutely, to the times themselves.
@@ -39,13 +40,25 @@ def paced(costs: CostTable, budget: Budget, judged: Sequence[tuple[Blocks, Mappi
     rows = [dict(row) for row in costs.rows]
     for scenario in costs.scenarios:
         own = [row for row in rows if row["scenario"] == scenario]
+        for row in own:
+            if row.get(COMPUTE) is not None:
+                row[COMPUTE] = max(row[COMPUTE], *_computed_in(scenario, judged))
         for name in TIMES:
             limits = [limit for limit in budget if TIMED_AS.get(limit.name, limit.name) == name]
             absolute = any(limit.ratio is None and limit.scenario in (None, scenario) for limit in limits)
             factors = _factors(costs, scenario, name, absolute, judged)
             for row in own:
-                row[f"{name}_ns"] = round(row[f"{name}_ns"] * factors[str(row["variant"])])
+                for column in (f"{name}_ns", AT_END.get(f"{name}_ns", "")):
+                    if row.get(column) is not None:
+                        row[column] = round(row[column] * factors[str(row["variant"])])
     return CostTable(rows)
+
+
+def _computed_in(scenario: str, judged: Sequence[tuple[Blocks, Mapping[str, Measured]]]) -> Iterator[int]:
+    """Buffers of what was measured: a bound that a whole model broke is raised."""
+    for _, measured in judged:
+        for held in (measured[scenario].held, measured[scenario].parent_held):
+            yield int(held.get(COMPUTE) or 0)
 
 
 def _factors(
@@ -64,10 +77,10 @@ def _factors(
     true = [own, *(getattr(held, column) if absolute else held.ratios[name] * own for held in times)]
     terms = []
     for architecture in (parent, *(blocks for blocks, _ in judged)):
-        parts = defaultdict(float, {"ends": pace * float(costs.ends(scenario)[column])})
-        for layer, block in enumerate(architecture):
-            for label in block:
-                parts[label] += pace * float(costs.of(scenario, layer, label)[column])
+        parts: defaultdict[str, float] = defaultdict(float)
+        for row in costs.terms(scenario, architecture):
+            if row[column]:
+                parts[str(row["variant"])] += pace * float(row[column])
         terms.append(parts)
     found = fit_factors(terms, [max(1.0, value) for value in true], PACE_WEIGHT, LEAST_PACE)
     return {str(row["variant"]): pace * found.get(str(row["variant"]), 1.0) for row in costs.rows}

@@ -16,7 +16,7 @@ from inlay.nas.tables.architecture import PARENT_BLOCK, Blocks, identify
 from inlay.nas.tables.costs import TIMES, CostTable
 from inlay.nas.variants.entries import entries_of
 
-TRUE_TIMES = Stage("true_times", 5, time_architectures)
+TRUE_TIMES = Stage("true_times", 6, time_architectures)
 
 
 def times_are_given(search: Search) -> bool:

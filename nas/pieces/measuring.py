@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from inlay.cluster.pieces import PieceContext, PieceOutput
@@ -25,6 +25,8 @@ class Measured:
         ratios: `prefill, decode, runtime` relative to the parent, medians of the paired rounds.
         ratio_errors: standard errors of the ratios, relative to them.
         parent: the parent's `prefill_ns, decode_ns, runtime_ns` in the same rounds.
+        held, parent_held: what the engine says that it holds for the architecture and for the parent, as `Held` has it;
+            empty where it does not tell.
     """
 
     prefill_ns: int
@@ -35,6 +37,8 @@ class Measured:
     ratios: dict[str, float]
     ratio_errors: dict[str, float]
     parent: dict[str, int]
+    held: dict[str, int | None] = field(default_factory=dict)
+    parent_held: dict[str, int | None] = field(default_factory=dict)
 
 
 def describe_device(arguments: dict[str, Any], context: PieceContext) -> PieceOutput:
@@ -47,8 +51,10 @@ def measure_subblocks(arguments: dict[str, Any], context: PieceContext) -> Piece
     """Times every entry, by small models in turns with each other; what this machine has measured before is taken."""
     engine, target = _engine(arguments)
     config = parent_of(arguments["parent"]).config
-    bench = SubblockBench(engine, target, config, Workload(**arguments["workload"]))
-    return PieceOutput(values={"times": bench.times(arguments["entries"], context.progress, context.memory_retries)})
+    bench = SubblockBench(engine, target, config, Workload(**arguments["workload"]), context.scratch)
+    entries = arguments["entries"]
+    times = bench.times(entries, context.progress, context.memory_retries)
+    return PieceOutput(values={"times": times, "compute_bytes": bench.compute_bytes(entries)})
 
 
 def time_architectures(arguments: dict[str, Any], context: PieceContext) -> PieceOutput:
@@ -61,9 +67,15 @@ def time_architectures(arguments: dict[str, Any], context: PieceContext) -> Piec
     workload = Workload(**arguments["workload"])
     shapes = {"parent": config}
     shapes |= {name: config.with_blocks(blocks) for name, blocks in arguments["architectures"].items()}
-    rounds = engine.rounds(shapes, workload, target, context.progress, together=not context.memory_retries)
-    parent = rounds["parent"]
-    measured = {name: asdict(_against(parent, own, workload)) for name, own in rounds.items() if name != "parent"}
+    together = not context.memory_retries
+    timed = engine.rounds(shapes, workload, target, context.progress, together=together, scratch=context.scratch)
+    parent = timed.rounds["parent"]
+    held = {name: asdict(own) for name, own in timed.held.items()}
+    measured = {
+        name: asdict(_against(parent, timed.rounds[name], workload))
+        | {"held": held.get(name, {}), "parent_held": held.get("parent", {})}
+        for name in arguments["architectures"]
+    }
     return PieceOutput(values={"conditions": arguments["conditions"], "measured": measured}, blobs={})
 
 

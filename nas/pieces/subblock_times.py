@@ -27,7 +27,7 @@ from inlay.version import __version__
 if TYPE_CHECKING:
     from inlay.nas.modeling import InlayConfig
 
-VERSION: Final = 5
+VERSION: Final = 6
 """Raised when the same subblocks would get other times."""
 ENDS_NAME: Final = "ends"
 """What embedding, final norm and head are called beside subblocks."""
@@ -45,12 +45,16 @@ class SubblockBench:
         target: where.
         config: the parent, whose widths they share.
         workload: what a run is.
+        scratch: a folder for files that may be lost; None: the system's.
 
     Raises:
         UserError: the engine is not installed there.
     """
 
-    def __init__(self, engine: Engine, target: Target, config: InlayConfig, workload: Workload) -> None:
+    def __init__(
+        self, engine: Engine, target: Target, config: InlayConfig, workload: Workload, scratch: Path | None = None
+    ) -> None:
+        self._scratch = scratch
         self._engine, self._target, self._config, self._workload = engine, target, config, workload
         self.environment = engine.describe(target)
         self._kept = KeptTimes(self._conditions())
@@ -93,7 +97,8 @@ class SubblockBench:
                 progress((number + done) / len(chunks))
 
             models = {**skeletons.references, **{key: skeletons.models[key] for key in chunk}}
-            rounds = self._engine.rounds(models, self._workload, self._target, on_round)
+            timed = self._engine.rounds(models, self._workload, self._target, on_round, scratch=self._scratch)
+            rounds = timed.rounds
             names = [name for name in (*chunk, ENDS_NAME) if name not in known]
             pace = _pace(rounds[next(iter(skeletons.references))])
             new = {name: Taken(_own_times(skeletons, name, rounds, self._workload), pace) for name in names}
@@ -101,6 +106,17 @@ class SubblockBench:
             known |= new
         progress(1.0)
         return {name: known[name].at(known[ENDS_NAME].pace) for name in (*entries, ENDS_NAME)}
+
+    def compute_bytes(self, entries: Sequence[str]) -> int | None:
+        """Bytes that the engine computes in at most, for the parent and for it with one of the entries in all layers;
+        None where it does not tell. What others take is within some percent of that: they are the same layers."""
+        if self._engine.untold(self._target.device) is not None:
+            return None
+        models = {"parent": self._config}
+        for key in entries:
+            slot, entry = _subblock(key)
+            models[key] = self._config.with_blocks([{**block, slot: entry} for block in self._config.blocks])
+        return self._engine.buffers(models, self._workload, self._target, self._scratch)
 
     def _conditions(self) -> dict[str, Any]:
         """All that times depend on beside the subblock, so that equal ones may stand in one table.
@@ -153,9 +169,13 @@ def _pace(rounds: Sequence[tuple[int, int]]) -> Pace:
 
 def _own_times(skeletons: Skeletons, key: str, rounds: Rounds, workload: Workload) -> Times:
     """A subblock's part in the times of its models, which took turns."""
-    terms = skeletons.terms[key]
-    pairs = zip(*([(weight, one) for one in rounds[name]] for weight, name in terms), strict=True)
-    own = [tuple(sum(weight * times[part] for weight, times in each) for part in (0, 1)) for each in pairs]
+    terms = (skeletons.terms[key], skeletons.terms[key])
+    if key in skeletons.prompt_terms:
+        terms = ([*terms[0], *skeletons.prompt_terms[key]], terms[1])
+    own = [
+        tuple(sum(weight * rounds[name][number][part] for weight, name in terms[part]) for part in (0, 1))
+        for number in range(len(rounds[terms[0][0][1]]))
+    ]
     prefill, decode = (max(0, round(statistics.median(times[part] for times in own))) for part in (0, 1))
     first, _, third = statistics.quantiles([p + workload.generate * d for p, d in own], n=4)
     runtime, spread = prefill + workload.generate * decode, math.ceil((third - first) / 2)

@@ -36,7 +36,9 @@ def evaluation_lines(evaluation: Evaluation) -> list[Line]:
         line("perplexity", lambda m: f"{m.perplexity:.3g}"),
         line("parameters", lambda m: _ratio(show_count(m.parameters), m.parameters, parent.parameters)),
         line("weights", lambda m: show_bytes(m.weights_bytes)),
+        line("  file", lambda m: _size(m.sizes.get("file"))),
         line("KV cache a token", lambda m: show_bytes(m.kv_bytes_per_token)),
+        line("peak memory", lambda m: _size(m.sizes.get("memory_peak"))),
         line("prefill, tokens/s", lambda m: f"{m.prefill_tokens_per_second:,.0f}"),
         line("decode, tokens/s", lambda m: f"{m.decode_tokens_per_second:,.0f}"),
         line("runtime", lambda m: show_seconds(m.runtime_seconds)),
@@ -72,6 +74,13 @@ def _kl(value: float) -> str:
 
 def _ratio(text: str, value: float, of: float) -> str:
     return text if value == of or not of else f"{text} ({value / of:.2f}x)"
+
+
+def _size(size: tuple[int | None, int | None] | None) -> str:
+    """As found, else as predicted."""
+    own, found = size or (None, None)
+    known = own if found is None else found
+    return "" if known is None else show_bytes(known)
 
 
 def _speed_up(value: float, model: Figures) -> str:

@@ -18,6 +18,13 @@ PARENT_LABELS = ("attention:parent", "ffn:parent")
 
 
 TERMS = ("prefill", "decode", "runtime")
+SIZES = {
+    "file": ("predicted_file_bytes", "file_bytes"),
+    "weights": ("weights_bytes", "held_weights_bytes"),
+    "KV cache": ("kv_bytes", "held_kv_bytes"),
+    "memory_peak": ("predicted_memory_peak_bytes", "memory_peak_bytes"),
+}
+"""Bytes by term: as predicted, and as engine or disk say."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +33,7 @@ class Figures:
 
     `before_kl_nats` is the KL before recovery (None: unknown); `runtime_ratio` is to the parent, measured in turns with
     it, and has its standard error; `ratios` are times over the parent's by term, each as predicted and as measured;
+    `sizes` are bytes by term (`SIZES`), None where one was not found out;
     `over_budget` has the limits that are missed, each with value over limit (1.07 is
     7 % over).
     """
@@ -45,6 +53,7 @@ class Figures:
     runtime_ratio: float | None = None
     runtime_ratio_error: float | None = None
     ratios: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    sizes: Mapping[str, tuple[int | None, int | None]] = field(default_factory=dict)
     over_budget: Mapping[str, float] = field(default_factory=dict)
     architecture: Blocks = ()
 
@@ -63,6 +72,7 @@ class Figures:
                 for term in TERMS
                 if f"predicted_{term}_ratio" in values
             },
+            sizes={term: (values.get(own), values.get(found)) for term, (own, found) in SIZES.items()},
             over_budget=values.get("over_budget") or {},
             architecture=blocks_of(values.get("architecture") or ()),
         )

@@ -9,8 +9,10 @@ from inlay.nas.job.sections import Scenario
 from inlay.nas.loop.excess import excess_of, over_budget
 from inlay.nas.loop.search import Search
 from inlay.nas.loop.true_times import judged_times, times_are_given
+from inlay.nas.pieces.assembled import TrainedModel
 from inlay.nas.pieces.comparison import Comparison
 from inlay.nas.pieces.measuring import Measured
+from inlay.nas.stages.sizes import parent_file_bytes, sizes_of
 from inlay.nas.tables.architecture import PARENT_BLOCK, Blocks
 from inlay.nas.tables.costs import TIMES, CostTable
 from inlay.nas.variants.entries import entries_of
@@ -22,10 +24,12 @@ def side_by_side(
     after: Mapping[str, Comparison],
     before: Mapping[str, Comparison],
     parent: Comparison,
-    architectures: Mapping[str, Blocks],
+    models: Mapping[str, TrainedModel],
 ) -> dict[str, Any]:
     """What evaluation.json holds: quality on the report text before and after recovery, sizes, speed."""
-    rows = rows_of(search, costs, after, parent, architectures)
+    store = search.workspace.store
+    stored = {name: store.blob_path(model.blob).stat().st_size for name, model in models.items()}
+    rows = rows_of(search, costs, after, parent, {name: model.architecture for name, model in models.items()}, stored)
     for name, was in {"parent": parent, **before}.items():
         rows[name]["before_recover"] = was.kl_nats
     return rows
@@ -37,23 +41,29 @@ def rows_of(
     quality: Mapping[str, Comparison],
     parent: Comparison,
     architectures: Mapping[str, Blocks],
+    stored: Mapping[str, int],
 ) -> dict[str, Any]:
     """Figures of the parent and of some architectures: quality, exact sizes, speed in the first scenario.
 
     Each row's `times` says whether its speed was `measured` here or is the `given` cost table's. `limits` has every
-    limit of the budget with value over limit and its standard error, which is 0 where nothing was measured.
+    limit of the budget with value over limit and its standard error, which is 0 where nothing was measured. `stored`
+    has the bytes of the weights of those that were trained.
     """
     scenario = search.job.hardware.scenarios[0]
     judged = judged_times(search, costs, list(architectures.values()), f"times of {', '.join(architectures)}")
     times = dict(zip(architectures, judged, strict=True))
-    own = next(iter(times.values()))[scenario.name].parent
-    num_layers = search.parent.shape.num_layers
-    rows = {"parent": _row(search, costs, scenario, tuple([PARENT_BLOCK] * num_layers), own, parent)}
+    first = next(iter(times.values()))[scenario.name]
+    own, whole = first.parent, tuple([PARENT_BLOCK] * search.parent.shape.num_layers)
+    rows = {"parent": _row(search, costs, scenario, whole, own, parent)}
+    rows["parent"] |= sizes_of(
+        search, costs, scenario, whole, first.parent_held, parent_file_bytes(search.parent.folder)
+    )
     for name, architecture in architectures.items():
         measured = times[name][scenario.name]
         # Every model took turns with the parent; its ratio to it is carried over to the parent's time of one run.
         scaled = {key: round(own[key] * measured.ratios[key.removesuffix("_ns")]) for key in own}
         rows[name] = _row(search, costs, scenario, architecture, scaled, quality[name])
+        rows[name] |= sizes_of(search, costs, scenario, architecture, measured.held, stored.get(name))
         rows[name] |= _promised(costs, scenario.name, architecture, measured)
         rows[name]["runtime_ratio_error"] = measured.ratios["runtime"] * measured.ratio_errors["runtime"]
         excesses = excess_of(search, costs, architecture, times[name])
@@ -93,7 +103,6 @@ def _row(
         "perplexity": comparison.perplexity,
         "top1_agreement": comparison.top1_agreement,
         "parameters": total["parameters"],
-        "weights_bytes": search.storage.model(shape, entries),
         "kv_bytes_per_token": per_sequence / length,
         "prefill_tokens_per_second": scenario.batch_size * scenario.prefill * 1e9 / times["prefill_ns"],
         "decode_tokens_per_second": scenario.batch_size * 1e9 / times["decode_ns"],

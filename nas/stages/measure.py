@@ -9,21 +9,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-from inlay.nas.engines.engine import Engine
+from inlay.nas.engines.engine import Engine, StoodIn
 from inlay.nas.families import Shape
+from inlay.nas.families.shape import Entry
 from inlay.nas.job.sections import Scenario
 from inlay.nas.job.space import Space
-from inlay.nas.loop.conditions import conditions_of, run_timed, workload_of
+from inlay.nas.loop.conditions import conditions_of, environment, run_timed, workload_of
 from inlay.nas.loop.search import Search
 from inlay.nas.modeling.subblock_inlay import Slot
 from inlay.nas.pieces.measuring import measure_subblocks
 from inlay.nas.pieces.stage import Stage
 from inlay.nas.pieces.subblock_times import ENDS_NAME, VERSION, entry_key
 from inlay.nas.report.sentences import counted
-from inlay.nas.tables.costs import ENDS
+from inlay.nas.tables.costs import AT_END, COMPUTE, ENDS, HALF, STAND_IN, stand_in_label
 from inlay.nas.tables.given_costs import given_costs
+from inlay.nas.tables.halves import StandIn
+from inlay.nas.tables.origin import Origin, origin_of
+from inlay.nas.tables.reading import read_arrow
 from inlay.nas.variants import Variant, ends_parameters, parameters, variants_of
 
 TIMES = ("prefill_ns", "decode_ns", "runtime_ns", "spread_ns")
@@ -35,17 +40,29 @@ def cost_rows(search: Search) -> list[dict[str, Any]]:
     job, shape = search.job, search.parent.shape
     if job.hardware.costs is not None:
         given = job.resolve(job.hardware.costs)
-        return given_costs(given, job.hardware, search.target.format, shape, job.space)
+        return given_costs(given, job.hardware, search.target.format, shape, job.space, search.storage)
     counted_rows = CostRows(job.space, shape, search.engine, search.target.format)
     rows: list[dict[str, Any]] = []
-    for scenario, times in _measured_subblocks(search, counted_rows.entries()):
-        rows += counted_rows.of(scenario, times)
+    for scenario, times, compute_bytes in _measured_subblocks(search, counted_rows.entries()):
+        rows += counted_rows.of(scenario, times, compute_bytes)
     return rows
 
 
-def _measured_subblocks(search: Search, entries: list[str]) -> list[tuple[Scenario, dict[str, dict[str, int]]]]:
+def costs_origin(search: Search) -> Origin | None:
+    """What the times of the search's cost table are of; None where the job gives a table that does not say it."""
+    job, shape = search.job, search.parent.shape
+    if job.hardware.costs is not None:
+        return origin_of(read_arrow(Path(job.resolve(job.hardware.costs))))
+    scenarios = job.hardware.scenarios
+    told = environment(search, scenarios[0])
+    return Origin.of(search.engine.name, search.target.format, told, shape, scenarios)
+
+
+def _measured_subblocks(
+    search: Search, entries: list[str]
+) -> list[tuple[Scenario, dict[str, dict[str, int]], int | None]]:
     """Every scenario's times by subblock key (`slot entry`) and `ends`, each `prefill_ns, decode_ns, runtime_ns,
-    spread_ns`."""
+    spread_ns`, and the bytes that the engine computes in."""
     pieces = []
     for scenario in search.job.hardware.scenarios:
         settings = {"entries": entries, "workload": asdict(workload_of(scenario))}
@@ -55,7 +72,11 @@ def _measured_subblocks(search: Search, entries: list[str]) -> list[tuple[Scenar
         )
     records = run_timed(search, pieces, f"times of {counted(len(entries), 'subblock')}")
     return [
-        (scenario, {key: dict(times) for key, times in record.values["times"].items()})
+        (
+            scenario,
+            {key: dict(times) for key, times in record.values["times"].items()},
+            record.values["compute_bytes"],
+        )
         for (scenario, _), record in zip(pieces, records, strict=True)
     ]
 
@@ -79,22 +100,27 @@ class CostRows:
     def entries(self) -> list[str]:
         """Every distinct subblock that has a time, by its key."""
         there = [(layer, v) for layer, v in self._variants() if not v.is_absent(self.shape, layer)]
-        return sorted({entry_key(v.slot, v.entry(self.shape, layer)) for layer, v in there})
+        own = {entry_key(v.slot, v.entry(self.shape, layer)) for layer, v in there}
+        return sorted(own | {entry_key(*held.timed) for held in self._stand_ins().values() if held.timed is not None})
 
-    def of(self, scenario: Scenario, times: Mapping[str, Mapping[str, int]]) -> list[dict[str, Any]]:
-        """Rows of one scenario: every variant at every layer with its measured times and exact sizes, then the ends.
+    def of(
+        self, scenario: Scenario, times: Mapping[str, Mapping[str, int]], compute_bytes: int | None
+    ) -> list[dict[str, Any]]:
+        """Rows of one scenario: every variant at every layer with its measured times and exact sizes, what stands in
+        for halves of layers, then the ends.
 
         Args:
             scenario: the workload.
             times: `TIMES` by subblock key and `ends`.
+            compute_bytes: what the engine computes in; None where it does not tell.
         """
         length, storage, shape = scenario.prefill + scenario.generate, self.engine.storage(self.form), self.shape
         rows = []
         for layer, variant in self._variants():
             entry = variant.entry(shape, layer)
-            own = dict.fromkeys(TIMES, 0)
+            own: dict[str, Any] = dict.fromkeys(TIMES, 0)
             if not variant.is_absent(shape, layer):
-                own = self._placed(scenario, times[entry_key(variant.slot, entry)], variant.slot, layer)
+                own = self._placed(scenario, times[entry_key(variant.slot, entry)], variant.slot, entry, layer)
             rows.append(
                 {
                     "scenario": scenario.name,
@@ -108,14 +134,44 @@ class CostRows:
                 }
             )
         layer, slot, label = ENDS
+        for name, held in self._stand_ins().items():
+            own = dict(times[entry_key(*held.timed)]) if held.timed else dict.fromkeys(TIMES, 0)
+            cache = storage.kv(held.cache, shape, scenario.batch_size, length) if held.cache else 0
+            sizes = {"parameters": 0, "weights_bytes": held.weights_bytes, "kv_bytes": cache}
+            place = {"scenario": scenario.name, "layer": layer, "slot": STAND_IN, "variant": stand_in_label(name)}
+            rows.append({**place, **own, **sizes})
         sizes = {"parameters": ends_parameters(shape), "weights_bytes": storage.ends(shape), "kv_bytes": 0}
-        place = {"scenario": scenario.name, "layer": layer, "slot": slot, "variant": label}
-        return [*rows, {**place, **times[ENDS_NAME], **sizes}]
+        rows.append({"scenario": scenario.name, "layer": layer, "slot": slot, "variant": label})
+        rows[-1] |= {**times[ENDS_NAME], **sizes, **({} if compute_bytes is None else {COMPUTE: compute_bytes})}
+        columns = dict.fromkeys(name for row in rows for name in row)
+        return [{name: row.get(name) for name in columns} for row in rows]
 
-    def _placed(self, scenario: Scenario, times: Mapping[str, int], slot: Slot, layer: int) -> dict[str, int]:
-        """A subblock's times at its layer."""
-        own = self.engine.times_at(times, slot, layer == self.shape.num_layers - 1)
-        return own | {"runtime_ns": own["prefill_ns"] + scenario.generate * own["decode_ns"]}
+    def _placed(
+        self, scenario: Scenario, times: Mapping[str, int], slot: Slot, entry: Entry, layer: int
+    ) -> dict[str, Any]:
+        """A subblock's times at its layer, and where a child's layers end with it."""
+        half = self.engine.half(entry, slot, self.shape)
+        if half is None:
+            return dict(times)
+        own: dict[str, Any] = {**times, HALF: half}
+        if half == "ffn":
+            last = self.engine.at_end(times)
+            last["runtime_ns"] = last["prefill_ns"] + scenario.generate * last["decode_ns"]
+            own |= {column: last[name] for name, column in AT_END.items()}
+            if layer == self.shape.num_layers - 1:
+                own |= {name: last[name] for name in AT_END}
+        return own
+
+    def _stand_ins(self) -> Mapping[StandIn, StoodIn]:
+        """What may stand in for something: nothing where every child's layers are whole."""
+        halves = {
+            None
+            if v.is_free or v.is_absent(self.shape, layer)
+            else self.engine.half(v.entry(self.shape, layer), v.slot, self.shape)
+            for layer in range(self.shape.num_layers)
+            for v in variants_of(self.space, self.shape, layer)
+        }
+        return self.engine.stand_ins(self.shape, self.form) if halves - {"attention", "ffn"} else {}
 
     def _variants(self) -> Iterator[tuple[int, Variant]]:
         """What has a row: a no-op has none."""

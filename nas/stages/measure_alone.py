@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final
 
 from inlay.cluster.events import PieceEvent
@@ -62,7 +63,8 @@ def measure_alone(job: Job, reporter: Reporter, *, again: bool = False) -> Measu
     entries, scenarios = table.entries(), job.hardware.scenarios
     started = time.monotonic()
     reporter.stage_started("measure")
-    benches = [SubblockBench(engine, target, parent.config, workload_of(scenario)) for scenario in scenarios]
+    scratch = Path(job.resolve(job.cluster.scratch)) if job.cluster.scratch else None
+    benches = [SubblockBench(engine, target, parent.config, workload_of(each), scratch) for each in scenarios]
     held = [0 if again else len(bench.known(entries)) for bench in benches]
     wanted = len(scenarios) * (len(entries) + 1)
     what = f"times of {counted(len(entries), 'subblock')}"
@@ -71,7 +73,7 @@ def measure_alone(job: Job, reporter: Reporter, *, again: bool = False) -> Measu
     rows: list[dict[str, Any]] = []
     for number, (scenario, bench) in enumerate(zip(scenarios, benches, strict=True)):
         told = _Progress(reporter, scenario, number, len(scenarios))
-        rows += table.of(scenario, _times(bench, entries, told, again))
+        rows += table.of(scenario, _times(bench, entries, told, again), bench.compute_bytes(entries))
     reporter.stage_finished("measure", time.monotonic() - started)
     origin = Origin.of(engine.name, target.format, benches[0].environment, parent.shape, scenarios)
     return Measurement(rows, origin, wanted - sum(held), sum(held))

@@ -23,7 +23,7 @@ from inlay.nas.stages.assemble import Assembled, assemble
 from inlay.nas.stages.distill import build_library, failures, library_of
 from inlay.nas.stages.estimate import stage_seconds
 from inlay.nas.stages.evaluate import side_by_side
-from inlay.nas.stages.measure import cost_rows
+from inlay.nas.stages.measure import cost_rows, costs_origin
 from inlay.nas.stages.outcome import loss_rows
 from inlay.nas.stages.recording.record import SearchRecord
 from inlay.nas.stages.recover import recover
@@ -31,6 +31,7 @@ from inlay.nas.stages.score import ScoredBlock, score_blocks
 from inlay.nas.tables.architecture import PARENT_BLOCK, Blocks, identify
 from inlay.nas.tables.costs import TIMES, CostTable, quantities
 from inlay.nas.tables.idle_limits import idle_limits
+from inlay.nas.tables.origin import metadata_of
 from inlay.nas.tables.scores import ScoreTable
 from inlay.nas.variants import variants_of
 from inlay.nas.workspace import Workspace
@@ -93,7 +94,8 @@ class Pipeline:
     def _costs(self) -> CostTable:
         with self.stage("measure"):
             rows = cost_rows(self.search)
-            self.record.table("costs", rows)
+            origin = costs_origin(self.search)
+            self.record.table("costs", rows, metadata_of(origin) if origin else None)
             self.record.table(
                 "scenarios",
                 [
@@ -190,7 +192,7 @@ class Pipeline:
             self.search.part(0.45, 1)
             ranked = true_scores_of_models(self.search, texts.score, models, "true KL on the score text")
             self.search.part(1.0, len(set(architectures.values())) * len(self.job.hardware.scenarios))
-            rows = side_by_side(self.search, costs, after, dict(zip(names, before, strict=True)), parent, architectures)
+            rows = side_by_side(self.search, costs, after, dict(zip(names, before, strict=True)), parent, models)
             allowed = ["child", *(name for name in BASELINES if not rows[name]["over_budget"])]
             # Ranked on the score text: the report text chooses nothing.
             winner = min(allowed, key=lambda name: (ranked[name].kl_nats, name != "child"))

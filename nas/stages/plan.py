@@ -8,13 +8,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from inlay.nas.engines.registry import storage_of
+from inlay.nas.engines.registry import ENGINES, format_of, storage_of
+from inlay.nas.errors import UserError
 from inlay.nas.families import Parent, described
 from inlay.nas.job import Job, Scenario
+from inlay.nas.job.budget import PEAK
 from inlay.nas.job.judged import judged_length
-from inlay.nas.loop.search import compute_dtype
+from inlay.nas.loop.conditions import workload_of
+from inlay.nas.loop.search import compute_dtype, target_of
+from inlay.nas.pieces.kept_times import kept_sets
 from inlay.nas.pieces.shards import shard_ranges
+from inlay.nas.pieces.subblock_times import SubblockBench
+from inlay.nas.quantities import show_bytes
 from inlay.nas.stages.estimate import MODELS, SLOTS, Space, judged_tokens, scored_blocks, stage_seconds
+from inlay.nas.stages.measure import CostRows
 from inlay.nas.stages.run import open_job_parent
 from inlay.nas.tables.idle_limits import idle_limits, parent_sizes
 from inlay.nas.variants import Variant, ends_parameters, parameters, variants_of
@@ -105,7 +112,34 @@ def _stages(job: Job, parent: Parent, space: Space, trained: int) -> list[dict[s
     }
     if job.hardware.costs is not None:
         told["measure"] = {"what": "nothing: the job gives the cost table"}
+    elif known := _known_times(job, parent):
+        wanted = len(job.hardware.scenarios) * (len(_timed(job, parent)) + 1)
+        told["measure"]["what"] += f"; of {wanted} times this machine has {known}"
+        if "measure" in seconds:
+            seconds["measure"] *= 1 - known / wanted
     return [{"name": name, "seconds": seconds.get(name), **stage} for name, stage in told.items()]
+
+
+def _timed(job: Job, parent: Parent) -> list[str]:
+    """The subblocks that `measure` asks for."""
+    form = format_of(job.hardware.engine, job.hardware.format, parent.shape)
+    return CostRows(job.space, parent.shape, ENGINES[job.hardware.engine], form).entries()
+
+
+def _known_times(job: Job, parent: Parent) -> int:
+    """Times that this machine keeps, in all scenarios together; 0 where a cluster measures, or nothing of the engine is
+    kept: only then it is not started."""
+    engine = ENGINES[job.hardware.engine]
+    if job.cluster.address is not None or not any(held.conditions.get("engine") == engine.name for held in kept_sets()):
+        return 0
+    entries, target = _timed(job, parent), target_of(job, parent)
+    try:
+        benches = [
+            SubblockBench(engine, target, parent.config, workload_of(scenario)) for scenario in job.hardware.scenarios
+        ]
+    except UserError:  # it is not installed here, which `run` tells
+        return 0
+    return sum(len(bench.known(entries)) for bench in benches)
 
 
 def _sequences(job: Job, tokens: int) -> str:
@@ -132,6 +166,9 @@ def _facts(job: Job, parent: Parent, space: Space) -> list[tuple[str, str]]:
         )
         least, own = least_sizes(parent, space, scenario, storage), parent_sizes(shape, scenario, storage)
         ratios = ", ".join(f"{name} {least[name] / own[name]:.3f}x" for name in own)
+        if any(limit.name == PEAK and limit.scenario in (None, scenario.name) for limit in job.budget):
+            buffers = f"memory and the buffers that {job.hardware.engine} computes in, known once it was measured"
+            facts.append((PEAK, f"in {scenario.name}: {buffers}; least memory {show_bytes(least['memory'])}"))
         facts.append(("least", f"in {scenario.name}: {ratios}; least times are known once they were measured"))
     return facts
 
@@ -149,7 +186,13 @@ def _warnings(job: Job, parent: Parent, space: Space) -> list[str]:
         own = parent_sizes(parent.shape, scenario, storage)
         least = least_sizes(parent, space, scenario, storage)
         for limit in job.budget:
-            if limit.name in own and limit.scenario in (None, scenario.name):
+            here = limit.scenario in (None, scenario.name)
+            if limit.name == PEAK and here and limit.amount is not None and limit.amount < least["memory"]:
+                found.append(
+                    f"{limit.field}: {limit.text} cannot be met in {scenario.name}; weights and cache alone take "
+                    f"{show_bytes(least['memory'])} at least"
+                )
+            if limit.name in own and here:
                 if least[limit.name] <= limit.against(own[limit.name]):
                     continue
                 found.append(

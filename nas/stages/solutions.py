@@ -56,7 +56,7 @@ def evaluate_solution(place: Workspace, name: str) -> dict[str, Any]:
         unchanged: Blocks = tuple([("attention:parent", "ffn:parent")] * parent.shape.num_layers)
         own, base = true_scores(search, ids, library, [architecture, unchanged])
         costs = CostTable(place.read_table("costs"))
-        rows = rows_of(search, costs, {"child": own}, base, {"child": architecture})
+        rows = rows_of(search, costs, {"child": own}, base, {"child": architecture}, {})
     rows["child"]["before_recover"] = own.kl_nats
     evaluation = {**rows, "chosen": "child", "scenario": job.hardware.scenarios[0].name}
     place.write_json(f"solutions/{name}.json", {**stored, "evaluation": evaluation})

@@ -2,7 +2,9 @@
 
 Rows: `scenario, layer, slot, variant, prefill_ns, decode_ns, runtime_ns, spread_ns, parameters, weights_bytes,
 kv_bytes`; the embedding, final norm, head and greedy choice are the row with layer -1, slot `ends`. Times of layers
-are added to the measured ends; sizes are exact. No torch here: tables are read where solving happens.
+are added to the measured ends; sizes are exact. Where the engine's layers are an attention and an ffn, rows say which
+`half` they are and what the last ffn takes (`AT_END`), and layer -1, slot `stand_in` has what stands in for a missing
+half. No torch here: tables are read where solving happens.
 """
 
 from __future__ import annotations
@@ -10,11 +12,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from inlay.nas.job.budget import PEAK
+from inlay.nas.tables.halves import Half, StandIn, layers_of, stand_ins_at_most
 from inlay.nas.variants import is_free
 
 TIMES = ("prefill", "decode", "runtime")
 ADDED = ("prefill_ns", "decode_ns", "runtime_ns", "parameters", "weights_bytes", "kv_bytes")
 ENDS = (-1, "ends", "ends")
+STAND_IN = "stand_in"
+"""The slot of what stands in for half a layer."""
+COMPUTE = "compute_bytes"
+"""Bytes that the engine computes in, in the row of the ends, where it tells them."""
+HALF = "half"
+AT_END = {"prefill_ns": "last_prefill_ns", "runtime_ns": "last_runtime_ns"}
+"""Columns of an ffn's times where it is the last of a whole model."""
 
 
 class CostTable:
@@ -47,27 +58,68 @@ class CostTable:
         return self._held[scenario, layer, label]
 
     def block(self, scenario: str, layer: int, labels: Sequence[str]) -> dict[str, int]:
-        """Costs of a block: its two subblocks added."""
-        return {name: sum(int(self.of(scenario, layer, label)[name]) for label in labels) for name in ADDED}
+        """Costs of a block: its two subblocks, and what at most stands in for what it lacks; so that sums of blocks
+        are never below `total`, but for a model without any attention."""
+        rows = [self.of(scenario, layer, label) for label in labels]
+        held = self._stand_ins(scenario)
+        if held:
+            there = [row for row in rows if row.get(HALF)]
+            rows += [held[name] for name in stand_ins_at_most(there, _half, StandIn.MAP in held, layer == 0)]
+        return _sum(rows)
 
     def total(self, scenario: str, architecture: Sequence[Sequence[str]]) -> dict[str, int]:
-        """Costs of a whole model, ends included."""
-        total = {name: int(self.ends(scenario)[name]) for name in ADDED}
-        for layer, labels in enumerate(architecture):
-            for name, value in self.block(scenario, layer, labels).items():
-                total[name] += value
-        return total
+        """Costs of a whole model, ends included, and `compute_bytes` where they are known."""
+        compute = self.ends(scenario).get(COMPUTE)
+        return _sum(self.terms(scenario, architecture)) | ({} if compute is None else {COMPUTE: int(compute)})
+
+    def terms(self, scenario: str, architecture: Sequence[Sequence[str]]) -> list[Mapping[str, Any]]:
+        """The rows that a whole model's costs add up from: the ends, its subblocks as they stand in it, and what stands
+        in where a layer of the engine lacks a half."""
+        rows = [self.of(scenario, i, label) for i, labels in enumerate(architecture) for label in labels]
+        held = self._stand_ins(scenario)
+        if not held:
+            return [self.ends(scenario), *rows]
+        layers = layers_of([row for row in rows if row.get(HALF)], _half, StandIn.MAP in held)
+        halves = [half for layer in layers for half in layer if half is not None]
+        placed = [held[half] if isinstance(half, StandIn) else half for half in halves]
+        return [self.ends(scenario), *placed[:-1], _at_end(placed[-1])]
+
+    def _stand_ins(self, scenario: str) -> dict[StandIn, Mapping[str, Any]]:
+        found = {name: self._held.get((scenario, -1, stand_in_label(name))) for name in StandIn}
+        return {name: row for name, row in found.items() if row is not None}
+
+
+def stand_in_label(name: StandIn) -> str:
+    """What the row of a stand-in is called."""
+    return f"{STAND_IN}:{name}"
+
+
+def _half(row: Mapping[str, Any]) -> Half:
+    half: Half = row[HALF]
+    return half
+
+
+def _at_end(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {**row, **{name: row[own] for name, own in AT_END.items() if row.get(own) is not None}}
+
+
+def _sum(rows: Iterable[Mapping[str, Any]]) -> dict[str, int]:
+    held = list(rows)
+    return {name: sum(int(row[name]) for row in held) for name in ADDED}
 
 
 def quantities(total: Mapping[str, int], generated_tokens: int) -> dict[str, float]:
-    """The budget's quantities from a total: times in ns, sizes in bytes, `throughput` in tokens a second."""
-    return {
+    """The budget's quantities from a total: times in ns, sizes in bytes, `throughput` in tokens a second; no
+    `memory_peak` where the engine does not tell its compute buffers."""
+    memory = total["weights_bytes"] + total["kv_bytes"]
+    found = {
         "runtime": total["runtime_ns"],
         "prefill": total["prefill_ns"],
         "decode": total["decode_ns"],
         "throughput": generated_tokens * 1e9 / max(1, total["runtime_ns"]),
-        "memory": total["weights_bytes"] + total["kv_bytes"],
+        "memory": memory,
         "weights": total["weights_bytes"],
         "kv": total["kv_bytes"],
         "parameters": total["parameters"],
     }
+    return found | ({PEAK: memory + total[COMPUTE]} if COMPUTE in total else {})

@@ -16,22 +16,29 @@ from inlay.nas.families import Shape
 from inlay.nas.job.sections import Hardware
 from inlay.nas.job.space import Space
 from inlay.nas.problems import did_you_mean, show
-from inlay.nas.tables.costs import ADDED, ENDS, CostTable
+from inlay.nas.tables.costs import ADDED, AT_END, COMPUTE, ENDS, CostTable
 from inlay.nas.tables.origin import origin_of, shape_values, workload_values
 from inlay.nas.tables.reading import read_arrow
 from inlay.nas.variants import ends_parameters, parameters, variants_of
+from inlay.nas.variants.storage import Storage
 
 if TYPE_CHECKING:
     import pyarrow
 
 FIELD = "hardware.costs"
 NEEDED = ("scenario", "layer", "variant", *ADDED)
+OPTIONAL = (COMPUTE, *AT_END.values())
 TIMES = ("prefill_ns", "decode_ns", "runtime_ns")
 LARGEST = 2**62
 
 
 def given_costs(
-    place: str, hardware: Hardware, form: str | None, shape: Shape | None, space: Space | None
+    place: str,
+    hardware: Hardware,
+    form: str | None,
+    shape: Shape | None,
+    space: Space | None,
+    storage: Storage | None,
 ) -> list[dict[str, Any]]:
     """The rows of the job's scenarios, in the job's order, numbers as integers.
 
@@ -41,6 +48,7 @@ def given_costs(
         form: what `hardware.format` stands for; None where that is not known.
         shape: the parent's shape; None where that is not known.
         space: the search space; with `shape`, every variant of every layer must have its row.
+        storage: how the job's engine keeps the parent: a table that says what it is of must have these bytes.
 
     Raises:
         UserError: opened by `hardware.costs`: no such file, a column or row that is not there, a value that is no cost,
@@ -66,22 +74,22 @@ def given_costs(
             f"{path.name} has no rows of the scenario {unknown[0]}, only of {', '.join(there)}; measure it with that "
             "scenario, or name the job's scenarios as the table does"
         )
-    _check_origin(path, table, hardware, form, shape)
+    origin = _check_origin(path, table, hardware, form, shape)
     kept = [_checked(path, row) for name in scenarios for row in rows if str(row["scenario"]) == name]
     _check_rows(path, kept, scenarios)
     if space is not None and shape is not None:
-        _check_against(path, kept, scenarios, space, shape)
+        _check_against(path, kept, scenarios, space, shape, storage if origin else None)
     return kept
 
 
-def _check_origin(path: Path, table: pyarrow.Table, hardware: Hardware, form: str | None, shape: Shape | None) -> None:
-    """Of this engine, format, parent and workload, where the table says what it is of."""
+def _check_origin(path: Path, table: pyarrow.Table, hardware: Hardware, form: str | None, shape: Shape | None) -> bool:
+    """Whether the table says what it is of; if so, of this engine, format, parent and workload."""
     try:
         origin = origin_of(table)
     except UserError as error:
         raise _wrong(f"{path.name}: {error}") from None
     if origin is None:
-        return
+        return False
     if origin.engine != hardware.engine:
         raise _wrong(
             f"{path.name} was measured with the engine {origin.engine}, and hardware.engine is {hardware.engine}; "
@@ -104,13 +112,14 @@ def _check_origin(path: Path, table: pyarrow.Table, hardware: Hardware, form: st
                     f"{path.name} was measured with {name} {held.get(name)} in scenario {scenario.name}, and the job "
                     f"has {size} there; measure it again, or set the scenario as the table has it"
                 )
+    return True
 
 
 def _checked(path: Path, row: Mapping[str, Any]) -> dict[str, Any]:
     """The row with whole numbers; UserError for a value that is no cost."""
     own = {str(name).strip(): value for name, value in row.items()}
     where = f"{own['variant']} at layer {own['layer']} in scenario {own['scenario']}"
-    for name in ("layer", *ADDED):
+    for name in ("layer", *ADDED, *(name for name in OPTIONAL if own.get(name) is not None)):
         value = own[name]
         least = -1 if name == "layer" else 0
         if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= LARGEST:
@@ -141,9 +150,14 @@ def _check_rows(path: Path, rows: Iterable[Mapping[str, Any]], scenarios: Sequen
 
 
 def _check_against(
-    path: Path, rows: list[dict[str, Any]], scenarios: Sequence[str], space: Space, shape: Shape
+    path: Path,
+    rows: list[dict[str, Any]],
+    scenarios: Sequence[str],
+    space: Space,
+    shape: Shape,
+    storage: Storage | None,
 ) -> None:
-    """A row for every variant of every layer, of the size that it has in this parent."""
+    """A row for every variant of every layer, of the sizes that it has in this parent."""
     table = CostTable(rows)
     for scenario in scenarios:
         total = dict(table.ends(scenario))
@@ -158,7 +172,10 @@ def _check_against(
                         "it on the device, or take the variant out of the space"
                     )
                 row = table.of(scenario, layer, variant.label)
-                _check_size(path, row, parameters(variant.entry(shape, layer), variant.slot, shape))
+                entry = variant.entry(shape, layer)
+                _check_size(path, row, parameters(entry, variant.slot, shape))
+                if storage is not None:
+                    _check_bytes(path, row, storage.weights(entry, variant.slot, shape))
                 if variant.is_parent:
                     total |= {name: total[name] + row[name] for name in TIMES}
         if empty := [name for name in TIMES if total[name] == 0]:
@@ -172,6 +189,16 @@ def _check_size(path: Path, row: Mapping[str, Any], own: int) -> None:
         raise _wrong(
             f"{path.name} gives {row['variant']} at layer {row['layer']} {row['parameters']:,} parameters, and in this "
             f"parent it has {own:,}; take the table of this parent"
+        )
+
+
+def _check_bytes(path: Path, row: Mapping[str, Any], own: int) -> None:
+    """The type that a parent is stored in is no part of its shape, and decides the bytes of some engines."""
+    if row["weights_bytes"] != own:
+        raise _wrong(
+            f"{path.name} gives {row['variant']} at layer {row['layer']} {row['weights_bytes']:,} bytes of weights, "
+            f"and as this parent is stored it has {own:,}; measure it with this parent, whose config.json names its "
+            "dtype"
         )
 
 

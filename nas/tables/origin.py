@@ -1,4 +1,4 @@
-"""What a cost table's times are of: written into the table that `inlay measure` makes, and held against a job.
+"""What a cost table's times are of: searches and `inlay measure` write it into theirs, and a job is held to it.
 
 In Parquet it is the key `inlay` of the file's metadata, in CSV the column `origin` of the rows of the ends, which every
 table has: it stays with the file. No torch here.
@@ -101,20 +101,25 @@ def write_costs(path: Path, rows: Sequence[Mapping[str, Any]], origin: Origin) -
     import pyarrow
     from pyarrow import csv, parquet
 
-    text = origin.model_dump_json()
     beside = _beside(path)
     try:
         if path.suffix == ".csv":
+            text = origin.model_dump_json()
             own = [{**row, COLUMN: text if _is_ends(row) else ""} for row in rows]
             csv.write_csv(pyarrow.Table.from_pylist(own), beside)
         else:
             table = pyarrow.Table.from_pylist([dict(row) for row in rows])
-            parquet.write_table(table.replace_schema_metadata({KEY: text.encode()}), beside)
+            parquet.write_table(table.replace_schema_metadata(metadata_of(origin)), beside)
         beside.replace(path)
     except OSError as error:
         raise _unwritable(path, error) from error
     finally:
         beside.unlink(missing_ok=True)
+
+
+def metadata_of(origin: Origin) -> dict[bytes, bytes]:
+    """As it stands in a Parquet file."""
+    return {KEY: origin.model_dump_json().encode()}
 
 
 def origin_of(table: pyarrow.Table) -> Origin | None:

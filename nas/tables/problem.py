@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from inlay.nas.errors import UserError
-from inlay.nas.job.budget import BudgetLimit
+from inlay.nas.job.budget import PEAK, BudgetLimit
 from inlay.nas.tables.architecture import PARENT_BLOCK
-from inlay.nas.tables.costs import CostTable, quantities
+from inlay.nas.tables.costs import COMPUTE, CostTable, quantities
 from inlay.nas.tables.scores import ScoreTable
 from inlay.solver import Choice, Limit, Problem
 
@@ -25,6 +25,12 @@ COSTS = {
 }
 
 
+UNKNOWN_PEAK = (
+    "the cost table does not tell the engine's compute buffers, so no peak is known; limit `memory`, which is weights "
+    "and cache"
+)
+
+
 def build_problem(
     scores: ScoreTable, costs: CostTable, limits: Iterable[BudgetLimit], tokens: Mapping[str, int]
 ) -> Problem:
@@ -36,6 +42,7 @@ def build_problem(
         limits: the budget; relative ones are taken of the parent in the same tables.
         tokens: B·G by scenario, for throughput.
     """
+    compute = compute_bytes(costs)
     names = [(scenario, name) for scenario in costs.scenarios for name in COSTS]
     layers = []
     for layer in sorted(scores.measured):
@@ -45,18 +52,28 @@ def build_problem(
             score = max(0, round(scores.score(layer, block) * NANO))
             amounts = tuple(held[scenario][COSTS[name]] for scenario, name in names)
             memory = tuple(held[s]["weights_bytes"] + held[s]["kv_bytes"] for s in costs.scenarios)
-            choices.append(Choice(" + ".join(block), score, amounts + memory))
+            choices.append(Choice(" + ".join(block), score, amounts + memory + (memory if compute else ())))
         layers.append(tuple(choices))
     base = [int(costs.ends(scenario)[COSTS[name]]) for scenario, name in names]
-    base += [int(costs.ends(s)["weights_bytes"]) + int(costs.ends(s)["kv_bytes"]) for s in costs.scenarios]
+    memory_base = [int(costs.ends(s)["weights_bytes"]) + int(costs.ends(s)["kv_bytes"]) for s in costs.scenarios]
+    base += memory_base
+    # The buffers that an engine computes in are a bound for all architectures: they differ by some percent of them.
+    base += [own + more for own, more in zip(memory_base, compute, strict=True)] if compute else []
     cost_names = [cost_name(costs, scenario, name) for scenario, name in names]
     cost_names += [cost_name(costs, scenario, "memory") for scenario in costs.scenarios]
+    cost_names += [cost_name(costs, scenario, PEAK) for scenario in costs.scenarios] if compute else []
     return Problem(
         cost_names=tuple(cost_names),
         layers=tuple(layers),
         base_costs=tuple(base),
         limits=tuple(solver_limits(costs, limits, tokens, len(layers))),
     )
+
+
+def compute_bytes(costs: CostTable) -> list[int]:
+    """Bytes that the engine computes in, by scenario; empty where it does not tell them for every one."""
+    told = [costs.ends(scenario).get(COMPUTE) for scenario in costs.scenarios]
+    return [int(own) for own in told if own is not None] if None not in told else []
 
 
 def cost_name(costs: CostTable, scenario: str, name: str) -> str:
@@ -76,6 +93,8 @@ def solver_limits(
             )
         for scenario in costs.scenarios if limit.scenario is None else [limit.scenario]:
             parent = quantities(costs.total(scenario, [PARENT_BLOCK] * num_layers), tokens[scenario])
+            if limit.name not in parent:
+                raise UserError(f"{limit.field}: {UNKNOWN_PEAK}")
             value = limit.against(parent[limit.name])
             name = limit.name
             if name == "throughput":

@@ -151,13 +151,29 @@ def test_a_table_of_something_else_is_refused(
     assert answer("validate", job)["valid"]
 
 
+def test_a_plan_counts_what_is_kept(tmp_path: Path, kept: Path, answer: Answer, write_job: WriteJob) -> None:
+    def planned(job: Path) -> Any:
+        (stage,) = [stage for stage in answer("plan", job)["stages"] if stage["name"] == "measure"]
+        return stage
+
+    job = write_job({"space": {"ffn": [{"width": 32}]}})
+    before = planned(job)
+    assert before["what"] == "times of every distinct subblock"
+    answer("measure", job, "-o", tmp_path / "costs.parquet")
+    after = planned(job)
+    assert after["what"] == "times of every distinct subblock; of 4 times this machine has 4"
+    assert after["seconds"] == 0 < before["seconds"]
+    wider = planned(write_job({"space": {"ffn": [{"width": 32}, {"width": 16}]}}))
+    assert wider["what"].endswith("of 5 times this machine has 4")
+
+
 def test_the_engine_that_ships_times_its_own_files(
     tmp_path: Path, kept: Path, answer: Answer, refusal: Refusal, write_job: WriteJob
 ) -> None:
     space = {"space": {"attention": [{"kv_heads": 1}], "ffn": ["linear"]}}
     job = write_job({**space, "hardware.engine": "llama.cpp"})
     told = answer("measure", job, "-o", tmp_path / "costs.parquet")
-    assert (told["engine"], told["format"], told["timed"]) == ("llama.cpp", "f16", 5)
+    assert (told["engine"], told["format"], told["timed"]) == ("llama.cpp", "f16", 7)
     assert "ggml" in told["environment"]["engine"]
     given = {**space, "hardware.costs": "costs.parquet"}
     assert answer("validate", write_job({**given, "hardware.engine": "llama.cpp"}))["valid"]

@@ -67,7 +67,7 @@ def test_subblocks_have_times_of_their_own(engine: Engine, parent: Any) -> None:
     assert set(skeletons.terms) == {*subblocks, "ends"}
     models = {**skeletons.references, **skeletons.models}
     shares: list[float] = []
-    rounds = engine.rounds(models, WORKLOAD, target(engine, parent), shares.append)
+    rounds = engine.rounds(models, WORKLOAD, target(engine, parent), shares.append).rounds
     assert shares[-1] == 1
     assert {len(each) for each in rounds.values()} == {len(rounds["half"])}
     for prefill, decode in (pair for each in rounds.values() for pair in each):
@@ -79,7 +79,7 @@ def test_subblocks_have_times_of_their_own(engine: Engine, parent: Any) -> None:
 def test_models_are_timed_one_at_a_time_where_memory_is_short(engine: Engine, parent: Any) -> None:
     small = parent.config.with_blocks([{"attention": parent.shape.parent_entry(0, "attention"), "ffn": HALF}])
     models = {"parent": parent.config, "small": small}
-    rounds = engine.rounds(models, WORKLOAD, target(engine, parent), lambda share: None, together=False)
+    rounds = engine.rounds(models, WORKLOAD, target(engine, parent), lambda share: None, together=False).rounds
     assert set(rounds) == set(models)
 
 

@@ -8,10 +8,12 @@ from inlay.nas.errors import InlayError
 from inlay.nas.report import records
 from inlay.nas.report.architecture import architecture_record, shares_of, short
 from inlay.nas.report.curves import curves_record, smoothed
+from inlay.nas.report.figures import evaluation_lines
 from inlay.nas.report.grid import short_number
 from inlay.nas.report.losses import loss_record, score_record
 from inlay.nas.report.pareto import pareto_record
 from inlay.nas.report.pictures import architectures, parent_runtime_ns
+from inlay.nas.report.promises import broken_promises
 from inlay.nas.report.records import Evaluation, PoolRow
 from inlay.nas.workspace import Workspace
 
@@ -112,3 +114,24 @@ def test_damaged_figures_name_the_file_and_what_is_missing(search: Workspace) ->
         Evaluation.of(values)
     with pytest.raises(InlayError, match="has no parent or no child"):
         Evaluation.of({"child": search.read_json("evaluation.json")["child"]})
+
+
+def test_sizes_that_are_further_off_than_promised_are_told(search: Workspace) -> None:
+    raw = search.read_json("evaluation.json")
+    raw["child"] |= {
+        "predicted_file_bytes": 900,
+        "file_bytes": 1000,
+        "held_weights_bytes": raw["child"]["weights_bytes"],
+        "predicted_memory_peak_bytes": 2048,
+        "memory_peak_bytes": 1024,
+        "kv_bytes": 512,
+        "held_kv_bytes": None,
+    }
+    evaluation = records.Evaluation.of(raw)
+    assert broken_promises(evaluation) == ["child: memory_peak takes 1 KiB, and 2 KiB were predicted (+100 %)"]
+    lines = {line.name.strip(): line.values for line in evaluation_lines(evaluation)}
+    assert lines["file"][1] == "1000 B"
+    assert lines["peak memory"][1] == "1 KiB"
+    plain = records.read_evaluation(search)
+    assert plain is not None
+    assert "peak memory" not in {line.name for line in evaluation_lines(plain)}

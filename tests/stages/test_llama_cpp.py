@@ -15,6 +15,8 @@ import yaml
 from inlay.nas.engines.registry import ENGINES
 from inlay.nas.families import open_parent
 from inlay.nas.tables.costs import CostTable
+from inlay.nas.tables.origin import origin_of
+from inlay.nas.tables.reading import read_arrow
 from inlay.nas.workspace import Workspace
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -30,7 +32,7 @@ def folder(searched_again: SearchedAgain) -> Path:
 def for_llama_cpp(folder: Path, values: dict[str, Any]) -> None:
     values["space"]["attention"] = [item for item in values["space"]["attention"] if "window" not in item]
     values["hardware"] |= {"engine": "llama.cpp", "format": "f32"}
-    values["budget"] = {"runtime": "0.8x", "memory": "0.95x"}
+    values["budget"] = {"runtime": "0.8x", "memory": "0.95x", "memory_peak": "0.99x"}
 
 
 def test_costs_are_those_of_its_files_and_caches(folder: Path) -> None:
@@ -52,6 +54,26 @@ def test_the_child_meets_its_budget_there(folder: Path) -> None:
     for term in ("prefill", "decode", "runtime"):
         assert chosen[f"predicted_{term}_ratio"] > 0
     assert "predicted" in (folder / "stdout").read_text()
+
+
+def test_what_it_holds_is_what_was_promised(folder: Path) -> None:
+    evaluation = json.loads((folder / "job.search" / "evaluation.json").read_text())
+    for name in ("parent", "child", "uniform", "depth"):
+        row = evaluation[name]
+        assert row["held_weights_bytes"] == row["weights_bytes"]
+        assert row["held_kv_bytes"] == pytest.approx(row["kv_bytes"], abs=0.005 * 2**20)  # its log has two digits
+        assert row["file_bytes"] == row["predicted_file_bytes"] > row["weights_bytes"]
+        assert row["memory_peak_bytes"] > row["weights_bytes"] + row["held_kv_bytes"]
+        assert row["predicted_memory_peak_bytes"] == pytest.approx(row["memory_peak_bytes"], rel=0.1)
+    peaks = [evaluation[name]["memory_peak_bytes"] for name in (evaluation["chosen"], "parent")]
+    assert peaks[0] <= 0.995 * peaks[1]
+    assert "peak memory" in (folder / "stdout").read_text()
+
+
+def test_its_cost_table_says_what_it_is_of(folder: Path) -> None:
+    origin = origin_of(read_arrow(folder / "job.search" / "tables" / "costs.parquet"))
+    assert origin is not None
+    assert (origin.engine, origin.format, list(origin.scenarios)) == ("llama.cpp", "f32", ["chat"])
 
 
 def test_a_file_is_the_child(folder: Path, inlay_here: Run) -> None:

@@ -26,6 +26,7 @@ SHAPE = Shape(
     qk_norm=True,
     mlp_bias=False,
     dtype="bfloat16",
+    rotation="default",
     max_positions=512,
     blocks=tuple({"attention": parent_attention(4, window), "ffn": FFN} for window in (None, 64, None)),
 )

@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from inlay.nas.engines.gguf.fields import Field, Kind
 from inlay.nas.engines.gguf.formats import FORMATS
-from inlay.nas.engines.gguf.packing import Packed
+from inlay.nas.engines.gguf.packing import ROTATIONS, Packed
+
+if TYPE_CHECKING:
+    from inlay.nas.modeling import InlayConfig
 
 Value = str | int | float | Sequence[int]
-ROTATIONS = ("default", "linear", "llama3", "yarn")
-"""Kinds of rotation that llama.cpp has, as Transformers names them."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,16 @@ def model_fields(
         **{f"{packed.arch}.{key}": value for key, value in own.items()},
     }
     return [_field(key, value) for key, value in values.items()]
+
+
+def described(packed: Packed, config: InlayConfig, form: str, name: str) -> tuple[Rotation, list[Field]]:
+    """The rotation and the fields of a model of this configuration; arguments as `model_fields`.
+
+    Raises:
+        ValueError: llama.cpp does not have the rotation of its positions.
+    """
+    rotation = rotation_of(config.rope_parameters, config.head_dim)
+    return rotation, model_fields(packed, rotation, config.max_position_embeddings, config.rms_norm_eps, form, name)
 
 
 def _field(key: str, value: Value) -> Field:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Final, Literal
+from typing import Final
 
 from inlay.nas.engines.gguf.formats import FALLBACK, FORMATS, VECTORS
 from inlay.nas.families.shape import EMBEDDING, FINAL_NORM, HEAD, SLOTS, Entry, Shape, layer_prefix
@@ -20,6 +20,7 @@ from inlay.nas.modeling.gated_inlay import DOWN, GATE, UP, GatedFfn
 from inlay.nas.modeling.kinds_inlay import SUBBLOCKS
 from inlay.nas.modeling.linear_inlay import Linear
 from inlay.nas.modeling.subblock_inlay import MIXERS, NORMS, Slot
+from inlay.nas.tables.halves import Half, StandIn, layers_of
 from inlay.nas.variants.storage import Block
 
 
@@ -125,17 +126,24 @@ PLAIN: Final[Mapping[str, Architecture]] = MappingProxyType(
 )
 """What carries a model of a family whose layers are alike, which more programs know than they know `deci`."""
 LAYERS_AT_MOST: Final = 512
+ROTATIONS: Final = ("default", "linear", "llama3", "yarn")
+"""How llama.cpp encodes positions, as Transformers names it."""
 
 
 @dataclass(frozen=True)
 class Part:
     """Half a layer: the tensors of one subblock under llama.cpp's names."""
 
-    role: Literal["attention", "map", "ffn"]
+    role: Half
     tensors: tuple[Stored, ...]
     heads: int = 0
     kv_heads: int = 0
     width: int = 0
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of its numbers."""
+        return sum(tensor.num_bytes for tensor in self.tensors)
 
 
 def mixed_architecture(shape: Shape) -> Architecture:
@@ -156,37 +164,31 @@ def pack(shape: Shape, blocks: Sequence[Block], form: str) -> Packed:
         KeyError: a kind that `PARTS` does not list; `problem` of the engine speaks before.
     """
     parts = [part for layer, block in enumerate(blocks) for part in _parts(shape, layer, block, form)]
-    halves = _paired(parts)
-    if not any(part.kv_heads for part in parts):
-        # llama.cpp makes no cache of nothing.
-        halves.insert(0, (_no_attention(shape, form), None))
-    alike = len({(a.role, a.kv_heads, f.width) for a, f in halves if a and f}) == 1 and all(a and f for a, f in halves)
-    plain = alike and halves[0][0] is not None and halves[0][0].role == "attention"
-    arch = PLAIN[shape.family] if plain else mixed_architecture(shape)
-    layers = tuple(_layer(shape, arch, form, number, *pair) for number, pair in enumerate(halves))
-    return Packed(arch.name, shape, layers, _ends(shape, form))
+    mixed = mixed_architecture(shape)
+    pairs = layers_of(parts, lambda part: part.role, mixed.empty_attention)
+    alike = {(a.role, a.kv_heads, f.width) if isinstance(a, Part) and isinstance(f, Part) else None for a, f in pairs}
+    plain = len(alike) == 1 and "attention" in (next(iter(alike)) or ())
+    arch = PLAIN[shape.family] if plain else mixed
+    own = stand_ins(shape, form)
+    layers = []
+    for attention, ffn in pairs:
+        halves = (own[half] if isinstance(half, StandIn) else half for half in (attention, ffn))
+        layers.append(_layer(arch, *halves))
+    return Packed(arch.name, shape, tuple(layers), _ends(shape, form))
+
+
+def stand_ins(shape: Shape, form: str) -> Mapping[StandIn, Part]:
+    """What stands where a layer lacks a half."""
+    return {
+        StandIn.MAP: _no_map(shape, form),
+        StandIn.ATTENTION: _no_attention(shape, form),
+        StandIn.FFN: _no_ffn(shape, form),
+    }
 
 
 def matrix(name: str, shape: tuple[int, int], form: str, *sources: str) -> Stored:
     """A matrix in `form`, or in what holds its rows."""
     return Stored(name, shape, form if FORMATS[form].fits(shape[1]) else FALLBACK, sources)
-
-
-def _paired(parts: Sequence[Part]) -> list[tuple[Part | None, Part | None]]:
-    """Layers: the next attention or linear map, then the next ffn; one of them may be missing."""
-    halves: list[tuple[Part | None, Part | None]] = []
-    waiting: Part | None = None
-    for part in parts:
-        if part.role == "ffn":
-            halves.append((waiting, part))
-            waiting = None
-        else:
-            if waiting is not None:
-                halves.append((waiting, None))
-            waiting = part
-    if waiting is not None or not halves:
-        halves.append((waiting, None))
-    return halves
 
 
 def _parts(shape: Shape, layer: int, block: Block, form: str) -> Iterator[Part]:
@@ -247,10 +249,8 @@ def _norm(name: str, shape: Shape, prefix: str, slot: Slot) -> Stored:
     return Stored(f"{name}.weight", (shape.hidden,), VECTORS, (f"{prefix}{NORMS[slot]}.weight",))
 
 
-def _layer(shape: Shape, arch: Architecture, form: str, number: int, attention: Part | None, ffn: Part | None) -> Layer:
-    if attention is None and not (arch.empty_attention and number > 0):
-        attention = _no_map(shape, form) if arch.empty_attention else _no_attention(shape, form)
-    ffn = ffn or _no_ffn(shape, form)
+def _layer(arch: Architecture, attention: Part | None, ffn: Part | None) -> Layer:
+    assert ffn is not None
     if attention is None:
         return Layer(0, 0, ffn.width, ffn.tensors)
     tensors = attention.tensors

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from inlay.nas.engines.gguf.metadata import model_fields, rotation_of
+from inlay.nas.engines.gguf.metadata import described
 from inlay.nas.engines.gguf.packing import Packed
 from inlay.nas.engines.gguf.tokenizer import tokenizer_metadata
 from inlay.nas.engines.gguf.writer import write_file
@@ -34,7 +34,6 @@ def write_trained(
         UserError: the tokenizer cannot be rebuilt, or the extra `gguf` is not installed.
         ValueError: llama.cpp does not have the rotation of its positions.
     """
-    rotation = rotation_of(config.rope_parameters, config.head_dim)
-    own = model_fields(packed, rotation, config.max_position_embeddings, config.rms_norm_eps, form, path.stem)
+    rotation, own = described(packed, config, form, path.stem)
     fields = [*own, *tokenizer_metadata(folder, config.vocab_size)]
     write_file(path, packed, rotation, fields, lambda name: read(name).float().numpy())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -51,6 +52,15 @@ def write_skeleton(path: Path, packed: Packed, rotation: Rotation, fields: Field
     with _Writer(path, packed, rotation, fields) as writer:
         for tensor in _tensors(packed, rotation):
             writer.noise(tensor, generator)
+
+
+def write_hollow(path: Path, packed: Packed, rotation: Rotation, fields: Fields) -> None:
+    """Writes a model whose weights are a hole in the file, for its sizes: it takes neither time nor disk. Arguments as
+    `write_file`."""
+    with _Writer(path, packed, rotation, fields):
+        pass
+    head = _aligned(path.stat().st_size)
+    os.truncate(path, head + sum(_aligned(tensor.num_bytes) for tensor in _tensors(packed, rotation)))
 
 
 def file_bytes(packed: Packed, rotation: Rotation, fields: Fields) -> int:

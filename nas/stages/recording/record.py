@@ -70,9 +70,9 @@ class SearchRecord:
         self.reporter.stage_finished(name, seconds, peak or None, told.note)
         self.tracked.stage(entry)
 
-    def table(self, name: str, rows: Sequence[dict[str, Any]]) -> None:
-        """A table of the workspace, and the same as an artifact."""
-        self.place.write_table(name, rows)
+    def table(self, name: str, rows: Sequence[dict[str, Any]], told: Mapping[bytes, bytes] | None = None) -> None:
+        """A table of the workspace, with `told` as its metadata, and the same as an artifact."""
+        self.place.write_table(name, rows, told)
         self.tracked.table(name, rows)
 
     def assembled(self, assembled: Assembled, tables: Tables) -> None:
