@@ -175,7 +175,7 @@ def promised_bytes(parent: Parent, blocks: list[dict[str, Any]], form: str) -> t
         promise, packed = write(path, parent, blocks, form, {})
         length = WORKLOAD.prefill + WORKLOAD.generate
         sizes = engine.ask("open", models={"m": str(path)}, tokens=length, sequences=1, threads=1)["m"]
-        storage = ENGINE.storage(form)
+        storage = ENGINE.storage(form, "cpu")
         kv = packed.kv_bytes(-(-length // CELLS) * CELLS)
         exact = (
             promise == path.stat().st_size

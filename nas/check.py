@@ -129,7 +129,7 @@ def _idle_limits(sections: Mapping[str, Any], shape: Shape) -> list[str]:
     if "hardware" not in sections or any(shape_problems(sections["hardware"], shape, None)):
         return []
     hardware = sections["hardware"]
-    storage = storage_of(hardware.engine, hardware.format, shape)
+    storage = storage_of(hardware, shape)
     sizes = {scenario.name: parent_sizes(shape, scenario, storage) for scenario in hardware.scenarios}
     return idle_limits(sections.get("budget", ()), sizes)
 

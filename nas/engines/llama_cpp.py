@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import random
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from inlay.nas.engines.engine import Engine, Rounds, Skeletons, Target
 from inlay.nas.engines.gguf.formats import FORMATS
 from inlay.nas.engines.gguf.packing import LAYERS_AT_MOST, PARTS, PLAIN, Packed, mixed_architecture, pack, part_of
-from inlay.nas.engines.llama_talk import LlamaTalk, kept_file
+from inlay.nas.engines.gguf.trained import write_trained
 from inlay.nas.engines.process import EngineProcess, worker_script
+from inlay.nas.engines.process_bench import ProcessBench
+from inlay.nas.engines.process_talk import ProcessTalk, written_once
+from inlay.nas.engines.shapes import shape_of_model, with_vocabulary
 from inlay.nas.engines.talk import Talk, Trained
 from inlay.nas.engines.timing import Workload, clock_of, take_rounds
 from inlay.nas.families.shape import Entry, Shape
@@ -23,6 +25,7 @@ from inlay.nas.modeling.kinds_inlay import SUBBLOCKS
 from inlay.nas.modeling.no_op_inlay import ABSENT
 from inlay.nas.modeling.subblock_inlay import Slot
 from inlay.nas.variants.storage import Block, Storage
+from inlay.version import __version__
 
 if TYPE_CHECKING:
     from inlay.nas.modeling import InlayConfig
@@ -98,7 +101,7 @@ class LlamaCppEngine(Engine):
                 )
         return None
 
-    def model_problem(self, shape: Shape, form: str) -> str | None:
+    def model_problem(self, shape: Shape, form: str, device: str) -> str | None:
         """By family, layers, head and the rows that a format can hold."""
         if shape.family not in PLAIN:
             return f"llama.cpp: the family {shape.family} is not known; it is {', '.join(PLAIN)}"
@@ -117,7 +120,7 @@ class LlamaCppEngine(Engine):
                     return f"llama.cpp cannot run the parent itself, layer {layer}: {problem}"
         return None
 
-    def storage(self, form: str) -> Storage:
+    def storage(self, form: str, device: str) -> Storage:
         """GGUF's."""
         return LlamaCppStorage(form)
 
@@ -134,7 +137,7 @@ class LlamaCppEngine(Engine):
         Its cache wants attention somewhere, a layer that lacks a half gets a dummy, and the last layer's ffn is only
         computed for what is chosen from: the small layers see to that.
         """
-        small = _with_vocabulary(config, SMALL_VOCABULARY)
+        small = with_vocabulary(config, SMALL_VOCABULARY)
         nothing = {"attention": ABSENT, "ffn": ABSENT}
         ffn = {**nothing, "ffn": {"kind": GatedFfn.name, "width": 32}}
         layer = {**ffn, "attention": {"kind": FullAttention.name, "kv_heads": 1}}
@@ -144,7 +147,7 @@ class LlamaCppEngine(Engine):
             "layers": small.with_blocks([layer] * (2 + COPIES)),
             "whole": config.with_blocks([layer] * 2),
         }
-        shape = _shape_of(config)
+        shape = shape_of_model(config)
         share = 1 / COPIES
         models: dict[str, InlayConfig] = {}
         terms: dict[str, tuple[tuple[float, str], ...]] = {}
@@ -179,7 +182,7 @@ class LlamaCppEngine(Engine):
                 _write_skeleton(path, config, target.format)
                 files[name] = str(path)
             vocabulary = min(config.vocab_size for config in models.values())
-            bench = _Bench(engine, files, workload, target, vocabulary)
+            bench = ProcessBench(engine, files, workload, target.device, vocabulary, {})
             return take_rounds(list(models), bench, workload, on_round, together=together)
 
     @contextmanager
@@ -187,11 +190,8 @@ class LlamaCppEngine(Engine):
         """Files in `kept`, in one process."""
         with process(target.python) as engine:
             engine.ask("hello")  # where it is not installed, no file is written
-            files = {
-                name: kept_file(kept, model, packed_of(model.config, target.format), target.format)
-                for name, model in models.items()
-            }
-            yield LlamaTalk(engine, files, threads, clock_of(target.device, threads))
+            files = {name: str(_kept_file(kept, model, target.format)) for name, model in models.items()}
+            yield ProcessTalk(engine, files, threads, clock_of(target.device, threads), {})
 
 
 def process(python: str | None) -> EngineProcess:
@@ -199,53 +199,18 @@ def process(python: str | None) -> EngineProcess:
     return EngineProcess(NAME, worker_script("llama_worker.py"), python, EXTRA)
 
 
-class _Bench:
-    """Files that one process runs in turns; those whose turn it is not are closed."""
-
-    def __init__(
-        self, engine: EngineProcess, files: Mapping[str, str], workload: Workload, target: Target, vocabulary: int
-    ) -> None:
-        self._engine, self._files, self._workload = engine, files, workload
-        self._clock = workload.clock(target.device)
-        chosen = random.Random(0)
-        length = workload.prefill + workload.generate
-        self._ids = [chosen.randrange(vocabulary) for _ in range(length)]
-        self._open: set[str] = set()
-        self._running: list[str] = []
-
-    def prefill(self, names: Sequence[str]) -> list[int]:
-        if idle := sorted(self._open - set(names)):
-            self._engine.ask("close", models=idle)
-        if new := [name for name in names if name not in self._open]:
-            self._engine.ask(
-                "open",
-                models={name: self._files[name] for name in new},
-                tokens=len(self._ids),
-                sequences=self._workload.batch_size,
-                threads=self._workload.threads,
-            )
-        self._open, self._running = set(names), list(names)
-        return self._times("prefill", ids=self._ids[: self._workload.prefill])
-
-    def extend(self, context: int) -> None:
-        self._engine.ask("extend", models=self._running, ids=self._ids[:context])
-
-    def steps(self, count: int) -> list[int]:
-        return self._times("steps", count=count)
-
-    def _times(self, do: str, **values: Any) -> list[int]:
-        return list(self._engine.ask(do, models=self._running, clock=self._clock, **values)["ns"])
-
-
 def packed_of(config: InlayConfig, form: str) -> Packed:
     """A model of this configuration as a file holds it."""
-    return pack(_shape_of(config), config.blocks, form)
+    return pack(shape_of_model(config), config.blocks, form)
 
 
-def _shape_of(config: InlayConfig) -> Shape:
-    from inlay.nas.families.reading import shape_of
+def _kept_file(folder: Path, model: Trained, form: str) -> Path:
+    packed = packed_of(model.config, form)
 
-    return shape_of(config.to_dict(), "float32")
+    def write(path: Path) -> None:
+        write_trained(path, packed, model.config, model.folder, form, model.tensors.__getitem__)
+
+    return written_once(folder / f"{model.key}-{form}-{__version__}.gguf", write)
 
 
 def _write_skeleton(path: Path, config: InlayConfig, form: str) -> None:
@@ -257,13 +222,6 @@ def _write_skeleton(path: Path, config: InlayConfig, form: str) -> None:
     rotation = rotation_of(config.rope_parameters, config.head_dim)
     fields = model_fields(packed, rotation, config.max_position_embeddings, config.rms_norm_eps, form, "skeleton")
     write_skeleton(path, packed, rotation, [*fields, NO_TOKENIZER])
-
-
-def _with_vocabulary(config: InlayConfig, size: int) -> InlayConfig:
-    values = config.to_dict()
-    for name in ("model_type", "architectures"):
-        values.pop(name, None)
-    return type(config)(**{**values, "vocab_size": size})
 
 
 def _count(size: Sequence[int]) -> int:

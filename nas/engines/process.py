@@ -6,6 +6,7 @@ nothing of ours but the script.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -35,6 +36,7 @@ class EngineProcess:
         python: its interpreter; None: this one.
         extra: what installs the engine, for messages.
         patience_seconds: how long one request may take.
+        environment: variables that it gets beside ours.
 
     Raises:
         UserError: the interpreter is not there.
@@ -47,6 +49,7 @@ class EngineProcess:
         python: str | None = None,
         extra: str = "",
         patience_seconds: float = PATIENCE_SECONDS,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.name, self._extra, self._patience = name, extra, patience_seconds
         self.python = python or sys.executable
@@ -59,7 +62,7 @@ class EngineProcess:
                 stderr=self._stderr,
                 text=True,
                 start_new_session=True,
-                env=_environment(),
+                env=_environment() | dict(environment or {}),
             )
         except OSError as error:
             self._stderr.close()
@@ -112,15 +115,19 @@ class EngineProcess:
 
     def close(self) -> None:
         """Ends the process and all that it started."""
+        if self._stderr.closed:
+            return
         process = self._process
         if process.poll() is None:
             assert process.stdin is not None
-            process.stdin.close()
-            try:
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(ENDING_SECONDS)
-            except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+        # Where it has gone itself, what it started may still be there, under the number of the group that it led.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
         self._stderr.close()
 
     def _listen(self) -> None:
@@ -146,7 +153,7 @@ def worker_script(name: str) -> Path:
 
 
 def _environment() -> dict[str, str]:
-    """Ours, without what would lead another interpreter to this one's packages."""
-    foreign: Sequence[str] = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
+    """Ours, without what would lead another interpreter to this one's packages, or away from what lies by a script."""
+    foreign: Sequence[str] = ("PYTHONPATH", "PYTHONHOME", "PYTHONSAFEPATH", "VIRTUAL_ENV")
     kept: Mapping[str, str] = {name: value for name, value in os.environ.items() if name not in foreign}
     return dict(kept)

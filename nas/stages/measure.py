@@ -25,6 +25,7 @@ from inlay.nas.report.sentences import counted
 from inlay.nas.tables.costs import ENDS
 from inlay.nas.tables.given_costs import given_costs
 from inlay.nas.variants import Variant, ends_parameters, parameters, variants_of
+from inlay.nas.variants.storage import Storage
 
 TIMES = ("prefill_ns", "decode_ns", "runtime_ns", "spread_ns")
 MEASURE = Stage("measure", VERSION, measure_subblocks)
@@ -36,7 +37,7 @@ def cost_rows(search: Search) -> list[dict[str, Any]]:
     if job.hardware.costs is not None:
         given = job.resolve(job.hardware.costs)
         return given_costs(given, job.hardware, search.target.format, shape, job.space)
-    counted_rows = CostRows(job.space, shape, search.engine, search.target.format)
+    counted_rows = CostRows(job.space, shape, search.engine, search.storage)
     rows: list[dict[str, Any]] = []
     for scenario, times in _measured_subblocks(search, counted_rows.entries()):
         rows += counted_rows.of(scenario, times)
@@ -68,13 +69,13 @@ class CostRows:
         space: the alternatives.
         shape: the parent's.
         engine: what runs the child.
-        form: the format in which it stores weights.
+        storage: how it keeps a model.
     """
 
     space: Space
     shape: Shape
     engine: Engine
-    form: str
+    storage: Storage
 
     def entries(self) -> list[str]:
         """Every distinct subblock that has a time, by its key."""
@@ -88,7 +89,7 @@ class CostRows:
             scenario: the workload.
             times: `TIMES` by subblock key and `ends`.
         """
-        length, storage, shape = scenario.prefill + scenario.generate, self.engine.storage(self.form), self.shape
+        length, storage, shape = scenario.prefill + scenario.generate, self.storage, self.shape
         rows = []
         for layer, variant in self._variants():
             entry = variant.entry(shape, layer)

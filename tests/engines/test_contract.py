@@ -16,6 +16,7 @@ from inlay.nas.engines.talk import Trained
 from inlay.nas.engines.timing import Workload
 from inlay.nas.families import layer_prefix, open_parent
 from inlay.nas.modeling import InlayForCausalLM
+from inlay.nas.variants.storage import Storage
 
 WORKLOAD = Workload(batch_size=2, prefill=8, generate=4, threads=1)
 HALF = {"kind": "gated", "width": 64}
@@ -36,15 +37,19 @@ def target(engine: Engine, parent: Any) -> Target:
     return Target("cpu", "float32", format_of(engine.name, "auto", parent.shape))
 
 
+def storage_here(engine: Engine, parent: Any) -> Storage:
+    return engine.storage(format_of(engine.name, "auto", parent.shape), "cpu")
+
+
 def test_its_formats_hold_the_parent(engine: Engine, parent: Any) -> None:
     for form in engine.formats:
-        assert engine.model_problem(parent.shape, form) is None
-        storage = engine.storage(form)
+        assert engine.model_problem(parent.shape, form, "cpu") is None
+        storage = engine.storage(form, "cpu")
         assert storage.model(parent.shape, parent.shape.blocks) > storage.ends(parent.shape) > 0
 
 
 def test_a_model_has_the_bytes_of_its_parts(engine: Engine, parent: Any) -> None:
-    shape, storage = parent.shape, engine.storage(format_of(engine.name, "auto", parent.shape))
+    shape, storage = parent.shape, storage_here(engine, parent)
     parts = sum(storage.weights(entry, slot, shape) for block in shape.blocks for slot, entry in block.items())
     assert storage.model(shape, shape.blocks) == storage.ends(shape) + parts
     nothing = {"kind": "no_op"}
@@ -131,4 +136,4 @@ def test_a_kind_that_nobody_knows_is_told(engine: Engine, parent: Any) -> None:
     own = parent.shape.parent_entry(0, "ffn")
     assert engine.problem(own, "ffn", parent.shape, engine.formats[0]) is None
     if engine.has_python:
-        assert "unheard" in str(engine.model_problem(strange, engine.formats[0]))
+        assert "unheard" in str(engine.model_problem(strange, engine.formats[0], "cpu"))

@@ -128,7 +128,7 @@ def test_bytes_are_those_that_were_promised(
     blocks = blocks_of(parent, [(2, 64), (1, 32), (NO_OP, 96), (4, NO_OP)])
     model, packed = made(parent, blocks, tmp_path / "child.gguf", form)
     theirs, sizes = logits(llama, tmp_path / "child.gguf", list(range(30)), exact=False)
-    storage = LlamaCppEngine().storage(form)
+    storage = LlamaCppEngine().storage(form, "cpu")
     assert sizes["weights_bytes"] == storage.model(parent.shape, blocks) == packed.weights_bytes
     kv = sum(storage.kv(block["attention"], parent.shape, 1, 30) for block in blocks)
     assert sizes["kv_mib"] == round(kv / 2**20, 2)
