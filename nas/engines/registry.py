@@ -9,12 +9,13 @@ from typing import Final
 from inlay.nas.engines.engine import Engine
 from inlay.nas.engines.llama_cpp import LlamaCppEngine
 from inlay.nas.engines.transformers_engine import TransformersEngine
+from inlay.nas.engines.vllm import VllmEngine
 from inlay.nas.families.shape import Shape
 from inlay.nas.job.sections import Hardware
 from inlay.nas.variants.storage import Storage
 
 ENGINES: Final[Mapping[str, Engine]] = MappingProxyType(
-    {engine.name: engine for engine in (TransformersEngine(), LlamaCppEngine())}
+    {engine.name: engine for engine in (TransformersEngine(), LlamaCppEngine(), VllmEngine())}
 )
 
 

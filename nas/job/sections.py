@@ -117,7 +117,7 @@ class Hardware(Section):
     scenarios: Annotated[tuple[Scenario, ...], BeforeValidator(_listed)] = Field(
         default=(Scenario(),), min_length=1, max_length=64, description="Workloads to measure and budget for."
     )
-    engine: Literal["transformers", "llama.cpp"] = Field(
+    engine: Literal["transformers", "llama.cpp", "vllm"] = Field(
         default="transformers", description="What runs the child: its times and bytes are the budget's."
     )
     format: Literal["auto", "parent", "f32", "f16", "bf16", "q8_0"] = Field(

@@ -19,6 +19,9 @@ from inlay.nas.modeling.window_inlay import WindowAttention
 KINDS: Final = (FullAttention.name, WindowAttention.name, GatedFfn.name, Linear.name, NoOp.name)
 """The kinds of subblocks that the plugin builds; subblocks.py has the module of each."""
 
+FAMILIES: Final = ("llama", "mistral", "qwen2", "qwen3")
+"""Families whose layers the plugin builds."""
+
 CPU_HEAD_SIZES: Final = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """Head sizes that vLLM's attention on a CPU has code for."""
 
