@@ -72,12 +72,19 @@ class EngineProcess:
             ) from None
         self._answers: queue.Queue[str | None] = queue.Queue()
         threading.Thread(target=self._listen, daemon=True).start()
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+        self._watcher.start()
 
     def __enter__(self) -> EngineProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @property
+    def pid(self) -> int:
+        """Its number, which is that of its group of processes too."""
+        return self._process.pid
 
     @property
     def is_alive(self) -> bool:
@@ -122,12 +129,11 @@ class EngineProcess:
             assert process.stdin is not None
             with contextlib.suppress(BrokenPipeError):
                 process.stdin.close()
-            with contextlib.suppress(subprocess.TimeoutExpired):
+            try:
                 process.wait(ENDING_SECONDS)
-        # Where it has gone itself, what it started may still be there, under the number of the group that it led.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+            except subprocess.TimeoutExpired:
+                self._end_group()
+        self._watcher.join()
         self._stderr.close()
 
     def _listen(self) -> None:
@@ -135,6 +141,15 @@ class EngineProcess:
         for line in self._process.stdout:
             self._answers.put(line)
         self._answers.put(None)
+
+    def _watch(self) -> None:
+        """What it started ends with it: it would hold our end of the pipe open, and memory."""
+        self._process.wait()
+        self._end_group()
+
+    def _end_group(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
 
     def _death(self, do: str) -> UserError:
         code = self._process.wait()

@@ -78,7 +78,7 @@ class VllmEngine(Engine):
         """The device, vLLM, its torch, and whether it compiles models."""
         from inlay.nas.engines.transformers_engine import processor_name
 
-        with _process(target, threads=1) as (_, about):
+        with process(target, threads=1) as (_, about):
             return {
                 "device": about["device"] or processor_name(),
                 "engine": f"vLLM {about['vllm']}",
@@ -118,15 +118,15 @@ class VllmEngine(Engine):
             _check(name, config, target.device)
         with (
             tempfile.TemporaryDirectory(prefix="inlay-vllm-") as folder,
-            _process(target, workload.threads) as (engine, _),
+            process(target, workload.threads) as (engine, _),
         ):
             told = {}
             for number, (name, config) in enumerate(models.items()):
                 place = Path(folder) / str(number)
-                _write_config(place, config, target.format)
-                told[name] = _told(place, config, target)
+                write_config(place, config, target.format)
+                told[name] = told_of(place, config, target)
             vocabulary = min(config.vocab_size for config in models.values())
-            bench = ProcessBench(engine, told, workload, target.device, vocabulary, _settings(target, random=True))
+            bench = ProcessBench(engine, told, workload, target.device, vocabulary, settings_of(target, random=True))
             return take_rounds(list(models), bench, workload, on_round, together=together)
 
     @contextmanager
@@ -134,17 +134,17 @@ class VllmEngine(Engine):
         """Folders in `kept`, in one process."""
         for name, model in models.items():
             _check(name, model.config, target.device)
-        with _process(target, threads) as (engine, _):
+        with process(target, threads) as (engine, _):
             told = {
-                name: _told(_kept_folder(kept, model, target.format), model.config, target)
+                name: told_of(_kept_folder(kept, model, target.format), model.config, target)
                 for name, model in models.items()
             }
             clock = clock_of(target.device, threads)
-            yield ProcessTalk(engine, told, threads, clock, _settings(target, random=False))
+            yield ProcessTalk(engine, told, threads, clock, settings_of(target, random=False))
 
 
 @contextmanager
-def _process(target: Target, threads: int) -> Iterator[tuple[EngineProcess, dict[str, Any]]]:
+def process(target: Target, threads: int) -> Iterator[tuple[EngineProcess, dict[str, Any]]]:
     """vLLM, waiting for requests, and its versions.
 
     It is handed this package by a path that has nothing else: its interpreter need not have it, and what this one has
@@ -185,11 +185,13 @@ def _compiled(target: Target) -> bool:
     return not target.device.startswith("cpu")
 
 
-def _settings(target: Target, random: bool) -> dict[str, Any]:
+def settings_of(target: Target, random: bool) -> dict[str, Any]:
+    """What `open` is told of all models."""
     return {"dtype": DTYPES[target.format], "random": random, "compiled": _compiled(target)}
 
 
-def _told(folder: Path, config: InlayConfig, target: Target) -> dict[str, Any]:
+def told_of(folder: Path, config: InlayConfig, target: Target) -> dict[str, Any]:
+    """What `open` is told of one model."""
     blocks = cache_block_bytes(shape_of_model(config), target.format, target.device)
     return {"folder": str(folder), "block_tokens": block_tokens(target.device), "block_bytes": blocks}
 
@@ -200,7 +202,8 @@ def _check(name: str, config: InlayConfig, device: str) -> None:
         raise UserError(f"{NAME}, {name}: {problem.removesuffix('.')}")
 
 
-def _write_config(folder: Path, config: InlayConfig, form: str) -> None:
+def write_config(folder: Path, config: InlayConfig, form: str) -> None:
+    """A folder that vLLM takes for a model, with weights or without."""
     folder.mkdir()
     values = json.loads(config.to_json_string(use_diff=False))
     text = json.dumps({**values, "architectures": [ARCHITECTURE], "dtype": DTYPES[form]}, indent=2)
@@ -212,7 +215,7 @@ def _kept_folder(kept: Path, model: Trained, form: str) -> Path:
         import torch
         from safetensors.torch import save_file
 
-        _write_config(folder, model.config, form)
+        write_config(folder, model.config, form)
         dtype = getattr(torch, DTYPES[form])
         tensors = {name: tensor.to(dtype).contiguous() for name, tensor in model.tensors.items()}
         save_file(tensors, folder / "model.safetensors")

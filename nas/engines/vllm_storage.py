@@ -73,5 +73,8 @@ def cache_block_bytes(shape: Shape, form: str, device: str) -> int:
     storage = VllmStorage(form, device)
     entries = [block["attention"] for block in shape.blocks]
     pages = [page for entry in entries if (page := storage.page(entry, shape))]
+    if not pages:
+        # One head of what the plugin declares where no layer has attention.
+        return block_tokens(device) * 2 * shape.head_dim * DTYPE_BYTES[DTYPES[form]]
     masks = {mask for entry in entries for mask in SUBBLOCKS.of(entry).masks(entry)}
     return sum(pages) if len(masks) < 2 else (1 + len(masks)) * len(pages) * max(pages)

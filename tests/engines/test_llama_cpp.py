@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from engines.processes import living_in_group
 
 from inlay.nas.engines.fitting import hardware_problems, shape_problems
 from inlay.nas.engines.gguf.fields import NO_TOKENIZER
@@ -213,3 +214,14 @@ def test_an_engine_that_dies_or_hangs_leaves_a_sentence_and_no_process(tmp_path:
     ):
         hung.ask("x")
     assert not hung.is_alive
+
+
+def test_what_an_engine_started_is_gone_with_it(tmp_path: Path) -> None:
+    script = tmp_path / "starts.py"
+    script.write_text(
+        "import os, subprocess, sys\nsubprocess.Popen(['sleep', '600'])\nsys.stdin.readline()\nos.abort()\n"
+    )
+    with EngineProcess("it", script) as engine:
+        with pytest.raises(UserError, match="it was ended by SIGABRT at `x`"):
+            engine.ask("x")
+        assert living_in_group(engine.pid) == []
