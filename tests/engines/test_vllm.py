@@ -173,13 +173,14 @@ def test_what_cannot_run_is_told_by_layer(vllm: Vllm, stories: Path, tmp_path: P
     assert "layer 2: vLLM has windows but keeps no first tokens beside them (window 16, sinks 2)" in done.stderr
 
 
-def test_bytes_are_those_that_it_allocates(vllm: Vllm, stories: Path, tmp_path: Path) -> None:
-    """Weights of every child, and a cache of layers that keep all keys, whatever KV heads they have."""
+def test_caches_have_the_bytes_that_it_allocates(vllm: Vllm, stories: Path, tmp_path: Path) -> None:
+    """Where all layers with attention keep all keys, whatever KV heads they have."""
     parent = open_parent(stories)
     for form in ("f32", "bf16"):
         target, storage = Target("cpu", "float32", form, vllm.python), ENGINES["vllm"].storage(form, "cpu")
         with process(target, threads=1) as (engine, _):
-            for name, changes in OF_A_TRAINED_PARENT.items():
+            for name in ("mixed kv heads", "layer 0 without attention", "linear"):
+                changes = OF_A_TRAINED_PARENT[name]
                 blocks = [
                     {slot: dict(changes.get((layer, slot), entry)) for slot, entry in block.items()}
                     for layer, block in enumerate(parent.shape.blocks)
@@ -188,10 +189,8 @@ def test_bytes_are_those_that_it_allocates(vllm: Vllm, stories: Path, tmp_path: 
                 write_config(folder, config, form)
                 told, settings = {name: told_of(folder, config, target)}, settings_of(target, random=True)
                 sizes = engine.ask("open", models=told, tokens=300, sequences=2, threads=1, **settings)[name]
-                assert sizes["weights_bytes"] == storage.model(parent.shape, blocks), name
-                if name not in ("windows", "no attention"):
-                    allocated = 2 * -(-300 // sizes["block_tokens"]) * sizes["block_bytes"]
-                    assert sum(storage.kv(b["attention"], parent.shape, 2, 300) for b in blocks) == allocated, name
+                allocated = 2 * -(-300 // sizes["block_tokens"]) * sizes["block_bytes"]
+                assert sum(storage.kv(b["attention"], parent.shape, 2, 300) for b in blocks) == allocated, name
                 engine.ask("close", models=[name])
 
 
@@ -203,7 +202,7 @@ def test_it_is_handed_the_plugin(vllm: Vllm, stories: Path, tmp_path: Path) -> N
     packages = subprocess.run([vllm.python, "-c", asked], capture_output=True, text=True, check=True).stdout.strip()
     (place,) = (tmp_path / "bare" / "lib").glob("python3*/site-packages")
     (place / "vllm.pth").write_text(packages.splitlines()[-1])
-    has = subprocess.run([bare, "-c", "import inlay"], capture_output=True, check=False).returncode == 0
+    has = subprocess.run([bare, "-c", "import inlay"], capture_output=True, cwd=tmp_path, check=False).returncode == 0
     if has:
         pytest.skip(f"inlay's files lie among the packages of {vllm.python}")
     config = open_parent(stories).config

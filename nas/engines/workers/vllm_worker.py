@@ -71,12 +71,9 @@ class Model:
         self.seen = 0
 
     def sizes(self) -> dict[str, int]:
-        """`weights_bytes`, and `block_tokens` and `block_bytes` of its KV cache."""
-        runner = self._engine.model_executor.driver_worker.model_runner
-        weights = {id(tensor): tensor for tensor in runner.get_model().parameters()}.values()
+        """`block_tokens` and `block_bytes` of its KV cache; on CPUs weights are packed, and told by no one then."""
         cache = self._engine.engine_core.engine_core.scheduler.kv_cache_config
         return {
-            "weights_bytes": sum(tensor.numel() * tensor.element_size() for tensor in weights),
             "block_tokens": self._engine.vllm_config.cache_config.block_size,
             "block_bytes": sum({each.size for each in cache.kv_cache_tensors}) // cache.num_blocks,
         }
@@ -160,7 +157,7 @@ class Worker:
         return self._about
 
     def do_open(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Loads models for so many `tokens` in each of the `sequences`; their sizes by name."""
+        """Loads models for so many `tokens` in each of the `sequences`; their caches' sizes by name."""
         for name, told in request["models"].items():
             self._models[name] = Model(told, request)
         return {name: self._models[name].sizes() for name in request["models"]}
