@@ -121,7 +121,7 @@ def times(parent: Parent, form: str) -> list[str]:
     """Predicted and measured times of children; both are relative to the parent, which took turns."""
     target = Target("cpu", "float32", form)
     begun = time.monotonic()
-    made = CostRows(space_of(parent), parent.shape, ENGINE, form)
+    made = CostRows(space_of(parent), parent.shape, ENGINE, form, "cpu")
     bench = SubblockBench(ENGINE, target, parent.config, WORKLOAD)
     found = bench.times(made.entries(), lambda share: None, again=True)
     table = time.monotonic() - begun
@@ -152,7 +152,7 @@ def times(parent: Parent, form: str) -> list[str]:
             errors[term].append(abs(promise / truth - 1))
             cells.append(f"{promise:.3f} | {truth:.3f} | {100 * (promise / truth - 1):+.1f} %")
         size, exact = promised_bytes(parent, children[name], form)
-        exact = exact and total["weights_bytes"] == ENGINE.storage(form).model(parent.shape, children[name])
+        exact = exact and total["weights_bytes"] == ENGINE.storage(form, "cpu").model(parent.shape, children[name])
         lines.append(f"| {name} | {cells[0]} | {cells[1]} | {size:,} | {'yes' if exact else 'NO'} |")
     for term, off in errors.items():
         told = f"{term}: off by {100 * statistics.median(off):.1f} % in the median, {100 * max(off):.1f} % at worst."
@@ -184,7 +184,7 @@ def promised_bytes(parent: Parent, blocks: list[dict[str, Any]], form: str) -> t
         promise, packed = write(path, parent, blocks, form, {})
         length = WORKLOAD.prefill + WORKLOAD.generate
         sizes = engine.ask("open", models={"m": str(path)}, tokens=length, sequences=1, threads=1)["m"]
-        storage = ENGINE.storage(form)
+        storage = ENGINE.storage(form, "cpu")
         kv = packed.kv_bytes(-(-length // CELLS) * CELLS)
         exact = (
             promise == path.stat().st_size

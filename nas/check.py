@@ -138,7 +138,7 @@ def _idle_limits(sections: Mapping[str, Any], shape: Shape) -> list[str]:
     if "hardware" not in sections or any(shape_problems(sections["hardware"], shape, None)):
         return []
     hardware = sections["hardware"]
-    storage = storage_of(hardware.engine, hardware.format, shape)
+    storage = storage_of(hardware, shape)
     sizes = {scenario.name: parent_sizes(shape, scenario, storage) for scenario in hardware.scenarios}
     return idle_limits(sections.get("budget", ()), sizes)
 
@@ -207,7 +207,7 @@ def _costs(sections: Mapping[str, Any], parent: _Described | None, folder: Path)
     form = storage = None
     if parent is not None and not any(hardware_problems(hardware)):
         form = format_of(hardware.engine, hardware.format, parent.shape)
-        storage = storage_of(hardware.engine, hardware.format, parent.shape)
+        storage = storage_of(hardware, parent.shape)
     try:
         rows = given_costs(resolve(hardware.costs, folder), hardware, form, shape, space, storage)
     except UserError as error:

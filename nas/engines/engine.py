@@ -127,12 +127,12 @@ class Engine(ABC):
         """Why it cannot run this subblock, with the value and what can be run instead, or None."""
 
     @abstractmethod
-    def model_problem(self, shape: Shape, form: str) -> str | None:
-        """Why it cannot run any child of this parent, with the way out, or None."""
+    def model_problem(self, shape: Shape, form: str, device: str) -> str | None:
+        """Why it cannot run any child of this parent on a device, with the way out, or None."""
 
     @abstractmethod
-    def storage(self, form: str) -> Storage:
-        """How it keeps a model in a format."""
+    def storage(self, form: str, device: str) -> Storage:
+        """How it keeps a model in a format on a device."""
 
     @abstractmethod
     def describe(self, target: Target) -> dict[str, str]:

@@ -33,7 +33,7 @@ def shape_problems(hardware: Hardware, shape: Shape, space: SearchSpace | None) 
     form = format_of(hardware.engine, hardware.format, shape)
     if form not in engine.formats:
         return
-    if (problem := engine.model_problem(shape, form)) is not None:
+    if (problem := engine.model_problem(shape, form, hardware.device)) is not None:
         yield Problem("hardware.engine", problem)
         return
     if space is None or space_problems(space, shape):

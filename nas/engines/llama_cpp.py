@@ -19,9 +19,12 @@ from inlay.nas.engines.gguf.packing import (
     part_of,
     stand_ins,
 )
-from inlay.nas.engines.llama_bench import LlamaBench, packed_of, scratch_folder, shape_of_config, write_shape
-from inlay.nas.engines.llama_talk import LlamaTalk, kept_file
+from inlay.nas.engines.gguf.trained import write_trained
+from inlay.nas.engines.llama_files import held_of, packed_of, write_shape
 from inlay.nas.engines.process import EngineProcess, worker_script
+from inlay.nas.engines.process_bench import ProcessBench, scratch_folder
+from inlay.nas.engines.process_talk import ProcessTalk, written_once
+from inlay.nas.engines.shapes import shape_of_model, with_vocabulary
 from inlay.nas.engines.talk import Talk, Trained
 from inlay.nas.engines.timing import Workload, clock_of, take_rounds
 from inlay.nas.families.shape import Entry, Shape
@@ -33,6 +36,7 @@ from inlay.nas.modeling.no_op_inlay import ABSENT
 from inlay.nas.modeling.subblock_inlay import Slot
 from inlay.nas.tables.halves import Half, StandIn
 from inlay.nas.variants.storage import Block, Storage
+from inlay.version import __version__
 
 if TYPE_CHECKING:
     from inlay.nas.modeling import InlayConfig
@@ -108,7 +112,7 @@ class LlamaCppEngine(Engine):
                 )
         return None
 
-    def model_problem(self, shape: Shape, form: str) -> str | None:
+    def model_problem(self, shape: Shape, form: str, device: str) -> str | None:
         """By family, rotation, layers, head and the rows that a format can hold."""
         if shape.family not in PLAIN:
             return f"llama.cpp: the family {shape.family} is not known; it is {', '.join(PLAIN)}"
@@ -132,7 +136,7 @@ class LlamaCppEngine(Engine):
                     return f"llama.cpp cannot run the parent itself, layer {layer}: {problem}"
         return None
 
-    def storage(self, form: str) -> Storage:
+    def storage(self, form: str, device: str) -> Storage:
         """GGUF's."""
         return LlamaCppStorage(form)
 
@@ -149,7 +153,7 @@ class LlamaCppEngine(Engine):
         Its cache wants attention somewhere, a layer that lacks a half gets a dummy, and the last layer's ffn is only
         computed for what is chosen from: the small layers see to that.
         """
-        small = _with_vocabulary(config, SMALL_VOCABULARY)
+        small = with_vocabulary(config, SMALL_VOCABULARY)
         nothing = {"attention": ABSENT, "ffn": ABSENT}
         ffn = {**nothing, "ffn": {"kind": GatedFfn.name, "width": 32}}
         layer = {**ffn, "attention": {"kind": FullAttention.name, "kv_heads": 1}}
@@ -159,7 +163,7 @@ class LlamaCppEngine(Engine):
             "layers": small.with_blocks([layer] * (2 + COPIES)),
             "whole": config.with_blocks([layer] * 2),
         }
-        shape = shape_of_config(config)
+        shape = shape_of_model(config)
         share = 1 / COPIES
         models: dict[str, InlayConfig] = {}
         terms: dict[str, tuple[tuple[float, str], ...]] = {}
@@ -211,16 +215,16 @@ class LlamaCppEngine(Engine):
         scratch: Path | None = None,
     ) -> Timed:
         """Files of random weights, in one process."""
-        with scratch_folder(scratch) as folder, process(target.python) as engine:
+        with scratch_folder("gguf", scratch) as folder, process(target.python) as engine:
             files: dict[str, str] = {}
             for number, (name, config) in enumerate(models.items()):
                 path = Path(folder) / f"{number}.gguf"
                 write_shape(path, config, target.format)
                 files[name] = str(path)
             vocabulary = min(config.vocab_size for config in models.values())
-            bench = LlamaBench(engine, files, workload, target, vocabulary)
+            bench = ProcessBench(engine, files, workload, target.device, vocabulary, {})
             rounds = take_rounds(list(models), bench, workload, on_round, together=together)
-            return Timed(rounds, bench.held)
+            return Timed(rounds, {name: held_of(files[name], told) for name, told in bench.told.items()})
 
     def untold(self, device: str) -> str | None:
         """None: its log does."""
@@ -231,11 +235,12 @@ class LlamaCppEngine(Engine):
     ) -> int:
         """Of files without numbers, which it opens one by one: what it computes in depends on shapes alone."""
         most = 0
-        with scratch_folder(scratch) as folder, process(target.python) as engine:
+        with scratch_folder("gguf", scratch) as folder, process(target.python) as engine:
+            path = str(Path(folder) / "hollow.gguf")
+            bench = ProcessBench(engine, {"m": path}, workload, target.device, 1, {})
             for config in models.values():
-                path = Path(folder) / "hollow.gguf"
-                write_shape(path, config, target.format, hollow=True)
-                most = max(most, LlamaBench(engine, {"m": str(path)}, workload, target, 1).opened("m").compute_bytes)
+                write_shape(Path(path), config, target.format, hollow=True)
+                most = max(most, held_of(path, bench.opened("m")).compute_bytes)
         return most
 
     def file_bytes(self, config: InlayConfig, form: str, folder: Path | None) -> int:
@@ -255,11 +260,8 @@ class LlamaCppEngine(Engine):
         """Files in `kept`, in one process."""
         with process(target.python) as engine:
             engine.ask("hello")  # where it is not installed, no file is written
-            files = {
-                name: kept_file(kept, model, packed_of(model.config, target.format), target.format)
-                for name, model in models.items()
-            }
-            yield LlamaTalk(engine, files, threads, clock_of(target.device, threads))
+            files = {name: str(_kept_file(kept, model, target.format)) for name, model in models.items()}
+            yield ProcessTalk(engine, files, threads, clock_of(target.device, threads), {})
 
 
 def process(python: str | None) -> EngineProcess:
@@ -267,11 +269,13 @@ def process(python: str | None) -> EngineProcess:
     return EngineProcess(NAME, worker_script("llama_worker.py"), python, EXTRA)
 
 
-def _with_vocabulary(config: InlayConfig, size: int) -> InlayConfig:
-    values = config.to_dict()
-    for name in ("model_type", "architectures"):
-        values.pop(name, None)
-    return type(config)(**{**values, "vocab_size": size})
+def _kept_file(folder: Path, model: Trained, form: str) -> Path:
+    packed = packed_of(model.config, form)
+
+    def write(path: Path) -> None:
+        write_trained(path, packed, model.config, model.folder, form, model.tensors.__getitem__)
+
+    return written_once(folder / f"{model.key}-{form}-{__version__}.gguf", write)
 
 
 def _count(size: Sequence[int]) -> int:

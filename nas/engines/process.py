@@ -6,6 +6,7 @@ nothing of ours but the script.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -35,6 +36,7 @@ class EngineProcess:
         python: its interpreter; None: this one.
         extra: what installs the engine, for messages.
         patience_seconds: how long one request may take.
+        environment: variables that it gets beside ours.
 
     Raises:
         UserError: the interpreter is not there.
@@ -47,6 +49,7 @@ class EngineProcess:
         python: str | None = None,
         extra: str = "",
         patience_seconds: float = PATIENCE_SECONDS,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.name, self._extra, self._patience = name, extra, patience_seconds
         self.python = python or sys.executable
@@ -59,7 +62,7 @@ class EngineProcess:
                 stderr=self._stderr,
                 text=True,
                 start_new_session=True,
-                env=_environment(),
+                env=_environment() | dict(environment or {}),
             )
         except OSError as error:
             self._stderr.close()
@@ -69,12 +72,19 @@ class EngineProcess:
             ) from None
         self._answers: queue.Queue[str | None] = queue.Queue()
         threading.Thread(target=self._listen, daemon=True).start()
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+        self._watcher.start()
 
     def __enter__(self) -> EngineProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @property
+    def pid(self) -> int:
+        """Its number, which is that of its group of processes too."""
+        return self._process.pid
 
     @property
     def is_alive(self) -> bool:
@@ -112,15 +122,18 @@ class EngineProcess:
 
     def close(self) -> None:
         """Ends the process and all that it started."""
+        if self._stderr.closed:
+            return
         process = self._process
         if process.poll() is None:
             assert process.stdin is not None
-            process.stdin.close()
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
             try:
                 process.wait(ENDING_SECONDS)
             except subprocess.TimeoutExpired:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+                self._end_group()
+        self._watcher.join()
         self._stderr.close()
 
     def _listen(self) -> None:
@@ -128,6 +141,15 @@ class EngineProcess:
         for line in self._process.stdout:
             self._answers.put(line)
         self._answers.put(None)
+
+    def _watch(self) -> None:
+        """What it started ends with it: it would hold our end of the pipe open, and memory."""
+        self._process.wait()
+        self._end_group()
+
+    def _end_group(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
 
     def _death(self, do: str) -> UserError:
         code = self._process.wait()
@@ -146,7 +168,7 @@ def worker_script(name: str) -> Path:
 
 
 def _environment() -> dict[str, str]:
-    """Ours, without what would lead another interpreter to this one's packages."""
-    foreign: Sequence[str] = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
+    """Ours, without what would lead another interpreter to this one's packages, or away from what lies by a script."""
+    foreign: Sequence[str] = ("PYTHONPATH", "PYTHONHOME", "PYTHONSAFEPATH", "VIRTUAL_ENV")
     kept: Mapping[str, str] = {name: value for name, value in os.environ.items() if name not in foreign}
     return dict(kept)

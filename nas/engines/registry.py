@@ -9,11 +9,13 @@ from typing import Final
 from inlay.nas.engines.engine import Engine
 from inlay.nas.engines.llama_cpp import LlamaCppEngine
 from inlay.nas.engines.transformers_engine import TransformersEngine
+from inlay.nas.engines.vllm import VllmEngine
 from inlay.nas.families.shape import Shape
+from inlay.nas.job.sections import Hardware
 from inlay.nas.variants.storage import Storage
 
 ENGINES: Final[Mapping[str, Engine]] = MappingProxyType(
-    {engine.name: engine for engine in (TransformersEngine(), LlamaCppEngine())}
+    {engine.name: engine for engine in (TransformersEngine(), LlamaCppEngine(), VllmEngine())}
 )
 
 
@@ -22,6 +24,6 @@ def format_of(engine: str, asked: str, shape: Shape) -> str:
     return ENGINES[engine].usual_format(shape) if asked == "auto" else asked
 
 
-def storage_of(engine: str, asked: str, shape: Shape) -> Storage:
-    """How an engine keeps models of a parent in that format."""
-    return ENGINES[engine].storage(format_of(engine, asked, shape))
+def storage_of(hardware: Hardware, shape: Shape) -> Storage:
+    """How a job's engine keeps models of a parent."""
+    return ENGINES[hardware.engine].storage(format_of(hardware.engine, hardware.format, shape), hardware.device)

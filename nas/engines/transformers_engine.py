@@ -42,11 +42,11 @@ class TransformersEngine(Engine):
         """None: it is our own code."""
         return None
 
-    def model_problem(self, shape: Shape, form: str) -> str | None:
+    def model_problem(self, shape: Shape, form: str, device: str) -> str | None:
         """None."""
         return None
 
-    def storage(self, form: str) -> Storage:
+    def storage(self, form: str, device: str) -> Storage:
         """The parent's type."""
         return AsParent()
 

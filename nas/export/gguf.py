@@ -50,7 +50,7 @@ class Difference:
 def check_gguf(parent: Parent, architecture: Blocks, form: str) -> None:
     """Raises UserError naming everything in a child that llama.cpp cannot run in a format."""
     engine, shape = LlamaCppEngine(), parent.shape
-    whole = engine.model_problem(shape, form)
+    whole = engine.model_problem(shape, form, "cpu")
     problems = [whole] if whole else []
     for layer, entries in enumerate(entries_of(shape, architecture) if not whole else ()):
         for slot in SLOTS:

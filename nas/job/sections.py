@@ -117,11 +117,11 @@ class Hardware(Section):
     scenarios: Annotated[tuple[Scenario, ...], BeforeValidator(_listed)] = Field(
         default=(Scenario(),), min_length=1, max_length=64, description="Workloads to measure and budget for."
     )
-    engine: Literal["transformers", "llama.cpp"] = Field(
+    engine: Literal["transformers", "llama.cpp", "vllm"] = Field(
         default="transformers", description="What runs the child: its times and bytes are the budget's."
     )
     format: Literal["auto", "parent", "f32", "f16", "bf16", "q8_0"] = Field(
-        default="auto", description="Number format of the engine's files; auto: f16 for llama.cpp, else the parent's."
+        default="auto", description="How the engine stores numbers; auto: what it takes unasked (docs/engines.md)."
     )
     python: str | None = Field(
         default=None, min_length=1, description="The interpreter that has the engine; default: this one."

@@ -82,7 +82,7 @@ class Search:
     @property
     def storage(self) -> Storage:
         """How the engine keeps models."""
-        return self.engine.storage(self.target.format)
+        return self.engine.storage(self.target.format, self.target.device)
 
     @property
     def engine_arguments(self) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def cost_rows(search: Search) -> list[dict[str, Any]]:
     if job.hardware.costs is not None:
         given = job.resolve(job.hardware.costs)
         return given_costs(given, job.hardware, search.target.format, shape, job.space, search.storage)
-    counted_rows = CostRows(job.space, shape, search.engine, search.target.format)
+    counted_rows = CostRows(job.space, shape, search.engine, search.target.format, search.target.device)
     rows: list[dict[str, Any]] = []
     for scenario, times, compute_bytes in _measured_subblocks(search, counted_rows.entries()):
         rows += counted_rows.of(scenario, times, compute_bytes)
@@ -89,13 +89,15 @@ class CostRows:
         space: the alternatives.
         shape: the parent's.
         engine: what runs the child.
-        form: the format in which it stores weights.
+        form: the format that it stores matrices in.
+        device: where.
     """
 
     space: Space
     shape: Shape
     engine: Engine
     form: str
+    device: str
 
     def entries(self) -> list[str]:
         """Every distinct subblock that has a time, by its key."""
@@ -114,7 +116,8 @@ class CostRows:
             times: `TIMES` by subblock key and `ends`.
             compute_bytes: what the engine computes in; None where it does not tell.
         """
-        length, storage, shape = scenario.prefill + scenario.generate, self.engine.storage(self.form), self.shape
+        length, shape = scenario.prefill + scenario.generate, self.shape
+        storage = self.engine.storage(self.form, self.device)
         rows = []
         for layer, variant in self._variants():
             entry = variant.entry(shape, layer)

@@ -59,7 +59,7 @@ def measure_alone(job: Job, reporter: Reporter, *, again: bool = False) -> Measu
     """
     parent = check_measured(job)
     engine, target = ENGINES[job.hardware.engine], target_of(job, parent)
-    table = CostRows(job.space, parent.shape, engine, target.format)
+    table = CostRows(job.space, parent.shape, engine, target.format, target.device)
     entries, scenarios = table.entries(), job.hardware.scenarios
     started = time.monotonic()
     reporter.stage_started("measure")

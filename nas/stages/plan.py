@@ -41,7 +41,7 @@ def _plan_of(job: Job, parent: Parent) -> dict[str, Any]:
     shape = parent.shape
     space = [variants_of(job.space, shape, layer) for layer in range(shape.num_layers)]
     trained = sum(variant.trained for layer in space for variant in layer)
-    storage = storage_of(job.hardware.engine, job.hardware.format, shape)
+    storage = storage_of(job.hardware, shape)
     sizes = parent_sizes(shape, job.hardware.scenarios[0], storage)
     return {
         "parent": {
@@ -123,7 +123,7 @@ def _stages(job: Job, parent: Parent, space: Space, trained: int) -> list[dict[s
 def _timed(job: Job, parent: Parent) -> list[str]:
     """The subblocks that `measure` asks for."""
     form = format_of(job.hardware.engine, job.hardware.format, parent.shape)
-    return CostRows(job.space, parent.shape, ENGINES[job.hardware.engine], form).entries()
+    return CostRows(job.space, parent.shape, ENGINES[job.hardware.engine], form, job.hardware.device).entries()
 
 
 def _known_times(job: Job, parent: Parent) -> int:
@@ -149,7 +149,7 @@ def _sequences(job: Job, tokens: int) -> str:
 
 def _facts(job: Job, parent: Parent, space: Space) -> list[tuple[str, str]]:
     shape = parent.shape
-    storage = storage_of(job.hardware.engine, job.hardware.format, shape)
+    storage = storage_of(job.hardware, shape)
     facts = [("budget", ", ".join(f"{limit.field.removeprefix('budget.')} {limit.text}" for limit in job.budget))]
     for scenario in job.hardware.scenarios:
         length = scenario.prefill + scenario.generate
@@ -174,7 +174,7 @@ def _facts(job: Job, parent: Parent, space: Space) -> list[tuple[str, str]]:
 
 
 def _warnings(job: Job, parent: Parent, space: Space) -> list[str]:
-    storage = storage_of(job.hardware.engine, job.hardware.format, parent.shape)
+    storage = storage_of(job.hardware, parent.shape)
     sizes = {scenario.name: parent_sizes(parent.shape, scenario, storage) for scenario in job.hardware.scenarios}
     found = idle_limits(job.budget, sizes)
     folder = Path(job.resolve(job.cluster.scratch)) if job.cluster.scratch else job.default_workspace()

@@ -26,7 +26,7 @@ def test_a_peak_where_the_engine_does_not_tell_its_buffers(refusal: Refusal, ans
 
 
 def test_a_peak_where_it_does(answer: Any, write_job: WriteJob, tiny_parent: Any) -> None:
-    least = LlamaCppEngine().storage("f16").ends(open_parent(tiny_parent("llama")).shape)
+    least = LlamaCppEngine().storage("f16", "cpu").ends(open_parent(tiny_parent("llama")).shape)
     plan = answer("plan", write_job({**LLAMA, "budget": {"memory_peak": "40MiB", "default": {"memory_peak": "0.9x"}}}))
     facts = [text for name, text in plan["facts"] if name == "memory_peak"]
     assert len(facts) == 1

@@ -233,6 +233,8 @@ def test_wrong_words(tmp_path: Path, refusal: Refusal, write_job: WriteJob, word
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"hardware.engine": "llama.cpp", "hardware.python": "/no/python", "space": {"ffn": [{"width": 0.5}]}},
      "/no/python"),
+    ({"hardware.engine": "vllm"}, "vLLM on a CPU has attention for heads of 32, 64, "),
+    ({"hardware.engine": "vllm", "hardware.format": "q8_0"}, "q8_0 is not a format of vllm; write bf16, f16, f32 or"),
     ({"hardware.device": "cuda", "hardware.engine": "llama.cpp"}, "hardware.device: cuda is not where inlay runs"),
     ({"hardware.scenarios": [{"prefill": 64, "generate": 64}]}, "context is 64, so make one of them smaller"),
     ({"space": {"attention": [{"kv_heads": 3}]}}, "space.attention[0].kv_heads: "),

@@ -33,7 +33,7 @@ def test_files_without_numbers_tell_the_same_as_those_that_are_timed(parent: Any
         held = timed.held[name]
         assert held.compute_bytes == ENGINE.buffers({name: model}, WORKLOAD, TARGET, tmp_path) > 0
         assert held.file_bytes == ENGINE.file_bytes(model, "f16", None)
-        assert held.weights_bytes == ENGINE.storage("f16").model(parent.shape, model.blocks)
+        assert held.weights_bytes == ENGINE.storage("f16", "cpu").model(parent.shape, model.blocks)
     assert ENGINE.buffers(models, WORKLOAD, TARGET) == max(held.compute_bytes for held in timed.held.values())
     longer = Workload(batch_size=4, prefill=400, generate=4, threads=1)
     assert ENGINE.buffers({"parent": config}, longer, TARGET) > timed.held["parent"].compute_bytes
@@ -44,5 +44,5 @@ def test_a_file_has_the_tokenizer_too(tmp_path: Path) -> None:
 
     parent = open_parent(embedded_parent("pystdlib"))
     whole, bare = (ENGINE.file_bytes(parent.config, "f16", folder) for folder in (parent.folder, None))
-    assert whole > bare > ENGINE.storage("f16").model(parent.shape, parent.shape.blocks)
+    assert whole > bare > ENGINE.storage("f16", "cpu").model(parent.shape, parent.shape.blocks)
     assert parent_file_bytes(parent.folder) > 0

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from engines.processes import living_in_group
 
 from inlay.nas.engines.fitting import hardware_problems, shape_problems
 from inlay.nas.engines.gguf.fields import NO_TOKENIZER
@@ -128,7 +129,7 @@ def test_bytes_are_those_that_were_promised(
     blocks = blocks_of(parent, [(2, 64), (1, 32), (NO_OP, 96), (4, NO_OP)])
     model, packed = made(parent, blocks, tmp_path / "child.gguf", form)
     theirs, sizes = logits(llama, tmp_path / "child.gguf", list(range(30)), exact=False)
-    storage = LlamaCppEngine().storage(form)
+    storage = LlamaCppEngine().storage(form, "cpu")
     assert sizes["weights_bytes"] == storage.model(parent.shape, blocks) == packed.weights_bytes
     kv = sum(storage.kv(block["attention"], parent.shape, 1, 30) for block in blocks)
     assert sizes["kv_mib"] == round(kv / 2**20, 2)
@@ -213,3 +214,14 @@ def test_an_engine_that_dies_or_hangs_leaves_a_sentence_and_no_process(tmp_path:
     ):
         hung.ask("x")
     assert not hung.is_alive
+
+
+def test_what_an_engine_started_is_gone_with_it(tmp_path: Path) -> None:
+    script = tmp_path / "starts.py"
+    script.write_text(
+        "import os, subprocess, sys\nsubprocess.Popen(['sleep', '600'])\nsys.stdin.readline()\nos.abort()\n"
+    )
+    with EngineProcess("it", script) as engine:
+        with pytest.raises(UserError, match="it was ended by SIGABRT at `x`"):
+            engine.ask("x")
+        assert living_in_group(engine.pid) == []

@@ -29,7 +29,7 @@ FORM = "f16"
 
 def table_of(parent: Any, space: Space, engine: str = "llama.cpp") -> CostTable:
     """Times that are powers of ten, so that a sum says what is in it."""
-    made = CostRows(space, parent.shape, ENGINES[engine], FORM if engine == "llama.cpp" else "parent")
+    made = CostRows(space, parent.shape, ENGINES[engine], FORM if engine == "llama.cpp" else "parent", "cpu")
     times = {}
     for number, name in enumerate([*made.entries(), "ends"]):
         own = {"prefill_ns": 10**number, "decode_ns": 1}
@@ -40,7 +40,7 @@ def table_of(parent: Any, space: Space, engine: str = "llama.cpp") -> CostTable:
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
 def test_totals_are_those_of_the_file_and_blocks_are_never_less(family: str, tiny_parent: Callable[..., Path]) -> None:
     parent = open_parent(tiny_parent(family))
-    shape, storage = parent.shape, LlamaCppEngine().storage(FORM)
+    shape, storage = parent.shape, LlamaCppEngine().storage(FORM, "cpu")
     words = ["linear"] if family == "llama" else []  # normed heads go without maps
     space = Space(attention=[{"kv_heads": 1}, *words, "no_op"], ffn=[{"width": 32}, *words, "no_op"])
     costs = table_of(parent, space)

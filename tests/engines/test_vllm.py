@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
+import venv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,14 +21,19 @@ from typing import Any
 import pytest
 import torch
 from engines.children import Changes, write_child
+from engines.processes import living_in_group
 
 import inlay
+from inlay.nas.engines.engine import Target
+from inlay.nas.engines.registry import ENGINES
+from inlay.nas.engines.vllm import process, settings_of, told_of, write_config
+from inlay.nas.errors import UserError
+from inlay.nas.families import open_parent
 from inlay.nas.modeling import InlayForCausalLM
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 HERE = Path(__file__).parent
-TIMER = Path(inlay.__file__).parent / "nas/engines/vllm_plugin/timer.py"
 TOKENS = 40
 NO_OP = {"kind": "no_op"}
 LINEAR = {"kind": "linear"}
@@ -42,6 +50,7 @@ OF_A_TRAINED_PARENT: dict[str, Changes] = {
         (layer, slot): NO_OP for layer in (0, 5) for slot in ("attention", "ffn")
     },
     "linear": {(1, "attention"): LINEAR, (2, "ffn"): LINEAR, (5, "attention"): LINEAR},
+    "no attention": {(layer, "attention"): LINEAR if layer == 2 else NO_OP for layer in range(6)},
     "windows": {
         (0, "attention"): {"kind": "full", "kv_heads": 6},
         (1, "attention"): {"kind": "window", "kv_heads": 2, "window": 16, "sinks": 0},
@@ -164,22 +173,58 @@ def test_what_cannot_run_is_told_by_layer(vllm: Vllm, stories: Path, tmp_path: P
     assert "layer 2: vLLM has windows but keeps no first tokens beside them (window 16, sinks 2)" in done.stderr
 
 
-def test_timer(vllm: Vllm, stories: Path, tmp_path: Path) -> None:
-    child = tmp_path / "child"
-    write_child(stories, OF_A_TRAINED_PARENT["layer 0 without attention"], child)
-    workload = {"batch_size": 2, "prefill": 16, "generate": 8, "threads": 1}
-    request = {"models": [str(stories), str(child)], "dtype": "float32", "rounds": 2, "workload": workload}
-    (tmp_path / "request.json").write_text(json.dumps(request))
-    done = vllm.run(TIMER, str(tmp_path / "request.json"))
-    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
-    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"model":')]
-    assert [(line["model"], line["round"]) for line in lines] == [
-        (str(stories), 0),
-        (str(child), 0),
-        (str(child), 1),
-        (str(stories), 1),
-    ]
-    assert all(line["prefill_ns"] > 0 and line["decode_ns"] > 0 for line in lines)
+def test_caches_have_the_bytes_that_it_allocates(vllm: Vllm, stories: Path, tmp_path: Path) -> None:
+    """Where all layers with attention keep all keys, whatever KV heads they have."""
+    parent = open_parent(stories)
+    for form in ("f32", "bf16"):
+        target, storage = Target("cpu", "float32", form, vllm.python), ENGINES["vllm"].storage(form, "cpu")
+        with process(target, threads=1) as (engine, _):
+            for name in ("mixed kv heads", "layer 0 without attention", "linear"):
+                changes = OF_A_TRAINED_PARENT[name]
+                blocks = [
+                    {slot: dict(changes.get((layer, slot), entry)) for slot, entry in block.items()}
+                    for layer, block in enumerate(parent.shape.blocks)
+                ]
+                folder, config = tmp_path / f"{name} {form}", parent.config.with_blocks(blocks)
+                write_config(folder, config, form)
+                told, settings = {name: told_of(folder, config, target)}, settings_of(target, random=True)
+                sizes = engine.ask("open", models=told, tokens=300, sequences=2, threads=1, **settings)[name]
+                allocated = 2 * -(-300 // sizes["block_tokens"]) * sizes["block_bytes"]
+                assert sum(storage.kv(b["attention"], parent.shape, 2, 300) for b in blocks) == allocated, name
+                engine.ask("close", models=[name])
+
+
+def test_it_is_handed_the_plugin(vllm: Vllm, stories: Path, tmp_path: Path) -> None:
+    """By an interpreter that has vLLM and no inlay: paths of another environment, without its editable packages."""
+    venv.create(tmp_path / "bare", with_pip=False)
+    bare = tmp_path / "bare" / "bin" / "python"
+    asked = "import vllm, sysconfig; print(sysconfig.get_path('purelib'))"
+    packages = subprocess.run([vllm.python, "-c", asked], capture_output=True, text=True, check=True).stdout.strip()
+    (place,) = (tmp_path / "bare" / "lib").glob("python3*/site-packages")
+    (place / "vllm.pth").write_text(packages.splitlines()[-1])
+    has = subprocess.run([bare, "-c", "import inlay"], capture_output=True, cwd=tmp_path, check=False).returncode == 0
+    if has:
+        pytest.skip(f"inlay's files lie among the packages of {vllm.python}")
+    config = open_parent(stories).config
+    target = Target("cpu", "float32", "f32", str(bare))
+    write_config(tmp_path / "model", config, "f32")
+    with process(target, threads=1) as (engine, _):
+        told, settings = {"m": told_of(tmp_path / "model", config, target)}, settings_of(target, random=True)
+        engine.ask("open", models=told, tokens=16, sequences=1, threads=1, **settings)
+        (spent,) = engine.ask("prefill", models=["m"], ids=[1, 2, 3], clock="wall")["ns"]
+    assert spent > 0
+
+
+def test_what_dies_in_the_middle_is_a_sentence(vllm: Vllm, stories: Path, tmp_path: Path) -> None:
+    config = open_parent(stories).config
+    target = Target("cpu", "float32", "f32", vllm.python)
+    write_config(tmp_path / "model", config, "f32")
+    told, settings = {"m": told_of(tmp_path / "model", config, target)}, settings_of(target, random=True)
+    with process(target, threads=1) as (engine, _):
+        threading.Timer(3, lambda: os.kill(engine.pid, signal.SIGKILL)).start()
+        with pytest.raises(UserError, match=r"^vllm was ended by SIGKILL at `open`"):
+            engine.ask("open", models=told, tokens=16, sequences=1, threads=1, **settings)
+        assert living_in_group(engine.pid) == []
 
 
 def test_the_plugin_may_be_called_again(vllm: Vllm, tmp_path: Path) -> None:

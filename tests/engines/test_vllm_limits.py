@@ -79,12 +79,9 @@ def test_head_sizes_on_a_cpu(shape: Shape) -> None:
     assert all(model_problem(replace(shape, head_dim=size), "cpu") is None for size in CPU_HEAD_SIZES)
 
 
-def test_a_model_that_keeps_no_keys(shape: Shape) -> None:
+def test_a_model_that_keeps_no_keys_runs(shape: Shape) -> None:
     block = {"attention": {"kind": "linear"}, "ffn": {"kind": "no_op"}}
-    assert model_problem(replace(shape, blocks=(block, block)), "cuda") == (
-        "vLLM starts no model without a KV cache, and none of the 2 layers has attention that keeps keys; "
-        "leave attention in one layer, or run the child with Transformers."
-    )
+    assert model_problem(replace(shape, blocks=(block, block)), "cpu") is None
 
 
 def test_rotary_scalings() -> None:

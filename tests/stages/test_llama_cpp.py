@@ -39,7 +39,7 @@ def test_costs_are_those_of_its_files_and_caches(folder: Path) -> None:
     place = Workspace(folder / "job.search")
     values = yaml.safe_load((folder / "job.yaml").read_text())
     shape = open_parent(values["parent"]).shape
-    costs, storage = CostTable(place.read_table("costs")), ENGINES["llama.cpp"].storage("f32")
+    costs, storage = CostTable(place.read_table("costs")), ENGINES["llama.cpp"].storage("f32", "cpu")
     whole = costs.total("chat", [("attention:parent", "ffn:parent")] * shape.num_layers)
     assert whole["weights_bytes"] == storage.model(shape, shape.blocks)
     assert whole["kv_bytes"] == sum(storage.kv(block["attention"], shape, 2, 48) for block in shape.blocks)

@@ -19,6 +19,9 @@ from inlay.nas.modeling.window_inlay import WindowAttention
 KINDS: Final = (FullAttention.name, WindowAttention.name, GatedFfn.name, Linear.name, NoOp.name)
 """The kinds of subblocks that the plugin builds; subblocks.py has the module of each."""
 
+FAMILIES: Final = ("llama", "mistral", "qwen2", "qwen3")
+"""Families whose layers the plugin builds."""
+
 CPU_HEAD_SIZES: Final = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)
 """Head sizes that vLLM's attention on a CPU has code for."""
 
@@ -55,12 +58,6 @@ def model_problem(shape: Shape, device: str) -> str | None:
         shape: of the parent, before a search, or of the child.
         device: as torch writes it, `cpu` or `cuda`, with or without a number. A GPU has code for every head size.
     """
-    attentions = [block["attention"] for block in shape.blocks]
-    if not any(SUBBLOCKS.of(entry).masks(entry) for entry in attentions):
-        return (
-            f"vLLM starts no model without a KV cache, and none of the {shape.num_layers} layers has attention that "
-            "keeps keys; leave attention in one layer, or run the child with Transformers."
-        )
     if device.split(":")[0] == "cpu" and shape.head_dim not in CPU_HEAD_SIZES:
         sizes = ", ".join(map(str, CPU_HEAD_SIZES))
         return (

@@ -32,7 +32,7 @@ from vllm.platforms import current_platform
 from vllm.sequence import IntermediateTensors
 
 from inlay.nas.engines.vllm_plugin.limits import model_problem, problem, rope_problem
-from inlay.nas.engines.vllm_plugin.subblocks import MIXERS_BY_KIND, SPLIT_WEIGHTS, Common
+from inlay.nas.engines.vllm_plugin.subblocks import MIXERS_BY_KIND, SPLIT_WEIGHTS, Common, unused_attention
 from inlay.nas.families.reading import shape_of
 from inlay.nas.families.shape import SLOTS, Shape
 from inlay.nas.modeling import InlayConfig
@@ -95,6 +95,9 @@ class InlayModel(nn.Module):
         self.start_layer, self.end_layer, self.layers = make_layers(
             shape.num_layers, lambda prefix: InlayLayer(common, prefix), prefix=maybe_prefix(prefix, "layers")
         )
+        if not any(SUBBLOCKS.of(block["attention"]).masks(block["attention"]) for block in shape.blocks):
+            # vLLM starts no model without a KV cache, so one is declared that nothing reads.
+            self.unused = unused_attention(common, f"{prefix}.layers.0.{MIXERS['attention']}")
         self.norm = RMSNorm(shape.hidden, eps=common.epsilon) if ranks.is_last_rank else PPMissingLayer()
         self.make_empty_intermediate_tensors = make_empty_intermediate_tensors_factory([_BETWEEN_RANKS], shape.hidden)
 

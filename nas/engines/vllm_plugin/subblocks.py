@@ -154,6 +154,15 @@ MIXERS_BY_KIND: Mapping[str, Callable[[Entry, Common, str], nn.Module]] = {
 """The module behind the norm, by the `kind` of its entry; a kind that is absent has none."""
 
 
+def unused_attention(common: Common, prefix: str) -> nn.Module:
+    """A KV cache of one head that no layer reads."""
+    head_dim = common.shape.head_dim
+    attention: nn.Module = Attention(
+        1, head_dim, head_dim**-0.5, num_kv_heads=1, cache_config=common.cache, prefix=f"{prefix}.attn"
+    )
+    return attention
+
+
 def _by_head(norm: nn.Module | None, states_NQ: Tensor, head_dim: int) -> Tensor:
     """Each head normed, in families that do."""
     if norm is None:

