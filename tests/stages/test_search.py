@@ -48,6 +48,9 @@ def test_evaluation_has_every_figure_of_every_model(evaluation: Any) -> None:
         assert (evaluation[name]["before_recover"] > 0) == (name != "parent")
         if name != "parent":
             assert "over_budget" in evaluation[name]
+        predicted, found = evaluation[name]["predicted_file_bytes"], evaluation[name]["file_bytes"]
+        assert predicted < found < predicted + 16_384, "names of tensors"
+        assert evaluation[name]["memory_peak_bytes"] is None, "a CPU does not tell its buffers"
     assert evaluation["parent"]["kl_nats"] == 0
     assert evaluation["parent"]["top1_agreement"] == 1
 
