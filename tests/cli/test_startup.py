@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -42,13 +41,8 @@ def test_validate_loads_nothing_heavy(write_job: Callable[..., Path]) -> None:
     assert heavy_after("validate", write_job()) == []
 
 
-def test_help_starts_at_once() -> None:
-    def seconds() -> float:
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "inlay.nas.cli", "--help"], check=True, capture_output=True)
-        return time.perf_counter() - start
-
-    bare = time.perf_counter()
-    subprocess.run([sys.executable, "-c", "import json"], check=True)
-    bare = time.perf_counter() - bare
-    assert min(seconds() for _ in range(3)) < max(1.0, 12 * bare)  # a busy machine slows both
+def test_help_loads_few_modules() -> None:
+    """What its start takes, whatever else the machine does: Typer, rich and what is ours of it."""
+    script = "import sys; from inlay.nas.cli import main\nassert main(['--help']) == 0\nprint(len(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    assert int(done.stdout.splitlines()[-1]) < 600
