@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from inlay.nas.engines.engine import Engine, Rounds, Skeletons, Target
-from inlay.nas.engines.gguf.formats import FORMATS
 from inlay.nas.engines.gguf.packing import LAYERS_AT_MOST, PARTS, PLAIN, Packed, mixed_architecture, pack, part_of
 from inlay.nas.engines.llama_talk import LlamaTalk, kept_file
 from inlay.nas.engines.process import EngineProcess, worker_script
 from inlay.nas.engines.talk import Talk, Trained
 from inlay.nas.engines.timing import Workload, clock_of, take_rounds
 from inlay.nas.families.shape import Entry, Shape
+from inlay.nas.formats.gguf import F16, GGUF
 from inlay.nas.modeling.full_inlay import FullAttention
 from inlay.nas.modeling.gated_inlay import GatedFfn
 from inlay.nas.modeling.kinds_inlay import SUBBLOCKS
@@ -71,11 +71,11 @@ class LlamaCppEngine(Engine):
     """Runs what its architectures can hold (`gguf/packing.py`)."""
 
     name = NAME
-    formats = tuple(FORMATS)
+    formats = tuple(GGUF)
 
     def usual_format(self, shape: Shape) -> str:
         """f16, as converters write by default."""
-        return "f16"
+        return F16
 
     def problem(self, entry: Entry, slot: Slot, shape: Shape, form: str) -> str | None:
         """By kind, by the parent's norms of heads, and by the rows that a format can hold."""
@@ -87,14 +87,16 @@ class LlamaCppEngine(Engine):
         part = part_of(shape, 0, slot, entry, form)
         if part.role == "map" and not mixed_architecture(shape).empty_attention:
             return f"llama.cpp has no {kind} {slot} beside attention whose heads are normed; {_ELSEWHERE}"
-        # What the parent itself has is stored as converters do it: in f16 where its rows do not fit.
+        # What the parent itself has, and rows as wide as the model, are stored as llama.cpp's tools do it where they do
+        # not fit: by what holds them.
         own = [shape.parent_entry(layer, slot) for layer in range(shape.num_layers)]
+        given = (shape.hidden, shape.q_heads * shape.head_dim)
         for tensor in part.tensors if entry not in own else ():
-            if len(tensor.shape) == 2 and tensor.format != form:
-                block = FORMATS[form].block
+            if len(tensor.shape) == 2 and tensor.format != form and tensor.shape[1] not in given:
+                block = GGUF[form].block
                 return (
                     f"{form} stores {block} numbers together, and {tensor.name} has rows of {tensor.shape[1]}; take a "
-                    f"multiple of {block}, or `hardware.format: f16`"
+                    f"multiple of {block}, or the format {tensor.format}"
                 )
         return None
 
@@ -109,7 +111,7 @@ class LlamaCppEngine(Engine):
             )
         if shape.num_layers > LAYERS_AT_MOST:
             return f"llama.cpp: {shape.num_layers} layers are more than its {LAYERS_AT_MOST}"
-        if not FORMATS[form].fits(shape.hidden):
+        if GGUF[form].block > 1 and GGUF[form].holding(shape.hidden).block == 1:
             return f"llama.cpp: {form} cannot store rows of {shape.hidden}, the parent's width; take f16"
         for layer in range(shape.num_layers):
             for slot in ("attention", "ffn"):
@@ -255,7 +257,7 @@ def _write_skeleton(path: Path, config: InlayConfig, form: str) -> None:
 
     packed = packed_of(config, form)
     rotation = rotation_of(config.rope_parameters, config.head_dim)
-    fields = model_fields(packed, rotation, config.max_position_embeddings, config.rms_norm_eps, form, "skeleton")
+    fields = model_fields(packed, rotation, config.max_position_embeddings, config.rms_norm_eps, "skeleton")
     write_skeleton(path, packed, rotation, [*fields, NO_TOKENIZER])
 
 

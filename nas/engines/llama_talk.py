@@ -32,7 +32,7 @@ def kept_file(folder: Path, model: Trained, packed: Packed, form: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     beside = folder / f".{uuid.uuid4().hex}.part"
     try:
-        write_trained(beside, packed, model.config, model.folder, form, model.tensors.__getitem__)
+        write_trained(beside, packed, model.config, model.folder, model.tensors.__getitem__)
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 from inlay.nas.engines.gguf.fields import Field, Kind
-from inlay.nas.engines.gguf.formats import FORMATS
 from inlay.nas.engines.gguf.packing import Packed
+from inlay.nas.formats.gguf import GGUF
 
 Value = str | int | float | Sequence[int]
 ROTATIONS = ("default", "linear", "llama3", "yarn")
@@ -70,9 +72,7 @@ def _divisors(base: float, head_dim: int, factor: float, values: Mapping[str, An
     return tuple(divisors)
 
 
-def model_fields(
-    packed: Packed, rotation: Rotation, context: int, norm_epsilon: float, form: str, name: str
-) -> list[Field]:
+def model_fields(packed: Packed, rotation: Rotation, context: int, norm_epsilon: float, name: str) -> list[Field]:
     """What llama.cpp needs to know of a model, in the order that files have it.
 
     Args:
@@ -80,7 +80,6 @@ def model_fields(
         rotation: of its positions.
         context: the longest sequence that it was made for, tokens.
         norm_epsilon: of its norms.
-        form: the format that gives the file its type.
         name: for people.
     """
     shape, layers = packed.shape, packed.layers
@@ -103,11 +102,19 @@ def model_fields(
     values: dict[str, Value] = {
         "general.type": "model",
         "general.name": name,
-        "general.file_type": FORMATS[form].file_type,
+        "general.file_type": GGUF[_commonest(packed)].file_type,
         "general.quantization_version": 2,
         **{f"{packed.arch}.{key}": value for key, value in own.items()},
     }
     return [_field(key, value) for key, value in values.items()]
+
+
+def _commonest(packed: Packed) -> str:
+    """The format of most of its numbers: the file's type, which programs show."""
+    numbers: Counter[str] = Counter()
+    for tensor in packed.tensors:
+        numbers[tensor.format] += prod(tensor.shape)
+    return numbers.most_common(1)[0][0]
 
 
 def _field(key: str, value: Value) -> Field:

@@ -17,17 +17,14 @@ if TYPE_CHECKING:
     from inlay.nas.modeling import InlayConfig
 
 
-def write_trained(
-    path: Path, packed: Packed, config: InlayConfig, folder: Path, form: str, read: Callable[[str], Tensor]
-) -> None:
+def write_trained(path: Path, packed: Packed, config: InlayConfig, folder: Path, read: Callable[[str], Tensor]) -> None:
     """Writes a model tensor by tensor; its name is the file's, without the ending.
 
     Args:
         path: the file; what is there is replaced.
-        packed: its layers and tensors in the format `form`.
+        packed: its layers and tensors.
         config: its shape.
         folder: the model folder with its tokenizer.
-        form: what its matrices are stored in.
         read: a tensor by its whole-model name.
 
     Raises:
@@ -35,6 +32,6 @@ def write_trained(
         ValueError: llama.cpp does not have the rotation of its positions.
     """
     rotation = rotation_of(config.rope_parameters, config.head_dim)
-    own = model_fields(packed, rotation, config.max_position_embeddings, config.rms_norm_eps, form, path.stem)
+    own = model_fields(packed, rotation, config.max_position_embeddings, config.rms_norm_eps, path.stem)
     fields = [*own, *tokenizer_metadata(folder, config.vocab_size)]
     write_file(path, packed, rotation, fields, lambda name: read(name).float().numpy())
