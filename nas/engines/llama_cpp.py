@@ -21,7 +21,7 @@ from inlay.nas.modeling.full_inlay import FullAttention
 from inlay.nas.modeling.gated_inlay import GatedFfn
 from inlay.nas.modeling.kinds_inlay import SUBBLOCKS
 from inlay.nas.modeling.no_op_inlay import ABSENT
-from inlay.nas.modeling.subblock_inlay import Slot
+from inlay.nas.modeling.subblock_inlay import FORMAT, Slot, structure
 from inlay.nas.variants.storage import Block, Storage
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ _ELSEWHERE: Final = "take it out of the space, or search with `hardware.engine: 
 
 
 class LlamaCppStorage(Storage):
-    """GGUF's tensors in one format, and a cache of f16."""
+    """GGUF's tensors, in one format where entries name no other, and a cache of f16."""
 
     def __init__(self, form: str) -> None:
         self._form = form
@@ -84,6 +84,7 @@ class LlamaCppEngine(Engine):
         kind = entry["kind"]
         if kind not in PARTS:
             return f"llama.cpp has no {kind} {slot}; it runs {', '.join(PARTS)} and no_op, so {_ELSEWHERE}"
+        form = entry.get(FORMAT, form)
         part = part_of(shape, 0, slot, entry, form)
         if part.role == "map" and not mixed_architecture(shape).empty_attention:
             return f"llama.cpp has no {kind} {slot} beside attention whose heads are normed; {_ELSEWHERE}"
@@ -91,7 +92,7 @@ class LlamaCppEngine(Engine):
         # not fit: by what holds them.
         own = [shape.parent_entry(layer, slot) for layer in range(shape.num_layers)]
         given = (shape.hidden, shape.q_heads * shape.head_dim)
-        for tensor in part.tensors if entry not in own else ():
+        for tensor in part.tensors if structure(entry) not in own else ():
             if len(tensor.shape) == 2 and tensor.format != form and tensor.shape[1] not in given:
                 block = GGUF[form].block
                 return (

@@ -10,17 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from inlay.nas.engines.gguf.packing import Packed, pack
+from inlay.nas.engines.gguf.packing import Packed
 from inlay.nas.engines.gguf.trained import write_trained
-from inlay.nas.engines.llama_cpp import LlamaCppEngine, process
+from inlay.nas.engines.llama_cpp import LlamaCppEngine, packed_of, process
 from inlay.nas.errors import UserError
 from inlay.nas.export.card import card
 from inlay.nas.export.folder import written_whole
 from inlay.nas.families import Parent
 from inlay.nas.formats.gguf import F16, F32, GGUF
 from inlay.nas.job import Job
-from inlay.nas.modeling import InlayForCausalLM
-from inlay.nas.modeling.subblock_inlay import SLOTS
+from inlay.nas.modeling import InlayConfig, InlayForCausalLM
+from inlay.nas.modeling.subblock_inlay import FORMAT, SLOTS
 from inlay.nas.pieces.assembled import TrainedModel
 from inlay.nas.tables.architecture import Blocks
 from inlay.nas.variants.entries import entries_of
@@ -76,7 +76,8 @@ def write_gguf_folder(
 ) -> Path:
     """Writes a folder with `<parent>-<format>.gguf`, its card and recipe, whole or not at all.
 
-    The weights are read and written tensor by tensor.
+    The weights are read and written tensor by tensor, each rounded once. Subblocks that have a format of their own are
+    stored in it, all else in `form`; the file's name then says `mixed`.
 
     Raises:
         UserError: llama.cpp cannot run the child, the tokenizer cannot be rebuilt, the extra `gguf` is not installed,
@@ -84,30 +85,32 @@ def write_gguf_folder(
     """
     check_gguf(parent, model.architecture, form)
     with written_whole(output) as folder:
-        name = f"{Path(job.parent.rpartition(':')[2]).stem}-{form}.gguf"
-        packed = _written(folder / name, place, parent, model, form)
-        difference = _compared(folder / name, packed, place, parent, model, job, form)
+        config = parent.config.with_blocks(entries_of(parent.shape, model.architecture))
+        packed = packed_of(config, form)
+        told = "mixed" if any(FORMAT in entry for block in config.blocks for entry in block.values()) else form
+        name = f"{Path(job.parent.rpartition(':')[2]).stem}-{told}.gguf"
+        _write(folder / name, packed, config, place, parent, model)
+        difference = _compared(folder / name, packed, place, parent, model, job)
         (folder / "README.md").write_text(card(evaluation, job, "llama.cpp", _use(name, difference)))
         recipe = {"inlay": __version__, "job": job.to_dict(), "architecture": [list(b) for b in model.architecture]}
         (folder / "inlay_recipe.json").write_text(json.dumps(recipe, indent=1, sort_keys=True) + "\n")
     return output
 
 
-def _written(path: Path, place: Workspace, parent: Parent, model: TrainedModel, form: str) -> Packed:
+def _write(
+    path: Path, packed: Packed, config: InlayConfig, place: Workspace, parent: Parent, model: TrainedModel
+) -> None:
     from safetensors import safe_open
 
-    config = parent.config.with_blocks(entries_of(parent.shape, model.architecture))
-    packed = pack(parent.shape, config.blocks, form)
     with safe_open(place.store.blob_path(model.blob), framework="pt") as file:
         try:
             write_trained(path, packed, config, parent.folder, file.get_tensor)
         except ValueError as error:
             raise UserError(f"--format gguf: llama.cpp cannot run the parent: {error}") from None
-    return packed
 
 
 def _compared(
-    path: Path, packed: Packed, place: Workspace, parent: Parent, model: TrainedModel, job: Job, form: str
+    path: Path, packed: Packed, place: Workspace, parent: Parent, model: TrainedModel, job: Job
 ) -> Difference:
     """Raises UserError when the file is not the child."""
     ids = _some_text(place, parent)
@@ -116,11 +119,11 @@ def _compared(
     _round(child, packed)
     with _logits(path, ids, job.hardware.python) as theirs:
         difference = _difference(own, _logits_of(child, ids), theirs)
-    most = MOST_KL.get(form, MOST_KL_ELSE)
+    most = max(MOST_KL.get(tensor.format, MOST_KL_ELSE) for tensor in packed.tensors)
     if difference.kl_nats > most:
         raise UserError(
             f"--format gguf: llama.cpp's logits are not the child's (KL {difference.kl_nats:.2g} nats a token, and "
-            f"computing in {form} may cost {most:.2g}); the file is not kept, export the Transformers folder and "
+            f"computing in its formats may cost {most:.2g}); the file is not kept, export the Transformers folder and "
             "report this"
         )
     return difference

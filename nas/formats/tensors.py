@@ -21,7 +21,7 @@ def rounded(weights: Tensor, form: Format, importance: Tensor | None = None) -> 
 
 def straight_through(weights: Tensor, form: Format, importance: Tensor | None = None) -> Tensor:
     """`rounded` in the dtype of `weights`, whose gradient is that of what it gives (Bengio et al., arXiv 1308.3432)."""
-    found: Tensor = _StraightThrough.apply(weights, form, importance)
+    found: Tensor = _StraightThrough.apply(weights, form, importance)  # type: ignore[no-untyped-call]
     return found
 
 

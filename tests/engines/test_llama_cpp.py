@@ -149,10 +149,7 @@ def test_it_computes_with_the_rounded_weights(
     theirs = torch.tensor(logits(llama, tmp_path / "child.gguf", ids)[0])
     with torch.inference_mode():
         own = model(torch.tensor([ids])).logits[0]
-        weights = dict(model.named_parameters(remove_duplicate=False))
-        for tensor in packed.tensors:
-            for source in tensor.sources:
-                weights[source].copy_(rounded(weights[source], GGUF[tensor.format]))
+        round_as(packed, model)
         same = model(torch.tensor([ids])).logits[0]
     assert kl_nats(same, theirs) < 5e-3
     if GGUF[form].block > 1:
@@ -183,6 +180,57 @@ def test_a_space_that_it_cannot_run_is_refused(tiny_parent: Callable[..., Path])
         "space.ffn: ffn:width=40 at layer 0: q8_0 stores 32 numbers together, and ffn_down.weight has rows of 40; take "
         "a multiple of 32, or the format f16"
     ]
+
+
+def test_formats_of_subblocks_that_it_cannot_store_are_refused(tiny_parent: Callable[..., Path]) -> None:
+    shape = open_parent(tiny_parent("llama", hidden_size=64, intermediate_size=512)).shape
+    mixed = {"attention": ["linear"], "ffn": [{"width": 256}], "formats": ["q8_0", "q4_K"]}
+    assert problems(shape, mixed) == []
+    assert problems(shape, mixed | {"ffn": [{"width": 320}], "formats": ["q4_K"]}) == []
+    assert problems(shape, mixed | {"ffn": [{"width": 328}]}) == [
+        "space.ffn: ffn:width=328@q8_0 at layer 0: q8_0 stores 32 numbers together, and ffn_down.weight has rows of "
+        "328; take a multiple of 32, or the format f16"
+    ]
+    assert problems(shape, mixed, format="q8_0") == [
+        "space.formats[0]: q8_0 is what everything is stored in already (hardware.format); leave it out"
+    ]
+    eager = Hardware()
+    assert [str(problem) for problem in shape_problems(eager, shape, Space.model_validate(mixed))] == [
+        f"space.formats[{place}]: {form} is not a format of transformers; search with `hardware.engine: llama.cpp`, or "
+        "leave it out"
+        for place, form in enumerate(("q8_0", "q4_K"))
+    ]
+
+
+def test_a_file_has_a_format_for_each_subblock(
+    llama: EngineProcess, tiny_parent: Callable[..., Path], tmp_path: Path
+) -> None:
+    parent = open_parent(tiny_parent("llama", hidden_size=256, intermediate_size=512))
+    blocks = blocks_of(parent, [(2, 512), (1, 256), (MAP, NO_OP)])
+    forms = {(0, "attention"): "q8_0", (0, "ffn"): "q3_K", (1, "ffn"): "q4_0", (2, "attention"): "q6_K"}
+    for (layer, slot), form in forms.items():
+        blocks[layer] = {**blocks[layer], slot: {**blocks[layer][slot], "format": form}}
+    model, packed = made(parent, blocks, tmp_path / "child.gguf", "bf16")
+    ids = [random.Random(0).randrange(parent.shape.vocab) for _ in range(40)]
+    theirs, sizes = logits(llama, tmp_path / "child.gguf", ids)
+    stored = {tensor.name: tensor.format for tensor in packed.tensors}
+    assert [stored[f"blk.{layer}.attn_output.weight"] for layer in range(3)] == ["q8_0", "bf16", "q6_K"]
+    assert [stored[f"blk.{layer}.ffn_down.weight"] for layer in range(3)] == ["q3_K", "q4_0", "bf16"]
+    assert stored["token_embd.weight"] == "bf16"
+    assert sizes["weights_bytes"] == LlamaCppEngine().storage("bf16").model(parent.shape, blocks)
+    with torch.inference_mode():
+        own = model(torch.tensor([ids])).logits[0]
+        round_as(packed, model)
+        same = model(torch.tensor([ids])).logits[0]
+    assert kl_nats(same, torch.tensor(theirs)) < 2e-3 < kl_nats(own, torch.tensor(theirs)) / 2
+
+
+def round_as(packed: Any, model: Any) -> None:
+    """Gives a model the weights of its file."""
+    weights = dict(model.named_parameters(remove_duplicate=False))
+    for tensor in packed.tensors:
+        for source in tensor.sources:
+            weights[source].copy_(rounded(weights[source], GGUF[tensor.format]))
 
 
 def test_a_parent_that_it_cannot_run_is_refused(tiny_parent: Callable[..., Path]) -> None:

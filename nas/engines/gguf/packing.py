@@ -19,7 +19,7 @@ from inlay.nas.modeling.full_inlay import KEY, KEY_NORM, OUTPUT, QUERY, QUERY_NO
 from inlay.nas.modeling.gated_inlay import DOWN, GATE, UP, GatedFfn
 from inlay.nas.modeling.kinds_inlay import SUBBLOCKS
 from inlay.nas.modeling.linear_inlay import Linear
-from inlay.nas.modeling.subblock_inlay import MIXERS, NORMS, Slot
+from inlay.nas.modeling.subblock_inlay import FORMAT, MIXERS, NORMS, Slot
 from inlay.nas.variants.storage import Block
 
 VECTORS: Final = F32
@@ -152,8 +152,9 @@ def pack(shape: Shape, blocks: Sequence[Block], form: str) -> Packed:
     Args:
         shape: the parent's sizes.
         blocks: the child's entries, one pair a layer.
-        form: one of `GGUF`, for every matrix whose rows it fits; what holds the others in its place is the format's to
-            say. Norms and biases are `VECTORS`.
+        form: one of `GGUF`, for the embedding, the head, what stands in where a half is missing, and every subblock
+            whose entry names no format of its own. What holds rows that do not fit in its place is the format's to say.
+            Norms and biases are `VECTORS`.
 
     Raises:
         KeyError: a kind that `PARTS` does not list; `problem` of the engine speaks before.
@@ -200,8 +201,8 @@ def _parts(shape: Shape, layer: int, block: Block, form: str) -> Iterator[Part]:
 
 
 def part_of(shape: Shape, layer: int, slot: Slot, entry: Entry, form: str) -> Part:
-    """One subblock that is not absent; KeyError for a kind that `PARTS` does not list."""
-    return PARTS[entry["kind"]](shape, layer_prefix(layer), slot, entry, form)
+    """One subblock that is not absent, in its own format or else in `form`; KeyError for a kind not in `PARTS`."""
+    return PARTS[entry["kind"]](shape, layer_prefix(layer), slot, entry, entry.get(FORMAT, form))
 
 
 def _full(shape: Shape, prefix: str, slot: Slot, entry: Entry, form: str) -> Part:
