@@ -7,13 +7,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 import yaml
-from gguf import GGUFReader
+from gguf import GGMLQuantizationType, GGUFReader
+from gguf.quants import dequantize, quantize
 
 from inlay.nas.engines.registry import ENGINES
-from inlay.nas.families import open_parent
+from inlay.nas.families import Parent, layer_prefix, open_parent
+from inlay.nas.job import Job
+from inlay.nas.loop.search import SmallSearch
+from inlay.nas.loop.texts import pack_texts, store_texts
+from inlay.nas.modeling import InlayForCausalLM
 from inlay.nas.modeling.subblock_inlay import FORMAT
+from inlay.nas.pieces.weights import Library
+from inlay.nas.stages.distill import build_library
+from inlay.nas.stages.score import score_blocks
 from inlay.nas.tables.architecture import blocks_of
 from inlay.nas.variants import parse_variant
 from inlay.nas.variants.entries import entries_of
@@ -95,3 +105,55 @@ def test_the_transformers_folder_stores_every_number_alike(folder: Path, inlay_h
     assert done.returncode == 0, done.stderr
     blocks = json.loads((folder / "hf" / "config.json").read_text())["blocks"]
     assert not any(FORMAT in entry for block in blocks for entry in block.values())
+
+
+def test_formats_alone_train_nothing_and_score_what_will_run(
+    make_search: Callable[[Job, Path], SmallSearch],
+    tiny_parent: Callable[..., Path],
+    texts: tuple[Path, Path],
+    tmp_path: Path,
+) -> None:
+    values = {
+        "parent": str(tiny_parent("llama")),
+        "data": {
+            "distill": {"path": str(texts[0]), "sequence_length": 32},
+            "validate": {"path": str(texts[1]), "tokens": 512},
+        },
+        "space": {"formats": ["q4_0"]},
+        "score": {"pairs": 0},
+        "hardware": {"engine": "llama.cpp", "scenarios": [{"prefill": 16, "generate": 8}]},
+        "budget": {"weights": "0.9x"},
+    }
+    search = make_search(Job.from_dict(values), tmp_path / "w.search")
+    stored = store_texts(pack_texts(search.job, search.parent.tokenizer()), search.workspace)
+    assert build_library(search, stored.distill) == []
+    assert not search.scratch.exists()
+    scores = {(one.layer, one.block): one.comparison.kl_nats for one in score_blocks(search, stored.score, Library({}))}
+    ids = torch.from_numpy(np.load(search.workspace.store.blob_path(stored.score.digest))).long()
+    with torch.inference_mode():
+        own, other = whole(search.parent)(ids).logits, rounded_ffn(search.parent, layer=1)(ids).logits
+    p, q = (torch.log_softmax(logits[:, :-1].double(), -1) for logits in (own, other))
+    expected = float((p.exp() * (p - q)).sum(-1).mean())
+    assert expected > 0
+    assert scores[1, ("attention:parent", "ffn:parent@q4_0")] == pytest.approx(expected, rel=1e-3)
+
+
+def whole(parent: Parent) -> Any:
+    state = dict(parent.ends_state())
+    for layer in range(parent.shape.num_layers):
+        state |= {layer_prefix(layer) + name: tensor for name, tensor in parent.layer_state(layer).items()}
+    model: Any = InlayForCausalLM(parent.config)
+    model.load_state_dict(state, strict=False)
+    model.float().eval().tie_weights()
+    return model
+
+
+def rounded_ffn(parent: Parent, layer: int) -> Any:
+    """The parent with one ffn as the package gguf reads it back; rows that are not whole blocks are in f16."""
+    model = whole(parent)
+    for linear in model.model.layers[layer].mlp.children():
+        if isinstance(linear, torch.nn.Linear):
+            numbers = linear.weight.detach().numpy()
+            kind = GGMLQuantizationType.F16 if numbers.shape[1] % 32 else GGMLQuantizationType.Q4_0
+            linear.weight = torch.nn.Parameter(torch.tensor(dequantize(quantize(numbers, kind), kind)))
+    return model
