@@ -23,6 +23,7 @@ from inlay.nas.modeling import InlayForCausalLM
 from inlay.nas.modeling.subblock_inlay import FORMAT
 from inlay.nas.pieces.weights import Library
 from inlay.nas.stages.distill import build_library
+from inlay.nas.stages.recover import advice
 from inlay.nas.stages.score import score_blocks
 from inlay.nas.tables.architecture import blocks_of
 from inlay.nas.variants import parse_variant
@@ -136,6 +137,12 @@ def test_formats_alone_train_nothing_and_score_what_will_run(
     expected = float((p.exp() * (p - q)).sum(-1).mean())
     assert expected > 0
     assert scores[1, ("attention:parent", "ffn:parent@q4_0")] == pytest.approx(expected, rel=1e-3)
+
+
+def test_no_advice_is_given_on_weights_that_are_the_parents_own() -> None:
+    told = {"improved": False, "learning_rate": 3e-4, "start_kl_nats": 0.0}
+    assert advice("child", told, 3e-4) == ""
+    assert "no step at a rate of 0.0003 made child better" in advice("child", {**told, "start_kl_nats": 0.1}, 3e-4)
 
 
 def whole(parent: Parent) -> Any:
