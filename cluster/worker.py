@@ -165,7 +165,7 @@ def _set_threads(threads: int) -> None:
 
     Ray reuses workers, and torch keeps the count that it started with.
     """
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "LIBGGUF_NUM_THREADS"):
         os.environ[name] = str(threads)
     if "torch" in sys.modules and hasattr(sys.modules["torch"], "set_num_threads"):
         sys.modules["torch"].set_num_threads(threads)

@@ -28,15 +28,6 @@ class Consumer(StrEnum):
     mlx = "mlx"
 
 
-class Type(StrEnum):
-    """How a GGUF file stores its matrices."""
-
-    f32 = "f32"
-    f16 = "f16"
-    bf16 = "bf16"
-    q8_0 = "q8_0"
-
-
 def export_command(
     workspace: WorkspaceArgument,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write; must be empty or not there.")],
@@ -50,7 +41,7 @@ def export_command(
         Consumer | None, typer.Option("--for", help="Who will read the DeciLM folder: each wants sizes of its own.")
     ] = None,
     number_type: Annotated[
-        Type | None,
+        str | None,
         typer.Option("--type", help="How the GGUF file stores numbers; default: as the search had it, else f16."),
     ] = None,
     solution: Annotated[
@@ -66,6 +57,6 @@ def export_command(
     place.require()
     options = {
         "for": None if consumer is None else consumer.value,
-        "type": None if number_type is None else number_type.value,
+        "type": number_type,
     }
     print(export_child(place, form.value, output, solution=solution, options=options))

@@ -62,8 +62,8 @@ def _heading(name: str, indent: str, comment: str | None) -> str:
 def _space(values: Mapping[str, Any]) -> list[str]:
     lines = ["space:"]
     for name, field in Space.model_fields.items():
-        if name in ("attention", "ffn"):
-            items = ", ".join(_alternative(item) for item in values[name])
+        if isinstance(field.default, tuple):
+            items = ", ".join(_alternative(item) for item in values.get(name, field.default))
             lines += [f"  # {field.description}", f"  {name}: [{items}]"]
         else:
             lines.append(_line(name, values.get(name, field.default), "  ", field.description or ""))

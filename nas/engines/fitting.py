@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from inlay.nas.engines.engine import Target
+from inlay.nas.engines.engine import Engine, Target
 from inlay.nas.engines.registry import ENGINES, format_of
 from inlay.nas.families.shape import Shape
 from inlay.nas.job.budget import PEAK, BudgetLimit
@@ -38,6 +38,10 @@ def shape_problems(hardware: Hardware, shape: Shape, space: SearchSpace | None) 
         return
     if space is None or space_problems(space, shape):
         return
+    wrong = list(_format_problems(engine, space, form))
+    yield from wrong
+    if wrong:
+        return
     told: set[str] = set()
     for layer in range(shape.num_layers):
         for variant in variants_of(space, shape, layer):
@@ -55,6 +59,18 @@ def budget_problems(hardware: Hardware, limits: Iterable[BudgetLimit]) -> Iterat
     for limit in limits:
         if limit.name == PEAK and reason is not None:
             yield Problem(limit.field, f"{reason}; limit `memory`, which is weights and cache")
+
+
+def _format_problems(engine: Engine, space: SearchSpace, form: str) -> Iterator[Problem]:
+    """Formats of single subblocks that the engine does not have, or has everything in already."""
+    for place, own in enumerate(space.formats):
+        field = f"space.formats[{place}]"
+        if own not in engine.formats:
+            others = " or ".join(name for name, other in ENGINES.items() if own in other.formats)
+            text = f"{own} is not a format of {engine.name}; search with `hardware.engine: {others}`, or leave it out"
+            yield Problem(field, text)
+        elif own == form:
+            yield Problem(field, f"{own} is what everything is stored in already (hardware.format); leave it out")
 
 
 def check_installed(hardware: Hardware, shape: Shape) -> None:

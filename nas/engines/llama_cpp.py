@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from inlay.nas.engines.engine import Engine, Skeletons, StoodIn, Target, Timed
-from inlay.nas.engines.gguf.formats import FORMATS
 from inlay.nas.engines.gguf.packing import (
     LAYERS_AT_MOST,
     PARTS,
@@ -28,12 +27,13 @@ from inlay.nas.engines.shapes import shape_of_model, with_vocabulary
 from inlay.nas.engines.talk import Talk, Trained
 from inlay.nas.engines.timing import Workload, clock_of, take_rounds
 from inlay.nas.families.shape import Entry, Shape
+from inlay.nas.formats.gguf import F16, GGUF
 from inlay.nas.modeling.full_inlay import FullAttention
 from inlay.nas.modeling.gated_inlay import GatedFfn
 from inlay.nas.modeling.kinds_inlay import SUBBLOCKS
 from inlay.nas.modeling.linear_inlay import Linear
 from inlay.nas.modeling.no_op_inlay import ABSENT
-from inlay.nas.modeling.subblock_inlay import Slot
+from inlay.nas.modeling.subblock_inlay import FORMAT, Slot, structure
 from inlay.nas.tables.halves import Half, StandIn
 from inlay.nas.variants.storage import Block, Storage
 from inlay.version import __version__
@@ -55,7 +55,7 @@ _ELSEWHERE: Final = "take it out of the space, or search with `hardware.engine: 
 
 
 class LlamaCppStorage(Storage):
-    """GGUF's tensors in one format, and a cache of f16."""
+    """GGUF's tensors, in one format where entries name no other, and a cache of f16."""
 
     def __init__(self, form: str) -> None:
         self._form = form
@@ -85,11 +85,11 @@ class LlamaCppEngine(Engine):
     """Runs what its architectures can hold (`gguf/packing.py`)."""
 
     name = NAME
-    formats = tuple(FORMATS)
+    formats = tuple(GGUF)
 
     def usual_format(self, shape: Shape) -> str:
         """f16, as converters write by default."""
-        return "f16"
+        return F16
 
     def problem(self, entry: Entry, slot: Slot, shape: Shape, form: str) -> str | None:
         """By kind, by the parent's norms of heads, and by the rows that a format can hold."""
@@ -98,17 +98,20 @@ class LlamaCppEngine(Engine):
         kind = entry["kind"]
         if kind not in PARTS:
             return f"llama.cpp has no {kind} {slot}; it runs {', '.join(PARTS)} and no_op, so {_ELSEWHERE}"
+        form = entry.get(FORMAT, form)
         part = part_of(shape, 0, slot, entry, form)
         if part.role == "map" and not mixed_architecture(shape).empty_attention:
             return f"llama.cpp has no {kind} {slot} beside attention whose heads are normed; {_ELSEWHERE}"
-        # What the parent itself has is stored as converters do it: in f16 where its rows do not fit.
+        # What the parent itself has, and rows as wide as the model, are stored as llama.cpp's tools do it where they do
+        # not fit: by what holds them.
         own = [shape.parent_entry(layer, slot) for layer in range(shape.num_layers)]
-        for tensor in part.tensors if entry not in own else ():
-            if len(tensor.shape) == 2 and tensor.format != form:
-                block = FORMATS[form].block
+        given = (shape.hidden, shape.q_heads * shape.head_dim)
+        for tensor in part.tensors if structure(entry) not in own else ():
+            if len(tensor.shape) == 2 and tensor.format != form and tensor.shape[1] not in given:
+                block = GGUF[form].block
                 return (
                     f"{form} stores {block} numbers together, and {tensor.name} has rows of {tensor.shape[1]}; take a "
-                    f"multiple of {block}, or `hardware.format: f16`"
+                    f"multiple of {block}, or the format {tensor.format}"
                 )
         return None
 
@@ -128,7 +131,7 @@ class LlamaCppEngine(Engine):
             )
         if shape.num_layers > LAYERS_AT_MOST:
             return f"llama.cpp: {shape.num_layers} layers are more than its {LAYERS_AT_MOST}"
-        if not FORMATS[form].fits(shape.hidden):
+        if GGUF[form].block > 1 and GGUF[form].holding(shape.hidden).block == 1:
             return f"llama.cpp: {form} cannot store rows of {shape.hidden}, the parent's width; take f16"
         for layer in range(shape.num_layers):
             for slot in ("attention", "ffn"):
@@ -251,7 +254,7 @@ class LlamaCppEngine(Engine):
         from inlay.nas.engines.gguf.writer import file_bytes
 
         packed = packed_of(config, form)
-        rotation, fields = described(packed, config, form, "model")
+        rotation, fields = described(packed, config, "model")
         own = [NO_TOKENIZER] if folder is None else tokenizer_metadata(folder, config.vocab_size)
         return file_bytes(packed, rotation, [*fields, *own])
 
@@ -273,7 +276,7 @@ def _kept_file(folder: Path, model: Trained, form: str) -> Path:
     packed = packed_of(model.config, form)
 
     def write(path: Path) -> None:
-        write_trained(path, packed, model.config, model.folder, form, model.tensors.__getitem__)
+        write_trained(path, packed, model.config, model.folder, model.tensors.__getitem__)
 
     return written_once(folder / f"{model.key}-{form}-{__version__}.gguf", write)
 

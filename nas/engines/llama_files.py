@@ -28,7 +28,7 @@ def write_shape(path: Path, config: InlayConfig, form: str, hollow: bool = False
     from inlay.nas.engines.gguf.writer import write_hollow, write_skeleton
 
     packed = packed_of(config, form)
-    rotation, fields = described(packed, config, form, "skeleton")
+    rotation, fields = described(packed, config, "skeleton")
     write = write_hollow if hollow else write_skeleton
     write(path, packed, rotation, [*fields, NO_TOKENIZER])
 

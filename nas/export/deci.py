@@ -22,7 +22,7 @@ from inlay.nas.job import Job
 from inlay.nas.modeling.subblock_inlay import SLOTS
 from inlay.nas.pieces.assembled import TrainedModel
 from inlay.nas.tables.architecture import Blocks
-from inlay.nas.variants.entries import entries_of
+from inlay.nas.variants.entries import structures_of
 from inlay.nas.workspace import Workspace
 
 _CODE: Final = "configuration_deci.py"
@@ -112,7 +112,7 @@ def _child(parent: Parent, architecture: Blocks) -> Child:
     rope = parent.config.rope_parameters or {}
     return Child(
         shape=parent.shape,
-        blocks=entries_of(parent.shape, architecture),
+        blocks=structures_of(parent.shape, architecture),
         activation=str(parent.config.base["hidden_act"]),
         rope_type=str(rope.get("rope_type", "default")),
     )

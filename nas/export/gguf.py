@@ -10,16 +10,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from inlay.nas.engines.gguf.packing import pack
+from inlay.nas.engines.gguf.packing import Packed
 from inlay.nas.engines.gguf.trained import write_trained
 from inlay.nas.engines.llama_cpp import LlamaCppEngine, process
+from inlay.nas.engines.llama_files import packed_of
 from inlay.nas.errors import UserError
 from inlay.nas.export.card import card
 from inlay.nas.export.folder import written_whole
 from inlay.nas.families import Parent
+from inlay.nas.formats.gguf import F16, F32, GGUF
 from inlay.nas.job import Job
-from inlay.nas.modeling import InlayForCausalLM
-from inlay.nas.modeling.subblock_inlay import SLOTS
+from inlay.nas.modeling import InlayConfig, InlayForCausalLM
+from inlay.nas.modeling.subblock_inlay import FORMAT, SLOTS
 from inlay.nas.pieces.assembled import TrainedModel
 from inlay.nas.tables.architecture import Blocks
 from inlay.nas.variants.entries import entries_of
@@ -28,8 +30,10 @@ from inlay.version import __version__
 
 COMPARED_TOKENS: Final = 64
 """Tokens of text on which the file is compared with the child."""
-MOST_KL: Final[Mapping[str, float]] = {"f32": 1e-4, "f16": 5e-3, "bf16": 5e-2, "q8_0": 5e-2}
-"""KL to the child, nats a token, above which a file is not the child; rounding alone stays far below."""
+MOST_KL: Final[Mapping[str, float]] = {F32: 1e-4, F16: 5e-3}
+"""KL to the child with the file's rounded weights, nats a token, above which a file is not the child."""
+MOST_KL_ELSE: Final = 5e-2
+"""The same for other formats: llama.cpp rounds activations too where it multiplies by such matrices."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +41,14 @@ class Difference:
     """How far llama.cpp's logits are from the child's.
 
     Args:
-        kl_nats: KL(child ‖ file), mean over tokens.
+        kl_nats: KL(child with the file's weights ‖ file), mean over tokens.
+        rounding_nats: KL(child ‖ child with the file's weights), mean over tokens.
         largest: the largest difference of two logits.
         tokens: how many were compared.
     """
 
     kl_nats: float
+    rounding_nats: float
     largest: float
     tokens: int
 
@@ -71,7 +77,8 @@ def write_gguf_folder(
 ) -> Path:
     """Writes a folder with `<parent>-<format>.gguf`, its card and recipe, whole or not at all.
 
-    The weights are read and written tensor by tensor.
+    The weights are read and written tensor by tensor, each rounded once. Subblocks that have a format of their own are
+    stored in it, all else in `form`; the file's name then says `mixed`.
 
     Raises:
         UserError: llama.cpp cannot run the child, the tokenizer cannot be rebuilt, the extra `gguf` is not installed,
@@ -79,37 +86,46 @@ def write_gguf_folder(
     """
     check_gguf(parent, model.architecture, form)
     with written_whole(output) as folder:
-        name = f"{Path(job.parent.rpartition(':')[2]).stem}-{form}.gguf"
-        _write(folder / name, place, parent, model, form)
-        difference = _compared(folder / name, place, parent, model, job, form)
+        config = parent.config.with_blocks(entries_of(parent.shape, model.architecture))
+        packed = packed_of(config, form)
+        told = "mixed" if any(FORMAT in entry for block in config.blocks for entry in block.values()) else form
+        name = f"{Path(job.parent.rpartition(':')[2]).stem}-{told}.gguf"
+        _write(folder / name, packed, config, place, parent, model)
+        difference = _compared(folder / name, packed, place, parent, model, job)
         (folder / "README.md").write_text(card(evaluation, job, "llama.cpp", _use(name, difference)))
         recipe = {"inlay": __version__, "job": job.to_dict(), "architecture": [list(b) for b in model.architecture]}
         (folder / "inlay_recipe.json").write_text(json.dumps(recipe, indent=1, sort_keys=True) + "\n")
     return output
 
 
-def _write(path: Path, place: Workspace, parent: Parent, model: TrainedModel, form: str) -> None:
+def _write(
+    path: Path, packed: Packed, config: InlayConfig, place: Workspace, parent: Parent, model: TrainedModel
+) -> None:
     from safetensors import safe_open
 
-    config = parent.config.with_blocks(entries_of(parent.shape, model.architecture))
-    packed = pack(parent.shape, config.blocks, form)
     with safe_open(place.store.blob_path(model.blob), framework="pt") as file:
         try:
-            write_trained(path, packed, config, parent.folder, form, file.get_tensor)
+            write_trained(path, packed, config, parent.folder, file.get_tensor)
         except ValueError as error:
             raise UserError(f"--format gguf: llama.cpp cannot run the parent: {error}") from None
 
 
-def _compared(path: Path, place: Workspace, parent: Parent, model: TrainedModel, job: Job, form: str) -> Difference:
+def _compared(
+    path: Path, packed: Packed, place: Workspace, parent: Parent, model: TrainedModel, job: Job
+) -> Difference:
     """Raises UserError when the file is not the child."""
     ids = _some_text(place, parent)
+    child = _child(place, parent, model)
+    own = _logits_of(child, ids)
+    _round(child, packed)
     with _logits(path, ids, job.hardware.python) as theirs:
-        difference = _difference(_child_logits(place, parent, model, ids), theirs)
-    if difference.kl_nats > MOST_KL[form]:
+        difference = _difference(own, _logits_of(child, ids), theirs)
+    most = max(MOST_KL.get(tensor.format, MOST_KL_ELSE) for tensor in packed.tensors)
+    if difference.kl_nats > most:
         raise UserError(
             f"--format gguf: llama.cpp's logits are not the child's (KL {difference.kl_nats:.2g} nats a token, and "
-            f"rounding to {form} may cost {MOST_KL[form]:.2g}); the file is not kept, export the Transformers folder "
-            "and report this"
+            f"computing in its formats may cost {most:.2g}); the file is not kept, export the Transformers folder and "
+            "report this"
         )
     return difference
 
@@ -135,24 +151,47 @@ def _logits(path: Path, ids: list[int], python: str | None) -> Iterator[Any]:
         yield np.load(found)
 
 
-def _child_logits(place: Workspace, parent: Parent, model: TrainedModel, ids: list[int]) -> Any:
-    """[T, V] of the child in float32."""
-    import torch
+def _child(place: Workspace, parent: Parent, model: TrainedModel) -> Any:
+    """The child in float32."""
     from safetensors.torch import load_file
 
     child: Any = InlayForCausalLM(parent.config.with_blocks(entries_of(parent.shape, model.architecture)))
     child.load_state_dict(load_file(place.store.blob_path(model.blob)), strict=False)
     child.float().eval().tie_weights()
+    return child
+
+
+def _round(child: Any, packed: Packed) -> None:
+    """Gives it the weights that the file has."""
+    import torch
+
+    from inlay.nas.formats.tensors import rounded
+
+    weights = dict(child.named_parameters(remove_duplicate=False))
+    with torch.no_grad():
+        for tensor in packed.tensors:
+            for source in tensor.sources:
+                weights[source].copy_(rounded(weights[source], GGUF[tensor.format]))
+
+
+def _logits_of(child: Any, ids: list[int]) -> Any:
+    """[T, V]."""
+    import torch
+
     with torch.inference_mode():
         return child(torch.tensor([ids])).logits[0].numpy()
 
 
-def _difference(own: Any, theirs: Any) -> Difference:
+def _difference(own: Any, rounded: Any, theirs: Any) -> Difference:
+    largest = float(abs(rounded - theirs).max())
+    return Difference(_kl_nats(rounded, theirs), _kl_nats(own, rounded), largest, len(own))
+
+
+def _kl_nats(own: Any, other: Any) -> float:
     import torch
 
-    p, q = (torch.log_softmax(torch.tensor(logits).double(), -1) for logits in (own, theirs))
-    kl = (p.exp() * (p - q)).sum(-1).mean()
-    return Difference(float(kl), float(abs(own - theirs).max()), len(own))
+    p, q = (torch.log_softmax(torch.tensor(logits).double(), -1) for logits in (own, other))
+    return float((p.exp() * (p - q)).sum(-1).mean())
 
 
 def _use(name: str, difference: Difference) -> list[str]:
@@ -164,6 +203,7 @@ def _use(name: str, difference: Difference) -> list[str]:
         f"$ llama-completion -no-cnv -m {name} -p 'Once upon a time'",
         "```",
         "",
-        f"llama.cpp's logits of this file are {difference.kl_nats:.1e} nats a token from the child's, on "
-        f"{difference.tokens} tokens of held-out text.",
+        f"llama.cpp's logits of this file are {difference.kl_nats:.1e} nats a token from the child's with these "
+        f"weights, and rounding them costs {difference.rounding_nats:.1e}, on {difference.tokens} tokens of held-out "
+        "text.",
     ]

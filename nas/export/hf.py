@@ -18,7 +18,7 @@ from inlay.nas.export.folder import write_companions, written_whole
 from inlay.nas.families import Parent
 from inlay.nas.job import Job
 from inlay.nas.pieces.assembled import TrainedModel
-from inlay.nas.variants.entries import entries_of
+from inlay.nas.variants.entries import structures_of
 from inlay.nas.workspace import Workspace
 
 CONFIG = "config.json"
@@ -78,7 +78,7 @@ def hf_card(evaluation: Mapping[str, Any], job: Job) -> str:
 
 
 def _write_all_but_weights(folder: Path, parent: Parent, model: TrainedModel, text: str, job: Job) -> None:
-    config = parent.config.with_blocks(entries_of(parent.shape, model.architecture))
+    config = parent.config.with_blocks(structures_of(parent.shape, model.architecture))
     config.architectures = ["InlayForCausalLM"]
     config.auto_map = AUTO_MAP
     config.save_pretrained(folder)

@@ -9,9 +9,11 @@ import warnings
 from collections.abc import Iterable
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
+from inlay.nas.formats import FORMATS
 from inlay.nas.job.fields import Bytes, Count, Number, Seconds, Section
+from inlay.nas.problems import did_you_mean
 
 LARGEST_COUNT = 10**15
 SCENARIO_NAME = r"^[A-Za-z][A-Za-z0-9_-]{0,63}$"
@@ -103,6 +105,13 @@ class Scenario(Section):
     threads: Count = Field(default=1, ge=1, le=4_096, description="CPU threads of the model that is measured.")
 
 
+def _known_format(name: str) -> str:
+    known = ("auto", "parent", *FORMATS)
+    if name not in known:
+        raise ValueError(f"is not a format; {did_you_mean(name, known)}there are {', '.join(known)}")
+    return name
+
+
 def _listed(value: object) -> object:
     return (value,) if isinstance(value, dict | Scenario) else value
 
@@ -120,7 +129,7 @@ class Hardware(Section):
     engine: Literal["transformers", "llama.cpp", "vllm"] = Field(
         default="transformers", description="What runs the child: its times and bytes are the budget's."
     )
-    format: Literal["auto", "parent", "f32", "f16", "bf16", "q8_0"] = Field(
+    format: Annotated[str, AfterValidator(_known_format)] = Field(
         default="auto", description="How the engine stores numbers; auto: what it takes unasked (docs/engines.md)."
     )
     python: str | None = Field(

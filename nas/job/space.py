@@ -12,6 +12,7 @@ from typing import Annotated, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from inlay.nas.families.shape import SLOTS
+from inlay.nas.formats import FORMATS
 from inlay.nas.job.fields import Count, Section
 from inlay.nas.modeling.subblock_inlay import Slot
 from inlay.nas.problems import FieldProblems, did_you_mean, plain_key, show
@@ -50,6 +51,21 @@ def _ffn(value: object) -> tuple[Alternative, ...]:
     return parse_alternatives("ffn", value)
 
 
+def _formats(value: object) -> tuple[str, ...]:
+    if isinstance(value, str | Mapping) or not isinstance(value, Sequence):
+        raise FieldProblems([("", f"{show(value)} is not a list; write for example [q8_0, q4_K]")])
+    problems = []
+    for index, form in enumerate(value):
+        if form not in FORMATS:
+            hint = did_you_mean(str(form), FORMATS)
+            problems.append((f"[{index}]", f"{show(form)} is not a format; {hint}there are {', '.join(FORMATS)}"))
+        elif form in value[:index]:
+            problems.append((f"[{index}]", f"{show(form)} is there twice; leave one out"))
+    if problems:
+        raise FieldProblems(problems)
+    return tuple(value)
+
+
 def _kinds(slot: Slot) -> list[Kind]:
     """The kinds that a job may name for a slot."""
     return [kind for kind in KINDS.values() if slot in kind.slots and not kind.is_parent]
@@ -68,6 +84,9 @@ class Space(Section):
     ffn: Annotated[tuple[Alternative, ...], BeforeValidator(_ffn)] = Field(
         default=(), description=f"Alternatives to the ffn: {_forms('ffn')}."
     )
+    formats: Annotated[tuple[str, ...], BeforeValidator(_formats)] = Field(
+        default=(), description="Formats a subblock may be stored in beside hardware.format, such as q8_0, q4_K."
+    )
     multiple: Count = Field(default=8, ge=1, le=4096, description="FFN widths are rounded to a multiple of this.")
     sinks: Count = Field(
         default=4, ge=0, le=4096, description="First tokens a window always sees; stock engines know 0."
@@ -75,7 +94,7 @@ class Space(Section):
 
     @model_validator(mode="after")
     def _something_to_choose(self) -> Self:
-        if not self.attention and not self.ffn:
+        if not self.attention and not self.ffn and not self.formats:
             raise ValueError("offers no alternative; give `attention` or `ffn` a list such as [linear, no_op]")
         return self
 

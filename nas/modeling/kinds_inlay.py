@@ -12,7 +12,7 @@ from .full_inlay import FullAttention
 from .gated_inlay import GatedFfn
 from .linear_inlay import Linear
 from .no_op_inlay import NoOp
-from .subblock_inlay import Entry, Slot, SubblockKind
+from .subblock_inlay import FORMAT, Entry, Slot, SubblockKind, structure
 from .window_inlay import WindowAttention
 
 
@@ -48,7 +48,9 @@ class SubblockKinds:
         if not isinstance(name, str) or name not in self.names(slot):
             raise ValueError(f"{where}: {entry!r} has no kind of {slot}; there are {', '.join(self.names(slot))}")
         kind = self._kinds[name]
-        if set(entry) != {"kind", *kind.fields}:
+        if not isinstance(entry.get(FORMAT, ""), str) or (kind.absent and FORMAT in entry):
+            raise ValueError(f"{where}: {entry!r} has a format that is no name, or nothing to store")
+        if set(structure(entry)) != {"kind", *kind.fields}:
             takes = ", ".join(kind.fields) or "nothing else"
             raise ValueError(f"{where}: kind {name!r} takes {takes}; given {dict(entry)!r}")
         for field, least in kind.fields.items():

@@ -25,6 +25,9 @@ Entry = Mapping[str, Any]
 Tensors = dict[str, tuple[int, ...]]
 
 SLOTS: tuple[Slot, Slot] = ("attention", "ffn")
+FORMAT = "format"
+"""What an entry of any kind may say beside its fields: how those who pack the model store its matrices. Modules and
+sizes take no notice."""
 NORMS: Mapping[str, str] = {"attention": "input_layernorm", "ffn": "post_attention_layernorm"}
 MIXERS: Mapping[str, str] = {"attention": "self_attn", "ffn": "mlp"}
 
@@ -115,6 +118,11 @@ class SubblockKind(ABC):
         norm, mixer = getattr(layer, NORMS[slot]), getattr(layer, MIXERS[slot])
         update_BSD: Tensor = mixer(norm(hidden_BSD))
         return update_BSD
+
+
+def structure(entry: Entry) -> dict[str, Any]:
+    """The entry without its format: what is computed."""
+    return {name: value for name, value in entry.items() if name != FORMAT}
 
 
 def norm_tensors(slot: Slot, sizes: Sizes) -> Tensors:

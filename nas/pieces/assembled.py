@@ -15,7 +15,7 @@ from inlay.distill.sweep import Slot
 from inlay.nas.families import ends_tensors, layer_prefix, subblock_tensors
 from inlay.nas.modeling import Ends, InlayForCausalLM, InlayLayer, build_layer
 from inlay.nas.pieces.boundaries import worker_source
-from inlay.nas.pieces.weights import Library, WorkerSource
+from inlay.nas.pieces.weights import Library, WorkerSource, rounded_state
 from inlay.nas.tables.architecture import Block, Blocks
 from inlay.nas.variants import parse_variant
 from inlay.nas.variants.entries import entries_of
@@ -52,11 +52,11 @@ def store_assembled(arguments: dict[str, Any], context: PieceContext) -> PieceOu
 def layer_state(source: WorkerSource, index: int, block: Block) -> dict[str, Tensor]:
     """The tensors of one layer of an architecture by layer-local names, as they are stored."""
     state: dict[str, Tensor] = {}
-    for variant, label in zip(map(parse_variant, block), block, strict=True):
-        if variant.is_parent:
+    for variant in map(parse_variant, block):
+        if variant.is_own:
             state.update(source.parent.slot_state(index, variant.slot))
         elif not variant.is_absent(source.parent.shape, index):
-            state.update(source.store_state(source.library.digests[index][label]))
+            state.update(source.store_state(source.library.digests[index][variant.bare.label]))
     return state
 
 
@@ -137,7 +137,8 @@ class StoredModel:
         entry = variant.entry(shape, index)
         if slot == "attention":
             self.source.use(entry)
-        state = self._tensors(layer_prefix(index), subblock_tensors(shape, slot, entry))
+        stored = self._tensors(layer_prefix(index), subblock_tensors(shape, slot, entry))
+        state = rounded_state(stored, variant.form)
         attention, ffn = (entry, None) if slot == "attention" else (None, entry)
         return build_layer(self.source.parent.config, index, attention, ffn, state, self.source.dtype).to(self.device)
 

@@ -17,6 +17,8 @@ from torch import Tensor
 from inlay.cluster.store import Store
 from inlay.distill.sweep import Slot
 from inlay.nas.families import Parent, open_parent
+from inlay.nas.formats import FORMATS
+from inlay.nas.formats.tensors import rounded
 from inlay.nas.hub_ids import has_hub_form
 from inlay.nas.modeling import Ends, InlayLayer, build_layer, make_context
 from inlay.nas.modeling.kinds_inlay import SUBBLOCKS
@@ -26,7 +28,7 @@ from inlay.nas.variants import parse_variant
 
 @dataclass(frozen=True)
 class Library:
-    """Where the trained weights are: blob digests by layer and variant label."""
+    """Where the trained weights are: blob digests by layer and label, without formats."""
 
     digests: Mapping[int, Mapping[str, str]]
 
@@ -36,14 +38,27 @@ class Library:
 
 
 def used_weights(library: Library, architectures: Sequence[Blocks]) -> dict[str, dict[str, str]]:
-    """Digests of the trained weights that these architectures hold, by layer and label."""
+    """Digests of the trained weights that these architectures hold, by layer and label without its format."""
     held: dict[str, dict[str, str]] = {}
     for architecture in architectures:
         for layer, block in enumerate(architecture):
-            for label in block:
+            for label in (parse_variant(label).bare.label for label in block):
                 if library.has(layer, label):
                     held.setdefault(str(layer), {})[label] = library.digests[layer][label]
     return held
+
+
+def rounded_state(state: Mapping[str, Tensor], form: str | None) -> dict[str, Tensor]:
+    """A subblock's tensors as an engine computes with them: matrices rounded by what holds their rows in that format.
+
+    None: as they are stored.
+    """
+    if form is None:
+        return dict(state)
+    return {
+        name: rounded(tensor, FORMATS[form].holding(tensor.shape[1])) if tensor.ndim == 2 else tensor
+        for name, tensor in state.items()
+    }
 
 
 @lru_cache(maxsize=2)
@@ -99,15 +114,16 @@ class WorkerSource:
         if variant.is_absent(self.parent.shape, index):
             return None
         entry = variant.entry(self.parent.shape, index)
-        if variant.is_parent:
+        if variant.is_own:
             state = self.parent.slot_state(index, slot)
-        elif self.library.has(index, choice):
-            state = self.store_state(self.library.digests[index][choice])
+        elif self.library.has(index, variant.bare.label):
+            state = self.store_state(self.library.digests[index][variant.bare.label])
         else:
             raise KeyError(f"layer {index}: {choice} is not in the block library")
         if slot == "attention":
             self.use(entry)
         attention, ffn = (entry, None) if slot == "attention" else (None, entry)
+        state = rounded_state(state, variant.form)
         layer = build_layer(self.parent.config, index, attention, ffn, state, self.dtype)
         return layer.to(self.device)
 

@@ -237,7 +237,9 @@ def _child(stack: ExitStack, place: Workspace, parent: Parent, name: str) -> Tra
     model = _trained_model(place, parent, name)
     config = parent.config.with_blocks(entries_of(parent.shape, model.architecture))
     file = stack.enter_context(safe_open(place.store.blob_path(model.blob), framework="pt"))
-    return Trained(_key(parent, model.blob), config, parent.folder, _Tensors(file.keys(), file.get_tensor))
+    return Trained(
+        _key(parent, [model.blob, config.blocks]), config, parent.folder, _Tensors(file.keys(), file.get_tensor)
+    )
 
 
 def _trained_model(place: Workspace, parent: Parent, name: str) -> TrainedModel:
@@ -258,5 +260,5 @@ def _parent(parent: Parent) -> Trained:
     return Trained(_key(parent, PARENT), parent.config, parent.folder, _Tensors(names, parent.tensor))
 
 
-def _key(parent: Parent, content: str) -> str:
+def _key(parent: Parent, content: Any) -> str:
     return digest_of({"parent": parent.fingerprint, "content": content})[:24]

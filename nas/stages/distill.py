@@ -22,17 +22,19 @@ from inlay.nas.variants import Variant, variants_of
 
 
 def build_library(search: Search, ids: Ids) -> list[Record]:
-    """Calibrates and trains every layer that has no record yet.
+    """Calibrates and trains every layer that has variants to train and no record yet.
 
     Returns:
-        One record a layer, in layer order. `values["variants"]` says for each variant its status, losses and reason;
-        `blobs` holds the weights of those that were trained, in the parent's dtype.
+        One record for each layer that has any, in layer order. `values["variants"]` says for each variant its status,
+        losses and reason; `blobs` holds the weights of those that were trained, in the parent's dtype.
     """
     num_layers = search.parent.shape.num_layers
     space = [layer_variants(search, layer) for layer in range(num_layers)]
-    pieces = [distill_piece(search, ids, layer, space[layer], "") for layer in range(num_layers)]
-    kept = kept_records(search.workspace.store, pieces)
-    todo = [layer for layer, piece in enumerate(pieces) if piece.key not in kept]
+    pieces = {layer: distill_piece(search, ids, layer, held, "") for layer, held in enumerate(space) if held}
+    if not pieces:
+        return []
+    kept = kept_records(search.workspace.store, list(pieces.values()))
+    todo = [layer for layer, piece in pieces.items() if piece.key not in kept]
     outcomes = keeps_outcomes(search)
     scratch = scratch_of(search, ids, outcomes)
     for span in spans_with_boundaries(search, ids, todo, outcomes):
@@ -50,7 +52,7 @@ def build_library(search: Search, ids: Ids) -> list[Record]:
             f"training {counted(sum(len(space[layer]) for layer in layers), 'variant')}",
             "layers",
         )
-    return search.run(pieces)
+    return search.run(list(pieces.values()))
 
 
 def keeps_outcomes(search: Search) -> bool:

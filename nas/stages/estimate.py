@@ -86,7 +86,7 @@ def stage_seconds(job: Job, parent: Parent) -> dict[str, float]:
     timed = _TimedModels(parent, job, rates[length])
     return {
         "measure": START_SECONDS + timed.subblocks(space),
-        "distill": job.distill.tokens * (FORWARD * own + variants) / learning / by_layer,
+        "distill": bool(trained) * job.distill.tokens * (FORWARD * own + variants) / learning / by_layer,
         "score": score_tokens * blocks * FORWARD * (own / 2 + head) / judging / by_layer,
         "assemble": score_tokens * pool * forward / judging / workers
         + job.recover.probes * whole_training(probe_tokens(job)) / workers

@@ -8,11 +8,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
-from inlay.nas.engines.gguf.formats import FORMATS as GGUF_FORMATS
 from inlay.nas.engines.llama_cpp import NAME as LLAMA_CPP
 from inlay.nas.engines.registry import format_of
 from inlay.nas.errors import UserError
 from inlay.nas.export.deci_consumers import CONSUMERS
+from inlay.nas.formats.gguf import GGUF
 from inlay.nas.tables.architecture import blocks_of
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ FORMATS: Final[Mapping[str, Format]] = MappingProxyType(
         "deci": Format(
             _write_deci, _check_deci, {"for": tuple(CONSUMERS)}, why="each program reads a DeciLM folder of its own"
         ),
-        "gguf": Format(_write_gguf, _check_gguf, {"type": tuple(GGUF_FORMATS)}, usual=_usual_type),
+        "gguf": Format(_write_gguf, _check_gguf, {"type": tuple(GGUF)}, usual=_usual_type),
     }
 )
 """Every form by the value of `--format`, in the order messages list them."""

@@ -58,15 +58,22 @@ def _plan_of(job: Job, parent: Parent) -> dict[str, Any]:
         },
         "stages": _stages(job, parent, space, trained),
         "facts": _facts(job, parent, space),
-        "warnings": _warnings(job, parent, space),
+        "warnings": _warnings(job, parent, space, trained),
     }
 
 
-def scratch_bytes(job: Job, parent: Parent) -> int:
-    """What scratch holds at most: the states before, in float32 also those within, every layer."""
-    states = 2 * parent.shape.num_layers + 1 if compute_dtype(job, parent) == "float32" else parent.shape.num_layers + 1
-    size = 4 if compute_dtype(job, parent) == "float32" else 2
-    return job.distill.tokens * parent.shape.hidden * size * states
+def scratch_bytes(job: Job, parent: Parent, trained: int) -> int:
+    """What scratch holds at most: the states before every layer and, where training is in float32, those within."""
+    in_float32 = compute_dtype(job, parent) == "float32"
+    states = (2 if in_float32 and trained else 1) * parent.shape.num_layers + 1
+    return _advanced(job, trained)[0] * parent.shape.hidden * (4 if in_float32 else 2) * states
+
+
+def _advanced(job: Job, trained: int) -> tuple[int, int]:
+    """Tokens of the longest text whose states lie on scratch, and of each of its sequences."""
+    if trained:
+        return job.distill.tokens, job.data.distill.sequence_length
+    return judged_tokens(job)[0], judged_length(job)
 
 
 def _log10_blocks(layer: Sequence[Variant]) -> float:
@@ -75,7 +82,8 @@ def _log10_blocks(layer: Sequence[Variant]) -> float:
 
 def _stages(job: Job, parent: Parent, space: Space, trained: int) -> list[dict[str, Any]]:
     """Every stage in the order they run, with its part of the whole; `advance` is within distill's and score's time."""
-    shape, length = parent.shape, job.data.distill.sequence_length
+    shape = parent.shape
+    tokens, length = _advanced(job, trained)
     seconds: dict[str, float] = stage_seconds(job, parent) if job.hardware.device == "cpu" else {}
     score_tokens, report_tokens = judged_tokens(job)
     variant_bytes = sum(
@@ -87,8 +95,8 @@ def _stages(job: Job, parent: Parent, space: Space, trained: int) -> list[dict[s
             "what": "times of every distinct subblock",
         },
         "advance": {
-            "pieces": len(shard_ranges(max(1, job.distill.tokens // length), length)),
-            "bytes": scratch_bytes(job, parent),
+            "pieces": len(shard_ranges(max(1, tokens // length), length)),
+            "bytes": scratch_bytes(job, parent, trained),
             "what": "the parent's hidden states, on scratch",
         },
         "distill": {
@@ -173,14 +181,14 @@ def _facts(job: Job, parent: Parent, space: Space) -> list[tuple[str, str]]:
     return facts
 
 
-def _warnings(job: Job, parent: Parent, space: Space) -> list[str]:
+def _warnings(job: Job, parent: Parent, space: Space, trained: int) -> list[str]:
     storage = storage_of(job.hardware, parent.shape)
     sizes = {scenario.name: parent_sizes(parent.shape, scenario, storage) for scenario in job.hardware.scenarios}
     found = idle_limits(job.budget, sizes)
     folder = Path(job.resolve(job.cluster.scratch)) if job.cluster.scratch else job.default_workspace()
     there = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(there).free
-    if scratch_bytes(job, parent) > free // 2:
+    if scratch_bytes(job, parent, trained) > free // 2:
         found.append("scratch does not hold all boundaries at once: layers are worked on in spans, one after the other")
     for scenario in job.hardware.scenarios:
         own = parent_sizes(parent.shape, scenario, storage)

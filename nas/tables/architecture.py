@@ -19,8 +19,8 @@ def identify(architecture: Sequence[Sequence[str]]) -> str:
 
 
 def kind_of(label: str) -> str:
-    """`attention:kv_heads` of `attention:kv_heads=2`."""
-    return label.partition("=")[0]
+    """`attention:kv_heads` of `attention:kv_heads=2` and of `attention:kv_heads=2@q8_0`."""
+    return label.partition("@")[0].partition("=")[0]
 
 
 def blocks_of(value: Iterable[Iterable[str]]) -> Blocks:

@@ -1,6 +1,7 @@
 """From the job's `space` to the variants of each layer of a parent."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 from inlay.nas.errors import UserError
@@ -24,6 +25,10 @@ class SearchSpace(Protocol):
         """Alternatives to the ffn."""
 
     @property
+    def formats(self) -> Sequence[str]:
+        """Formats that a subblock may be stored in beside that of the whole file."""
+
+    @property
     def multiple(self) -> int:
         """Widths are rounded to it."""
 
@@ -33,7 +38,8 @@ class SearchSpace(Protocol):
 
 
 def variants_of(space: SearchSpace, shape: Shape, layer: int) -> tuple[Variant, ...]:
-    """The variants allowed at `layer`: for each slot the parent's own, then the space's in its order, each once.
+    """The variants allowed at `layer`: for each slot the parent's own, then the space's in its order, each once, and
+    after each of them the same in every format of the space.
 
     A variant that another layer can take but this one cannot (a window not below the one it slides in already), and one
     that is the parent's own there, are left out. Raises `UserError` with every problem of the space.
@@ -44,17 +50,25 @@ def variants_of(space: SearchSpace, shape: Shape, layer: int) -> tuple[Variant, 
     found: dict[str, Variant] = {}
     for slot in SLOTS:
         parent = Variant(slot, "parent")
-        found[parent.label] = parent
+        _add(found, parent, space, shape, layer)
         for variant in (_variant(item, space, Place(shape, layer, slot)) for item in getattr(space, slot)):
             # Only what can stand there has an entry.
             if variant.problem(shape, layer) is None and variant.entry(shape, layer) != parent.entry(shape, layer):
-                found.setdefault(variant.label, variant)
+                _add(found, variant, space, shape, layer)
     return tuple(found.values())
+
+
+def _add(found: dict[str, Variant], variant: Variant, space: SearchSpace, shape: Shape, layer: int) -> None:
+    forms = () if variant.is_absent(shape, layer) else space.formats
+    for one in (variant, *(replace(variant, form=form) for form in forms)):
+        if one.problem(shape, layer) is None:
+            found.setdefault(one.label, one)
 
 
 def space_problems(space: SearchSpace, shape: Shape, field: str = "space") -> list[Problem]:
     """Everything in the space that no layer of this parent can take, each with its path below `field`."""
-    return [problem for slot in SLOTS for problem in _slot_problems(space, shape, slot, f"{field}.{slot}")]
+    found = [problem for slot in SLOTS for problem in _slot_problems(space, shape, slot, f"{field}.{slot}")]
+    return [*found, *_format_problems(space, shape, f"{field}.formats")]
 
 
 def unseen_problems(space: SearchSpace, shape: Shape, length: int, raised: str) -> list[Problem]:
@@ -84,6 +98,15 @@ def _slot_problems(space: SearchSpace, shape: Shape, slot: Slot, field: str) -> 
         problems = [variant.problem(shape, layer) for layer, variant in enumerate(variants)]
         if problems[0] is not None and None not in problems:
             yield Problem(path, KINDS[name].rounding(value, variants[0].value, space) + problems[0])
+
+
+def _format_problems(space: SearchSpace, shape: Shape, field: str) -> Iterator[Problem]:
+    """Formats that no subblock of the parent has rows for."""
+    for place, form in enumerate(space.formats):
+        own = [(Variant(slot, "parent", form=form), layer) for layer in range(shape.num_layers) for slot in SLOTS]
+        problems = [variant.problem(shape, layer) for variant, layer in own]
+        if problems[0] is not None and None not in problems:
+            yield Problem(f"{field}[{place}]", problems[0])
 
 
 def _variant(item: Any, space: SearchSpace, place: Place) -> Variant:

@@ -1,12 +1,13 @@
 """A variant: what stands in one subblock, with its label, its config entry and its training-free start."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from inlay.nas.errors import UserError
-from inlay.nas.families.shape import SLOTS, Entry, Shape
+from inlay.nas.families.shape import SLOTS, Entry, Shape, subblock_tensors
+from inlay.nas.formats import FORMATS
 from inlay.nas.modeling.kinds_inlay import SUBBLOCKS
-from inlay.nas.modeling.subblock_inlay import Slot
+from inlay.nas.modeling.subblock_inlay import FORMAT, Slot
 from inlay.nas.problems import Problem, did_you_mean, show
 from inlay.nas.variants.kind import Place, Value
 from inlay.nas.variants.registry import KINDS, kinds_of
@@ -18,44 +19,60 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Variant:
-    """A replacement for one subblock. Raises `ValueError` for a slot or kind that is not there."""
+    """A replacement for one subblock. Raises `ValueError` for a slot, kind or format that is not there."""
 
     slot: Slot
     kind: str
     value: Value = None
     """A number for `kv_heads` and `width`, (window, sinks) for `window`, else `None`."""
+    form: str | None = None
+    """The format that its matrices are stored in; None: that of the whole file."""
 
     def __post_init__(self) -> None:
         if self.slot not in SLOTS or self.kind not in kinds_of(self.slot):
             raise ValueError(f"`{self.slot}:{self.kind}` is not a variant.")
+        if self.form is not None and (self.form not in FORMATS or self.is_free):
+            raise ValueError(f"`{self.form}` is no format of `{self.slot}:{self.kind}`.")
 
     def __str__(self) -> str:
         return self.label
 
     @property
     def label(self) -> str:
-        """`attention:kv_heads=2`; `parse_variant` reads it back."""
-        return f"{self.slot}:{KINDS[self.kind].format(self.value)}"
+        """`attention:kv_heads=2`, `ffn:width=256@q4_K`; `parse_variant` reads it back."""
+        own = f"{self.slot}:{KINDS[self.kind].format(self.value)}"
+        return own if self.form is None else f"{own}@{self.form}"
+
+    @property
+    def bare(self) -> "Variant":
+        """The same without a format of its own: what is trained, and what the block library holds."""
+        return replace(self, form=None)
 
     @property
     def short(self) -> str:
         """What a cell of a picture says of it."""
-        return KINDS[self.kind].short(self.value)
+        return " ".join(filter(None, (KINDS[self.kind].short(self.value), self.form)))
 
     @property
-    def rank(self) -> tuple[Slot, int, int]:
+    def rank(self) -> tuple[Slot, int, int, int]:
         """What sorts variants for people: by slot, by kind, large before small."""
         number = self.value if isinstance(self.value, int) else next(iter(self.value or ()), 0)
-        return self.slot, list(KINDS).index(self.kind), -number
+        form = 0 if self.form is None else 1 + list(FORMATS).index(self.form)
+        return self.slot, list(KINDS).index(self.kind), -number, form
 
     @property
     def trained(self) -> bool:
-        """Whether local distillation trains it."""
-        return KINDS[self.kind].trained
+        """Whether local distillation trains it; one in a format is what was trained without, rounded."""
+        return KINDS[self.kind].trained and self.form is None
 
     @property
     def is_parent(self) -> bool:
-        """Whether it is the parent's own subblock."""
+        """Whether it is the parent's own subblock, stored as everything is."""
+        return self.is_own and self.form is None
+
+    @property
+    def is_own(self) -> bool:
+        """Whether its weights are the parent's own, whatever they are stored in."""
         return KINDS[self.kind].is_parent
 
     @property
@@ -72,7 +89,20 @@ class Variant:
         place = Place(shape, layer, self.slot)
         if place.is_empty and not self.is_parent:
             return f"{self.label} is not possible: the parent has no {self.slot} there; leave it out"
-        return KINDS[self.kind].problem(self.value, place)
+        return KINDS[self.kind].problem(self.value, place) or self._format_problem(shape, layer)
+
+    def _format_problem(self, shape: Shape, layer: int) -> str | None:
+        """A format that none of its matrices would be stored in is another one."""
+        if self.form is None:
+            return None
+        form, sizes = FORMATS[self.form], subblock_tensors(shape, self.slot, self.entry(shape, layer)).values()
+        rows = sorted({size[1] for size in sizes if len(size) == 2})
+        if any(map(form.fits, rows)):
+            return None
+        return (
+            f"{self.label} is not possible: {form.name} stores {form.block} numbers together, and its rows have "
+            f"{' and '.join(map(str, rows))}; take {form.holding(rows[-1]).name}"
+        )
 
     def check(self, shape: Shape, layer: int, field: str) -> None:
         """Raise `UserError`, opened by `field`, when it cannot stand at this layer of the parent."""
@@ -86,7 +116,8 @@ class Variant:
 
     def entry(self, shape: Shape, layer: int) -> Entry:
         """How config.json describes it at this layer."""
-        return KINDS[self.kind].entry(self.value, Place(shape, layer, self.slot))
+        entry = KINDS[self.kind].entry(self.value, Place(shape, layer, self.slot))
+        return entry if self.form is None else {**entry, FORMAT: self.form}
 
     def statistics(self, shape: Shape, layer: int) -> tuple[Statistic, ...]:
         """What its start needs of the parent's layer."""
@@ -106,6 +137,7 @@ class Variant:
 def parse_variant(text: str) -> Variant:
     """The variant with the label `text`. Raises `UserError` with what is close or what there is."""
     slot, _, rest = text.partition(":")
+    rest, at, form = rest.partition("@")
     name, equals, value = rest.partition("=")
     for known in SLOTS:
         if slot == known:
@@ -117,8 +149,14 @@ def parse_variant(text: str) -> Variant:
         raise _no_variant(text, f"{hint}kinds of {known} are {', '.join(kinds_of(known))}")
     if equals and not value:
         raise _no_variant(text, "nothing stands behind `=`")
+    if at and form not in FORMATS:
+        raise _no_variant(
+            text, f"{show(form)} is no format; {did_you_mean(form, FORMATS)}there are {', '.join(FORMATS)}"
+        )
+    if at and KINDS[name].is_free:
+        raise _no_variant(text, f"`{name}` has nothing to store")
     try:
-        return Variant(known, name, KINDS[name].parse(value))
+        return Variant(known, name, KINDS[name].parse(value), form or None)
     except ValueError as error:
         raise _no_variant(text, str(error)) from None
 

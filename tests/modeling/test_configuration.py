@@ -46,6 +46,15 @@ def test_of_a_parent() -> None:
     assert config.blocks == [own] * 3
 
 
+def test_an_entry_may_say_its_format(values: dict[str, Any]) -> None:
+    values["blocks"][1]["ffn"]["format"] = "q4_K"
+    assert InlayConfig(**values).blocks[1]["ffn"] == {"kind": "gated", "width": 48, "format": "q4_K"}
+    for wrong in ({"kind": "gated", "width": 48, "format": 4}, {"kind": "no_op", "format": "q4_K"}):
+        values["blocks"][1]["ffn"] = wrong
+        with pytest.raises(ValueError, match=r"layer 1 ffn: .* has a format that is no name, or nothing to store"):
+            InlayConfig(**values)
+
+
 def test_windows_of_parents() -> None:
     sizes = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 3}
     mistral = InlayConfig.from_parent(MistralConfig(sliding_window=7, **sizes))

@@ -61,6 +61,12 @@ def job_values(parent: Path, texts: tuple[Path, Path]) -> dict[str, Any]:
     }
 
 
+@pytest.fixture(scope="session")
+def whole_job(trained_parent: Path, texts: tuple[Path, Path]) -> Callable[[], dict[str, Any]]:
+    """`whole_job()`: the values of such a job, free to be changed."""
+    return lambda: job_values(trained_parent, texts)
+
+
 @pytest.fixture(scope="module")
 def make_search() -> Iterator[Callable[[Job, Path], SmallSearch]]:
     """`make_search(job, folder)`: the job's search on a new workspace, without Ray."""

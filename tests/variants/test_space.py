@@ -59,6 +59,31 @@ def test_the_parent_comes_first_and_the_order_is_the_jobs() -> None:
     ]
 
 
+def test_each_alternative_is_there_in_each_format() -> None:
+    space = Space(attention=["no_op"], ffn=[{"width": 0.5}], multiple=64, formats=["q8_0", "q4_0"])
+    assert labels(space) == [
+        *("attention:parent", "attention:parent@q8_0", "attention:parent@q4_0", "attention:no_op"),
+        *("ffn:parent", "ffn:parent@q8_0", "ffn:parent@q4_0"),
+        *("ffn:width=64", "ffn:width=64@q8_0", "ffn:width=64@q4_0"),
+    ]
+    entry = parse_variant("ffn:width=64@q4_0").entry(SHAPE, 0)
+    assert entry == {"kind": "gated", "width": 64, "format": "q4_0"}
+
+
+def test_a_format_is_offered_where_some_row_is_whole_blocks() -> None:
+    wide = like([{"attention": parent_attention(4, None), "ffn": {"kind": "gated", "width": 512}}] * 2)
+    assert labels(Space(ffn=[{"width": 64}], formats=["q4_K"]), wide) == [
+        "attention:parent",
+        *("ffn:parent", "ffn:parent@q4_K", "ffn:width=64"),
+    ]
+    assert problems(formats=["q8_0", "q4_K"]) == [
+        "space.formats[1]: attention:parent@q4_K is not possible: q4_K stores 256 numbers together, and its rows have "
+        "64 and 128; take q5_0"
+    ]
+    with pytest.raises(UserError, match=r"solution: ffn:parent@q6_K is not possible: .* have 64 and 172; take f16"):
+        parse_variant("ffn:parent@q6_K").check(SHAPE, 0, "solution")
+
+
 @pytest.mark.parametrize(
     ("width", "multiple", "expected"),
     [
@@ -181,7 +206,7 @@ def test_every_problem_is_listed_and_variants_of_raises_them_all() -> None:
 def test_items_that_are_no_alternatives_are_problems_too() -> None:
     from types import SimpleNamespace
 
-    space = SimpleNamespace(attention=["lineal", {"width": 8}], ffn=[], multiple=8, sinks=4)
+    space = SimpleNamespace(attention=["lineal", {"width": 8}], ffn=[], formats=(), multiple=8, sinks=4)
     first, second = map(str, space_problems(space, SHAPE))
     assert first.startswith("space.attention[0]: 'lineal' is no attention alternative; did you mean `linear`?")
     assert second.startswith("space.attention[1]: {'width': 8} is no attention alternative; ")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 from inlay.nas.engines.gguf.fields import Field, Kind
-from inlay.nas.engines.gguf.formats import FORMATS
 from inlay.nas.engines.gguf.packing import ROTATIONS, Packed
+from inlay.nas.formats.gguf import GGUF
 
 if TYPE_CHECKING:
     from inlay.nas.modeling import InlayConfig
@@ -71,9 +73,7 @@ def _divisors(base: float, head_dim: int, factor: float, values: Mapping[str, An
     return tuple(divisors)
 
 
-def model_fields(
-    packed: Packed, rotation: Rotation, context: int, norm_epsilon: float, form: str, name: str
-) -> list[Field]:
+def model_fields(packed: Packed, rotation: Rotation, context: int, norm_epsilon: float, name: str) -> list[Field]:
     """What llama.cpp needs to know of a model, in the order that files have it.
 
     Args:
@@ -81,7 +81,6 @@ def model_fields(
         rotation: of its positions.
         context: the longest sequence that it was made for, tokens.
         norm_epsilon: of its norms.
-        form: the format that gives the file its type.
         name: for people.
     """
     shape, layers = packed.shape, packed.layers
@@ -104,21 +103,29 @@ def model_fields(
     values: dict[str, Value] = {
         "general.type": "model",
         "general.name": name,
-        "general.file_type": FORMATS[form].file_type,
+        "general.file_type": GGUF[_commonest(packed)].file_type,
         "general.quantization_version": 2,
         **{f"{packed.arch}.{key}": value for key, value in own.items()},
     }
     return [_field(key, value) for key, value in values.items()]
 
 
-def described(packed: Packed, config: InlayConfig, form: str, name: str) -> tuple[Rotation, list[Field]]:
+def described(packed: Packed, config: InlayConfig, name: str) -> tuple[Rotation, list[Field]]:
     """The rotation and the fields of a model of this configuration; arguments as `model_fields`.
 
     Raises:
         ValueError: llama.cpp does not have the rotation of its positions.
     """
     rotation = rotation_of(config.rope_parameters, config.head_dim)
-    return rotation, model_fields(packed, rotation, config.max_position_embeddings, config.rms_norm_eps, form, name)
+    return rotation, model_fields(packed, rotation, config.max_position_embeddings, config.rms_norm_eps, name)
+
+
+def _commonest(packed: Packed) -> str:
+    """The format of most of its numbers: the file's type, which programs show."""
+    numbers: Counter[str] = Counter()
+    for tensor in packed.tensors:
+        numbers[tensor.format] += prod(tensor.shape)
+    return numbers.most_common(1)[0][0]
 
 
 def _field(key: str, value: Value) -> Field:

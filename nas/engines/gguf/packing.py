@@ -13,15 +13,18 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final
 
-from inlay.nas.engines.gguf.formats import FALLBACK, FORMATS, VECTORS
 from inlay.nas.families.shape import EMBEDDING, FINAL_NORM, HEAD, SLOTS, Entry, Shape, layer_prefix
+from inlay.nas.formats.gguf import F32, GGUF
 from inlay.nas.modeling.full_inlay import KEY, KEY_NORM, OUTPUT, QUERY, QUERY_NORM, VALUE, FullAttention
 from inlay.nas.modeling.gated_inlay import DOWN, GATE, UP, GatedFfn
 from inlay.nas.modeling.kinds_inlay import SUBBLOCKS
 from inlay.nas.modeling.linear_inlay import Linear
-from inlay.nas.modeling.subblock_inlay import MIXERS, NORMS, Slot
+from inlay.nas.modeling.subblock_inlay import FORMAT, MIXERS, NORMS, Slot
 from inlay.nas.tables.halves import Half, StandIn, layers_of
 from inlay.nas.variants.storage import Block
+
+VECTORS: Final = F32
+"""What norms and biases are stored in."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,7 @@ class Stored:
     Args:
         name: as llama.cpp has it.
         shape: rows first.
-        format: one of `FORMATS`.
+        format: one of `GGUF`.
         sources: the child's tensors that it is made of, whole-model names, rows one after the other; none: zeros.
         rotated_heads: where not 0, the rows are so many heads whose two halves are interleaved (`interleaved`).
     """
@@ -45,7 +48,7 @@ class Stored:
     @property
     def num_bytes(self) -> int:
         """Bytes of its numbers."""
-        return FORMATS[self.format].num_bytes(self.shape)
+        return GGUF[self.format].num_bytes(self.shape)
 
 
 @dataclass(frozen=True)
@@ -157,8 +160,9 @@ def pack(shape: Shape, blocks: Sequence[Block], form: str) -> Packed:
     Args:
         shape: the parent's sizes.
         blocks: the child's entries, one pair a layer.
-        form: one of `FORMATS`, for every matrix whose rows it fits; the others are `FALLBACK`, norms and biases
-            `VECTORS`.
+        form: one of `GGUF`, for the embedding, the head, what stands in where a half is missing, and every subblock
+            whose entry names no format of its own. What holds rows that do not fit in its place is the format's to say.
+            Norms and biases are `VECTORS`.
 
     Raises:
         KeyError: a kind that `PARTS` does not list; `problem` of the engine speaks before.
@@ -187,8 +191,8 @@ def stand_ins(shape: Shape, form: str) -> Mapping[StandIn, Part]:
 
 
 def matrix(name: str, shape: tuple[int, int], form: str, *sources: str) -> Stored:
-    """A matrix in `form`, or in what holds its rows."""
-    return Stored(name, shape, form if FORMATS[form].fits(shape[1]) else FALLBACK, sources)
+    """A matrix in `form`, or in what holds its rows in its place."""
+    return Stored(name, shape, GGUF[form].holding(shape[1]).name, sources)
 
 
 def _parts(shape: Shape, layer: int, block: Block, form: str) -> Iterator[Part]:
@@ -199,8 +203,8 @@ def _parts(shape: Shape, layer: int, block: Block, form: str) -> Iterator[Part]:
 
 
 def part_of(shape: Shape, layer: int, slot: Slot, entry: Entry, form: str) -> Part:
-    """One subblock that is not absent; KeyError for a kind that `PARTS` does not list."""
-    return PARTS[entry["kind"]](shape, layer_prefix(layer), slot, entry, form)
+    """One subblock that is not absent, in its own format or else in `form`; KeyError for a kind not in `PARTS`."""
+    return PARTS[entry["kind"]](shape, layer_prefix(layer), slot, entry, entry.get(FORMAT, form))
 
 
 def _full(shape: Shape, prefix: str, slot: Slot, entry: Entry, form: str) -> Part:

@@ -17,23 +17,20 @@ if TYPE_CHECKING:
     from inlay.nas.modeling import InlayConfig
 
 
-def write_trained(
-    path: Path, packed: Packed, config: InlayConfig, folder: Path, form: str, read: Callable[[str], Tensor]
-) -> None:
+def write_trained(path: Path, packed: Packed, config: InlayConfig, folder: Path, read: Callable[[str], Tensor]) -> None:
     """Writes a model tensor by tensor; its name is the file's, without the ending.
 
     Args:
         path: the file; what is there is replaced.
-        packed: its layers and tensors in the format `form`.
+        packed: its layers and tensors.
         config: its shape.
         folder: the model folder with its tokenizer.
-        form: what its matrices are stored in.
         read: a tensor by its whole-model name.
 
     Raises:
         UserError: the tokenizer cannot be rebuilt, or the extra `gguf` is not installed.
         ValueError: llama.cpp does not have the rotation of its positions.
     """
-    rotation, own = described(packed, config, form, path.stem)
+    rotation, own = described(packed, config, path.stem)
     fields = [*own, *tokenizer_metadata(folder, config.vocab_size)]
     write_file(path, packed, rotation, fields, lambda name: read(name).float().numpy())

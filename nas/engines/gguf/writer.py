@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from inlay.nas.engines.gguf.fields import Field, add_fields
-from inlay.nas.engines.gguf.formats import FORMATS, VECTORS
 from inlay.nas.engines.gguf.metadata import Rotation
-from inlay.nas.engines.gguf.packing import Packed, Stored
+from inlay.nas.engines.gguf.packing import VECTORS, Packed, Stored
 from inlay.nas.families.gguf import gguf_package
+from inlay.nas.formats.gguf import GGUF
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -108,11 +108,10 @@ class _Writer:
 
     def __init__(self, path: Path, packed: Packed, rotation: Rotation, fields: Fields) -> None:
         gguf = gguf_package()
-        self._gguf = gguf
         self._writer: Any = gguf.GGUFWriter(path, packed.arch)
         add_fields(self._writer, fields)
         for tensor in _tensors(packed, rotation):
-            kind = self._kind(tensor)
+            kind = gguf.GGMLQuantizationType(GGUF[tensor.format].number)
             self._writer.add_tensor_info(tensor.name, tensor.shape, _FLOAT32, tensor.num_bytes, raw_dtype=kind)
         self._writer.write_header_to_file(path)
         self._writer.write_kv_data_to_file()
@@ -126,7 +125,7 @@ class _Writer:
 
     def tensor(self, tensor: Stored, numbers: Array) -> None:
         """The next one's numbers, rounded to its format."""
-        self._writer.write_tensor_data(self._gguf.quants.quantize(numbers, self._kind(tensor)))
+        self._writer.write_tensor_data(GGUF[tensor.format].pack(numbers))
 
     def noise(self, tensor: Stored, generator: np.random.Generator) -> None:
         """The next one's numbers: a few random rows again and again, or ones for a norm."""
@@ -135,8 +134,5 @@ class _Writer:
             return
         rows, row = tensor.shape
         few = generator.normal(0.0, row**-0.5, (min(rows, _NOISE_ROWS), row)).astype(np.float32)
-        stored = self._gguf.quants.quantize(few, self._kind(tensor))
+        stored = GGUF[tensor.format].pack(few)
         self._writer.write_tensor_data(np.resize(stored, (rows, stored.shape[1])))
-
-    def _kind(self, tensor: Stored) -> Any:
-        return self._gguf.GGMLQuantizationType[FORMATS[tensor.format].name.upper()]

@@ -1,0 +1,166 @@
+"""A search that chooses the format of every subblock beside its structure, from the job to a file of mixed types."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from gguf import GGMLQuantizationType, GGUFReader
+from gguf.quants import dequantize, quantize
+
+from inlay.nas.engines.registry import ENGINES
+from inlay.nas.families import Parent, layer_prefix, open_parent
+from inlay.nas.job import Job
+from inlay.nas.loop.search import SmallSearch
+from inlay.nas.loop.texts import pack_texts, store_texts
+from inlay.nas.modeling import InlayForCausalLM
+from inlay.nas.modeling.subblock_inlay import FORMAT
+from inlay.nas.pieces.weights import Library
+from inlay.nas.stages.distill import build_library
+from inlay.nas.stages.recover import advice
+from inlay.nas.stages.score import score_blocks
+from inlay.nas.tables.architecture import blocks_of
+from inlay.nas.variants import parse_variant
+from inlay.nas.variants.entries import entries_of
+from inlay.nas.workspace import Workspace
+
+Run = Callable[..., Any]
+FORMATS = ("q8_0", "q4_0")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, whole_job: Callable[[], dict[str, Any]], inlay_here: Run) -> Path:
+    folder = tmp_path_factory.mktemp("formats")
+    values = whole_job()
+    values["space"] = {"ffn": [{"width": 128}], "formats": list(FORMATS)}
+    values["score"] = {"pairs": 2}
+    values["distill"] = {"tokens": "4k"}
+    values["solve"] = {"pool": 2, "corrections": 0}
+    values["hardware"] = {"engine": "llama.cpp", "scenarios": [{"name": "chat", "prefill": 8, "generate": 4}]}
+    values["budget"] = {"weights": "0.6x"}
+    values["recover"] = {"tokens": "2k", "probes": 0}
+    (folder / "job.yaml").write_text(yaml.safe_dump(values))
+    done = inlay_here("run", "job.yaml", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def evaluation(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "job.search" / "evaluation.json").read_text())
+    return found
+
+
+def test_every_alternative_has_a_row_in_every_format(folder: Path, trained_parent: Path) -> None:
+    shape, storage = open_parent(trained_parent).shape, ENGINES["llama.cpp"].storage("f16", "cpu")
+    place = Workspace(folder / "job.search")
+    costs = {(row["layer"], row["variant"]): row for row in place.read_table("costs") if row["layer"] >= 0}
+    bare = ("attention:parent", "ffn:parent", "ffn:width=128")
+    labels = {label for own in bare for label in (own, *(f"{own}@{form}" for form in FORMATS))}
+    assert {label for _, label in costs} == labels
+    for (layer, label), row in costs.items():
+        variant = parse_variant(label)
+        assert row["weights_bytes"] == storage.weights(variant.entry(shape, layer), variant.slot, shape)
+        assert row["runtime_ns"] > 0
+    assert len({costs[0, f"ffn:width=128{form}"]["weights_bytes"] for form in ("", "@q8_0", "@q4_0")}) == 3
+
+
+def test_scores_are_those_of_rounded_weights(folder: Path, trained_parent: Path) -> None:
+    place = Workspace(folder / "job.search")
+    scores = {(row["layer"], row["attention"], row["ffn"]): row["kl_nats"] for row in place.read_table("scores")}
+    for layer in range(open_parent(trained_parent).shape.num_layers):
+        fine, coarse = (scores[layer, f"attention:parent@{form}", "ffn:parent"] for form in FORMATS)
+        assert 0 < fine < coarse
+        trained = scores[layer, "attention:parent", "ffn:width=128"]
+        assert abs(scores[layer, "attention:parent", "ffn:width=128@q8_0"] - trained) < trained / 4
+    assert set(json.loads((folder / "job.search" / "library.json").read_text())["0"]) == {"ffn:width=128"}
+
+
+def test_the_file_has_the_types_that_were_chosen(folder: Path, trained_parent: Path, inlay_here: Run) -> None:
+    done = inlay_here("export", "job.search", "--format", "gguf", "-o", "out", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    figures, shape = evaluation(folder), open_parent(trained_parent).shape
+    chosen = figures[figures["chosen"]]
+    entries = entries_of(shape, blocks_of(chosen["architecture"]))
+    named = [entry.get(FORMAT, "f16") for block in entries for entry in block.values()]
+    assert set(named) & set(FORMATS)
+    assert chosen["weights_bytes"] <= 0.6 * figures["parent"]["weights_bytes"]
+    (file,) = (folder / "out").glob("*-mixed.gguf")
+    tensors = {tensor.name: tensor for tensor in GGUFReader(file).tensors}
+    assert sum(int(tensor.n_bytes) for tensor in tensors.values()) == chosen["weights_bytes"]
+    for layer, block in enumerate(entries):
+        for slot, tensor in (("attention", "attn_q"), ("ffn", "ffn_up")):
+            assert tensors[f"blk.{layer}.{tensor}.weight"].tensor_type.name.lower() == block[slot].get(FORMAT, "f16")
+    card = (folder / "out" / "README.md").read_text()
+    assert any(f"@{form}`" in card for form in FORMATS)
+    assert float(card.split("llama.cpp's logits of this file are ")[1].split()[0]) < 5e-3
+
+
+def test_the_transformers_folder_stores_every_number_alike(folder: Path, inlay_here: Run) -> None:
+    done = inlay_here("export", "job.search", "-o", "hf", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    blocks = json.loads((folder / "hf" / "config.json").read_text())["blocks"]
+    assert not any(FORMAT in entry for block in blocks for entry in block.values())
+
+
+def test_formats_alone_train_nothing_and_score_what_will_run(
+    make_search: Callable[[Job, Path], SmallSearch],
+    tiny_parent: Callable[..., Path],
+    texts: tuple[Path, Path],
+    tmp_path: Path,
+) -> None:
+    values = {
+        "parent": str(tiny_parent("llama")),
+        "data": {
+            "distill": {"path": str(texts[0]), "sequence_length": 32},
+            "validate": {"path": str(texts[1]), "tokens": 512},
+        },
+        "space": {"formats": ["q4_0"]},
+        "score": {"pairs": 0},
+        "hardware": {"engine": "llama.cpp", "scenarios": [{"prefill": 16, "generate": 8}]},
+        "budget": {"weights": "0.9x"},
+    }
+    search = make_search(Job.from_dict(values), tmp_path / "w.search")
+    stored = store_texts(pack_texts(search.job, search.parent.tokenizer()), search.workspace)
+    assert build_library(search, stored.distill) == []
+    assert not search.scratch.exists()
+    scores = {(one.layer, one.block): one.comparison.kl_nats for one in score_blocks(search, stored.score, Library({}))}
+    ids = torch.from_numpy(np.load(search.workspace.store.blob_path(stored.score.digest))).long()
+    with torch.inference_mode():
+        own, other = whole(search.parent)(ids).logits, rounded_ffn(search.parent, layer=1)(ids).logits
+    p, q = (torch.log_softmax(logits[:, :-1].double(), -1) for logits in (own, other))
+    expected = float((p.exp() * (p - q)).sum(-1).mean())
+    assert expected > 0
+    assert scores[1, ("attention:parent", "ffn:parent@q4_0")] == pytest.approx(expected, rel=1e-3)
+
+
+def test_no_advice_is_given_on_weights_that_are_the_parents_own() -> None:
+    told = {"improved": False, "learning_rate": 3e-4, "start_kl_nats": 0.0}
+    assert advice("child", told, 3e-4) == ""
+    assert "no step at a rate of 0.0003 made child better" in advice("child", {**told, "start_kl_nats": 0.1}, 3e-4)
+
+
+def whole(parent: Parent) -> Any:
+    state = dict(parent.ends_state())
+    for layer in range(parent.shape.num_layers):
+        state |= {layer_prefix(layer) + name: tensor for name, tensor in parent.layer_state(layer).items()}
+    model: Any = InlayForCausalLM(parent.config)
+    model.load_state_dict(state, strict=False)
+    model.float().eval().tie_weights()
+    return model
+
+
+def rounded_ffn(parent: Parent, layer: int) -> Any:
+    """The parent with one ffn as the package gguf reads it back; rows that are not whole blocks are in f16."""
+    model = whole(parent)
+    for linear in model.model.layers[layer].mlp.children():
+        if isinstance(linear, torch.nn.Linear):
+            numbers = linear.weight.detach().numpy()
+            kind = GGMLQuantizationType.F16 if numbers.shape[1] % 32 else GGMLQuantizationType.Q4_0
+            linear.weight = torch.nn.Parameter(torch.tensor(dequantize(quantize(numbers, kind), kind)))
+    return model
