@@ -33,7 +33,7 @@ def print_summary(result: Mapping[str, Any], console: Console | None = None) -> 
     evaluation = Evaluation.of(result["evaluation"])
     console.print(evaluation_table(evaluation))
     for sentence in broken_promises(evaluation):
-        console.print(sentence, soft_wrap=True)
+        console.print(sentence)
     if stages := stages_of(result["run"]):
         console.print()
         console.print(stage_table(stages))
