@@ -73,7 +73,7 @@ def _format_problems(engine: Engine, space: SearchSpace, form: str) -> Iterator[
             yield Problem(field, f"{own} is what everything is stored in already (hardware.format); leave it out")
 
 
-def check_installed(hardware: Hardware, shape: Shape) -> None:
+def check_installed(hardware: Hardware, shape: Shape, python: str | None) -> None:
     """Starts an engine that has a process of its own, on the machine that measures, and lets it go.
 
     Raises:
@@ -82,4 +82,4 @@ def check_installed(hardware: Hardware, shape: Shape) -> None:
     engine = ENGINES[hardware.engine]
     if engine.has_python:
         form = format_of(hardware.engine, hardware.format, shape)
-        engine.describe(Target(hardware.device, "float32", form, hardware.python))
+        engine.describe(Target(hardware.device, "float32", form, python))

@@ -198,8 +198,7 @@ def told_of(folder: Path, config: InlayConfig, target: Target) -> dict[str, Any]
 
 
 def _check(name: str, config: InlayConfig, device: str) -> None:
-    problem = limits.model_problem(shape_of_model(config), device) or limits.rope_problem(config.rope_parameters or {})
-    if problem is not None:
+    if problem := limits.model_problem(shape_of_model(config), device):
         raise UserError(f"{NAME}, {name}: {problem.removesuffix('.')}")
 
 

@@ -103,6 +103,12 @@ class Job(Section):
         """The absolute form of a path of the job; `inlay:...`, URLs and hub ids stay as they are."""
         return resolve(path, self._folder)
 
+    @property
+    def python(self) -> str | None:
+        """`hardware.python`: a path relative to the job file, or a bare name to be looked up where it is started."""
+        python = self.hardware.python
+        return self.resolve(python) if python is not None and "/" in python else python
+
     def default_workspace(self) -> Path:
         """`<job stem>.search` beside the job file; `inlay.search` in the current folder for a job made in Python."""
         return self._file.with_suffix(".search") if self._file else self._folder / "inlay.search"

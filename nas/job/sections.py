@@ -133,7 +133,9 @@ class Hardware(Section):
         default="auto", description="How the engine stores numbers; auto: what it takes unasked (docs/engines.md)."
     )
     python: str | None = Field(
-        default=None, min_length=1, description="The interpreter that has the engine; default: this one."
+        default=None,
+        min_length=1,
+        description="The interpreter that has the engine (path or name); default: this one.",
     )
     costs: str | None = Field(
         default=None, min_length=1, description="A cost table to use instead of measuring (.parquet or .csv)."

@@ -215,7 +215,7 @@ def target_of(job: Job, parent: Described) -> Target:
         hardware.device,
         compute_dtype(job, parent),
         format_of(hardware.engine, hardware.format, parent.shape),
-        hardware.python,
+        job.python,
     )
 
 

@@ -76,7 +76,7 @@ def run_job(
     for warning in check_job(job):
         reporter.warning(warning)
     if job.cluster.address is None and job.hardware.costs is None:
-        check_installed(job.hardware, parent.shape)
+        check_installed(job.hardware, parent.shape, job.python)
     try:
         return _run(job, place, parent, fingerprint, reporter, name or str(job.file or place.url))
     except LockedError as error:

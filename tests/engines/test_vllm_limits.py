@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import inlay
-from inlay.nas.engines.vllm_plugin.limits import CPU_HEAD_SIZES, KINDS, model_problem, problem, rope_problem
+from inlay.nas.engines.vllm_plugin.limits import CPU_HEAD_SIZES, KINDS, model_problem, problem
 from inlay.nas.families.reading import shape_of
 from inlay.nas.families.shape import Shape
 from inlay.nas.modeling import SUBBLOCKS
@@ -84,12 +84,11 @@ def test_a_model_that_keeps_no_keys_runs(shape: Shape) -> None:
     assert model_problem(replace(shape, blocks=(block, block)), "cpu") is None
 
 
-def test_rotary_scalings() -> None:
-    assert rope_problem({"rope_theta": 1e4}) is None
-    assert rope_problem({"rope_type": "llama3", "factor": 8.0}) is None
-    assert rope_problem({"rope_type": "dynamic", "factor": 2.0}) == (
-        "`rope_type` in config.json is `dynamic`, and with vLLM the plugin runs default, linear, llama3, yarn; "
-        "run the child with Transformers."
+def test_rotary_scalings(shape: Shape) -> None:
+    assert all(model_problem(replace(shape, rotation=name), "cuda") is None for name in ("default", "llama3"))
+    assert model_problem(replace(shape, rotation="dynamic"), "cuda") == (
+        "vLLM rotates positions otherwise than Transformers where `rope_type` is dynamic, and alike for default, "
+        "linear, llama3, yarn; run it with Transformers."
     )
 
 

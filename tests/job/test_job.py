@@ -133,3 +133,14 @@ def test_any_right_job_goes_round(
     job = Job.from_dict(changed)
     assert Job.from_dict(yaml.safe_load(yaml.safe_dump(job.to_dict(), sort_keys=False))) == job
     assert isinstance(job.budget, Budget)
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [("./vllm/bin/python", "{}/vllm/bin/python"), ("/opt/bin/python", "/opt/bin/python"), ("python3.12", "python3.12")],
+)
+def test_an_interpreter_is_a_path_from_the_job_file_or_a_name(
+    values: dict[str, Any], tmp_path: Path, given: str, meant: str
+) -> None:
+    values["hardware"] |= {"engine": "vllm", "python": given}
+    assert Job.from_dict(values, folder=tmp_path).python == meant.format(tmp_path)

@@ -64,20 +64,9 @@ def model_problem(shape: Shape, device: str) -> str | None:
             f"vLLM on a CPU has attention for heads of {sizes} numbers, and this model's have {shape.head_dim}; "
             "run it with vLLM on a GPU, or with Transformers."
         )
-    return None
-
-
-def rope_problem(rope_parameters: Mapping[str, Any]) -> str | None:
-    """Why vLLM would rotate otherwise than Transformers, one sentence with the way out; None when it does not.
-
-    Args:
-        rope_parameters: as config.json has them.
-    """
-    name = rope_parameters.get("rope_type", "default")
-    if name not in ROPE_TYPES:
-        known = ", ".join(ROPE_TYPES)
+    if shape.rotation not in ROPE_TYPES:
         return (
-            f"`rope_type` in config.json is `{name}`, and with vLLM the plugin runs {known}; "
-            "run the child with Transformers."
+            f"vLLM rotates positions otherwise than Transformers where `rope_type` is {shape.rotation}, and alike for "
+            f"{', '.join(ROPE_TYPES)}; run it with Transformers."
         )
     return None

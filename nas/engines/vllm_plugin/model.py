@@ -31,7 +31,7 @@ from vllm.model_executor.models.utils import (
 from vllm.platforms import current_platform
 from vllm.sequence import IntermediateTensors
 
-from inlay.nas.engines.vllm_plugin.limits import model_problem, problem, rope_problem
+from inlay.nas.engines.vllm_plugin.limits import model_problem, problem
 from inlay.nas.engines.vllm_plugin.subblocks import MIXERS_BY_KIND, SPLIT_WEIGHTS, Common, unused_attention
 from inlay.nas.families.reading import shape_of
 from inlay.nas.families.shape import SLOTS, Shape
@@ -80,7 +80,7 @@ class InlayModel(nn.Module):
         config: InlayConfig = vllm_config.model_config.hf_config
         shape = shape_of(config.to_dict(), "float32")
         rope_parameters = config.family_config().rope_parameters
-        _check(shape, rope_parameters)
+        _check(shape)
         common = Common(
             shape=shape,
             activation=config.base["hidden_act"],
@@ -191,8 +191,8 @@ class InlayForCausalLM(nn.Module, SupportsPP):
         return names
 
 
-def _check(shape: Shape, rope_parameters: dict[str, object]) -> None:
-    found = [model_problem(shape, current_platform.device_type), rope_problem(rope_parameters)]
+def _check(shape: Shape) -> None:
+    found = [model_problem(shape, current_platform.device_type)]
     for layer in range(shape.num_layers):
         for slot in SLOTS:
             text = problem(shape.parent_entry(layer, slot), slot, shape)
