@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, Protocol
 
 import fsspec
 
-from inlay.cluster.errors import StoreError
+from inlay.cluster.errors import AbsentError, StoreError
 
 TEMPORARY = ".tmp"
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
@@ -156,67 +156,84 @@ class RemoteFiles:
         self.root = root.rstrip("/")
 
     def read(self, name: str) -> bytes:
-        content = self.filesystem.cat_file(self._path(name))
-        return bytes(content)
+        with _reading(self._path(name)):
+            return bytes(self.filesystem.cat_file(self._path(name)))
 
     def open(self, name: str) -> BinaryIO:
-        stream: BinaryIO = self.filesystem.open(self._path(name), "rb")
+        with _reading(self._path(name)):
+            stream: BinaryIO = self.filesystem.open(self._path(name), "rb")
         return stream
 
     def write(self, name: str, content: bytes) -> None:
-        path = self._path(name)
-        try:
-            self.filesystem.makedirs(self.filesystem._parent(path), exist_ok=True)
+        with self._writing(name, len(content)) as path:
             self.filesystem.pipe_file(path, content)
-        except OSError as error:
-            raise write_error(path, len(content), error) from error
 
     def write_new(self, name: str, content: bytes) -> bool:
-        path = self._path(name)
         try:
-            self.filesystem.makedirs(self.filesystem._parent(path), exist_ok=True)
-            self.filesystem.pipe_file(path, content, mode="create")
+            with self._writing(name, len(content)) as path:
+                self.filesystem.pipe_file(path, content, mode="create")
         except FileExistsError:
             return False
-        except OSError as error:
-            raise write_error(path, len(content), error) from error
         return True
 
     def take(self, name: str, source: Path) -> None:
-        path = self._path(name)
-        try:
-            self.filesystem.makedirs(self.filesystem._parent(path), exist_ok=True)
+        with self._writing(name, source.stat().st_size) as path:
             self.filesystem.put_file(str(source), path)
-        except OSError as error:
-            raise write_error(path, source.stat().st_size, error) from error
         source.unlink()
 
     def copy(self, name: str, target: str) -> None:
-        path = self._path(target)
         try:
-            self.filesystem.makedirs(self.filesystem._parent(path), exist_ok=True)
-            self.filesystem.cp_file(self._path(name), path)
+            with self._writing(target) as path:
+                self.filesystem.cp_file(self._path(name), path)
         except FileNotFoundError:
-            raise StoreError(f"{self._path(name)} does not exist") from None
-        except OSError as error:
-            raise write_error(path, self.filesystem.size(self._path(name)), error) from error
+            raise AbsentError(f"{self._path(name)} does not exist") from None
 
     def exists(self, name: str) -> bool:
-        return bool(self.filesystem.isfile(self._path(name)))
+        with _reading(self._path(name)):
+            return bool(self.filesystem.isfile(self._path(name)))
 
     def names(self, prefix: str) -> list[str]:
         folder = self._path(prefix if prefix.endswith("/") or not prefix else prefix.rpartition("/")[0])
-        self.filesystem.invalidate_cache()
         start = len(self.filesystem._strip_protocol(self.root)) + 1
-        found = [path[start:] for path in self.filesystem.find(folder.rstrip("/"))]
+        with _reading(folder):
+            self.filesystem.invalidate_cache()
+            found = [path[start:] for path in self.filesystem.find(folder.rstrip("/"))]
         return sorted(name for name in found if name.startswith(prefix))
 
     def remove(self, name: str) -> None:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError), _client_errors(f"{self._path(name)} could not be removed"):
             self.filesystem.rm_file(self._path(name))
 
     def _path(self, name: str) -> str:
         return f"{self.root}/{name}"
+
+    @contextlib.contextmanager
+    def _writing(self, name: str, size: int | None = None) -> Iterator[str]:
+        path = self._path(name)
+        what = path if size is None else f"{size} bytes"
+        with _client_errors(f"{what} could not be written{'' if size is None else f' to {path}'}"):
+            self.filesystem.makedirs(self.filesystem._parent(path), exist_ok=True)
+            yield path
+
+
+def _reading(path: str) -> contextlib.AbstractContextManager[None]:
+    return _client_errors(f"{path} cannot be read")
+
+
+@contextlib.contextmanager
+def _client_errors(what: str) -> Iterator[None]:
+    """Turn what a store's client raises into a StoreError that begins with `what`.
+
+    Each client has errors of its own, and many of them are no OSError. That a file is there, or is not, is an answer.
+    """
+    try:
+        yield
+    except (FileNotFoundError, FileExistsError, StoreError):
+        raise
+    except OSError as error:
+        raise StoreError(f"{what}: {_os_reason(error)}") from error
+    except Exception as error:
+        raise StoreError(f"{what}: {str(error) or type(error).__name__}") from error
 
 
 def open_files(url: str) -> Files:
@@ -247,8 +264,11 @@ def _write_synced(path: Path, content: bytes) -> None:
 
 def write_error(target: object, size: int, error: OSError) -> StoreError:
     """Return what is told of `size` bytes that could not be written to `target`."""
+    return StoreError(f"{size} bytes could not be written to {target}: {_os_reason(error)}")
+
+
+def _os_reason(error: OSError) -> str:
+    """Return why the system refused, and the way out of a full disk."""
     if error.errno in _NO_SPACE:
-        reason = "no space is left there; what is finished stays: free some space and give the same command again"
-    else:
-        reason = f"{error.strerror or error}"
-    return StoreError(f"{size} bytes could not be written to {target}: {reason}")
+        return "no space is left there; what is finished stays: free some space and give the same command again"
+    return error.strerror or str(error) or type(error).__name__

@@ -21,7 +21,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from inlay.cluster.errors import StoreError
+from inlay.cluster.errors import AbsentError, StoreError
 from inlay.cluster.files import TEMPORARY, LocalFiles, open_files
 
 _KEY = re.compile(r"[A-Za-z0-9_.=+@-]+(/[A-Za-z0-9_.=+@-]+)*")
@@ -48,11 +48,11 @@ class Store:
         return self._files.root if isinstance(self._files, LocalFiles) else None
 
     def get(self, key: str) -> bytes:
-        """Return the bytes under `key`; raises StoreError when there are none."""
+        """Return the bytes under `key`; raises AbsentError when there are none."""
         try:
             return self._files.read(_checked(key))
         except FileNotFoundError:
-            raise StoreError(f"{self.url}/{key} does not exist") from None
+            raise AbsentError(f"{self.url}/{key} does not exist") from None
         except OSError as error:
             raise StoreError(f"{self.url}/{key} cannot be read: {error.strerror or error}") from error
 
@@ -132,7 +132,7 @@ class Store:
         try:
             stat = path.stat()
         except FileNotFoundError:
-            raise StoreError(f"{self.url}/{_blob(digest)} does not exist") from None
+            raise AbsentError(f"{self.url}/{_blob(digest)} does not exist") from None
         if not _has_digest(path, stat.st_size, stat.st_mtime_ns, stat.st_ino, digest):
             if self.folder is None:
                 path.unlink(missing_ok=True)  # the next call downloads it anew
@@ -172,7 +172,7 @@ class Store:
                 while chunk := stream.read(_CHUNK):
                     yield chunk
         except FileNotFoundError:
-            raise StoreError(f"{self.url}/{key} does not exist") from None
+            raise AbsentError(f"{self.url}/{key} does not exist") from None
         except OSError as error:
             raise StoreError(f"{self.url}/{key} cannot be read: {error.strerror or error}") from error
 

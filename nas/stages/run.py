@@ -148,7 +148,7 @@ def _run(
     with ranks():
         check_machine(settings, job.recover.workers)
     with ExitStack() as stack:
-        stack.enter_context(locked(place.store, name, reporter.message))
+        place = Workspace(place.url, stack.enter_context(locked(place.store, name, reporter.message)))
         cluster = stack.enter_context(connect(settings))
         with share():
             cluster.check_share()

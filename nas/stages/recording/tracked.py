@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from inlay.cluster.errors import LockedError
 from inlay.cluster.events import PieceEvent
 from inlay.cluster.tracking import Tracker, spool_folder
 from inlay.nas.job import Job
@@ -46,7 +47,10 @@ class TrackedSearch:
         self.tracker.json("job.json", self.job.to_dict())
 
     def end(self, error: BaseException | None) -> None:
-        """Ends the run: finished, failed, or killed."""
+        """Ends the run: finished, failed, or killed; one that another run of the workspace goes on with stays open."""
+        if isinstance(error, LockedError):
+            self.tracker.close()
+            return
         status = (
             "FINISHED" if error is None else "KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED"
         )
