@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import shutil
 import uuid
@@ -87,13 +88,17 @@ class LocalFiles:
             except OSError as error:
                 if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
                     raise
-                # A file system without hard links: the name is claimed first, then filled by the rename.
-                try:
-                    os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-                except FileExistsError:
-                    return False
-                temporary.replace(target)
+                return self._rename_new(temporary, target)
         return True
+
+    def _rename_new(self, temporary: Path, target: Path) -> bool:
+        """As a hard link would, where there are none: a writer that dies lets the claim go and leaves no empty file."""
+        with (self.root / TEMPORARY / "claim").open("w") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            if target.exists():
+                return False
+            temporary.replace(target)
+            return True
 
     def take(self, name: str, source: Path) -> None:
         size = source.stat().st_size

@@ -230,6 +230,41 @@ def test_a_really_full_file_system(tmp_path: Path) -> None:
         subprocess.run(["umount", str(folder)], check=True)
 
 
+KILLED_WITHOUT_HARD_LINKS = """
+import errno, os, pathlib, sys
+from inlay.cluster import Store
+def link(*names):
+    raise OSError(errno.EPERM, "Operation not permitted")
+def die(*names):
+    os.kill(os.getpid(), 9)
+os.link = link
+if sys.argv[2] == "killed":
+    os.replace = os.rename = pathlib.Path.replace = pathlib.Path.rename = die
+print(Store(sys.argv[1]).put_if_absent("records/x.json", sys.argv[2].encode()), flush=True)
+"""
+
+
+def test_a_kill_on_a_file_system_without_hard_links_leaves_no_empty_record(tmp_path: Path) -> None:
+    """As when the process dies between the claim of a name and its content."""
+    store = Store(tmp_path / "workspace")
+
+    def write(content: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", KILLED_WITHOUT_HARD_LINKS, store.url, content]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    assert write("killed").returncode == -9
+    assert not store.exists("records/x.json")
+    assert write("first").stdout == "True\n"
+    assert write("second").stdout == "False\n"
+    assert store.get("records/x.json") == b"first"
+
+
+def test_one_writer_wins_on_a_file_system_without_hard_links(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", KILLED_WITHOUT_HARD_LINKS, str(tmp_path / "workspace")]
+    writers = [subprocess.Popen([*command, str(n)], stdout=subprocess.PIPE, text=True) for n in range(4)]
+    assert sorted(writer.communicate()[0] for writer in writers) == ["False\n"] * 3 + ["True\n"]
+
+
 READ = """
 import sys
 from pathlib import Path
