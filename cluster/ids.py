@@ -11,7 +11,6 @@ _JOB_ID = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _TAG_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,98}[A-Za-z0-9])?")
 _LONGEST_TAG = 500
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
-_PASSWORD = re.compile(r"[\w+.-]+://[^/@\s]*:[^/@\s]*@")
 
 
 def parse_job_id(text: str) -> str:
@@ -56,11 +55,6 @@ def parse_server(text: str) -> str:
         raise ValueError(f"{text[:200]!r} is not the address of a job server, such as http://head.example:8265")
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     return f"{parts.scheme}://{host}{f':{port}' if port else ''}{parts.path.rstrip('/')}"
-
-
-def has_password(url: str) -> bool:
-    """Tell whether a URL carries a password, which would be kept wherever the URL is."""
-    return _PASSWORD.match(url) is not None
 
 
 def is_loopback(server: str) -> bool:

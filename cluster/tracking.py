@@ -19,7 +19,8 @@ from typing import Any
 
 from inlay.cluster.store import Store, digest_of
 from inlay.cluster.tracking_buffer import Buffer
-from inlay.cluster.tracking_send import Entry, Sender, TrackerDownError, redacted, redacted_values
+from inlay.cluster.tracking_send import Entry, Sender, TrackerDownError, redacted_values
+from inlay.cluster.urls import redacted
 
 TAGS_VARIABLE = "INLAY_JOB_TAGS"
 JOB_TAG = "inlay.job"

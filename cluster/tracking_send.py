@@ -6,12 +6,13 @@ import base64
 import contextlib
 import json
 import os
-import re
 import tempfile
 import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from inlay.cluster.urls import redacted
 
 # Read by mlflow when it is imported: a dead tracker must not stall a search, and nothing is reported to its makers.
 _ENVIRONMENT = {
@@ -24,7 +25,6 @@ _ENVIRONMENT = {
     "GIT_PYTHON_REFRESH": "quiet",
 }
 _REFUSED = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE"}
-_SECRET_VARIABLES = re.compile(r"TOKEN|PASSWORD|SECRET|ACCESS_KEY|CREDENTIAL", re.IGNORECASE)
 _REF_TAG = "inlay.run"
 # A search is model development in MLflow's own words.
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
@@ -254,15 +254,6 @@ class Sender:
         beside = self._state_path.with_suffix(".new")
         beside.write_text(json.dumps(state, indent=1, sort_keys=True))
         beside.replace(self._state_path)
-
-
-def redacted(text: str) -> str:
-    """Return `text` without passwords of URLs and without the values of this process's secret variables."""
-    text = re.sub(r"(\w+://)[^/@\s]+@", r"\1***@", text)
-    for name, value in os.environ.items():
-        if len(value) >= 8 and _SECRET_VARIABLES.search(name) and not name.endswith(("_PATH", "_FILE")):
-            text = text.replace(value, "***")
-    return text
 
 
 def redacted_values(values: dict[str, Any]) -> dict[str, Any]:

@@ -132,7 +132,7 @@ def named_paths(job: Job) -> list[str]:
 def _tracking(job: Job) -> str:
     """Return the MLflow server that the job will write to, as far as this side can know."""
     from inlay.cluster.services import find_services, services_folder
-    from inlay.cluster.tracking_send import redacted
+    from inlay.cluster.urls import redacted
 
     if job.tracking.uri is not None:
         return redacted(job.tracking.uri)

@@ -20,9 +20,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from inlay.cluster.ids import has_password
 from inlay.cluster.lock import Lock
 from inlay.cluster.store import Store
+from inlay.cluster.urls import has_password
 from inlay.nas.errors import InlayError, UserError
 
 SCHEMA = 1

@@ -9,7 +9,6 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from inlay.cluster.http import HttpError, mlflow_authorization, request_json
-from inlay.cluster.ids import has_password
 from inlay.cluster.jobs import JobServer
 from inlay.cluster.ray_token import ray_authorization
 
@@ -89,19 +88,3 @@ def test_no_token_is_no_header(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.setenv("RAY_AUTH_TOKEN", "secret")
     assert ray_authorization() is None
-
-
-@pytest.mark.parametrize(
-    ("url", "has"),
-    [
-        ("postgresql+psycopg2://ada:pass@db/mlflow", True),
-        ("s3://key:secret@bucket/x", True),
-        ("https://:token@host", True),
-        ("https://ada@host/x", False),
-        ("s3://bucket/a:b@c", False),
-        ("/folder/a:b@c", False),
-        ("inlay:pystdlib/train", False),
-    ],
-)
-def test_urls_with_a_password(url: str, has: bool) -> None:
-    assert has_password(url) is has

@@ -18,7 +18,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from inlay.cluster.tracking import Tracker, tracking_uri
-from inlay.cluster.tracking_send import redacted
+from inlay.cluster.urls import redacted
 
 
 class Server:
