@@ -138,7 +138,8 @@ def test_ranks_must_find_their_places(
 
 
 _TEXTS = [
-    (("parent",), 4096), (("revision",), 200), (("data", "distill", "path"), 4096), (("data", "validate", "path"), 4096),
+    (("parent",), 4096), (("revision",), 200), (("data", "distill", "path"), 4096),
+    (("data", "validate", "path"), 4096),
     (("data", "distill", "separator"), 1000), (("data", "validate", "field"), 200), (("hardware", "python"), 4096),
     (("hardware", "costs"), 4096), (("tracking", "uri"), 4096), (("tracking", "experiment"), 200),
     (("cluster", "address"), 300), (("cluster", "scratch"), 4096),
