@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from inlay.cluster.files import TEMPORARY
-from inlay.cluster.lock import lock_owner
+from inlay.cluster.lock import locked
 from inlay.nas.errors import UserError
 from inlay.nas.workspace import Workspace
 
@@ -26,13 +28,20 @@ class Leftover:
     keys: tuple[str, ...] = ()
 
 
-def leftovers(workspace: Workspace) -> list[Leftover]:
-    """What can be dropped; raises UserError while a run holds the workspace, and for a workspace that is no folder."""
+@contextmanager
+def held_leftovers(
+    workspace: Workspace, on_watch: Callable[[str], None] = lambda text: None
+) -> Iterator[list[Leftover]]:
+    """What can be dropped, while no run can take the workspace; raises LockedError while one has it, and UserError for
+    a workspace that is no folder."""
     folder = workspace.folder
     if folder is None:
         raise UserError(f"{workspace.url} is not a local folder; clean it where it lies, or by the store's own rules")
-    if owner := lock_owner(workspace.store):
-        raise UserError(f"{workspace.url} is in use by {owner}; clean it after that run")
+    with locked(workspace.store, "`inlay clean`", on_watch):
+        yield _leftovers(workspace, folder)
+
+
+def _leftovers(workspace: Workspace, folder: Path) -> list[Leftover]:
     found = [_folder(folder / "scratch", "scratch", f"{_ON_SCRATCH}; made again when needed")]
     found.append(_folder(folder / TEMPORARY, TEMPORARY, "files that were being written when a process died"))
     orphans = _orphans(workspace, folder)

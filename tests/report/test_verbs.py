@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from inlay.cluster.errors import LockedError
 from inlay.cluster.lock import locked
 from inlay.nas.cli import main
+from inlay.nas.cli.leftovers import held_leftovers
 from inlay.nas.workspace import Workspace
 
 Captured = pytest.CaptureFixture[str]
@@ -106,3 +108,14 @@ def test_clean_leaves_a_running_search_alone(search: Workspace, capsys: Captured
     with locked(search.store, "a search"):
         assert main(["clean", search.url, "--yes"]) == 2
     assert "is in use by a search (process " in capsys.readouterr().err
+
+
+def test_clean_holds_the_workspace_while_it_drops(search: Workspace) -> None:
+    """A search that starts meanwhile would find its blobs gone."""
+    search.store.put_blob(b"orphan")
+    with held_leftovers(search) as found:
+        assert found
+        with pytest.raises(LockedError, match="in use by `inlay clean`"), locked(search.store, "a search"):
+            pass
+    with locked(search.store, "a search"):
+        pass
