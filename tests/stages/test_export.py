@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -54,6 +55,26 @@ def test_a_url_gets_the_files_of_a_folder(tmp_path: Path, job: Job, monkeypatch:
     assert {"config.json", "model.safetensors", "tokenizer.json", "README.md", "inlay_recipe.json"} <= set(written)
     assert {key.removeprefix("child/"): there.store.get(key) for key in there.store.list("child/")} == written
     assert not (tmp_path / "cache").exists(), "the weights were copied where they lie"
+
+
+def test_what_is_published_names_nothing_of_the_machine(tmp_path: Path, job: Job, texts: tuple[Path, Path]) -> None:
+    values = job.to_dict()
+    values["tracking"] = {"uri": "http://mlflow.internal:5000", "experiment": "secret-project"}
+    values["cluster"] = {"address": "10.0.0.5:6379", "scratch": "/mnt/fast/ada"}
+    values["hardware"] = {"python": "/home/ada/engine/bin/python", "costs": "/home/ada/costs.parquet"}
+    job = Job.from_dict(values)
+    parent, place = open_job_parent(job), Workspace(tmp_path / "here")
+    model = TrainedModel((PARENT,) * 3, place.store.put_blob((parent.folder / "model.safetensors").read_bytes()))
+    write_model_folder(place, parent, model, EVALUATION, job, "child")
+    for name in ("inlay_recipe.json", "README.md", "config.json"):
+        text = (tmp_path / "here" / "child" / name).read_text()
+        for secret in ("mlflow.internal", "secret-project", "10.0.0.5", "/mnt/fast", "/home/ada", str(tmp_path.parent)):
+            assert secret not in text, name
+        assert str(parent.folder) not in text, name
+    recipe = json.loads((tmp_path / "here" / "child" / "inlay_recipe.json").read_text())["job"]
+    assert recipe["parent"] == parent.folder.name
+    assert recipe["data"]["distill"]["path"] == texts[0].name
+    assert recipe["distill"] == values["distill"]
 
 
 @pytest.mark.parametrize("url", ["{folder}/here", "memory://{folder}/there"])
