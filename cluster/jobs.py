@@ -55,8 +55,9 @@ class JobServer:
     def __init__(self, address: str | None = None, *, allow_insecure: bool = False) -> None:
         """`allow_insecure` lets a server beyond this machine be spoken to over http without a token."""
         given = address or os.environ.get("RAY_API_SERVER_ADDRESS")
+        ray = find_services(services_folder()).ray
+        own = [] if ray is None else [ray.url]
         if given is None:
-            ray = find_services(services_folder()).ray
             if ray is None:
                 raise ValueError(
                     "no job server is known: start one with `inlay up`, or name one by --address or "
@@ -66,8 +67,9 @@ class JobServer:
         self.url = parse_server(given)
         self._has_answered = False  # one that has may be away for a while: what is only looked at is asked again
         near = is_loopback(self.url)
-        # This account's token is that of its own cluster: another machine gets one only where that is asked for.
-        self._with_token = near or os.environ.get("RAY_AUTH_MODE") == "token"
+        # This account's token is that of its own cluster. All others get one only where that is asked for, those on the
+        # loopback too: another machine's server may be behind a tunnel.
+        self._with_token = self.url in own or os.environ.get("RAY_AUTH_MODE") == "token"
         safe = near or self.url.startswith("https://") or (self._with_token and ray_authorization() is not None)
         if not safe and not allow_insecure:
             raise ValueError(

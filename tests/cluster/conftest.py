@@ -85,6 +85,9 @@ class RayNodes:
 
     def __init__(self, folder: Path, *, cpus: int = 1, slots: int = 1, growth: dict[str, Any] | None = None) -> None:
         protect_token()
+        os.environ["RAY_AUTH_MODE"] = (
+            "token"  # these are no cluster of `inlay up`: tests that submit say it, as people do
+        )
         self.folder = folder
         self.sessions = Path(tempfile.mkdtemp(prefix="in", dir="/tmp"))  # sockets have short paths
         self.port, self.dashboard = free_port(0), free_port(0)

@@ -37,8 +37,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def services(folder: Path) -> Iterator[Services]:
-    yield start_services(ServiceSettings(folder, cpus=2, jobs_at_once=1))
-    stop_services(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("INLAY_SERVICES", str(folder))
+        yield start_services(ServiceSettings(folder, cpus=2, jobs_at_once=1))
+        stop_services(folder)
 
 
 @pytest.fixture
@@ -212,7 +214,8 @@ def test_a_hundred_ended_jobs_are_listed_within_a_second(server: JobServer) -> N
 
 
 @pytest.mark.slow
-def test_down_leaves_nothing_not_even_a_running_job(tmp_path: Path) -> None:
+def test_down_leaves_nothing_not_even_a_running_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INLAY_SERVICES", str(tmp_path))
     services = start_services(ServiceSettings(tmp_path, cpus=1))
     assert services.ray is not None
     server = JobServer(services.ray.url)
@@ -231,7 +234,8 @@ def test_down_leaves_nothing_not_even_a_running_job(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_jobs_submitted_right_after_up_wait_for_their_turn(tmp_path: Path) -> None:
+def test_jobs_submitted_right_after_up_wait_for_their_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INLAY_SERVICES", str(tmp_path))
     services = start_services(ServiceSettings(tmp_path, cpus=1))
     try:
         assert services.ray is not None
