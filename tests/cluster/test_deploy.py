@@ -147,6 +147,23 @@ def test_the_token_is_on_and_workers_may_be_lost() -> None:
         )
 
 
+def test_every_pod_of_both_clusters_is_behind_the_network_policy() -> None:
+    (policy,) = (value["spec"] for value in manifests() if value["kind"] == "NetworkPolicy")
+    selected = policy["podSelector"]["matchLabels"].items()
+    for kind, spec in cluster_specs().items():
+        for group in groups(spec):
+            labels = group["template"].get("metadata", {}).get("labels", {})
+            assert selected <= labels.items(), f"a pod of the {kind} is reached by everybody"
+    nodes, clients = policy["ingress"]
+    assert [peer["podSelector"]["matchLabels"].items() for peer in nodes["from"]] == [selected]
+    (job,) = (value["spec"] for value in manifests() if value["kind"] == "RayJob")
+    submitter = job["submitterPodTemplate"]["metadata"]["labels"]
+    assert clients["from"][0]["podSelector"]["matchLabels"].items() <= submitter.items(), "it must reach the job server"
+    template = {"apiVersion": "v1", "kind": "Pod", **job["submitterPodTemplate"]}
+    template["metadata"] = {"name": "x", **template["metadata"]}
+    kubernetes_validate.validate(template, KUBERNETES, strict=True)
+
+
 def _pod(group: dict[str, Any]) -> dict[str, Any]:
     template = copy.deepcopy(group["template"])
     return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x", **template.get("metadata", {})}} | {
