@@ -87,7 +87,8 @@ def test_a_cluster_that_grows_is_waited_for_with_the_reason(ray_nodes: Nodes, tm
 def verb(nodes: Any, *arguments: str, code: int = 0) -> str:
     """Runs a verb against the cluster's job server as a process; what it printed."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "INLAY_SERVICES"))}
-    done = commands.run(*arguments, "--address", nodes.url, env=environment | {"COLUMNS": "80"}, timeout=120)
+    environment |= {"COLUMNS": "80", "RAY_AUTH_MODE": "token"}
+    done = commands.run(*arguments, "--address", nodes.url, env=environment, timeout=120)
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     return done.stdout if code == 0 else done.stderr
