@@ -29,6 +29,10 @@ class Files(Protocol):
 
     def open(self, name: str) -> BinaryIO: ...
 
+    def first_byte(self, name: str) -> bytes: ...
+
+    def size(self, name: str) -> int: ...
+
     def write(self, name: str, content: bytes) -> None: ...
 
     def write_new(self, name: str, content: bytes) -> bool: ...
@@ -56,6 +60,13 @@ class LocalFiles:
 
     def open(self, name: str) -> BinaryIO:
         return (self.root / name).open("rb")
+
+    def first_byte(self, name: str) -> bytes:
+        with self.open(name) as stream:
+            return stream.read(1)
+
+    def size(self, name: str) -> int:
+        return (self.root / name).stat().st_size
 
     def write(self, name: str, content: bytes) -> None:
         with self._beside(name, len(content)) as temporary:
@@ -168,6 +179,16 @@ class RemoteFiles:
         with _reading(self._path(name)):
             stream: BinaryIO = self.filesystem.open(self._path(name), "rb")
         return stream
+
+    def first_byte(self, name: str) -> bytes:
+        if self.size(name) == 0:
+            return b""
+        with _reading(self._path(name)):
+            return bytes(self.filesystem.cat_file(self._path(name), start=0, end=1))
+
+    def size(self, name: str) -> int:
+        with _reading(self._path(name)):
+            return int(self.filesystem.size(self._path(name)))
 
     def write(self, name: str, content: bytes) -> None:
         with self._writing(name, len(content)) as path:

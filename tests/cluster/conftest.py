@@ -85,9 +85,7 @@ class RayNodes:
 
     def __init__(self, folder: Path, *, cpus: int = 1, slots: int = 1, growth: dict[str, Any] | None = None) -> None:
         protect_token()
-        os.environ["RAY_AUTH_MODE"] = (
-            "token"  # as people say it: these are no cluster of `inlay up`
-        )
+        os.environ["RAY_AUTH_MODE"] = "token"  # as people say it: these are no cluster of `inlay up`
         self.folder = folder
         self.sessions = Path(tempfile.mkdtemp(prefix="in", dir="/tmp"))  # sockets have short paths
         self.port, self.dashboard = free_port(0), free_port(0)

@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+import time
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -157,6 +158,16 @@ class TestMemory(StoreContract):
         with pytest.raises(StoreError, match="is damaged: its 9 bytes"):
             store.blob_path(digest)
         assert store.blob_path(digest).stat().st_size == size
+
+    def test_copies_that_nobody_used_for_a_month_go(self, store: Store) -> None:
+        old, used, new = (store.put_blob(content) for content in (b"old", b"used", b"new"))
+        paths = [store.blob_path(digest) for digest in (old, used)]
+        for path in paths:
+            os.utime(path, (time.time() - 31 * 24 * 3600, path.stat().st_mtime))
+        store.blob_path(used)
+        store.blob_path(new)
+        assert [path.exists() for path in paths] == [False, True]
+        assert store.blob_path(old).read_bytes() == b"old"
 
     def test_a_blob_that_is_not_there_is_named(self, store: Store) -> None:
         with pytest.raises(StoreError, match=r"blobs/0{64} does not exist"):
