@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from inlay.cluster.capacity import Amounts, Growth, crowded, live_resources, misfit, read_growth
+from inlay.cluster.capacity import Amounts, Growth, crowded, live_resources, misfit, read_growth, read_status_text
 from inlay.cluster.errors import ClusterError
 from inlay.cluster.http import HttpError, request_json
 from inlay.cluster.ids import is_loopback, parse_job_id, parse_listed_id, parse_server
@@ -189,7 +189,11 @@ class JobServer:
             status = (answer.get("data") or {}).get("clusterStatus") or {}
             # The dashboard writes names in camel case.
             report = {_snake(name): value for name, value in (status.get("autoscalerReport") or {}).items()}
-        return read_growth({"autoscaler_report": report})
+        if report:
+            return read_growth({"autoscaler_report": report})
+        answer = self._ask("GET", "/api/cluster_status?format=1")
+        with self._understood():
+            return read_status_text(str((answer.get("data") or {}).get("clusterStatus") or ""))
 
     def check_share(self, share: Resources) -> None:
         """Raise ValueError when no node can ever hold a worker with this share; a cluster that grows may get one."""
