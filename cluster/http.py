@@ -65,7 +65,7 @@ def is_healthy(url: str) -> bool:
 
     try:
         with _session(0) as session:
-            return session.get(url, timeout=5, allow_redirects=False).status_code == 200
+            return bool(session.get(url, timeout=5, allow_redirects=False).status_code == 200)
     except (requests.RequestException, ValueError):
         return False
 
