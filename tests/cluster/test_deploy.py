@@ -86,6 +86,43 @@ def test_scripts_are_valid_shell(script: str) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+SLURM = {
+    "srun": "exec sleep 60",
+    "ray": "echo '[{}]'",
+    "hostname": "echo 127.0.0.1",
+    "scontrol": 'echo "$@" >> "$TOLD"',
+    "inlay": 'exit "$CODE"',
+}
+"""What the script calls, on a machine that has none of it."""
+
+
+@pytest.mark.parametrize(
+    ("code", "restarts", "queued", "ends"),
+    [(0, 0, False, 0), (4, 0, False, 4), (2, 0, False, 2), (1, 0, True, 0), (137, 2, True, 0), (1, 5, False, 1)],
+)
+def test_slurm_queues_a_search_again_whose_job_server_was_lost(
+    tmp_path: Path, code: int, restarts: int, queued: bool, ends: int
+) -> None:
+    for name, line in SLURM.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    told = {"SLURM_JOB_ID": "7", "SLURMD_NODENAME": "a", "SLURM_JOB_NUM_NODES": "1", "SLURM_CPUS_PER_TASK": "1"}
+    told |= {"SLURM_RESTART_COUNT": str(restarts), "CODE": str(code), "TOLD": str(tmp_path / "told")}
+    done = subprocess.run(
+        ["bash", str(DEPLOY / "slurm.sh"), "job.yaml"],
+        env={"PATH": f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}", "HOME": str(tmp_path), **told},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == ends, done.stderr
+    assert (tmp_path / "told").exists() == queued
+    if queued:
+        assert (tmp_path / "told").read_text() == "requeue 7\n"
+        assert "the job server was lost" in done.stderr
+
+
 def test_manifests_hold_against_the_published_schemas() -> None:
     checked = []
     for value in manifests():
