@@ -144,6 +144,7 @@ def listing(folder: Path, rounds: int) -> dict[str, Any]:
     from inlay.cluster.jobs import JobServer
 
     with services(folder, "--jobs-at-once", "8") as environment:
+        os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN_PATH"] = str(Path(environment["HOME"]) / ".ray" / "auth_token")
         server = JobServer(
             json.loads((Path(environment["INLAY_SERVICES"]) / "services.json").read_text())["ray"]["url"]

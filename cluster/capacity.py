@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -87,7 +88,7 @@ def usable_cpus() -> int:
 
 
 def read_growth(status: str | bytes | Mapping[str, Any] | None) -> Growth | None:
-    """Return what Ray's autoscaler wrote into the cluster's table, None where nothing can make the cluster grow.
+    """Return what Ray's first autoscaler wrote into the cluster's table, None where nothing can make the cluster grow.
 
     Every Ray head runs a monitor. One that was given no kinds of nodes calls each node's kind `node_<its id>`.
     """
@@ -102,6 +103,48 @@ def read_growth(status: str | bytes | Mapping[str, Any] | None) -> Growth | None
     return Growth(dict(starting), dict(Counter(kind for _, kind, *_ in report.get("failed_nodes") or ())))
 
 
+def growth_of(status: Any) -> Growth | None:
+    """Return what Ray's second autoscaler says, a `ray.autoscaler.v2.schema.ClusterStatus`; None as for `read_growth`.
+
+    It has reported once its version is above 0; one without kinds of nodes calls them as the first one does.
+    """
+    coming = [*status.pending_nodes, *status.pending_launches]
+    lost = [*status.failed_nodes, *status.failed_launches]
+    nodes = [*status.active_nodes, *status.idle_nodes]
+    kinds = {each.ray_node_type_name for each in (*coming, *lost, *nodes)}
+    if int(status.stats.autoscaler_version or 0) == 0 or all(kind.startswith(_NO_KIND) for kind in kinds):
+        return None
+    starting, failed = Counter[str](), Counter[str]()
+    for counts, found in ((starting, coming), (failed, lost)):
+        for each in found:
+            counts[each.ray_node_type_name] += getattr(each, "count", 1)
+    return Growth(dict(starting), dict(failed))
+
+
+def read_status_text(text: str) -> Growth | None:
+    """Return the same from the text of `ray status`, which is all that a dashboard gives of the second autoscaler."""
+    sections: dict[str, list[str]] = {}
+    section: list[str] = []
+    for line in text.partition("\nResources\n")[0].splitlines():
+        if not line.startswith(" "):
+            section = sections.setdefault(line.strip(), [])
+        elif not line.startswith(" ("):
+            section.append(line.strip())
+    nodes = [line.split(maxsplit=1)[-1] for name in ("Active:", "Idle:") for line in sections.get(name, ())]
+    starting, failed = Counter[str](), Counter[str]()
+    for line in sections.get("Pending:", ()):
+        if launching := re.fullmatch(r"([^\s,]+), (\d+) launching", line):
+            starting[launching[1]] += int(launching[2])
+        elif pending := re.match(r"\S+: ([^\s,]+),", line):
+            starting[pending[1]] += 1
+    for line in sections.get("Recent failures:", ()):
+        failed[line.partition(":")[0]] += 1
+    if all(kind.startswith(_NO_KIND) for kind in (*nodes, *starting, *failed)):
+        return None
+    return Growth(dict(starting), dict(failed))
+
+
+_NO_KIND = "node_"
 _SCARCEST = ("GPU", "memory", "CPU")
 
 

@@ -11,6 +11,10 @@ class StoreError(ClusterError):
     """A file of the workspace could not be read or written, or is damaged."""
 
 
+class AbsentError(StoreError):
+    """There is nothing under that name."""
+
+
 class LockedError(ClusterError):
     """The workspace is held by another live run; the text names its owner."""
 

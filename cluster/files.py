@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import shutil
 import uuid
@@ -14,7 +15,7 @@ from typing import Any, BinaryIO, Protocol
 
 import fsspec
 
-from inlay.cluster.errors import StoreError
+from inlay.cluster.errors import AbsentError, StoreError
 
 TEMPORARY = ".tmp"
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
@@ -27,6 +28,10 @@ class Files(Protocol):
     def read(self, name: str) -> bytes: ...
 
     def open(self, name: str) -> BinaryIO: ...
+
+    def first_byte(self, name: str) -> bytes: ...
+
+    def size(self, name: str) -> int: ...
 
     def write(self, name: str, content: bytes) -> None: ...
 
@@ -55,6 +60,13 @@ class LocalFiles:
 
     def open(self, name: str) -> BinaryIO:
         return (self.root / name).open("rb")
+
+    def first_byte(self, name: str) -> bytes:
+        with self.open(name) as stream:
+            return stream.read(1)
+
+    def size(self, name: str) -> int:
+        return (self.root / name).stat().st_size
 
     def write(self, name: str, content: bytes) -> None:
         with self._beside(name, len(content)) as temporary:
@@ -87,13 +99,17 @@ class LocalFiles:
             except OSError as error:
                 if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
                     raise
-                # A file system without hard links: the name is claimed first, then filled by the rename.
-                try:
-                    os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-                except FileExistsError:
-                    return False
-                temporary.replace(target)
+                return self._rename_new(temporary, target)
         return True
+
+    def _rename_new(self, temporary: Path, target: Path) -> bool:
+        """As a hard link would, where there are none: a writer that dies lets the claim go and leaves no empty file."""
+        with (self.root / TEMPORARY / "claim").open("w") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            if target.exists():
+                return False
+            temporary.replace(target)
+            return True
 
     def take(self, name: str, source: Path) -> None:
         size = source.stat().st_size
@@ -156,67 +172,94 @@ class RemoteFiles:
         self.root = root.rstrip("/")
 
     def read(self, name: str) -> bytes:
-        content = self.filesystem.cat_file(self._path(name))
-        return bytes(content)
+        with _reading(self._path(name)):
+            return bytes(self.filesystem.cat_file(self._path(name)))
 
     def open(self, name: str) -> BinaryIO:
-        stream: BinaryIO = self.filesystem.open(self._path(name), "rb")
+        with _reading(self._path(name)):
+            stream: BinaryIO = self.filesystem.open(self._path(name), "rb")
         return stream
 
+    def first_byte(self, name: str) -> bytes:
+        if self.size(name) == 0:
+            return b""
+        with _reading(self._path(name)):
+            return bytes(self.filesystem.cat_file(self._path(name), start=0, end=1))
+
+    def size(self, name: str) -> int:
+        with _reading(self._path(name)):
+            return int(self.filesystem.size(self._path(name)))
+
     def write(self, name: str, content: bytes) -> None:
-        path = self._path(name)
-        try:
-            self.filesystem.makedirs(self.filesystem._parent(path), exist_ok=True)
+        with self._writing(name, len(content)) as path:
             self.filesystem.pipe_file(path, content)
-        except OSError as error:
-            raise write_error(path, len(content), error) from error
 
     def write_new(self, name: str, content: bytes) -> bool:
-        path = self._path(name)
         try:
-            self.filesystem.makedirs(self.filesystem._parent(path), exist_ok=True)
-            self.filesystem.pipe_file(path, content, mode="create")
+            with self._writing(name, len(content)) as path:
+                self.filesystem.pipe_file(path, content, mode="create")
         except FileExistsError:
             return False
-        except OSError as error:
-            raise write_error(path, len(content), error) from error
         return True
 
     def take(self, name: str, source: Path) -> None:
-        path = self._path(name)
-        try:
-            self.filesystem.makedirs(self.filesystem._parent(path), exist_ok=True)
+        with self._writing(name, source.stat().st_size) as path:
             self.filesystem.put_file(str(source), path)
-        except OSError as error:
-            raise write_error(path, source.stat().st_size, error) from error
         source.unlink()
 
     def copy(self, name: str, target: str) -> None:
-        path = self._path(target)
         try:
-            self.filesystem.makedirs(self.filesystem._parent(path), exist_ok=True)
-            self.filesystem.cp_file(self._path(name), path)
+            with self._writing(target) as path:
+                self.filesystem.cp_file(self._path(name), path)
         except FileNotFoundError:
-            raise StoreError(f"{self._path(name)} does not exist") from None
-        except OSError as error:
-            raise write_error(path, self.filesystem.size(self._path(name)), error) from error
+            raise AbsentError(f"{self._path(name)} does not exist") from None
 
     def exists(self, name: str) -> bool:
-        return bool(self.filesystem.isfile(self._path(name)))
+        with _reading(self._path(name)):
+            return bool(self.filesystem.isfile(self._path(name)))
 
     def names(self, prefix: str) -> list[str]:
         folder = self._path(prefix if prefix.endswith("/") or not prefix else prefix.rpartition("/")[0])
-        self.filesystem.invalidate_cache()
         start = len(self.filesystem._strip_protocol(self.root)) + 1
-        found = [path[start:] for path in self.filesystem.find(folder.rstrip("/"))]
+        with _reading(folder):
+            self.filesystem.invalidate_cache()
+            found = [path[start:] for path in self.filesystem.find(folder.rstrip("/"))]
         return sorted(name for name in found if name.startswith(prefix))
 
     def remove(self, name: str) -> None:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError), _client_errors(f"{self._path(name)} could not be removed"):
             self.filesystem.rm_file(self._path(name))
 
     def _path(self, name: str) -> str:
         return f"{self.root}/{name}"
+
+    @contextlib.contextmanager
+    def _writing(self, name: str, size: int | None = None) -> Iterator[str]:
+        path = self._path(name)
+        what = path if size is None else f"{size} bytes"
+        with _client_errors(f"{what} could not be written{'' if size is None else f' to {path}'}"):
+            self.filesystem.makedirs(self.filesystem._parent(path), exist_ok=True)
+            yield path
+
+
+def _reading(path: str) -> contextlib.AbstractContextManager[None]:
+    return _client_errors(f"{path} cannot be read")
+
+
+@contextlib.contextmanager
+def _client_errors(what: str) -> Iterator[None]:
+    """Turn what a store's client raises into a StoreError that begins with `what`.
+
+    Each client has errors of its own, and many of them are no OSError. That a file is there, or is not, is an answer.
+    """
+    try:
+        yield
+    except (FileNotFoundError, FileExistsError, StoreError):
+        raise
+    except OSError as error:
+        raise StoreError(f"{what}: {_os_reason(error)}") from error
+    except Exception as error:
+        raise StoreError(f"{what}: {str(error) or type(error).__name__}") from error
 
 
 def open_files(url: str) -> Files:
@@ -247,8 +290,11 @@ def _write_synced(path: Path, content: bytes) -> None:
 
 def write_error(target: object, size: int, error: OSError) -> StoreError:
     """Return what is told of `size` bytes that could not be written to `target`."""
+    return StoreError(f"{size} bytes could not be written to {target}: {_os_reason(error)}")
+
+
+def _os_reason(error: OSError) -> str:
+    """Return why the system refused, and the way out of a full disk."""
     if error.errno in _NO_SPACE:
-        reason = "no space is left there; what is finished stays: free some space and give the same command again"
-    else:
-        reason = f"{error.strerror or error}"
-    return StoreError(f"{size} bytes could not be written to {target}: {reason}")
+        return "no space is left there; what is finished stays: free some space and give the same command again"
+    return error.strerror or str(error) or type(error).__name__

@@ -9,13 +9,17 @@ from __future__ import annotations
 import base64
 import json
 import os
-import urllib.error
-import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from inlay.cluster.errors import ClusterError
 
 _TIMEOUT_SECONDS = 30.0
+_RETRIES = 12
+"""Of a patient request: with pauses of half a second to 15, for about two minutes."""
+_PASSING = (502, 503, 504)
+"""What a server or the proxy before it says while it is restarted."""
 
 
 class HttpError(ClusterError):
@@ -29,34 +33,40 @@ class HttpError(ClusterError):
         return HttpError, (str(self), self.status)
 
 
-def request_json(method: str, url: str, value: Any = None, *, authorization: str | None = None) -> Any:
-    """Send a request, with `value` as its JSON body, and return the JSON answer; raises HttpError."""
-    request = urllib.request.Request(url, method=method)
-    if value is not None:
-        request.data = json.dumps(value).encode()
-        request.add_header("Content-Type", "application/json")
-    if authorization is not None:
-        request.add_header("Authorization", authorization)
+def request_json(
+    method: str, url: str, value: Any = None, *, authorization: str | None = None, patient: bool = False
+) -> Any:
+    """Send a request, with `value` as its JSON body, and return the JSON answer; raises HttpError.
+
+    A `patient` one is sent again for about two minutes while the server is away or breaks off; nothing else than GET
+    ever is.
+    """
+    import requests
+
+    headers = {} if authorization is None else {"Authorization": authorization}
     try:
-        with _direct().open(request, timeout=_TIMEOUT_SECONDS) as answer:
-            content = answer.read()
-    except urllib.error.HTTPError as error:
-        text = error.read().decode(errors="replace").strip()
-        raise HttpError(_last_line(text) or str(error.reason), error.code) from error
-    except (urllib.error.URLError, OSError, ValueError) as error:
-        raise HttpError(f"nothing answers at {url} ({getattr(error, 'reason', error)})") from error
+        with _session(_RETRIES if patient else 0) as session:
+            answer = session.request(
+                method, url, json=value, headers=headers, timeout=_TIMEOUT_SECONDS, allow_redirects=False
+            )
+    except (requests.RequestException, ValueError) as error:
+        raise HttpError(f"nothing answers at {url} ({_reason(error)})") from error
+    if not 200 <= answer.status_code < 300:
+        raise HttpError(_last_line(answer.text) or str(answer.reason), answer.status_code)
     try:
-        return json.loads(content) if content else None
+        return json.loads(answer.content) if answer.content else None
     except ValueError:
         raise HttpError(f"{url} answers, but not with JSON", 200) from None
 
 
 def is_healthy(url: str) -> bool:
     """Tell whether `url` answers with success."""
+    import requests
+
     try:
-        with _direct().open(url, timeout=5) as answer:
-            return bool(answer.status == 200)
-    except (urllib.error.URLError, OSError):
+        with _session(0) as session:
+            return bool(session.get(url, timeout=5, allow_redirects=False).status_code == 200)
+    except (requests.RequestException, ValueError):
         return False
 
 
@@ -72,16 +82,39 @@ def mlflow_authorization(uri: str) -> str | None:
     return f"Basic {base64.b64encode(f'{name}:{password}'.encode()).decode()}"
 
 
-def _direct() -> urllib.request.OpenerDirector:
+@contextmanager
+def _session(retries: int) -> Iterator[Any]:
     """Open without a proxy: what listens on the loopback or inside a cluster is not behind one."""
-    return urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect())
+    import requests
+    from requests.adapters import HTTPAdapter
+    from urllib3.util import Retry
+
+    retry = Retry(
+        total=retries,
+        redirect=0,
+        status_forcelist=_PASSING,
+        allowed_methods=["GET"],
+        backoff_factor=0.5,
+        backoff_max=15.0,
+        raise_on_status=False,
+        respect_retry_after_header=False,
+    )
+    with requests.Session() as session:
+        session.trust_env = False  # neither proxies, nor passwords of ~/.netrc
+        session.verify = os.environ.get("REQUESTS_CA_BUNDLE") or os.environ.get("SSL_CERT_FILE") or True
+        for scheme in ("http://", "https://"):
+            session.mount(scheme, HTTPAdapter(max_retries=retry))
+        yield session
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """Leaves a redirect as the failure it then is: urllib would take the token along to the other host."""
-
-    def redirect_request(self, *_: Any) -> None:
-        return None
+def _reason(error: BaseException) -> str:
+    """Return the system's words, which requests and urllib3 wrap several times, else the innermost ones."""
+    innermost: BaseException = error
+    while (inner := innermost.__cause__ or innermost.__context__) is not None:
+        innermost = inner
+    if isinstance(innermost, OSError) and innermost.strerror:
+        return innermost.strerror
+    return " ".join(str(innermost).split())[:200] or type(innermost).__name__
 
 
 def _last_line(text: str) -> str:

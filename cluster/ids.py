@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 _JOB_ID = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_LISTED_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _TAG_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,98}[A-Za-z0-9])?")
 _LONGEST_TAG = 500
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
-_PASSWORD = re.compile(r"[\w+.-]+://[^/@\s]*:[^/@\s]*@")
 
 
 def parse_job_id(text: str) -> str:
@@ -20,6 +20,13 @@ def parse_job_id(text: str) -> str:
         raise ValueError(
             f"{text[:80]!r} is not a job id: 1 to 63 lower-case letters, digits and dashes, no dash at either end"
         )
+    return text
+
+
+def parse_listed_id(text: str) -> str:
+    """Return the id of a job that is there, Ray's own `raysubmit_...` among them; raises ValueError with the rule."""
+    if not _LISTED_ID.fullmatch(text):
+        raise ValueError(f"{text[:80]!r} is not the id of a job; `inlay list` shows those there are")
     return text
 
 
@@ -56,11 +63,6 @@ def parse_server(text: str) -> str:
         raise ValueError(f"{text[:200]!r} is not the address of a job server, such as http://head.example:8265")
     host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
     return f"{parts.scheme}://{host}{f':{port}' if port else ''}{parts.path.rstrip('/')}"
-
-
-def has_password(url: str) -> bool:
-    """Tell whether a URL carries a password, which would be kept wherever the URL is."""
-    return _PASSWORD.match(url) is not None
 
 
 def is_loopback(server: str) -> bool:

@@ -9,13 +9,14 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from inlay.cluster.capacity import Amounts, Growth, crowded, live_resources, misfit, read_growth
+from inlay.cluster.capacity import Amounts, Growth, crowded, live_resources, misfit, read_growth, read_status_text
 from inlay.cluster.errors import ClusterError
 from inlay.cluster.http import HttpError, request_json
-from inlay.cluster.ids import is_loopback, parse_job_id, parse_server
+from inlay.cluster.ids import is_loopback, parse_job_id, parse_listed_id, parse_server
 from inlay.cluster.pieces import Resources
 from inlay.cluster.ray_token import ray_authorization
 from inlay.cluster.services import JOB_SLOT, find_services, services_folder
@@ -54,8 +55,9 @@ class JobServer:
     def __init__(self, address: str | None = None, *, allow_insecure: bool = False) -> None:
         """`allow_insecure` lets a server beyond this machine be spoken to over http without a token."""
         given = address or os.environ.get("RAY_API_SERVER_ADDRESS")
+        ray = find_services(services_folder()).ray
+        own = [] if ray is None else [ray.url]
         if given is None:
-            ray = find_services(services_folder()).ray
             if ray is None:
                 raise ValueError(
                     "no job server is known: start one with `inlay up`, or name one by --address or "
@@ -63,9 +65,11 @@ class JobServer:
                 )
             given = ray.url
         self.url = parse_server(given)
+        self._has_answered = False  # one that has may be away for a while: what is only looked at is asked again
         near = is_loopback(self.url)
-        # This account's token is that of its own cluster: another machine gets one only where that is asked for.
-        self._with_token = near or os.environ.get("RAY_AUTH_MODE") == "token"
+        # This account's token is that of its own cluster. All others get one only where that is asked for, those on the
+        # loopback too: another machine's server may be behind a tunnel.
+        self._with_token = self.url in own or os.environ.get("RAY_AUTH_MODE") == "token"
         safe = near or self.url.startswith("https://") or (self._with_token and ray_authorization() is not None)
         if not safe and not allow_insecure:
             raise ValueError(
@@ -113,9 +117,8 @@ class JobServer:
     def jobs(self, tags: Mapping[str, str] | None = None) -> list[JobInfo]:
         """Return the submitted jobs that have all of `tags`, the newest first."""
         answer = self._ask("GET", "/api/jobs/")
-        if not isinstance(answer, list):
-            raise ClusterError(f"{self.url} answers, but is not a Ray job server")
-        found = [_job_info(value) for value in answer if value.get("type") == "SUBMISSION"]
+        with self._understood():
+            found = [_job_info(value) for value in answer if value["type"] == "SUBMISSION"]
         wanted = dict(tags or {}).items()
         return sorted(
             (job for job in found if wanted <= job.tags.items()), key=lambda job: (-(job.submitted or 0), job.job_id)
@@ -123,12 +126,15 @@ class JobServer:
 
     def job(self, job_id: str) -> JobInfo:
         """Return one job; raises ValueError for an unknown one."""
-        return _job_info(self._ask("GET", f"/api/jobs/{parse_job_id(job_id)}", job_id=job_id))
+        answer = self._ask("GET", f"/api/jobs/{parse_listed_id(job_id)}", job_id=job_id)
+        with self._understood():
+            return _job_info(answer)
 
     def logs(self, job_id: str) -> str:
         """Return what a job has written so far, without the lines that the job server puts among it."""
-        answer = self._ask("GET", f"/api/jobs/{parse_job_id(job_id)}/logs", job_id=job_id)
-        lines = str(answer["logs"] or "").splitlines(keepends=True)
+        answer = self._ask("GET", f"/api/jobs/{parse_listed_id(job_id)}/logs", job_id=job_id)
+        with self._understood():
+            lines = str(answer["logs"] or "").splitlines(keepends=True)
         return "".join(line for line in lines if not any(text in line for text in _SERVERS_OWN))
 
     def follow(self, job_id: str, on_wait: Callable[[str], None] = lambda reason: None) -> Iterator[str]:
@@ -159,30 +165,35 @@ class JobServer:
 
     def stop(self, job_id: str) -> bool:
         """Ask a job to stop; False when it was over already."""
-        answer = self._ask("POST", f"/api/jobs/{parse_job_id(job_id)}/stop", job_id=job_id)
-        return bool(answer["stopped"])
+        answer = self._ask("POST", f"/api/jobs/{parse_listed_id(job_id)}/stop", job_id=job_id)
+        with self._understood():
+            return bool(answer["stopped"])
 
     def delete(self, job_id: str) -> None:
         """Forget a job that is over, its workspace stays; raises ValueError for one that runs."""
         job = self.job(job_id)
         if not job.is_over:
             raise ValueError(f"the job `{job_id}` is {job.state}; stop it first: inlay stop {job_id}")
-        self._ask("DELETE", f"/api/jobs/{job_id}", job_id=job_id)
+        self._ask("DELETE", f"/api/jobs/{parse_listed_id(job_id)}", job_id=job_id)
 
     def nodes(self) -> list[Amounts]:
         """Return the resources of every live node, by Ray's names."""
         answer = self._ask("GET", "/api/v0/nodes?limit=10000")
-        try:
+        with self._understood():
             return live_resources(answer)
-        except (KeyError, TypeError):
-            raise ClusterError(f"{self.url} answers, but is not a Ray job server") from None
 
     def growth(self) -> Growth | None:
         """Return what the cluster's autoscaler says, None where there is none."""
-        status = (self._ask("GET", "/api/cluster_status").get("data") or {}).get("clusterStatus") or {}
-        # The dashboard writes names in camel case.
-        report = {_snake(name): value for name, value in (status.get("autoscalerReport") or {}).items()}
-        return read_growth({"autoscaler_report": report})
+        answer = self._ask("GET", "/api/cluster_status")
+        with self._understood():
+            status = (answer.get("data") or {}).get("clusterStatus") or {}
+            # The dashboard writes names in camel case.
+            report = {_snake(name): value for name, value in (status.get("autoscalerReport") or {}).items()}
+        if report:
+            return read_growth({"autoscaler_report": report})
+        answer = self._ask("GET", "/api/cluster_status?format=1")
+        with self._understood():
+            return read_status_text(str((answer.get("data") or {}).get("clusterStatus") or ""))
 
     def check_share(self, share: Resources) -> None:
         """Raise ValueError when no node can ever hold a worker with this share; a cluster that grows may get one."""
@@ -216,10 +227,19 @@ class JobServer:
         many = "job runs" if slots == 1 else "jobs run"
         return f"{turn}: {slots} {many} at once here, now {shown}"
 
+    @contextmanager
+    def _understood(self) -> Iterator[None]:
+        """Turn what fails in the body, for an answer of another form, into a ClusterError."""
+        try:
+            yield
+        except (KeyError, TypeError, AttributeError, ValueError, IndexError):
+            raise ClusterError(f"{self.url} answers, but is not a Ray job server") from None
+
     def _ask(self, method: str, path: str, value: Any = None, job_id: str = "") -> Any:
         try:
             header = ray_authorization() if self._with_token else None
-            return request_json(method, f"{self.url}{path}", value, authorization=header)
+            patient = self._has_answered and method == "GET"
+            answer = request_json(method, f"{self.url}{path}", value, authorization=header, patient=patient)
         except HttpError as error:
             if error.status == 401:
                 raise ClusterError(
@@ -238,6 +258,8 @@ class JobServer:
             if error.status in (200, 404):
                 raise ClusterError(f"{self.url} answers, but is not a Ray job server") from error
             raise ClusterError(f"the job server {self.url} failed ({error.status}): {error}") from error
+        self._has_answered = True
+        return answer
 
 
 def _job_info(value: Mapping[str, Any]) -> JobInfo:

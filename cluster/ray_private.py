@@ -33,6 +33,7 @@ class PrivateName:
 
 CLUSTERS_ALLOWED = PrivateName("ray._private.ray_constants", "ENABLE_RAY_CLUSTER", "2.60.0")
 AUTOSCALER_STATUS = PrivateName("ray._private.ray_constants", "DEBUG_AUTOSCALING_STATUS", "2.60.0")
+CLUSTER_STATUS = PrivateName("ray.autoscaler.v2.sdk", "get_cluster_status", "2.60.0")
 PARAMETERS = PrivateName("ray._private.parameter", "RayParams", "2.60.0")
 SESSION_FOLDER = PrivateName("ray._private.worker", "_global_node.get_session_dir_path", "2.60.0")
 PRINTER_ENDS = PrivateName("ray._private.worker", "global_worker.threads_stopped", "2.60.0")
@@ -90,6 +91,11 @@ def autoscaler_status() -> bytes | None:
     """Return what the autoscaler of the cluster wrote of itself, None where it wrote nothing."""
     status: bytes | None = TABLE_GET.get()(AUTOSCALER_STATUS.get())
     return status
+
+
+def second_autoscaler(gcs_address: str) -> Any:
+    """Return what the second autoscaler, and the nodes themselves, tell the cluster's head: a `ClusterStatus`."""
+    return CLUSTER_STATUS.get()(gcs_address)
 
 
 def put_value(key: str, value: str, namespace: str) -> None:

@@ -14,13 +14,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from inlay.cluster.capacity import Amounts, Growth, crowded, misfit, read_growth, room, usable_cpus, words
+from inlay.cluster.capacity import Amounts, Growth, crowded, growth_of, misfit, read_growth, room, usable_cpus, words
 from inlay.cluster.dashboard import read_hand_over
 from inlay.cluster.errors import ConnectError
 from inlay.cluster.head import Head, check_reachable
 from inlay.cluster.pieces import Resources
 from inlay.cluster.ray_environment import RayEnvironment, worker_variables
-from inlay.cluster.ray_private import autoscaler_status, on_the_loopback, session_folder, silence, without_monitors
+from inlay.cluster.ray_private import (
+    autoscaler_status,
+    on_the_loopback,
+    second_autoscaler,
+    session_folder,
+    silence,
+    without_monitors,
+)
 from inlay.cluster.ray_token import protect_token
 from inlay.cluster.signals import handler_kept, terminated_politely
 
@@ -62,6 +69,7 @@ class Cluster:
         self.head = Head(None)
         """Of the running cluster, once started: all that is asked of it goes through `head.ask`."""
         self._dashboard = ""
+        self._gcs = ""
         self._session: Path | None = None
         self._environment = RayEnvironment()
         self._sandbox = Path(tempfile.mkdtemp(prefix="inlay-"))
@@ -118,7 +126,8 @@ class Cluster:
         silence()
         self._session = session_folder()
         if self.elastic:
-            self.head = Head(ray.get_runtime_context().gcs_address)
+            self._gcs = str(ray.get_runtime_context().gcs_address)
+            self.head = Head(self._gcs)
         self.started = True
 
     def places(self, wish: Resources) -> int:
@@ -148,7 +157,10 @@ class Cluster:
 
     def growth(self) -> Growth | None:
         """Return what the cluster's autoscaler says, None where there is none; raises as `nodes` does."""
-        return read_growth(self.head.ask(autoscaler_status))
+        if not self.elastic:
+            return None
+        status = self.head.ask(autoscaler_status)
+        return read_growth(status) if status else growth_of(self.head.ask(second_autoscaler, self._gcs))
 
     def preload(self, *modules: str) -> None:
         """Have every worker import these modules of ours in the background, while this process prepares the pieces.

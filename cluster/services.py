@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import sys
 import tempfile
 import time
@@ -159,18 +160,29 @@ def _start_ray(settings: ServiceSettings, tracking_uri: str) -> Service:
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"]
     command += ["--port", str(port), "--num-cpus", str(cpus), "--object-store-memory", str(200 * _MIB)]
     command += ["--include-dashboard", "true", "--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard_port)]
-    command += ["--dashboard-agent-listen-port", str(free_port(52365)), "--temp-dir", str(_ray_folder(settings.folder))]
+    command += ["--dashboard-agent-listen-port", str(free_port(52365)), "--temp-dir", str(ray_folder(settings.folder))]
     command += ["--resources", json.dumps({JOB_SLOT: settings.jobs_at_once or max(cpus // 2, 1)})]
     log = settings.folder / "logs" / "ray.log"
     process = spawn(command, environment, log)
     return Service(process, f"http://127.0.0.1:{dashboard_port}", log, f"127.0.0.1:{port}")
 
 
-def _ray_folder(folder: Path) -> Path:
+def ray_folder(folder: Path) -> Path:
+    """Return where Ray keeps its session, made where it is not there yet: sockets have short paths.
+
+    Raises ClusterError for a folder that is not this account's alone: its owner could be anybody on Ray's sockets.
+    """
     path = folder / "ray"
     if len(str(path)) > _LONGEST_RAY_FOLDER:
         path = Path(tempfile.gettempdir()) / f"inlay-{os.getuid()}"
     path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    found = path.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise ClusterError(
+            f"{path} is not a folder of this account alone, and Ray would keep its sockets there; have it removed, or "
+            "name a folder with a shorter path by --folder or INLAY_SERVICES"
+        )
+    path.chmod(0o700)
     return path
 
 

@@ -21,12 +21,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from inlay.cluster.errors import StoreError
+from inlay.cluster.errors import AbsentError, StoreError
 from inlay.cluster.files import TEMPORARY, LocalFiles, open_files
 
 _KEY = re.compile(r"[A-Za-z0-9_.=+@-]+(/[A-Za-z0-9_.=+@-]+)*")
 _CHUNK = 1 << 20
 _YOUNG_NS = 2_000_000_000
+_UNUSED_SECONDS = 30 * 24 * 3600.0
 
 
 class Store:
@@ -48,11 +49,11 @@ class Store:
         return self._files.root if isinstance(self._files, LocalFiles) else None
 
     def get(self, key: str) -> bytes:
-        """Return the bytes under `key`; raises StoreError when there are none."""
+        """Return the bytes under `key`; raises AbsentError when there are none."""
         try:
             return self._files.read(_checked(key))
         except FileNotFoundError:
-            raise StoreError(f"{self.url}/{key} does not exist") from None
+            raise AbsentError(f"{self.url}/{key} does not exist") from None
         except OSError as error:
             raise StoreError(f"{self.url}/{key} cannot be read: {error.strerror or error}") from error
 
@@ -132,7 +133,10 @@ class Store:
         try:
             stat = path.stat()
         except FileNotFoundError:
-            raise StoreError(f"{self.url}/{_blob(digest)} does not exist") from None
+            raise AbsentError(f"{self.url}/{_blob(digest)} does not exist") from None
+        if self.folder is None:
+            with contextlib.suppress(OSError):  # says that it was used; where nobody may, it goes earlier
+                os.utime(path, ns=(time.time_ns(), stat.st_mtime_ns))
         if not _has_digest(path, stat.st_size, stat.st_mtime_ns, stat.st_ino, digest):
             if self.folder is None:
                 path.unlink(missing_ok=True)  # the next call downloads it anew
@@ -146,6 +150,26 @@ class Store:
     def has_blob(self, digest: str) -> bool:
         """Tell whether the blob is there (its content is checked when it is read)."""
         return self._files.exists(_blob(digest))
+
+    def size(self, key: str) -> int:
+        """Return how many bytes `key` has."""
+        return self._files.size(_checked(key))
+
+    def is_json_blob(self, digest: str) -> bool:
+        """Tell by its first byte whether a blob is a JSON document, without reading the rest."""
+        return self._files.first_byte(_blob(digest)) in (b"{", b"[")
+
+    def local_copies(self) -> dict[str, int]:
+        """Return the sizes, by digest, of the blobs of a remote store that this account has a copy of here."""
+        if self.folder is not None:
+            return {}
+        paths = {digest: _cache() / _blob(digest) for digest in (key[-64:] for key in self.list("blobs/"))}
+        return {digest: path.stat().st_size for digest, path in paths.items() if path.is_file()}
+
+    def drop_local_copy(self, digest: str) -> None:
+        """Remove the copy of a remote blob; who needs it downloads it again."""
+        if self.folder is None:
+            (_cache() / _blob(digest)).unlink(missing_ok=True)
 
     def temporary_path(self) -> Path:
         """Return a fresh local path to write a file that `take_blob` then moves in without a copy where it can."""
@@ -161,6 +185,7 @@ class Store:
         with claim.open("w") as stream:
             fcntl.flock(stream, fcntl.LOCK_EX)
             try:
+                _drop_unused(path.parent)
                 if not path.is_file():
                     cache.write_chunks(path.name, self._chunks(_blob(digest)))
             finally:
@@ -172,7 +197,7 @@ class Store:
                 while chunk := stream.read(_CHUNK):
                     yield chunk
         except FileNotFoundError:
-            raise StoreError(f"{self.url}/{key} does not exist") from None
+            raise AbsentError(f"{self.url}/{key} does not exist") from None
         except OSError as error:
             raise StoreError(f"{self.url}/{key} cannot be read: {error.strerror or error}") from error
 
@@ -210,6 +235,15 @@ def _blob(digest: str) -> str:
     if not re.fullmatch(r"[0-9a-f]{64}", digest):
         raise ValueError(f"{digest!r} is not a blob digest: 64 hex digits")
     return f"blobs/{digest}"
+
+
+def _drop_unused(folder: Path) -> None:
+    """Take copies away that nobody has used for a month: nobody else drops those of workspaces that are gone."""
+    limit = time.time() - _UNUSED_SECONDS
+    for path in folder.iterdir():
+        with contextlib.suppress(OSError):  # another process was first
+            if not path.name.startswith(".") and path.stat().st_atime < limit:
+                path.unlink()
 
 
 def _cache() -> Path:

@@ -10,6 +10,7 @@ import base64
 import contextlib
 import io
 import json
+import math
 import os
 import threading
 import time
@@ -19,11 +20,17 @@ from typing import Any
 
 from inlay.cluster.store import Store, digest_of
 from inlay.cluster.tracking_buffer import Buffer
-from inlay.cluster.tracking_send import Entry, Sender, TrackerDownError, redacted, redacted_values
+from inlay.cluster.tracking_send import Entry, Sender, TrackerDownError, redacted_values
+from inlay.cluster.urls import redacted
 
 TAGS_VARIABLE = "INLAY_JOB_TAGS"
 JOB_TAG = "inlay.job"
 _RETRY_SECONDS = 15.0
+_CLOSING_SECONDS = 1.0
+_TRIES = 4
+"""Of one entry, while the tracker itself answers; then it is put aside."""
+STOPPED_SECONDS = 5.0
+"""For what is left to be sent once the search is stopped: Ray ends a stopped job by force after 8 seconds."""
 
 
 class TrackedRun:
@@ -105,18 +112,26 @@ class Tracker(TrackedRun):
         self._entries = self._buffer.unsent()
         self._changed = threading.Condition()
         self._closing = False
+        self._failures = 0
         self._progress_at = time.monotonic()
         self._warned: set[str] = set()
         self._thread = threading.Thread(target=self._work, daemon=True, name="inlay-tracking")
         self._thread.start()
 
-    def start(self, name: str, tags: Mapping[str, str] | None = None, resume_run_id: str | None = None) -> str | None:
+    def start(
+        self,
+        name: str,
+        tags: Mapping[str, str] | None = None,
+        resume_run_id: str | None = None,
+        creation: str | None = None,
+    ) -> str | None:
         """Make the search's run, or continue the one of this workspace; returns its MLflow id once that is known.
 
-        `resume_run_id` is continued where the spool knows of none.
+        `resume_run_id` is continued where the spool knows of none. `creation` names the run to be made, so that it is
+        found again by those who have the name and nothing else; by default the spool keeps such a name.
         """
         tags = dict(tags or {}) | submitted_tags()
-        self._queue(self.ref, "run", name=name, tags=tags, parent=None, resume=resume_run_id)
+        self._queue(self.ref, "run", name=name, tags=tags, parent=None, resume=resume_run_id, creation=creation)
         return self.run_id()
 
     def child(self, ref: str, name: str, tags: Mapping[str, str] | None = None) -> TrackedRun:
@@ -141,20 +156,25 @@ class Tracker(TrackedRun):
             return self._changed.wait_for(lambda: not self._entries, timeout_seconds)
 
     def end(self, status: str = "FINISHED") -> None:
-        """End the search's run and close the tracker."""
+        """End the search's run and close the tracker; a KILLED one waits for `STOPPED_SECONDS` at most."""
         super().end(status)
-        self.close()
+        if status == "KILLED":
+            self.close(STOPPED_SECONDS, STOPPED_SECONDS)
+        else:
+            self.close()
 
-    def close(self, patience_seconds: float = 60.0) -> None:
+    def close(self, patience_seconds: float = 60.0, longest_seconds: float = math.inf) -> None:
         """Send what is left, or leave it in the file with a warning; never raises for a tracker that is down.
 
-        Waits as long as entries leave, and `patience_seconds` after the last one that did.
+        Waits as long as entries leave, and `patience_seconds` after the last one that did, but never longer than
+        `longest_seconds`.
         """
+        end = time.monotonic() + longest_seconds
         with self._changed:
             self._closing = True
             self._progress_at = time.monotonic()
             self._changed.notify_all()
-        while self._thread.is_alive() and time.monotonic() - self._progress_at < patience_seconds:
+        while self._thread.is_alive() and time.monotonic() < min(self._progress_at + patience_seconds, end):
             self._thread.join(0.2)
         if self._entries:
             self._on_warning(
@@ -182,10 +202,16 @@ class Tracker(TrackedRun):
             try:
                 sent = self._sender.send(batch)
             except TrackerDownError as error:
-                self._warn("down", f"the tracker {redacted(self.uri)} does not answer, the search goes on: {error}")
-                if self._pause():
-                    return
-                continue
+                self._failures += 1
+                if self._failures >= _TRIES and self._sender.answers():
+                    self._put_aside(batch[0], error)
+                    sent = 1
+                else:
+                    self._warn("down", f"the tracker {redacted(self.uri)} does not answer, the search goes on: {error}")
+                    if self._pause():
+                        return
+                    continue
+            self._failures = 0
             for warning in self._sender.take_warnings():
                 self._warn(warning, warning)
             with self._changed:
@@ -195,13 +221,24 @@ class Tracker(TrackedRun):
                 self._progress_at = time.monotonic()
                 self._changed.notify_all()
 
+    def _put_aside(self, entry: Entry, error: Exception) -> None:
+        what = f"one entry ({entry.kind} of the run `{entry.ref}`) cannot be sent to {redacted(self.uri)}: {error}"
+        try:
+            self._buffer.put_aside(entry)
+            self._on_warning(f"{what}; it is put aside in {self._buffer.aside_path}, and the others are sent")
+        except OSError:
+            self._on_warning(f"{what}; it is left out")
+
     def _pause(self) -> bool:
-        """Wait before the next try; True when the tracker is closing and was tried since."""
+        """Wait before the next try; True when the tracker is closing and there is none, since it does not answer."""
         with self._changed:
-            if self._closing:
-                return True
-            self._changed.wait_for(lambda: self._closing, _RETRY_SECONDS)
-            return False
+            if not self._closing:
+                self._changed.wait_for(lambda: self._closing, _RETRY_SECONDS)
+                return False
+        if not self._sender.answers():
+            return True
+        time.sleep(_CLOSING_SECONDS)
+        return False
 
     def _warn(self, kind: str, text: str) -> None:
         if kind not in self._warned:

@@ -14,6 +14,7 @@ class Buffer:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "unsent.jsonl"
+        self.aside_path = folder / "aside.jsonl"
         self._sent_path = folder / "sent"
         self._sent = 0
 
@@ -33,6 +34,12 @@ class Buffer:
         """Add an entry; raises OSError."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a") as stream:
+            stream.write(entry.to_json() + "\n")
+
+    def put_aside(self, entry: Entry) -> None:
+        """Keep an entry that cannot be sent, out of the way of the others; raises OSError."""
+        self.aside_path.parent.mkdir(parents=True, exist_ok=True)
+        with self.aside_path.open("a") as stream:
             stream.write(entry.to_json() + "\n")
 
     def mark_sent(self, count: int, *, empty: bool) -> None:

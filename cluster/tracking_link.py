@@ -1,30 +1,70 @@
-"""The MLflow page of a submitted job, looked up over MLflow's REST interface without importing mlflow."""
+"""The MLflow page of a submitted job, looked up, and its end told, over MLflow's REST interface without
+importing mlflow."""
 
 from __future__ import annotations
 
+import os
+import time
+from contextlib import suppress
+from typing import Any
+from urllib.parse import quote
+
 from inlay.cluster.errors import ClusterError
 from inlay.cluster.http import mlflow_authorization, request_json
+from inlay.cluster.ids import parse_listed_id
+from inlay.cluster.services import find_services, services_folder
 from inlay.cluster.tracking import JOB_TAG, run_page
+from inlay.cluster.urls import redacted
 
 
 def job_page(uri: str, experiment: str, job_id: str) -> str | None:
-    """Return the page of a job's run on the MLflow server at `uri`, None where there is none or it does not answer."""
-    if not uri.startswith("http"):
+    """Return the page of a job's run on the MLflow server at `uri`, None where there is none or it does not answer.
+
+    `uri` is what the submitter noted: only a server that this side knows itself is asked.
+    """
+    if not uri.startswith("http") or uri.rstrip("/") not in _known_servers():
         return None
-    interface = f"{uri.rstrip('/')}/api/2.0/mlflow"
     try:
-        header = mlflow_authorization(uri)
-        named = f"{interface}/experiments/get-by-name?experiment_name={_quoted(experiment)}"
-        found = request_json("GET", named, authorization=header)
-        experiment_id = str(found["experiment"]["experiment_id"])
-        query = {"experiment_ids": [experiment_id], "filter": f"tags.`{JOB_TAG}` = '{job_id}'", "max_results": 1}
-        runs = request_json("POST", f"{interface}/runs/search", query, authorization=header).get("runs", [])
-        return run_page(uri, experiment_id, runs[0]["info"]["run_id"]) if runs else None
+        run = _find_run(uri, experiment, job_id)
+        return run_page(uri, str(run["experiment_id"]), str(run["run_id"])) if run is not None else None
     except (ClusterError, KeyError, TypeError):
         return None
 
 
-def _quoted(text: str) -> str:
-    from urllib.parse import quote
+def end_job_run(uri: str, experiment: str, job_id: str) -> None:
+    """Say of a job's run on the MLflow server at `uri` that it was killed, where it is still told to run.
 
-    return quote(text, safe="")
+    A job that is ended by force says nothing itself. Only a server that this side knows is asked, and one that does
+    not answer is left.
+    """
+    if not uri.startswith("http") or uri.rstrip("/") not in _known_servers():
+        return
+    with suppress(ClusterError, KeyError, TypeError):
+        run = _find_run(uri, experiment, job_id)
+        if run is not None and run["status"] == "RUNNING":
+            change = {"run_id": run["run_id"], "status": "KILLED", "end_time": int(time.time() * 1000)}
+            request_json("POST", f"{_interface(uri)}/runs/update", change, authorization=mlflow_authorization(uri))
+
+
+def _find_run(uri: str, experiment: str, job_id: str) -> dict[str, Any] | None:
+    header = mlflow_authorization(uri)
+    named = f"{_interface(uri)}/experiments/get-by-name?experiment_name={quote(experiment, safe='')}"
+    found = request_json("GET", named, authorization=header)
+    query = {
+        "experiment_ids": [str(found["experiment"]["experiment_id"])],
+        "filter": f"tags.`{JOB_TAG}` = '{parse_listed_id(job_id)}'",
+        "max_results": 1,
+    }
+    runs = request_json("POST", f"{_interface(uri)}/runs/search", query, authorization=header).get("runs", [])
+    return dict(runs[0]["info"]) if runs else None
+
+
+def _interface(uri: str) -> str:
+    return f"{uri.rstrip('/')}/api/2.0/mlflow"
+
+
+def _known_servers() -> set[str]:
+    """Return MLFLOW_TRACKING_URI and the server of `inlay up`."""
+    started = find_services(services_folder()).mlflow
+    named = [os.environ.get("MLFLOW_TRACKING_URI", ""), started.url if started is not None else ""]
+    return {redacted(uri).rstrip("/") for uri in named if uri}

@@ -6,12 +6,13 @@ import base64
 import contextlib
 import json
 import os
-import re
 import tempfile
 import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from inlay.cluster.urls import redacted
 
 # Read by mlflow when it is imported: a dead tracker must not stall a search, and nothing is reported to its makers.
 _ENVIRONMENT = {
@@ -24,7 +25,6 @@ _ENVIRONMENT = {
     "GIT_PYTHON_REFRESH": "quiet",
 }
 _REFUSED = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE"}
-_SECRET_VARIABLES = re.compile(r"TOKEN|PASSWORD|SECRET|ACCESS_KEY|CREDENTIAL", re.IGNORECASE)
 _REF_TAG = "inlay.run"
 # A search is model development in MLflow's own words.
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
@@ -56,6 +56,8 @@ class Sender:
         self._experiment = experiment
         self._state_path = folder / "runs.json"
         self._client: Any = None
+        self._resumed: set[str] = set()
+        self._told: dict[tuple[str, str], set[tuple[int, str]]] = {}
         self._warnings: list[str] = []
         self._place = f"{redacted(uri)} {experiment}"
 
@@ -67,6 +69,14 @@ class Sender:
         """Return what the tracker refused since the last call, as sentences."""
         warnings, self._warnings = self._warnings, []
         return warnings
+
+    def answers(self) -> bool:
+        """Tell whether the tracker itself is there, whatever it makes of an entry."""
+        try:
+            self._connect()
+            return self._client.get_experiment(self.experiment_id) is not None
+        except Exception:  # the clients of its stores have errors of their own
+            return False
 
     def send(self, entries: list[Entry]) -> int:
         """Send the first entries and return how many those were; raises TrackerDownError when none could be."""
@@ -117,10 +127,11 @@ class Sender:
         if identifier is not None and self._is_there(identifier):
             self._client.update_run(identifier, status="RUNNING")
             self._change_state(entry.ref, identifier)
+            self._resumed.add(identifier)
         else:
             if values["parent"] is not None:
                 tags["mlflow.parentRunId"] = self._run_id(values["parent"])
-            key = self._creation_key(entry.ref)
+            key = values.get("creation") or self._creation_key(entry.ref)
             made = self._client.search_runs([self.experiment_id], f"tags.`inlay.creation` = '{key}'", max_results=1)
             tags["inlay.creation"] = key
             run = made[0] if made else self._client.create_run(self.experiment_id, tags=tags, run_name=values["name"])
@@ -134,16 +145,32 @@ class Sender:
         """Send all metrics of one run that follow each other in one call."""
         from mlflow.entities import Metric
 
+        run_id = self._run_id(entries[0].ref)
         metrics: list[Metric] = []
         count = 0
         for entry in entries:
             if entry.kind != "metrics" or entry.ref != entries[0].ref or len(metrics) > _METRICS_A_CALL:
                 break
             values = entry.values["values"]
-            metrics.extend(Metric(k, v, entry.values["at"], entry.values["step"]) for k, v in values.items())
+            step = entry.values["step"]
+            metrics.extend(
+                Metric(k, v, entry.values["at"], step)
+                for k, v in values.items()
+                if not self._was_told(run_id, k, v, step)
+            )
             count += 1
-        self._client.log_batch(self._run_id(entries[0].ref), metrics=metrics)
+        if metrics:
+            self._client.log_batch(run_id, metrics=metrics)
         return max(count, 1)
+
+    def _was_told(self, run_id: str, name: str, value: float, step: int) -> bool:
+        """Tell whether a run that goes on has this very point already: what is computed again is not shown twice."""
+        if run_id not in self._resumed:
+            return False
+        if (run_id, name) not in self._told:
+            history = self._client.get_metric_history(run_id, name)
+            self._told[run_id, name] = {(point.step, repr(float(point.value))) for point in history}
+        return (step, repr(float(value))) in self._told[run_id, name]
 
     def _send_params(self, run_id: str, values: dict[str, str]) -> None:
         """Log new params; MLflow never changes one, so a resumed search that changed a setting says so by a tag."""
@@ -254,15 +281,6 @@ class Sender:
         beside = self._state_path.with_suffix(".new")
         beside.write_text(json.dumps(state, indent=1, sort_keys=True))
         beside.replace(self._state_path)
-
-
-def redacted(text: str) -> str:
-    """Return `text` without passwords of URLs and without the values of this process's secret variables."""
-    text = re.sub(r"(\w+://)[^/@\s]+@", r"\1***@", text)
-    for name, value in os.environ.items():
-        if len(value) >= 8 and _SECRET_VARIABLES.search(name) and not name.endswith(("_PATH", "_FILE")):
-            text = text.replace(value, "***")
-    return text
 
 
 def redacted_values(values: dict[str, Any]) -> dict[str, Any]:

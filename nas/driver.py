@@ -108,7 +108,6 @@ def run(values: dict[str, Any]) -> None:
     from inlay.nas.job import Job
     from inlay.nas.report.progress import Reporter
 
-    values["job"]["cluster"]["address"] = "auto"
     job = Job.from_dict(values["job"], values["folder"])
     scratch = job.resolve(job.cluster.scratch) if job.cluster.scratch else None
     with connect(ClusterSettings(workers=1, address="auto")) as cluster:
@@ -118,7 +117,7 @@ def run(values: dict[str, Any]) -> None:
     from inlay.nas.stages.run import run_job
 
     with Reporter() as reporter:
-        result = run_job(job, values["workspace"], reporter, name=f"the job {values['job_id']}")
+        result = run_job(job, values["workspace"], reporter, name=f"the job {values['job_id']}", address="auto")
         reporter.summary(result.to_dict())
 
 
@@ -132,7 +131,7 @@ def named_paths(job: Job) -> list[str]:
 def _tracking(job: Job) -> str:
     """Return the MLflow server that the job will write to, as far as this side can know."""
     from inlay.cluster.services import find_services, services_folder
-    from inlay.cluster.tracking_send import redacted
+    from inlay.cluster.urls import redacted
 
     if job.tracking.uri is not None:
         return redacted(job.tracking.uri)

@@ -25,8 +25,9 @@ BYTE_UNITS = {
 }
 TIME_UNITS_NS = {"ns": 1, "us": 10**3, "µs": 10**3, "ms": 10**6, "s": 10**9, "min": 60 * 10**9, "h": 3600 * 10**9}
 LARGEST = 2**63 - 1
+_LONGEST = 100
 
-_NUMBER = re.compile(r"\s*([+-]?(?:\d+(?:[_\d]*\d)?)?(?:\.\d+)?(?:[eE][+-]?\d{1,3})?)\s*([A-Za-zµ/%]*)\s*", re.ASCII)
+_NUMBER = re.compile(r"\s*([+-]?(?:\d(?:_*\d)*)?(?:\.\d+)?(?:[eE][+-]?\d{1,3})?)\s*([A-Za-zµ/%]*)\s*", re.ASCII)
 
 
 def parse_count(value: object) -> int:
@@ -110,6 +111,8 @@ def show_seconds(value: float) -> str:
 def _split(value: object, way_out: str) -> tuple[Fraction, str]:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise ValueError(f"is not a number; {way_out}")
+    if isinstance(value, str) and len(value) > _LONGEST:
+        raise ValueError(f"is {len(value)} characters long, at most {_LONGEST} are read; {way_out}")
     match = _NUMBER.fullmatch(value if isinstance(value, str) else repr(value))
     if match is None or not any(character.isdigit() for character in match[1]) or match[1][:1] in "eE":
         raise ValueError(f"is not a number; {way_out}")

@@ -20,8 +20,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from inlay.cluster.ids import has_password
+from inlay.cluster.lock import Lock
 from inlay.cluster.store import Store
+from inlay.cluster.urls import has_password
 from inlay.nas.errors import InlayError, UserError
 
 SCHEMA = 1
@@ -42,20 +43,27 @@ class Workspace:
 
     Args:
         url: a local folder or any fsspec URL; it need not exist yet.
+        lock: held on it by a run, which loses it to another that takes it for dead: asked before every commit.
 
     Raises:
         UserError: the URL has a password in it.
     """
 
-    def __init__(self, url: str | Path) -> None:
+    def __init__(self, url: str | Path, lock: Lock | None = None) -> None:
         check_workspace_url(str(url))
         self.url = str(url) if "://" in str(url) else str(Path(url).resolve())
         self.store = Store(self.url)
+        self._lock = lock
 
     @property
     def folder(self) -> Path | None:
         """The local folder, or None for a URL."""
         return None if "://" in self.url else Path(self.url)
+
+    def check_held(self) -> None:
+        """Raises LockedError when another run has taken the workspace over; to be called right before a commit."""
+        if self._lock is not None:
+            self._lock.check()
 
     def exists(self) -> bool:
         """Whether a search was ever started here."""
@@ -112,7 +120,8 @@ class Workspace:
         return self.read_json(name) if self.store.exists(name) else None
 
     def write_json(self, name: str, value: Any) -> None:
-        """Writes a JSON document whole; keys sorted, so equal values are equal bytes."""
+        """Writes a JSON document whole; keys sorted, so equal values are equal bytes; raises as `check_held` does."""
+        self.check_held()
         self.store.put(name, (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
 
     def read_table(self, name: str) -> list[dict[str, Any]]:
@@ -126,13 +135,15 @@ class Workspace:
         return rows
 
     def write_table(self, name: str, rows: Sequence[dict[str, Any]], told: Mapping[bytes, bytes] | None = None) -> None:
-        """Writes rows (all with the same keys) as `tables/<name>.parquet`, with `told` as the file's metadata."""
+        """Writes rows (all with the same keys) as `tables/<name>.parquet`, with `told` as the file's metadata; raises as
+        `check_held` does."""
         import pyarrow
         import pyarrow.parquet as parquet
 
         buffer = io.BytesIO()
         table = pyarrow.Table.from_pylist(list(rows))
         parquet.write_table(table.replace_schema_metadata(dict(told)) if told else table, buffer)
+        self.check_held()
         self.store.put(f"tables/{name}.parquet", buffer.getvalue())
 
     def scratch(self, configured: Path | None) -> Path:

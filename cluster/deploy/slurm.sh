@@ -56,4 +56,12 @@ again() {
 }
 trap again TERM
 inlay submit "$job" --id "$id" --wait --address "$server" "$@" &
-wait $!
+code=0
+wait $! || code=$?
+# 0, 2, 3 and 4 are the search's own end or the job's mistake; anything else is a head that was lost.
+case $code in 0 | 2 | 3 | 4) exit "$code" ;; esac
+if [ "${SLURM_RESTART_COUNT:-0}" -ge 5 ]; then
+  exit "$code"
+fi
+echo "inlay: the job server was lost (exit code $code); the search is queued again and goes on" >&2
+scontrol requeue "$SLURM_JOB_ID"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
 from typing import Annotated
 
@@ -16,15 +17,15 @@ def clean_command(
     as_json: JsonOption = False,
 ) -> None:
     """List what no result needs, with sizes; --yes drops it."""
-    from inlay.nas.cli.leftovers import drop, leftovers
+    from inlay.nas.cli.leftovers import drop, held_leftovers
     from inlay.nas.quantities import show_bytes
     from inlay.nas.workspace import Workspace
 
     place = Workspace(workspace)
     place.require()
-    found = leftovers(place)
-    if yes:
-        drop(place, found)
+    with held_leftovers(place, lambda text: print(f"inlay: {text}", file=sys.stderr)) as found:
+        if yes:
+            drop(place, found)
     if as_json:
         print_json({"dropped": yes, "leftovers": [asdict(each) for each in found]})
         return

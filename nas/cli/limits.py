@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from inlay.nas.errors import UserError
 
 _FORM = re.compile(r"\s*([^=<>]*[^=<>\s])\s*(=|<=|>=)\s*([^=<>]*?)\s*", re.DOTALL)
+_LONGEST = 200
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,9 @@ class Asked:
 
 def parse_asked(text: str) -> Asked:
     """Reads one limit; UserError when it has another form."""
-    match = _FORM.fullmatch(text)
+    match = _FORM.fullmatch(text) if len(text) <= _LONGEST else None
     if match is None or not match[3]:
-        raise UserError(f"--limit {text}: write NAME=VALUE (at most) or 'NAME>=VALUE' (at least), such as runtime=0.6x")
+        raise UserError(
+            f"--limit {text[:_LONGEST]}: write NAME=VALUE (at most) or 'NAME>=VALUE' (at least), such as runtime=0.6x"
+        )
     return Asked(text, match[1], match[2] == ">=", match[3])

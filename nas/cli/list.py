@@ -30,6 +30,7 @@ def list_command(
         print("no jobs")
         return
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     for name in ("id", "state", "submitted", "tags"):
@@ -37,5 +38,6 @@ def list_command(
     for job in jobs:
         values = job_values(job)
         tags = " ".join(f"{name}={value}" for name, value in sorted(job.tags.items()))
-        table.add_row(job.job_id, job.state, values["submitted"] or "", tags)
+        # Text, since rich takes brackets in a plain string for its markup, and the words are other people's.
+        table.add_row(*map(Text, (job.job_id, job.state, values["submitted"] or "", tags)))
     print_rich(table)

@@ -8,12 +8,21 @@ from typing import Annotated
 import typer
 
 from inlay.nas.cli.output import JsonOption, print_json
-from inlay.nas.cli.service_shared import AddressOption, InsecureOption, JobIdArgument, job_server
+from inlay.nas.cli.service_shared import (
+    AddressOption,
+    InsecureOption,
+    JobIdArgument,
+    check_succeeded,
+    explained,
+    job_server,
+)
 
 
 def logs_command(
     job_id: JobIdArgument,
-    follow_it: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job ends.")] = False,
+    follow_it: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on until the job ends; exit code 4 when it fails.")
+    ] = False,
     address: AddressOption = None,
     insecure: InsecureOption = False,
     as_json: JsonOption = False,
@@ -24,6 +33,7 @@ def logs_command(
     with job_server(address, insecure) as server:
         if follow_it and not as_json:
             follow(server, job_id, sys.stdout)
+            check_succeeded(explained(server, server.job(job_id)))
             return
         text = server.logs(job_id)
         job = server.job(job_id) if not text else None

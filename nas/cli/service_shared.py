@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from inlay.nas.errors import UserError
+from inlay.nas.errors import JobFailedError, UserError
 
 if TYPE_CHECKING:
     from inlay.cluster.jobs import JobInfo, JobServer
@@ -57,6 +57,12 @@ def explained(server: JobServer, job: JobInfo) -> JobInfo:
         said = next((line.removeprefix("inlay: ") for line in reversed(lines) if line.startswith("inlay: ")), None)
         return replace(job, message=said or job.message)
     return job
+
+
+def check_succeeded(job: JobInfo) -> None:
+    """Raise JobFailedError, exit code 4, for a job that ended in another way; `job` is an explained one."""
+    if job.state != "SUCCEEDED":
+        raise JobFailedError(f"the job `{job.job_id}` is {job.state}{f': {job.message}' if job.message else ''}")
 
 
 def job_values(job: JobInfo) -> dict[str, Any]:

@@ -20,7 +20,7 @@ def status_command(
         job = explained(server, server.job(job_id))
         progress = read_progress(server.logs(job_id)) if job.state == "RUNNING" else None
     details = job.details
-    page = job_page(details["tracking"], details.get("experiment", ""), job_id) if details.get("tracking") else None
+    page = job_page(details.get("tracking", ""), details.get("experiment", ""), job_id)
     values = job_values(job) | {"progress": progress, "mlflow": page}
     if as_json:
         print_json(values)

@@ -20,6 +20,8 @@ def stop_command(
     as_json: JsonOption = False,
 ) -> None:
     """Stop a job; what is finished is kept, and the same job goes on from there when it is submitted again."""
+    from inlay.cluster.tracking_link import end_job_run
+
     with job_server(address, insecure) as server:
         stopped = server.stop(job_id)
         job = server.wait(job_id, PENDING_SECONDS)
@@ -27,6 +29,8 @@ def stop_command(
             job = server.wait(job_id, PATIENCE_SECONDS)
     if not job.is_over and job.state != "PENDING":
         raise InlayError(f"the job `{job_id}` was asked to stop and is still {job.state}; try `inlay status {job_id}`")
+    if stopped and job.is_over:
+        end_job_run(job.details.get("tracking", ""), job.details.get("experiment", ""), job_id)
     if as_json:
         print_json(job_values(job))
     elif job.state == "PENDING":

@@ -9,8 +9,15 @@ from typing import Annotated
 import typer
 
 from inlay.nas.cli.output import JobArgument, JsonOption, print_json
-from inlay.nas.cli.service_shared import AddressOption, InsecureOption, explained, job_server, job_values
-from inlay.nas.errors import JobFailedError, UserError
+from inlay.nas.cli.service_shared import (
+    AddressOption,
+    InsecureOption,
+    check_succeeded,
+    explained,
+    job_server,
+    job_values,
+)
+from inlay.nas.errors import UserError
 
 
 def submit_command(
@@ -60,5 +67,5 @@ def submit_command(
         state = explained(server, server.job(identifier))
         if as_json:
             print_json(job_values(state))
-        if wait and state.state != "SUCCEEDED":
-            raise JobFailedError(f"the job `{identifier}` is {state.state}: {state.message}")
+        if wait:
+            check_succeeded(state)

@@ -25,8 +25,8 @@ def up_command(
     as_json: JsonOption = False,
 ) -> None:
     """Start Ray with its job server and MLflow here, on the loopback, with a token; what runs already is left alone."""
-    from inlay.cluster.ids import has_password
     from inlay.cluster.services import ServiceSettings, services_folder, start_services
+    from inlay.cluster.urls import has_password
 
     if mlflow_store is not None and has_password(mlflow_store):
         raise UserError(

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from inlay.nas.export.folder import public_name
 from inlay.nas.job import Job
 from inlay.version import __version__
 
@@ -44,7 +45,7 @@ def card(evaluation: Mapping[str, Any], job: Job, library: str, use: Sequence[st
             "",
             f"# A faster {Path(job.parent).name}",
             "",
-            f"Made by inlay {__version__} from `{job.parent}` under the budget "
+            f"Made by inlay {__version__} from `{public_name(job.parent, job)}` under the budget "
             f"`{json.dumps(job.budget.to_dict())}` (this folder holds `{chosen}`). "
             "Figures are of held-out text and of the machine of the search.",
             "",

@@ -9,11 +9,13 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from inlay.nas.errors import UserError
 from inlay.nas.families import Parent
 from inlay.nas.families.remote_code import tokenizer_code
 from inlay.nas.job import Job
+from inlay.nas.job.locations import EMBEDDED, is_hub_id
 from inlay.nas.pieces.assembled import TrainedModel
 from inlay.version import __version__
 
@@ -58,5 +60,29 @@ def write_companions(folder: Path, parent: Parent, model: TrainedModel, text: st
     for code in tokenizer_code(parent.folder):
         shutil.copyfile(code, folder / code.name)
     (folder / "README.md").write_text(text)
-    recipe = {"inlay": __version__, "job": job.to_dict(), "architecture": [list(b) for b in model.architecture]}
+    write_recipe(folder, model, job)
+
+
+def write_recipe(folder: Path, model: TrainedModel, job: Job) -> None:
+    """Writes how the model was made."""
+    recipe = {"inlay": __version__, "job": published(job), "architecture": [list(b) for b in model.architecture]}
     (folder / "inlay_recipe.json").write_text(json.dumps(recipe, indent=1, sort_keys=True) + "\n")
+
+
+def published(job: Job) -> dict[str, Any]:
+    """The job as it may be shown to anybody: files by their names, nothing of this machine, its cluster or tracker."""
+    values = job.to_dict()
+    for own in ("cluster", "tracking"):
+        del values[own]
+    values["hardware"]["python"] = None
+    values["parent"] = public_name(job.parent, job)
+    for text in values["data"].values():
+        text["path"] = public_name(text["path"], job)
+    if values["hardware"]["costs"] is not None:
+        values["hardware"]["costs"] = public_name(values["hardware"]["costs"], job)
+    return values
+
+
+def public_name(path: str, job: Job) -> str:
+    """What ships with inlay and a hub id as they are, anything else by its last part."""
+    return path if path.startswith(EMBEDDED) or is_hub_id(path, job.folder) else Path(path).name

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from inlay.nas.engines.llama_cpp import LlamaCppEngine, process
 from inlay.nas.engines.llama_files import packed_of
 from inlay.nas.errors import UserError
 from inlay.nas.export.card import card
-from inlay.nas.export.folder import written_whole
+from inlay.nas.export.folder import write_recipe, written_whole
 from inlay.nas.families import Parent
 from inlay.nas.formats.gguf import F16, F32, GGUF
 from inlay.nas.job import Job
@@ -26,7 +25,6 @@ from inlay.nas.pieces.assembled import TrainedModel
 from inlay.nas.tables.architecture import Blocks
 from inlay.nas.variants.entries import entries_of
 from inlay.nas.workspace import Workspace
-from inlay.version import __version__
 
 COMPARED_TOKENS: Final = 64
 """Tokens of text on which the file is compared with the child."""
@@ -93,8 +91,7 @@ def write_gguf_folder(
         _write(folder / name, packed, config, place, parent, model)
         difference = _compared(folder / name, packed, place, parent, model, job)
         (folder / "README.md").write_text(card(evaluation, job, "llama.cpp", _use(name, difference)))
-        recipe = {"inlay": __version__, "job": job.to_dict(), "architecture": [list(b) for b in model.architecture]}
-        (folder / "inlay_recipe.json").write_text(json.dumps(recipe, indent=1, sort_keys=True) + "\n")
+        write_recipe(folder, model, job)
     return output
 
 

@@ -52,6 +52,7 @@ def write_model_folder(
     if place.folder is not None:
         write_folder(place, parent, model, place.folder / name, text, job)
         return
+    place.check_held()
     place.store.delete(f"{name}/{CONFIG}")
     with tempfile.TemporaryDirectory(prefix="inlay-") as folder:
         _write_all_but_weights(Path(folder), parent, model, text, job)
@@ -61,6 +62,7 @@ def write_model_folder(
                 place.store.delete(key)
         place.store.copy_blob(model.blob, f"{name}/{WEIGHTS}")
         for file in files:
+            place.check_held()
             place.store.put(f"{name}/{file}", (Path(folder) / file).read_bytes())
 
 
@@ -69,6 +71,7 @@ def write_folder(place: Workspace, parent: Parent, model: TrainedModel, output: 
     with written_whole(output) as folder:
         _write_all_but_weights(folder, parent, model, text, job)
         shutil.copyfile(place.store.blob_path(model.blob), folder / WEIGHTS)
+        place.check_held()
     return output
 
 

@@ -6,7 +6,7 @@ from typing import Final
 
 from inlay.nas.errors import UserError
 from inlay.nas.families.checkpoint import INDEX
-from inlay.nas.families.remote_code import remote_code_allowed
+from inlay.nas.families.remote_code import repository_allowed
 from inlay.nas.families.tokenizer import TOKENIZER_FILES
 
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
@@ -36,7 +36,7 @@ def download(name: str, revision: str | None, files: tuple[str, ...] = _WANTED) 
     from huggingface_hub import snapshot_download
 
     try:
-        wanted = [*files, "*.py"] if remote_code_allowed() else list(files)
+        wanted = [*files, "*.py"] if repository_allowed(name, revision) else list(files)
         return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
     except Exception as error:  # the hub client's HTTP library, and so its errors, change between its versions
         reason = " ".join(str(error).split())

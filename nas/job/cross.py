@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from inlay.cluster.ids import has_password
+from inlay.cluster.urls import has_password
 from inlay.nas.job.locations import EMBEDDED, is_hub_id, resolve
 from inlay.nas.problems import Problem, did_you_mean, plain_key, show
 

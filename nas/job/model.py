@@ -33,7 +33,17 @@ from inlay.nas.job.fields import Count, Section
 from inlay.nas.job.load import read_yaml
 from inlay.nas.job.locations import resolve
 from inlay.nas.job.problems import list_problems, problems_of
-from inlay.nas.job.sections import Cluster, Data, Distill, Hardware, Recover, Score, Solve, Tracking
+from inlay.nas.job.sections import (
+    LONGEST_PATH,
+    Cluster,
+    Data,
+    Distill,
+    Hardware,
+    Recover,
+    Score,
+    Solve,
+    Tracking,
+)
 from inlay.nas.job.space import Space
 from inlay.nas.problems import Problem, show
 
@@ -56,10 +66,15 @@ class Job(Section):
     """What to search: parent, text, space, hardware, budget, and how much to spend on each stage."""
 
     parent: str = Field(
-        min_length=1, description="The model to start from: a folder, a GGUF file, a hub id, or inlay:pystdlib."
+        min_length=1,
+        max_length=LONGEST_PATH,
+        description="The model to start from: a folder, a GGUF file, a hub id, or inlay:pystdlib.",
     )
     revision: str | None = Field(
-        default=None, min_length=1, description="Commit of a hub parent; needed for hub ids, so that it stays the same."
+        default=None,
+        min_length=1,
+        max_length=200,
+        description="Commit of a hub parent; needed for hub ids, so that it stays the same.",
     )
     data: Data = Field(description="The text to train and to judge on.")
     space: Space = Field(description="The alternatives to search.")

@@ -94,6 +94,8 @@ def _sentence(detail: ErrorDetails, value: str) -> str:
         return f"{value} is not known here; write {context['expected']}"
     if kind in ("too_short", "string_too_short"):
         return f"{value} is empty; give at least {context['min_length']}"
+    if kind == "string_too_long":
+        return f"{value} is too long; at most {context['max_length']} characters are read"
     if kind == "string_pattern_mismatch":
         return f"{value} does not have the right form; {_FORMS.get(context['pattern'], context['pattern'])}"
     if kind in _KINDS:

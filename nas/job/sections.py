@@ -16,24 +16,36 @@ from inlay.nas.job.fields import Bytes, Count, Number, Seconds, Section
 from inlay.nas.problems import did_you_mean
 
 LARGEST_COUNT = 10**15
+LONGEST_PATH = 4_096
 SCENARIO_NAME = r"^[A-Za-z][A-Za-z0-9_-]{0,63}$"
 
 
 class DistillText(Section):
     """The text that variants and the child are trained on."""
 
-    path: str = Field(min_length=1, description="Text to train on (.txt, .jsonl), or inlay:pystdlib/train.")
+    path: str = Field(
+        min_length=1, max_length=LONGEST_PATH, description="Text to train on (.txt, .jsonl), or inlay:pystdlib/train."
+    )
     sequence_length: Count = Field(default=256, ge=8, le=2**20, description="Tokens in a sequence of it.")
     separator: str = Field(
-        default="<|endoftext|>", min_length=1, description="A line that is only this ends a document (.txt)."
+        default="<|endoftext|>",
+        min_length=1,
+        max_length=1_000,
+        description="A line that is only this ends a document (.txt).",
     )
-    field: str = Field(default="text", min_length=1, description="The field that holds the text (.jsonl).")
+    field: str = Field(
+        default="text", min_length=1, max_length=200, description="The field that holds the text (.jsonl)."
+    )
 
 
 class ValidateText(Section):
     """The text that judges: three quarters of its documents score and rank, one quarter is kept for the report."""
 
-    path: str = Field(min_length=1, description="Text to judge on (.txt, .jsonl), or inlay:pystdlib/held_out.")
+    path: str = Field(
+        min_length=1,
+        max_length=LONGEST_PATH,
+        description="Text to judge on (.txt, .jsonl), or inlay:pystdlib/held_out.",
+    )
     tokens: Count = Field(default=64_000, ge=8, le=LARGEST_COUNT, description="Tokens of it to use at most.")
     sequence_length: Count | None = Field(
         default=None,
@@ -42,9 +54,14 @@ class ValidateText(Section):
         description="Tokens in a sequence; default: the longest scenario's, at least distill's.",
     )
     separator: str = Field(
-        default="<|endoftext|>", min_length=1, description="A line that is only this ends a document (.txt)."
+        default="<|endoftext|>",
+        min_length=1,
+        max_length=1_000,
+        description="A line that is only this ends a document (.txt).",
     )
-    field: str = Field(default="text", min_length=1, description="The field that holds the text (.jsonl).")
+    field: str = Field(
+        default="text", min_length=1, max_length=200, description="The field that holds the text (.jsonl)."
+    )
 
 
 with warnings.catch_warnings():
@@ -135,10 +152,14 @@ class Hardware(Section):
     python: str | None = Field(
         default=None,
         min_length=1,
+        max_length=LONGEST_PATH,
         description="The interpreter that has the engine (path or name); default: this one.",
     )
     costs: str | None = Field(
-        default=None, min_length=1, description="A cost table to use instead of measuring (.parquet or .csv)."
+        default=None,
+        min_length=1,
+        max_length=LONGEST_PATH,
+        description="A cost table to use instead of measuring (.parquet or .csv).",
     )
 
 
@@ -169,6 +190,7 @@ class Tracking(Section):
     uri: str | None = Field(
         default=None,
         min_length=1,
+        max_length=LONGEST_PATH,
         description="MLflow store; default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db.",
     )
 
@@ -186,9 +208,14 @@ class Cluster(Section):
     memory_per_worker: Bytes | None = Field(
         default=None, ge=2**26, description="Memory that a worker books on its node, such as 2GiB; default: none."
     )
-    address: str | None = Field(default=None, min_length=1, description="A running Ray cluster; default: this machine.")
+    address: str | None = Field(
+        default=None, min_length=1, max_length=300, description="A running Ray cluster; default: this machine."
+    )
     scratch: str | None = Field(
-        default=None, min_length=1, description="Folder for what is dropped after use; default: in the workspace."
+        default=None,
+        min_length=1,
+        max_length=LONGEST_PATH,
+        description="Folder for what is dropped after use; default: in the workspace.",
     )
     patience: Seconds = Field(
         default=1800.0, ge=1, le=864_000, description="A piece without progress for so long is tried again."

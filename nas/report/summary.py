@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from inlay.cluster.tracking_send import redacted
+from inlay.cluster.urls import redacted
 from inlay.nas.quantities import show_bytes, show_seconds
 from inlay.nas.report.figures import evaluation_table
 from inlay.nas.report.promises import broken_promises

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,11 @@ class RunResult:
 
 
 def run_job(
-    job: Job, workspace: str | Path | None = None, reporter: Reporter | None = None, name: str | None = None
+    job: Job,
+    workspace: str | Path | None = None,
+    reporter: Reporter | None = None,
+    name: str | None = None,
+    address: str | None = None,
 ) -> RunResult:
     """Runs a job, or what is left of it.
 
@@ -60,6 +64,7 @@ def run_job(
         workspace: folder or URL; by default `<job file's stem>.search` beside the job file.
         reporter: told of stages and pieces; by default plain lines on stderr.
         name: what others who want the workspace meanwhile are told; by default the job file.
+        address: the running cluster to use in place of the job's own `cluster.address`, which is what is recorded.
 
     Raises:
         UserError: the job, its parent or its text is wrong; nothing was written.
@@ -75,10 +80,11 @@ def run_job(
         return done
     for warning in check_job(job):
         reporter.warning(warning)
-    if job.cluster.address is None and job.hardware.costs is None:
+    address = address or job.cluster.address
+    if address is None and job.hardware.costs is None:
         check_installed(job.hardware, parent.shape, job.python)
     try:
-        return _run(job, place, parent, fingerprint, reporter, name or str(job.file or place.url))
+        return _run(job, place, parent, fingerprint, reporter, name or str(job.file or place.url), address)
     except LockedError as error:
         raise UserError(f"workspace: {error}") from error
     except ClusterError as error:
@@ -130,7 +136,13 @@ def _finished(place: Workspace, fingerprint: str) -> RunResult | None:
 
 
 def _run(
-    job: Job, place: Workspace, source: Parent | GgufFile, fingerprint: str, reporter: Reporter, name: str
+    job: Job,
+    place: Workspace,
+    source: Parent | GgufFile,
+    fingerprint: str,
+    reporter: Reporter,
+    name: str,
+    address: str | None,
 ) -> RunResult:
     from inlay.nas.loop.search import cluster_settings
     from inlay.nas.loop.texts import pack_texts
@@ -140,7 +152,7 @@ def _run(
         parent.check_finite()
         place.check_parent(parent.digest, job.parent)
         packed = pack_texts(job, parent.tokenizer())
-    settings = cluster_settings(job, place)
+    settings = replace(cluster_settings(job, place), address=address)
     share = partial(_blames, "cluster", "ask for less per worker")
     ranks = partial(_blames, "recover.workers", "lower it, or name a larger cluster in cluster.address")
     with share():
@@ -148,7 +160,7 @@ def _run(
     with ranks():
         check_machine(settings, job.recover.workers)
     with ExitStack() as stack:
-        stack.enter_context(locked(place.store, name, reporter.message))
+        place = Workspace(place.url, stack.enter_context(locked(place.store, name, reporter.message)))
         cluster = stack.enter_context(connect(settings))
         with share():
             cluster.check_share()

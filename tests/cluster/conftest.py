@@ -43,7 +43,10 @@ def store(tmp_path: Path) -> Store:
 
 @pytest.fixture(scope="session")
 def ray_nodes(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., AbstractContextManager[RayNodes]]:
-    """`with ray_nodes(cpus=1, slots=1, growth=None) as nodes` gives a cluster with a job server and ends it."""
+    """`with ray_nodes(cpus=1, slots=1, growth=None, v2=False) as nodes` gives a cluster with a job server, and ends it.
+
+    `v2` has Ray's second autoscaler, which KubeRay's clusters use.
+    """
 
     @contextmanager
     def start(**options: Any) -> Iterator[RayNodes]:
@@ -83,8 +86,11 @@ def job(tmp_path: Path, tiny_parent: Callable[..., Path]) -> Path:
 class RayNodes:
     """A head and its nodes, each a process family of this machine; nobody else's is touched."""
 
-    def __init__(self, folder: Path, *, cpus: int = 1, slots: int = 1, growth: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self, folder: Path, *, cpus: int = 1, slots: int = 1, growth: dict[str, Any] | None = None, v2: bool = False
+    ) -> None:
         protect_token()
+        os.environ["RAY_AUTH_MODE"] = "token"  # as people say it: these are no cluster of `inlay up`
         self.folder = folder
         self.sessions = Path(tempfile.mkdtemp(prefix="in", dir="/tmp"))  # sockets have short paths
         self.port, self.dashboard = free_port(0), free_port(0)
@@ -96,7 +102,7 @@ class RayNodes:
             file = folder / "growth.json"
             file.write_text(json.dumps(_growing(growth, cpus, self.address)))
             words += ["--autoscaling-config", str(file)]
-        self.growth = growth
+        self.growth, self.v2 = growth, v2
         self.add(cpus, words, {JOB_SLOT: slots})
 
     def add(self, cpus: int, words: list[str] | None = None, resources: dict[str, float] | None = None) -> Spawned:
@@ -120,6 +126,8 @@ class RayNodes:
             "INLAY_PYTHON": sys.executable,
         }
         environment.pop("RAY_ADDRESS", None)
+        if self.v2:
+            environment["RAY_enable_autoscaler_v2"] = "1"
         if self.growth is not None:
             environment |= {"AUTOSCALER_UPDATE_INTERVAL_S": "1", "RAY_FAKE_CLUSTER": "1"}
         self.nodes.append(spawn(command, environment, self.folder / "logs" / f"node{len(self.nodes)}.log"))
@@ -158,12 +166,17 @@ def _growing(kinds: dict[str, Any], cpus: int, address: str) -> dict[str, Any]:
     lists = ("cluster_synced_files", "rsync_exclude", "rsync_filter", "initialization_commands", "setup_commands")
     lists += ("head_setup_commands", "worker_setup_commands", "head_start_ray_commands", "worker_start_ray_commands")
     head = {"resources": {"CPU": cpus}, "node_config": {}, "max_workers": 0}
+    # By the class, since Ray's own short name wants a file that its wheel leaves out, in its second autoscaler.
+    provider = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
     return {
         "cluster_name": "grows",
         "max_workers": 4,
-        "provider": {"type": "fake_multinode", "gcs_address": address},
-        "available_node_types": {"head": head, **{name: {"node_config": {}, **kind} for name, kind in kinds.items()}},
-        "head_node_type": "head",
+        "provider": {"type": "external", "module": provider, "gcs_address": address},
+        "available_node_types": {
+            "ray.head.default": head,
+            **{name: {"node_config": {}, **kind} for name, kind in kinds.items()},
+        },
+        "head_node_type": "ray.head.default",
         "upscaling_speed": 1.0,
         "idle_timeout_minutes": 5,
         "file_mounts_sync_continuously": False,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inlay.cluster.capacity import Growth, fits, misfit, read_growth, room, words
+from inlay.cluster.capacity import Growth, fits, misfit, read_growth, read_status_text, room, words
 from inlay.cluster.pieces import Resources
 
 SMALL = {"CPU": 2.0, "memory": 8 * 2.0**30}
@@ -53,6 +53,39 @@ def test_a_cluster_without_kinds_of_nodes_cannot_grow() -> None:
     assert read_growth(json.dumps(report).encode()) is None
     assert read_growth(None) is None
     assert read_growth("") is None
+
+
+STATUS = """======== Autoscaler status: 2026-11-30 10:07:29.217830 ========
+Node status
+---------------------------------------------------------------
+Active:
+ 1 headgroup
+Idle:
+ (no idle nodes)
+Pending:
+ gpu, 2 launching
+ c8a91215-1a0f: cpu, starting ray
+ 10.0.0.7: cpu, setting-up
+Recent failures:
+ gpu: LaunchFailed (latest_attempt: 10:07:29)
+ cpu: NodeTerminated (instance_id: c8a9)
+
+Resources
+---------------------------------------------------------------
+Total Usage:
+ 0.0/1.0 inlay_job
+"""
+
+
+def test_the_text_of_the_second_autoscaler_is_read() -> None:
+    assert read_status_text(STATUS) == Growth({"gpu": 2, "cpu": 2}, {"gpu": 1, "cpu": 1})
+    quiet = STATUS.partition("Pending:")[0] + "Pending:\n (no pending nodes)\nRecent failures:\n (no failures)\n\n"
+    assert read_status_text(quiet) == Growth({}, {})
+    assert read_status_text(quiet.replace("headgroup", f"node_{'0f' * 28}")) is None
+    assert (
+        read_status_text("No cluster status. It may take a few seconds for the Ray internal services to start.") is None
+    )
+    assert read_status_text("") is None
 
 
 def test_nodes_on_the_way_are_told() -> None:

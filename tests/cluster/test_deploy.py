@@ -86,6 +86,43 @@ def test_scripts_are_valid_shell(script: str) -> None:
     assert (done.returncode, done.stderr) == (0, "")
 
 
+SLURM = {
+    "srun": "exec sleep 60",
+    "ray": "echo '[{}]'",
+    "hostname": "echo 127.0.0.1",
+    "scontrol": 'echo "$@" >> "$TOLD"',
+    "inlay": 'exit "$CODE"',
+}
+"""What the script calls, on a machine that has none of it."""
+
+
+@pytest.mark.parametrize(
+    ("code", "restarts", "queued", "ends"),
+    [(0, 0, False, 0), (4, 0, False, 4), (2, 0, False, 2), (1, 0, True, 0), (137, 2, True, 0), (1, 5, False, 1)],
+)
+def test_slurm_queues_a_search_again_whose_job_server_was_lost(
+    tmp_path: Path, code: int, restarts: int, queued: bool, ends: int
+) -> None:
+    for name, line in SLURM.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / name).chmod(0o755)
+    told = {"SLURM_JOB_ID": "7", "SLURMD_NODENAME": "a", "SLURM_JOB_NUM_NODES": "1", "SLURM_CPUS_PER_TASK": "1"}
+    told |= {"SLURM_RESTART_COUNT": str(restarts), "CODE": str(code), "TOLD": str(tmp_path / "told")}
+    done = subprocess.run(
+        ["bash", str(DEPLOY / "slurm.sh"), "job.yaml"],
+        env={"PATH": f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}", "HOME": str(tmp_path), **told},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == ends, done.stderr
+    assert (tmp_path / "told").exists() == queued
+    if queued:
+        assert (tmp_path / "told").read_text() == "requeue 7\n"
+        assert "the job server was lost" in done.stderr
+
+
 def test_manifests_hold_against_the_published_schemas() -> None:
     checked = []
     for value in manifests():
@@ -145,6 +182,23 @@ def test_the_token_is_on_and_workers_may_be_lost() -> None:
         assert "env" not in group["template"]["spec"]["containers"][0] or not any(
             "TOKEN" in variable["name"] for variable in group["template"]["spec"]["containers"][0]["env"]
         )
+
+
+def test_every_pod_of_both_clusters_is_behind_the_network_policy() -> None:
+    (policy,) = (value["spec"] for value in manifests() if value["kind"] == "NetworkPolicy")
+    selected = policy["podSelector"]["matchLabels"].items()
+    for kind, spec in cluster_specs().items():
+        for group in groups(spec):
+            labels = group["template"].get("metadata", {}).get("labels", {})
+            assert selected <= labels.items(), f"a pod of the {kind} is reached by everybody"
+    nodes, clients = policy["ingress"]
+    assert [peer["podSelector"]["matchLabels"].items() for peer in nodes["from"]] == [selected]
+    (job,) = (value["spec"] for value in manifests() if value["kind"] == "RayJob")
+    submitter = job["submitterPodTemplate"]["metadata"]["labels"]
+    assert clients["from"][0]["podSelector"]["matchLabels"].items() <= submitter.items(), "it must reach the job server"
+    template = {"apiVersion": "v1", "kind": "Pod", **job["submitterPodTemplate"]}
+    template["metadata"] = {"name": "x", **template["metadata"]}
+    kubernetes_validate.validate(template, KUBERNETES, strict=True)
 
 
 def _pod(group: dict[str, Any]) -> dict[str, Any]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
+import psutil  # type: ignore[import-untyped]
 import pytest
 
 from inlay.cluster.http import HttpError, mlflow_authorization, request_json
-from inlay.cluster.ids import has_password
 from inlay.cluster.jobs import JobServer
 from inlay.cluster.ray_token import ray_authorization
 
@@ -69,7 +72,7 @@ def test_this_accounts_token_goes_beyond_this_machine_only_when_asked(
     JobServer(beyond).jobs()
     server.shutdown()
     server.server_close()
-    assert [header for _, header in listener.heard] == ["Bearer secret", None, "Bearer secret"]
+    assert [header for _, header in listener.heard] == [None, None, "Bearer secret"]
 
 
 def test_mlflows_credentials_are_for_the_server_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,17 +94,28 @@ def test_no_token_is_no_header(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ray_authorization() is None
 
 
-@pytest.mark.parametrize(
-    ("url", "has"),
-    [
-        ("postgresql+psycopg2://ada:pass@db/mlflow", True),
-        ("s3://key:secret@bucket/x", True),
-        ("https://:token@host", True),
-        ("https://ada@host/x", False),
-        ("s3://bucket/a:b@c", False),
-        ("/folder/a:b@c", False),
-        ("inlay:pystdlib/train", False),
-    ],
-)
-def test_urls_with_a_password(url: str, has: bool) -> None:
-    assert has_password(url) is has
+def test_this_accounts_token_goes_to_no_tunnel_unless_asked(
+    listener: type[Listener], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What listens on the loopback may be another machine's server behind `ssh -L`."""
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "secret")
+    monkeypatch.setenv("INLAY_SERVICES", str(tmp_path))
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    assert JobServer(listener.url).jobs() == []
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    assert JobServer(listener.url).jobs() == []
+    assert listener.heard == [("/api/jobs/", None), ("/api/jobs/", "Bearer secret")]
+
+
+def test_this_accounts_token_goes_to_the_ray_that_inlay_up_started(
+    listener: type[Listener], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    myself = {"pid": os.getpid(), "started": psutil.Process().create_time()}
+    ray = {"process": myself, "url": listener.url, "log": "", "address": ""}
+    (tmp_path / "services.json").write_text(json.dumps({"schema": 1, "ray": ray, "mlflow": None}))
+    monkeypatch.setenv("INLAY_SERVICES", str(tmp_path))
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "secret")
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
+    assert JobServer().jobs() == JobServer(listener.url).jobs() == []
+    assert listener.heard == [("/api/jobs/", "Bearer secret")] * 2

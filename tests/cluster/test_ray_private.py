@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from inlay.cluster import Cluster, ray_private
-from inlay.cluster.capacity import read_growth
+from inlay.cluster.capacity import growth_of, read_growth
 from inlay.cluster.ray_private import PrivateName
 
 ROOT = Path(__file__).parents[2]
@@ -57,9 +57,17 @@ def removes(found: Any) -> bool:
     return isinstance(group.id, found) and bool(ray.util.placement_group_table(group)["state"] == "REMOVED")
 
 
+def nothing_grows_here(found: Any) -> bool:
+    import ray
+
+    status = ray_private.second_autoscaler(ray.get_runtime_context().gcs_address)
+    return len(status.active_nodes) + len(status.idle_nodes) == 1 and growth_of(status) is None
+
+
 DOES: dict[str, Callable[[Any], bool]] = {
     "CLUSTERS_ALLOWED": is_heeded,
     "AUTOSCALER_STATUS": lambda found: len(found) > 0 and read_growth(ray_private.autoscaler_status()) is None,
+    "CLUSTER_STATUS": nothing_grows_here,
     "PARAMETERS": starts_no_monitors,
     "SESSION_FOLDER": lambda found: (ray_private.session_folder() / "logs").is_dir(),
     "PRINTER_ENDS": lambda found: bool(found.is_set()),
@@ -92,7 +100,8 @@ def test_a_name_that_is_gone_is_an_error(gone: tuple[str, str]) -> None:
 
 
 def test_no_other_file_of_ours_uses_a_private_name_of_rays() -> None:
-    here = ("cluster/ray_private.py", "tests/cluster/test_ray_private.py")
+    # Tests of clusters that grow have nodes of a class of Ray's own.
+    here = ("cluster/ray_private.py", "tests/cluster/test_ray_private.py", "tests/cluster/conftest.py")
     files = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py") if not _is_linked(path)]
     texts = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8") for path in files}
     assert texts.keys() >= set(here)

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import stat
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -19,7 +20,14 @@ from inlay.cluster.errors import ClusterError
 from inlay.cluster.http import request_json
 from inlay.cluster.jobs import JobServer
 from inlay.cluster.ray_token import ray_authorization
-from inlay.cluster.services import Services, ServiceSettings, find_services, start_services, stop_services
+from inlay.cluster.services import (
+    Services,
+    ServiceSettings,
+    find_services,
+    ray_folder,
+    start_services,
+    stop_services,
+)
 
 
 @pytest.fixture(scope="module")
@@ -29,8 +37,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def services(folder: Path) -> Iterator[Services]:
-    yield start_services(ServiceSettings(folder, cpus=2, jobs_at_once=1))
-    stop_services(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("INLAY_SERVICES", str(folder))
+        yield start_services(ServiceSettings(folder, cpus=2, jobs_at_once=1))
+        stop_services(folder)
 
 
 @pytest.fixture
@@ -204,7 +214,8 @@ def test_a_hundred_ended_jobs_are_listed_within_a_second(server: JobServer) -> N
 
 
 @pytest.mark.slow
-def test_down_leaves_nothing_not_even_a_running_job(tmp_path: Path) -> None:
+def test_down_leaves_nothing_not_even_a_running_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INLAY_SERVICES", str(tmp_path))
     services = start_services(ServiceSettings(tmp_path, cpus=1))
     assert services.ray is not None
     server = JobServer(services.ray.url)
@@ -223,7 +234,8 @@ def test_down_leaves_nothing_not_even_a_running_job(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_jobs_submitted_right_after_up_wait_for_their_turn(tmp_path: Path) -> None:
+def test_jobs_submitted_right_after_up_wait_for_their_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("INLAY_SERVICES", str(tmp_path))
     services = start_services(ServiceSettings(tmp_path, cpus=1))
     try:
         assert services.ray is not None
@@ -254,3 +266,26 @@ def test_the_state_of_processes_that_are_gone_is_not_believed(tmp_path: Path) ->
     (tmp_path / "services.json").write_text(json.dumps({"schema": 1, "ray": gone, "mlflow": None}))
     assert find_services(tmp_path) == Services(None, None)
     assert stop_services(tmp_path) == Services(None, None)
+
+
+def test_a_folder_in_tmp_that_is_anothers_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever made it first could read and replace the sockets of Ray."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    long = tmp_path / ("x" * 100)
+    fallback = tmp_path / f"inlay-{os.getuid()}"
+    assert ray_folder(long) == fallback
+    assert fallback.stat().st_mode & 0o777 == 0o700
+    fallback.chmod(0o755)
+    assert ray_folder(long).stat().st_mode & 0o777 == 0o700, "one of ours that is open to others is closed"
+    said = rf"{fallback} is not a folder of this account alone.*--folder"
+    fallback.rmdir()
+    (tmp_path / "elsewhere").mkdir()
+    fallback.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(ClusterError, match=said):
+        ray_folder(long)
+    fallback.unlink()
+    if os.getuid() == 0:
+        fallback.mkdir()
+        os.chown(fallback, 12345, 12345)
+        with pytest.raises(ClusterError, match=said):
+            ray_folder(long)

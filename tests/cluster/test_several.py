@@ -39,6 +39,7 @@ def test_a_head_and_a_node_started_as_the_guide_says(tmp_path: Path, monkeypatch
     sessions = tempfile.mkdtemp(prefix="in", dir="/tmp")  # sockets have short paths
     started: list[Spawned] = []
     monkeypatch.setenv("RAY_API_SERVER_ADDRESS", exported(use)["RAY_API_SERVER_ADDRESS"].replace("8265", str(server)))
+    monkeypatch.setenv("RAY_AUTH_MODE", exported(use)["RAY_AUTH_MODE"])
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / ".ray" / "auth_token"))
     try:
         for count, (line, variables) in enumerate(((start, head), (join, node)), 1):

@@ -17,6 +17,7 @@ import commands
 import pytest
 import yaml
 
+from inlay.cluster import ClusterSettings, connect
 from inlay.cluster.jobs import JobServer
 from inlay.cluster.pieces import Resources
 
@@ -84,10 +85,34 @@ def test_a_cluster_that_grows_is_waited_for_with_the_reason(ray_nodes: Nodes, tm
             assert line.startswith("waiting a worker needs 3 CPUs, and the largest node has 1 CPU; ")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("grows", [True, False])
+def test_the_second_autoscaler_is_asked_too(ray_nodes: Nodes, grows: bool) -> None:
+    """The manifests have it, and a head without CPUs: where nodes may come, nothing is refused for want of them."""
+    kind = {"resources": {"CPU": 3}, "min_workers": 0, "max_workers": 1}
+    with ray_nodes(cpus=0, growth={"large": kind} if grows else None, v2=True) as nodes:
+        server = JobServer(nodes.url)
+        with connect(ClusterSettings(address=nodes.address, share=Resources(cpus=3))) as cluster:
+            cluster.start()
+            deadline = time.monotonic() + (60 if grows else 10)
+            while (server.growth() is None or cluster.growth() is None) and time.monotonic() < deadline:
+                time.sleep(1)
+            if grows:
+                server.check_share(Resources(cpus=3))
+                server.check_together(Resources(cpus=3), 2)
+                cluster.check_share()
+            else:
+                with pytest.raises(ValueError, match="the largest node has"):
+                    server.check_share(Resources(cpus=3))
+                with pytest.raises(ValueError, match="the largest node has"):
+                    cluster.check_share(patience_seconds=1)
+
+
 def verb(nodes: Any, *arguments: str, code: int = 0) -> str:
     """Runs a verb against the cluster's job server as a process; what it printed."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "INLAY_SERVICES"))}
-    done = commands.run(*arguments, "--address", nodes.url, env=environment | {"COLUMNS": "80"}, timeout=120)
+    environment |= {"COLUMNS": "80", "RAY_AUTH_MODE": "token"}
+    done = commands.run(*arguments, "--address", nodes.url, env=environment, timeout=120)
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     return done.stdout if code == 0 else done.stderr

@@ -6,6 +6,7 @@ import os
 import pickle
 import subprocess
 import sys
+import time
 import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -158,6 +159,16 @@ class TestMemory(StoreContract):
             store.blob_path(digest)
         assert store.blob_path(digest).stat().st_size == size
 
+    def test_copies_that_nobody_used_for_a_month_go(self, store: Store) -> None:
+        old, used, new = (store.put_blob(content) for content in (b"old", b"used", b"new"))
+        paths = [store.blob_path(digest) for digest in (old, used)]
+        for path in paths:
+            os.utime(path, (time.time() - 31 * 24 * 3600, path.stat().st_mtime))
+        store.blob_path(used)
+        store.blob_path(new)
+        assert [path.exists() for path in paths] == [False, True]
+        assert store.blob_path(old).read_bytes() == b"old"
+
     def test_a_blob_that_is_not_there_is_named(self, store: Store) -> None:
         with pytest.raises(StoreError, match=r"blobs/0{64} does not exist"):
             store.blob_path("0" * 64)
@@ -228,6 +239,41 @@ def test_a_really_full_file_system(tmp_path: Path) -> None:
         store.put("small", b"2")
     finally:
         subprocess.run(["umount", str(folder)], check=True)
+
+
+KILLED_WITHOUT_HARD_LINKS = """
+import errno, os, pathlib, sys
+from inlay.cluster import Store
+def link(*names):
+    raise OSError(errno.EPERM, "Operation not permitted")
+def die(*names):
+    os.kill(os.getpid(), 9)
+os.link = link
+if sys.argv[2] == "killed":
+    os.replace = os.rename = pathlib.Path.replace = pathlib.Path.rename = die
+print(Store(sys.argv[1]).put_if_absent("records/x.json", sys.argv[2].encode()), flush=True)
+"""
+
+
+def test_a_kill_on_a_file_system_without_hard_links_leaves_no_empty_record(tmp_path: Path) -> None:
+    """As when the process dies between the claim of a name and its content."""
+    store = Store(tmp_path / "workspace")
+
+    def write(content: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", KILLED_WITHOUT_HARD_LINKS, store.url, content]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    assert write("killed").returncode == -9
+    assert not store.exists("records/x.json")
+    assert write("first").stdout == "True\n"
+    assert write("second").stdout == "False\n"
+    assert store.get("records/x.json") == b"first"
+
+
+def test_one_writer_wins_on_a_file_system_without_hard_links(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", KILLED_WITHOUT_HARD_LINKS, str(tmp_path / "workspace")]
+    writers = [subprocess.Popen([*command, str(n)], stdout=subprocess.PIPE, text=True) for n in range(4)]
+    assert sorted(writer.communicate()[0] for writer in writers) == ["False\n"] * 3 + ["True\n"]
 
 
 READ = """

@@ -18,7 +18,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 
 from inlay.cluster.tracking import Tracker, tracking_uri
-from inlay.cluster.tracking_send import redacted
+from inlay.cluster.tracking_link import end_job_run
+from inlay.cluster.urls import redacted
 
 
 class Server:
@@ -293,3 +294,70 @@ def test_it_says_nothing_on_the_terminal(tmp_path: Path) -> None:
         check=True,
     )
     assert (done.stdout, done.stderr) == ("", "")
+
+
+def test_an_entry_that_can_never_be_sent_is_put_aside_and_said(tmp_path: Path) -> None:
+    """One of another version, which no retry makes right; what comes after it is sent all the same."""
+    spool = tmp_path / "spool"
+    spool.mkdir()
+    bad = json.dumps({"ref": "search", "kind": "nonsense", "values": {"x": 1}})
+    (spool / "unsent.jsonl").write_text(bad + "\n")
+    warnings: list[str] = []
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    tracker = Tracker(uri, "aside", warnings.append, spool=spool)
+    tracker.start("stories")
+    tracker.metrics({"loss": 1.0})
+    tracker.end()
+    run = only_search(uri, "aside")
+    assert run.data.metrics == {"loss": 1.0}
+    assert run.info.status == "FINISHED"
+    assert (spool / "unsent.jsonl").read_text() == ""
+    assert json.loads((spool / "aside.jsonl").read_text()) == json.loads(bad)
+    (said,) = [warning for warning in warnings if "aside" in warning]
+    assert said.startswith(f"one entry (nonsense of the run `search`) cannot be sent to {uri}: ")
+    assert f"it is put aside in {spool}/aside.jsonl, and the others are sent" in said
+
+
+def test_a_resumed_run_is_told_each_step_once(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    for steps in (4, 6):
+        tracker = Tracker(uri, "again", spool=tmp_path / "spool")
+        tracker.start("stories")
+        for step in range(steps):
+            tracker.metrics({"loss": 1 / (step + 1)}, step=step)
+        tracker.metrics({"distill.seconds": float(steps)})
+        tracker.end()
+    run = only_search(uri, "again")
+    history = MlflowClient(tracking_uri=uri).get_metric_history(run.info.run_id, "loss")
+    assert [metric.step for metric in history] == list(range(6))
+    assert run.data.metrics["distill.seconds"] == 6.0
+
+
+def test_a_tracker_that_hangs_is_left_in_time_when_the_search_is_stopped(tmp_path: Path) -> None:
+    """Ray ends a stopped job by force after 8 seconds."""
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        tracker = Tracker(f"http://127.0.0.1:{silent.getsockname()[1]}", "silent", spool=tmp_path / "spool")
+        tracker.start("stories")
+        started = time.monotonic()
+        tracker.end("KILLED")
+        assert time.monotonic() - started < 8
+
+
+def test_the_run_of_a_job_that_was_killed_is_ended_by_those_who_stop_it(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    monkeypatch.setenv("INLAY_JOB_TAGS", json.dumps({"inlay.job": "stopped-job"}))
+    tracker = Tracker(server.uri, "ended", spool=tmp_path / "spool")
+    tracker.start("stories")
+    assert tracker.flush(60)
+    tracker.close()  # and no word of an end, as after SIGKILL
+    assert only_search(server.uri, "ended").info.status == "RUNNING"
+    end_job_run(server.uri, "ended", "stopped-job")
+    assert only_search(server.uri, "ended").info.status == "KILLED"
+    client = MlflowClient(tracking_uri=server.uri)
+    client.set_terminated(only_search(server.uri, "ended").info.run_id, "FINISHED")
+    end_job_run(server.uri, "ended", "stopped-job")
+    assert only_search(server.uri, "ended").info.status == "FINISHED"

@@ -20,6 +20,7 @@ from pathlib import Path
 import commands
 import pytest
 import yaml
+from mlflow import MlflowClient
 
 from inlay.nas.driver import VARIABLE, check_versions, submission
 from inlay.nas.errors import UserError
@@ -57,6 +58,9 @@ def test_a_new_users_path(home: Path, job: Path, tmp_path: Path) -> None:
     (first,) = done.stdout.split()
     assert first.startswith("stories-")
     assert (tmp_path / "stories.search" / "evaluation.json").exists()
+    recorded = json.loads((tmp_path / "stories.search" / "run.json").read_text())["job"]
+    assert recorded["cluster"]["address"] is None, "evaluate and export would look for a cluster later"
+    assert inlay(home, "export", tmp_path / "stories.search", "-o", tmp_path / "exported").returncode == 0
     status = json.loads(inlay(home, "status", first, "--json").stdout)
     assert (status["state"], status["tags"]) == ("SUCCEEDED", {"team": "blue"})
     assert status["workspace"] == str(tmp_path / "stories.search")
@@ -73,7 +77,10 @@ def test_a_new_users_path(home: Path, job: Path, tmp_path: Path) -> None:
     done = inlay(home, "stop", second)
     assert time.monotonic() - started < 20
     assert "its workspace can be resumed" in done.stdout
-    assert json.loads(inlay(home, "status", second, "--json").stdout)["state"] == "STOPPED"
+    stopped = json.loads(inlay(home, "status", second, "--json").stdout)
+    assert stopped["state"] == "STOPPED"
+    server, _, run_id = stopped["mlflow"].partition("?")[0].rpartition("/")
+    assert MlflowClient(server.partition("/#")[0]).get_run(run_id).info.status == "KILLED"
     assert [entry["job_id"] for entry in json.loads(inlay(home, "list", "--json").stdout)][:2] == [second, first]
     assert [e["job_id"] for e in json.loads(inlay(home, "list", "--tag", "team=blue", "--json").stdout)] == [first]
     values["distill"]["tokens"] = 64

@@ -11,7 +11,7 @@ import pytest
 
 from inlay.nas.errors import UserError
 from inlay.nas.families import open_parent
-from inlay.nas.families.remote_code import VARIABLE
+from inlay.nas.families.remote_code import VARIABLE, code_digest, tokenizer_code
 from inlay.nas.job import Job
 
 CODE = """
@@ -47,14 +47,16 @@ def folder(tiny_parent: Any, tmp_path: Path, marker: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("value", [None, "0", "true", ""])
+@pytest.mark.parametrize("value", [None, "0", "1", "true", "", "*", "owner/name", "sha256:" + "0" * 64])
 def test_it_is_refused_by_default(
     folder: Path, marker: Path, value: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
     if value is not None:
         monkeypatch.setenv(VARIABLE, value)
-    with pytest.raises(UserError, match=rf"tokenizer in `{folder}` is code of its own .* allow it by {VARIABLE}=1"):
+    with pytest.raises(
+        UserError, match=rf"tokenizer in `{folder}` is code of its own .* allow it by {VARIABLE}=sha256:"
+    ):
         open_parent(folder)
     assert not marker.exists()
 
@@ -62,7 +64,7 @@ def test_it_is_refused_by_default(
 def test_the_administrator_can_allow_it_and_it_is_part_of_the_parent(
     folder: Path, marker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(VARIABLE, "1")
+    monkeypatch.setenv(VARIABLE, f"owner/name@{'0' * 40} sha256:{code_digest(folder)}")
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
     parent = open_parent(folder)
     before = parent.digest
@@ -70,7 +72,32 @@ def test_the_administrator_can_allow_it_and_it_is_part_of_the_parent(
     assert marker.read_text() == "ran"
     code = folder / "tokenization_own.py"
     code.write_text(code.read_text() + "# other\n")
+    with pytest.raises(UserError, match="is code of its own"):
+        open_parent(folder)
+    monkeypatch.setenv(VARIABLE, f"sha256:{code_digest(folder)}")
     assert open_parent(folder).digest != before
+
+
+def test_a_repository_is_allowed_at_the_revision_that_is_named(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    commit = "a" * 40
+    cache = tmp_path / "hub"
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    snapshot = cache / "models--owner--name" / "snapshots" / commit
+    shutil.copytree(folder, snapshot)
+    monkeypatch.setenv(VARIABLE, f"owner/name@{'b' * 40},other/name@{commit}")
+    with pytest.raises(UserError, match=rf"allow it by {VARIABLE}=owner/name@{commit} in its environment"):
+        tokenizer_code(snapshot)
+    monkeypatch.setenv(VARIABLE, f"owner/name@{commit}")
+    assert [path.name for path in tokenizer_code(snapshot)] == ["tokenization_own.py"]
+    # A folder elsewhere that looks like the cache is not that repository.
+    copy = tmp_path / "models--owner--name" / "snapshots" / commit
+    shutil.copytree(folder, copy)
+    with pytest.raises(UserError, match="is code of its own"):
+        tokenizer_code(copy)
 
 
 def test_no_job_can_ask_for_it(folder: Path) -> None:

@@ -83,6 +83,8 @@ CASES: list[tuple[Path, object, str]] = [
     (("recover",), {"workers": 4, "batch_size": 6}, "recover.workers: 4 ranks cannot share a batch of 6 sequences"),
     (("cluster", "memory_per_worker"), "2G", "cluster.memory_per_worker: '2G' has the unit `G`"),
     (("tracking",), {"uri": "postgresql://ada:word@db/x"}, "tracking.uri: has a password in it, which would be kept"),
+    (("tracking",), {"uri": "postgresql://ada:wo/rd@db"}, "tracking.uri: has a password in it, which would be kept"),
+    (("tracking",), {"uri": "mysql://db/x?password=word"}, "tracking.uri: has a password in it, which would be kept"),
     (("data", "distill", "path"), "s3://key:word@b/x", "data.distill.path: has a password in it"),
 ]  # fmt: skip
 
@@ -137,6 +139,32 @@ def test_ranks_must_find_their_places(
         Job.from_dict(wrong)
     assert str(caught.value).startswith(f"job: recover.workers: {message}")
     assert Job.from_dict(wrong | {"recover": {"workers": 1}}).recover.workers == 1
+
+
+_TEXTS = [
+    (("parent",), 4096), (("revision",), 200), (("data", "distill", "path"), 4096),
+    (("data", "validate", "path"), 4096),
+    (("data", "distill", "separator"), 1000), (("data", "validate", "field"), 200), (("hardware", "python"), 4096),
+    (("hardware", "costs"), 4096), (("tracking", "uri"), 4096), (("tracking", "experiment"), 200),
+    (("cluster", "address"), 300), (("cluster", "scratch"), 4096),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("path", "longest"), _TEXTS, ids=[".".join(path) for path, _ in _TEXTS])
+def test_a_text_without_end_is_refused(values: dict[str, Any], path: Path, longest: int) -> None:
+    with pytest.raises(UserError) as caught:
+        Job.from_dict(changed(values, path, "a" * 900_000))
+    assert f"is too long; at most {longest} characters are read" in str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("value", ["1" * 900_000 + "!", "1" + " " * 900_000 + "!", "1_" * 450_000])
+@pytest.mark.parametrize(
+    "path", [("budget", "runtime"), ("distill", "tokens"), ("solve", "time_limit"), ("cluster", "memory_per_worker")]
+)
+def test_a_number_without_end_is_refused(values: dict[str, Any], path: Path, value: str) -> None:
+    with pytest.raises(UserError, match=rf"{'.'.join(path)}: .* is 90000[012] characters long, at most 100 are read; "):
+        Job.from_dict(changed(values, path, value))
 
 
 def test_all_at_once_and_in_their_words(values: dict[str, Any]) -> None:

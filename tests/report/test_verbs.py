@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from inlay.cluster.errors import LockedError
 from inlay.cluster.lock import locked
 from inlay.nas.cli import main
+from inlay.nas.cli.leftovers import held_leftovers
 from inlay.nas.workspace import Workspace
 
 Captured = pytest.CaptureFixture[str]
@@ -106,3 +108,36 @@ def test_clean_leaves_a_running_search_alone(search: Workspace, capsys: Captured
     with locked(search.store, "a search"):
         assert main(["clean", search.url, "--yes"]) == 2
     assert "is in use by a search (process " in capsys.readouterr().err
+
+
+def test_clean_holds_the_workspace_while_it_drops(search: Workspace) -> None:
+    """A search that starts meanwhile would find its blobs gone."""
+    search.store.put_blob(b"orphan")
+    with held_leftovers(search) as found:
+        assert found
+        with pytest.raises(LockedError, match="in use by `inlay clean`"), locked(search.store, "a search"):
+            pass
+    with locked(search.store, "a search"):
+        pass
+
+
+def test_clean_of_a_url_drops_orphans_and_the_copies_on_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    place = Workspace(f"memory://{tmp_path.name}/far.search")
+    place.claim("0" * 64, "parent")
+    inner = place.store.put_blob(b"weights")
+    named = place.store.put_blob(json.dumps({"blob": inner}).encode())
+    orphan = place.store.put_blob(b"x" * 4096)
+    place.write_json("library.json", {"0": named})
+    copy = place.store.blob_path(inner)
+    assert main(["clean", place.url, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)["leftovers"]
+    assert [(each["name"], each["size_bytes"]) for each in told] == [("orphan blobs", 4096), ("local copies", 7)]
+    assert copy.is_file()
+    assert main(["clean", place.url, "--yes"]) == 0
+    assert place.store.list("blobs/") == sorted(f"blobs/{digest}" for digest in (inner, named))
+    assert not place.store.has_blob(orphan)
+    assert not copy.exists()
+    assert place.store.blob_path(inner).read_bytes() == b"weights"

@@ -129,3 +129,23 @@ def test_another_search_of_the_workspace_has_its_own_run(
     assert run_of(make(budget={"parameters": "0.95x"}), place) != first
     assert run_of(make(seed=1), place) != first
     assert run_of(make(), place) == first
+
+
+@pytest.mark.parametrize("url", [False, True])
+def test_a_head_that_was_lost_before_it_said_so_leaves_one_run(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: bool
+) -> None:
+    """The new head has none of the files that the old one kept beside the workspace."""
+    import mlflow
+
+    place = Workspace(f"memory://{tmp_path.name}/lost.search" if url else tmp_path / "lost.search")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "head"))
+    lost = SearchRecord(make(), place, Reporter())
+    lost.start()
+    assert lost.tracked.tracker.flush(60)
+    lost.tracked.tracker.close()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "new head"))
+    assert run_of(make(), place) == lost.tracked.run_id()
+    client = mlflow.MlflowClient(make().tracking.uri)
+    experiment = client.get_experiment_by_name("inlay")
+    assert len(client.search_runs([experiment.experiment_id])) == 1

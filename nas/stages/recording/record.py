@@ -38,8 +38,8 @@ class SearchRecord:
 
     def start(self) -> None:
         """The search starts, or goes on."""
-        self.tracked.start(self.run_json.mlflow_run_id)
         self.run_json.write(self.tracked.run_id())
+        self.tracked.start(self.run_json.mlflow_run_id, self.run_json.mlflow_creation)
 
     def end(self, error: BaseException | None) -> None:
         """The search ended, by an error if there is one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,13 +24,22 @@ class RunJson:
         digest = job.search_digest()
         earlier = self._before if self._before.get("job_digest") == digest else {}
         self._stages: dict[str, dict[str, Any]] = {stage["name"]: stage for stage in earlier.get("stages", ())}
-        self._own: dict[str, Any] = {"job_digest": digest, "mlflow_run_id": earlier.get("mlflow_run_id")}
+        self._own: dict[str, Any] = {
+            "job_digest": digest,
+            "mlflow_run_id": earlier.get("mlflow_run_id"),
+            "mlflow_creation": earlier.get("mlflow_creation") or uuid.uuid4().hex,
+        }
 
     @property
     def mlflow_run_id(self) -> str | None:
         """The MLflow run of this search, as far as it is known."""
         known: str | None = self._own["mlflow_run_id"]
         return known
+
+    @property
+    def mlflow_creation(self) -> str:
+        """A name for the MLflow run, kept before that is made: wherever the search goes on, the run is found by it."""
+        return str(self._own["mlflow_creation"])
 
     def add_stage(
         self, name: str, seconds: float, peak_bytes: int, pieces: int, metrics: Mapping[str, float]

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from inlay.cluster.errors import LockedError
 from inlay.cluster.events import PieceEvent
 from inlay.cluster.tracking import Tracker, spool_folder
 from inlay.nas.job import Job
@@ -33,20 +34,23 @@ class TrackedSearch:
         spool = spool_folder(place.store) / job.search_digest()[:16]
         self.tracker = Tracker(job.tracking.uri, job.tracking.experiment, reporter.warning, spool=spool)
 
-    def start(self, resume_run_id: str | None) -> None:
-        """Starts the search's run, or continues the one that it has from before."""
+    def start(self, resume_run_id: str | None, creation: str) -> None:
+        """Starts the search's run, by the name `creation`, or continues the one that it has from before."""
         name = self.job.file.stem if self.job.file else "search"
         tags = {
             "inlay.parent": self.job.parent,
             "inlay.job": self.job.search_digest(),
             "inlay.workspace": self.place.url,
         }
-        self.tracker.start(name, tags, resume_run_id=resume_run_id)
+        self.tracker.start(name, tags, resume_run_id=resume_run_id, creation=creation)
         self.tracker.params(flatten(self.job.to_dict()))
         self.tracker.json("job.json", self.job.to_dict())
 
     def end(self, error: BaseException | None) -> None:
-        """Ends the run: finished, failed, or killed."""
+        """Ends the run: finished, failed, or killed; one that another run of the workspace goes on with stays open."""
+        if isinstance(error, LockedError):
+            self.tracker.close()
+            return
         status = (
             "FINISHED" if error is None else "KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED"
         )
