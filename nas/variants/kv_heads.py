@@ -13,6 +13,7 @@ from inlay.nas.families.shape import Entry
 from inlay.nas.modeling.full_inlay import OUTPUT
 from inlay.nas.quantities import parse_count
 from inlay.nas.variants.kind import Kind, Place, Value, parse_whole, whole
+from inlay.nas.variants.least_squares import fitted
 from inlay.nas.variants.statistics import Inputs, Statistic, Sums, keep_input, keep_output, rows_of
 
 if TYPE_CHECKING:
@@ -143,18 +144,3 @@ def _merged(place: Place, heads: int, state: "dict[str, Tensor]", sums: Sums) ->
         moments_EE = torch.cat([torch.cat([moments_EE, mean_D[:, None]], dim=1), ones_1D])
     own = place.tensors(state)
     return own | merged(place.shape, own, moments_EE, heads, place.own["kv_heads"])
-
-
-def fitted(weight_DO: "Tensor", zz_OO: "Tensor", zy_OD: "Tensor", tokens: int) -> "Tensor":
-    """W [D, O], float64, of the least sum |W z - y|^2 + penalty |W - weight|^2 over `tokens` inputs, by Cholesky.
-
-    The penalty is the mean of |z|^2, as in `width.refitted`: the fewer tokens, the nearer to `weight`.
-    """
-    import torch
-
-    weight_DO, zz_OO = weight_DO.double(), zz_OO.double()
-    penalty = zz_OO.trace() / tokens
-    lower_OO = torch.linalg.cholesky(zz_OO + penalty * torch.eye(len(zz_OO), dtype=torch.float64, device=zz_OO.device))
-    off_OD = zy_OD.double() - zz_OO @ weight_DO.T
-    better_DO: Tensor = weight_DO + torch.cholesky_solve(off_OD, lower_OO).T
-    return better_DO

@@ -12,6 +12,7 @@ from inlay.nas.families.shape import Entry
 from inlay.nas.modeling.gated_inlay import DOWN, GATE, UP, GatedFfn
 from inlay.nas.quantities import parse_count, parse_number
 from inlay.nas.variants.kind import Kind, Place, Value, parse_whole, whole
+from inlay.nas.variants.least_squares import fitted
 from inlay.nas.variants.statistics import ChannelActivity, ChannelGram, Statistic, Sums
 
 if TYPE_CHECKING:
@@ -106,18 +107,6 @@ def most_contributing(contribution_F: "Tensor", width: int) -> "Tensor":
 
 
 def refitted(down_DF: "Tensor", gram_FF: "Tensor", kept: "Tensor", tokens: int) -> "Tensor":
-    """Columns [D, kept], float64, for the kept channels alone, nearest to what all of them give over `tokens` tokens.
-
-    Of all matrices that of the least sum |W h_kept - W_down h|^2 + penalty |W - W_down's own columns|^2, by Cholesky.
-    The penalty is that of `linear.ridge`, here towards the plain cut: the fewer tokens, the nearer to it.
-    """
-    import torch
-
-    down_DF, gram_FF = down_DF.double(), gram_FF.double()
-    gone = torch.ones(len(gram_FF), dtype=torch.bool, device=gram_FF.device).index_fill(0, kept, value=False)
-    own_KK = gram_FF[kept][:, kept]
-    penalty = own_KK.trace() / tokens
-    lower_KK = torch.linalg.cholesky(own_KK + penalty * torch.eye(len(kept), dtype=torch.float64, device=own_KK.device))
-    lost_DK = down_DF[:, gone] @ gram_FF[gone][:, kept]
-    columns_DK: Tensor = down_DF[:, kept] + torch.cholesky_solve(lost_DK.T, lower_KK).T
-    return columns_DK
+    """Columns [D, kept], float64, for the kept channels alone, nearest to what all give over `tokens` tokens."""
+    rows_KF = gram_FF[kept].double()
+    return fitted(down_DF[:, kept], rows_KF[:, kept], rows_KF @ down_DF.double().T, tokens)

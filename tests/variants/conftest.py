@@ -9,6 +9,7 @@ import torch
 from inlay.nas.families import Parent, open_parent
 from inlay.nas.modeling import ForwardContext, InlayLayer, build_layer, make_context
 from inlay.nas.variants import Place
+from inlay.nas.variants.alone import LayerByChannels
 from inlay.nas.variants.kv_heads import MergedHeads
 from inlay.nas.variants.statistics import ChannelActivity, ChannelGram, Inputs, Products, Statistic, Sums, gather
 
@@ -26,6 +27,7 @@ STATISTICS: tuple[Statistic, ...] = (
     Products("ffn"),
     ChannelActivity(),
     ChannelGram(),
+    LayerByChannels(),
 )
 
 

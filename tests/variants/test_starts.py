@@ -241,6 +241,45 @@ class TestWidth:
         assert most_contributing(torch.tensor([1.0, 5.0, 2.0, 2.0, 9.0, 2.0]), 4).tolist() == [1, 2, 3, 4]
 
 
+class TestAlone:
+    def test_it_is_the_least_squares_of_the_layers_update(self, case) -> None:
+        """With all channels, against the normal equations written out; and better than the parent's ffn left alone."""
+        shape = case.parent.shape
+        started = Variant("ffn", "alone", 48).start(shape, 1, case.state, case.sums)
+        mlp, normed_BSD = case.layer.mlp, case.layer.post_attention_layernorm(case.hidden_BSD)
+        channels_NF = (mlp.act_fn(mlp.gate_proj(normed_BSD)) * mlp.up_proj(normed_BSD)).flatten(0, 1).double()
+        update_ND = (case.layer(case.hidden_BSD, case.context) - case.hidden_BSD).flatten(0, 1).double()
+        own_DF, found_DF = case.state[DOWN].double(), started[DOWN].double()
+        penalty = channels_NF.square().sum() / len(channels_NF)
+        system_FF = channels_NF.T @ channels_NF + penalty * torch.eye(48, dtype=torch.float64)
+        expected_DF = torch.linalg.solve(system_FF, channels_NF.T @ update_ND + penalty * own_DF.T).T
+        tolerance = 0.02 if shape.dtype == "bfloat16" else 1e-4
+        torch.testing.assert_close(found_DF, expected_DF, rtol=tolerance, atol=tolerance)
+        assert nmse(channels_NF @ found_DF.T, update_ND) < nmse(channels_NF @ own_DF.T, update_ND)
+        assert started[GATE].equal(case.state[GATE])
+
+    def test_fewer_channels_are_those_that_the_fit_needs(self, case) -> None:
+        """The parent's gates, fitted for themselves: better than the columns of the fit of all."""
+        shape = case.parent.shape
+        every = Variant("ffn", "alone", 48).start(shape, 1, case.state, case.sums)
+        started = Variant("ffn", "alone", 24).start(shape, 1, case.state, case.sums)
+        kept = [int((case.state[GATE] == row).all(dim=1).nonzero()[0, 0]) for row in started[GATE]]
+        assert kept == sorted(set(kept))
+        assert started[UP].equal(case.state[UP][kept])
+        update_ND = (case.layer(case.hidden_BSD, case.context) - case.hidden_BSD).float()
+        variant = Variant("ffn", "alone", 24)
+        fitted, cut = (
+            built(case, "ffn", variant.entry(shape, 1), state).ffn_update(case.hidden_BSD).float()
+            for state in (started, started | {DOWN: every[DOWN][:, kept]})
+        )
+        assert nmse(fitted, update_ND) < nmse(cut, update_ND)
+
+    def test_a_layer_without_attention_has_nothing_to_make_up_for(self, llama) -> None:
+        blocks = [dict(block) | {"attention": {"kind": "no_op"}} for block in llama.parent.shape.blocks]
+        problem = Variant("ffn", "alone", 24).problem(replace(llama.parent.shape, blocks=tuple(blocks)), 1)
+        assert problem == "24 is not possible: the parent has no attention there to make up for; give width"
+
+
 class TestLinear:
     @pytest.mark.parametrize("slot", ["attention", "ffn"])
     def test_an_exactly_linear_map_is_recovered(self, llama, slot) -> None:

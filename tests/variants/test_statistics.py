@@ -10,11 +10,12 @@ from inlay.nas.families import open_parent
 from inlay.nas.modeling import Ends, build_layer, make_context
 from inlay.nas.pieces.calibration import statistics_of
 from inlay.nas.variants import parse_variant
+from inlay.nas.variants.alone import LayerByChannels
 from inlay.nas.variants.linear import ridge
 from inlay.nas.variants.statistics import ChannelActivity, ChannelGram, Inputs, Products, Sums, gather
 
 PRODUCTS = {slot: Products(slot) for slot in ("attention", "ffn")}
-ALL = (Inputs("attention"), *PRODUCTS.values(), ChannelActivity(), ChannelGram())
+ALL = (Inputs("attention"), *PRODUCTS.values(), ChannelActivity(), ChannelGram(), LayerByChannels())
 
 
 def written_out(case) -> dict[str, torch.Tensor]:
@@ -25,9 +26,20 @@ def written_out(case) -> dict[str, torch.Tensor]:
     ffn_x = layer.post_attention_layernorm(middle_BSD)
     channels_BSF = layer.mlp.act_fn(layer.mlp.gate_proj(ffn_x)) * layer.mlp.up_proj(ffn_x)
     ffn_y = layer.mlp.down_proj(channels_BSF)
+    before_x = layer.post_attention_layernorm(hidden_BSD)
+    before_BSF = layer.mlp.act_fn(layer.mlp.gate_proj(before_x)) * layer.mlp.up_proj(before_x)
+    layer_y = layer(hidden_BSD, case.context) - hidden_BSD
     rows = {
         name: t.flatten(0, 1).double()
-        for name, t in {"ax": attention_x, "ay": attention_y, "fx": ffn_x, "fy": ffn_y, "c": channels_BSF}.items()
+        for name, t in {
+            "ax": attention_x,
+            "ay": attention_y,
+            "fx": ffn_x,
+            "fy": ffn_y,
+            "c": channels_BSF,
+            "h": before_BSF,
+            "y": layer_y,
+        }.items()
     }
     return {
         "attention.inputs.xx": rows["ax"].T @ rows["ax"],
@@ -36,6 +48,8 @@ def written_out(case) -> dict[str, torch.Tensor]:
         "attention.products.xy": rows["ax"].T @ rows["ay"],
         "ffn.products.xx": rows["fx"].T @ rows["fx"],
         "ffn.products.xy": rows["fx"].T @ rows["fy"],
+        "layer.channels.hh": rows["h"].T @ rows["h"],
+        "layer.channels.hy": rows["h"].T @ rows["y"],
         "ffn.activity.abs": rows["c"].abs().sum(dim=0),
         "ffn.gram.hh": rows["c"].T @ rows["c"],
     }
