@@ -270,8 +270,8 @@ def alone(bench: Bench, seeds: Iterable[int]) -> Iterator[Row]:
                 architecture = [("attention:parent", "ffn:parent")] * bench.shape.num_layers
                 architecture[layer] = ("attention:no_op", label)
                 found.append(bench.kl(bench.assembled(architecture)))
-            told = f"attention:no_op + {width} channels: {' '.join(f'{kl:.3f}' for kl in found)}"
-            yield {"child": f"attention:no_op + {width} channels", "lever": lever, "seed": 0, "layers": told} | {
+            told = f"{lever}; by layer {' '.join(f'{kl:.2f}' for kl in found)}"
+            yield {"child": f"one attention:no_op + {width} channels", "lever": told, "seed": 0} | {
                 "start": sum(found) / len(found), "seconds": time.perf_counter() - begun,
             }  # fmt: skip
 
@@ -301,9 +301,10 @@ def recovery(bench: Bench, seeds: Iterable[int]) -> Iterator[Row]:
             }
 
 
-GROUPS = {"starts": starts, "recovery": recovery}
+GROUPS = {"starts": starts, "alone": alone, "recovery": recovery}
 TITLES = {
     "starts": "Starts: KL untrained, after local distillation, and after recovery from there; seconds are the start's",
+    "alone": "One layer without attention, untrained, mean over the layers; seconds are those of starts and KL",
     "recovery": "Recovery of one child, untrained before; seconds are those of the training",
 }
 
@@ -320,12 +321,22 @@ def page(rows: list[Row], told: dict[str, str]) -> str:
         held = [row for row in rows if row["group"] == group]
         if not held:
             continue
-        lines += ["", f"## {title}", "", "| parent | child | lever | tokens | seeds | start | before recovery | after "]
-        lines[-1] += "recovery | seconds |"
-        lines.append("|---" * 9 + "|")
+        columns = (
+            "parent",
+            "child",
+            "lever",
+            "tokens",
+            "seeds",
+            "start",
+            "before recovery",
+            "after recovery",
+            "seconds",
+        )
+        lines += ["", f"## {title}", "", f"| {' | '.join(columns)} |"]
+        lines.append("|---" * len(columns) + "|")
         for key in dict.fromkeys((row["parent"], row["child"], row["lever"], row["tokens"]) for row in held):
             own = [row for row in held if (row["parent"], row["child"], row["lever"], row["tokens"]) == key]
-            worst = max(own, key=lambda row: row["after"])
+            worst = max(own, key=lambda row: row.get("after", 0.0))
             figures = [f"{worst[name]:.4f}" if name in worst else "" for name in ("start", "before", "after")]
             parent, child, lever, tokens = key
             lines.append(
@@ -351,7 +362,8 @@ def main() -> None:
         bench = Bench(name, options.tokens)
         for group in options.only:
             for row in GROUPS[group](bench, range(options.seeds)):
-                row |= {"group": group, "parent": name, "tokens": options.tokens}
+                tokens = options.tokens if "after" in row else 0
+                row |= {"group": group, "parent": name, "tokens": tokens}
                 print(json.dumps(row), flush=True)
                 held = json.loads(options.rows.read_text()) if options.rows.exists() else {"rows": [], "told": {}}
                 key = ("group", "parent", "tokens", "child", "lever", "seed")

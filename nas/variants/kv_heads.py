@@ -113,14 +113,15 @@ class MergedHeads(Statistic):
 
         assert self.started is not None
         entry, own = self.place.own | {"kv_heads": self.heads}, layer.get_submodule(OUTPUT)
-        fewer = build_layer(layer.self_attn.config, layer.layer_index, entry, None, self.started, own.weight.dtype)
+        attention: Any = layer.self_attn  # the family's, which keeps its model's configuration
+        dtype = next(own.parameters()).dtype
+        fewer = build_layer(attention.config, layer.layer_index, entry, None, self.started, dtype)
         fewer.get_submodule(OUTPUT).register_forward_pre_hook(keep_input(seen, "z"))
 
         def beside(module: Any, inputs: Any) -> None:
             fewer.attention_update(*inputs)
 
-        if own.bias is not None:
-            seen["bias"] = own.bias
+        seen |= {name: tensor.detach() for name, tensor in own.named_parameters() if name == "bias"}
         return [layer.register_forward_pre_hook(beside), own.register_forward_hook(keep_output(seen, "y"))]
 
     def sums(self, seen: "Mapping[str, Tensor]") -> "dict[str, Tensor]":

@@ -124,12 +124,13 @@ class _Attention:
     @cached_property
     def _roots_GKK(self) -> Tensor:
         """Symmetric roots of what the output projection makes of values: |root v|^2 = sum over readers |W_o v|^2."""
-        by_head = self.output_HDK.unflatten(0, (self.count, self.queries))
+        by_head = self.output_HDK.view(self.count, self.queries, *self.output_HDK.shape[1:])
         metric_GKK = torch.einsum("ghda,ghdb->gab", by_head, by_head)
         values_GK, vectors_GKK = torch.linalg.eigh(metric_GKK)
         most = values_GK.amax().clamp_min(torch.finfo(values_GK.dtype).tiny)
         values_GK = values_GK.clamp_min(LEAST * most)
-        return vectors_GKK * values_GK.sqrt()[:, None, :] @ vectors_GKK.mT
+        roots_GKK: Tensor = vectors_GKK * values_GK.sqrt()[:, None, :] @ vectors_GKK.mT
+        return roots_GKK
 
     @cached_property
     def _value_GKGK(self) -> Tensor:
@@ -143,9 +144,10 @@ class _Attention:
         query_HFE = _complex(self.query_HKE)
         moved_HFE = query_HFE @ self.moments_EE.to(query_HFE.dtype)
         energy_HF = (moved_HFE * query_HFE.conj()).real.sum(-1)
-        energy_FG = energy_HF.unflatten(0, (self.count, self.queries)).sum(1).T
+        energy_FG = energy_HF.view(self.count, self.queries, -1).sum(1).T
         most = energy_FG.amax().clamp_min(torch.finfo(energy_FG.dtype).tiny)
-        return energy_FG.clamp_min(LEAST * most)
+        filled_FG: Tensor = energy_FG.clamp_min(LEAST * most)
+        return filled_FG
 
     @cached_property
     def _key_FGG(self) -> Tensor:
