@@ -35,13 +35,13 @@ from inlay.kernels import kl_loss
 from inlay.nas.families import open_parent, subblock_tensors
 from inlay.nas.modeling import Ends, InlayForCausalLM, build_layer, make_context
 from inlay.nas.modeling.full_inlay import KEY, VALUE
-from inlay.nas.modeling.gated_inlay import DOWN
+from inlay.nas.modeling.gated_inlay import DOWN, GATE, UP
 from inlay.nas.pieces.calibration import statistics_of
 from inlay.nas.variants import Place, Variant, parse_variant
 from inlay.nas.variants.entries import entries_of
 from inlay.nas.variants.kv_heads import MergedHeads
 from inlay.nas.variants.statistics import ChannelGram, Sums, gather
-from inlay.nas.variants.width import channel_contribution, most_contributing, refitted
+from inlay.nas.variants.width import refitted
 
 LENGTH, CHUNK = 256, 16
 JUDGED, STOPPED = 16_384, 2_048
@@ -169,34 +169,33 @@ class Bench:
         return found
 
 
-def plain_cut(bench: Bench, layer: int, label: str) -> State:
-    """(lost) Channels cut, and the others' columns left as they are."""
-    variant, state = parse_variant(label), bench.states[layer]
-    sums = bench.sums(layer, variant)
-    kept = most_contributing(channel_contribution(sums, state), variant.entry(bench.shape, layer)["width"])
-    return variant.start(bench.shape, layer, state, sums) | {f"{DOWN}.weight": state[f"{DOWN}.weight"][:, kept]}
-
-
-def least_missed(bench: Bench, layer: int, label: str) -> State:
-    """(lost) Channels taken away one by one, that which the refit of the others misses least."""
+def contributing(bench: Bench, layer: int, label: str, refit: bool) -> State:
+    """Channels kept by Channel Contribution (Puzzle, arXiv 2411.19146): their mean size times their column's norm."""
     variant, state = parse_variant(label), bench.states[layer]
     sums, width = bench.sums(layer, variant), variant.entry(bench.shape, layer)["width"]
-    gram_FF, down_DF = sums.of(ChannelGram())["hh"].double(), state[f"{DOWN}.weight"].double().clone()
-    size = len(gram_FF)
-    inverse_FF = torch.linalg.inv(gram_FF + gram_FF.trace() / sums.tokens * torch.eye(size, dtype=torch.float64))
-    alive = torch.ones(size, dtype=torch.bool)
-    for _ in range(size - width):
-        missed_F = down_DF.square().sum(0) / inverse_FF.diagonal()
-        gone = int(missed_F.masked_fill(~alive, torch.inf).argmin())
-        share_F = inverse_FF[gone] / inverse_FF[gone, gone]
-        down_DF -= torch.outer(down_DF[:, gone], share_F)
-        inverse_FF -= torch.outer(inverse_FF[:, gone], share_F)
-        inverse_FF[gone], inverse_FF[:, gone], inverse_FF[gone, gone] = 0.0, 0.0, 1.0
-        alive[gone] = False
-    kept = alive.nonzero().flatten()
-    fitted = refitted(state[f"{DOWN}.weight"], gram_FF, kept, sums.tokens).float()
-    rows = {name: tensor[kept] for name, tensor in state.items() if "gate_proj" in name or "up_proj" in name}
-    return variant.start(bench.shape, layer, state, sums) | rows | {f"{DOWN}.weight": fitted}
+    ffn, sizes = bench.layers[layer], []
+    hook = ffn.get_submodule(DOWN).register_forward_pre_hook(
+        lambda _, inputs: sizes.append(inputs[0].abs().sum((0, 1)))
+    )
+    for part in bench.boundaries[layer].split(CHUNK):
+        with torch.no_grad():
+            ffn(part, bench.context(part))
+    hook.remove()
+    down_DF = state[f"{DOWN}.weight"]
+    kept = (torch.stack(sizes).sum(0) * down_DF.norm(dim=0)).argsort(descending=True, stable=True)[:width].msort()
+    rows = {name: tensor[kept] for name, tensor in state.items() if name.startswith((f"{GATE}.", f"{UP}."))}
+    columns = refitted(down_DF, sums.of(ChannelGram())["hh"], kept, sums.tokens).float() if refit else down_DF[:, kept]
+    return variant.start(bench.shape, layer, state, sums) | rows | {f"{DOWN}.weight": columns}
+
+
+def plain_cut(bench: Bench, layer: int, label: str) -> State:
+    """(lost) The columns of those kept left as they are."""
+    return contributing(bench, layer, label, refit=False)
+
+
+def contributing_refitted(bench: Bench, layer: int, label: str) -> State:
+    """(lost) The columns of those kept refitted."""
+    return contributing(bench, layer, label, refit=True)
 
 
 def mean_of_neighbours(bench: Bench, layer: int, label: str) -> State:
@@ -230,9 +229,9 @@ def starts(bench: Bench, seeds: Iterable[int]) -> Iterator[Row]:
     """Starts of one kind in all layers, without training, and after recovery from there."""
     own = bench.shape.parent_entry(0, "ffn")["width"], bench.shape.parent_entry(0, "attention")["kv_heads"]
     ways: list[tuple[str, str, Start]] = [
-        (f"ffn:width={own[0] // 2}", "plain cut (lost)", plain_cut),
-        (f"ffn:width={own[0] // 2}", "refitted: the default", as_searched),
-        (f"ffn:width={own[0] // 2}", "channels by what the refit misses (lost)", least_missed),
+        (f"ffn:width={own[0] // 2}", "channels that contribute most, plain cut (lost)", plain_cut),
+        (f"ffn:width={own[0] // 2}", "channels that contribute most, refitted (lost)", contributing_refitted),
+        (f"ffn:width={own[0] // 2}", "channels that are missed most, refitted: the default", as_searched),
         *(
             (f"attention:kv_heads={heads}", name, start)
             for heads in {own[1] // 2, 1}

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from inlay.nas.modeling.gated_inlay import DOWN, GATE, UP
 from inlay.nas.quantities import parse_number
 from inlay.nas.variants.kind import Place, Value, whole
-from inlay.nas.variants.least_squares import fitted
+from inlay.nas.variants.least_squares import fitted, least_missed
 from inlay.nas.variants.no_op import NoOp
 from inlay.nas.variants.statistics import Statistic, Sums, keep_input, rows_of
-from inlay.nas.variants.width import Width, most_contributing
+from inlay.nas.variants.width import Width
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,12 +53,11 @@ class Alone(Width):
         return (LayerByChannels(),)
 
     def start(self, value: Value, place: Place, state: "dict[str, Tensor]", sums: Sums) -> "dict[str, Tensor]":
-        """The parent's gates of the channels that the fit needs most, and its columns for these alone."""
+        """The parent's gates of the channels that the fit misses most, and its columns for these alone."""
         found, weight = sums.of(LayerByChannels()), f"{DOWN}.weight"
         started = place.tensors(state)
         every_DF = fitted(started[weight], found["hh"], found["hy"], sums.tokens)
-        contribution_F = found["hh"].double().diagonal().clamp_min(0).sqrt() * every_DF.norm(dim=0)
-        kept = most_contributing(contribution_F, whole(value))
+        kept = least_missed(every_DF, found["hh"], whole(value), sums.tokens)
         for name, tensor in started.items():
             if name.startswith((f"{GATE}.", f"{UP}.")):
                 started[name] = tensor[kept]

@@ -95,24 +95,6 @@ class Inputs(Statistic):
 
 
 @dataclass(frozen=True)
-class ChannelActivity(Statistic):
-    """Sum of |act(gate) * up| of every ffn channel, [F]."""
-
-    name: str = "ffn.activity"
-
-    def watch(self, layer: "InlayLayer", seen: "dict[str, Tensor]") -> list[Any]:
-        """What the down projection reads."""
-        return [layer.get_submodule(DOWN).register_forward_pre_hook(keep_input(seen, "channels"))]
-
-    def sums(self, seen: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
-        """`abs`."""
-        import torch
-
-        channels_NF = seen["channels"].flatten(0, -2)
-        return {"abs": torch.linalg.vector_norm(channels_NF, ord=1, dim=0, dtype=torch.float32)}
-
-
-@dataclass(frozen=True)
 class ChannelGram(Statistic):
     """H'H, [F, F], of the ffn channels H = act(gate) * up."""
 

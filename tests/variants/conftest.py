@@ -11,7 +11,7 @@ from inlay.nas.modeling import ForwardContext, InlayLayer, build_layer, make_con
 from inlay.nas.variants import Place
 from inlay.nas.variants.alone import LayerByChannels
 from inlay.nas.variants.kv_heads import MergedHeads
-from inlay.nas.variants.statistics import ChannelActivity, ChannelGram, Inputs, Products, Statistic, Sums, gather
+from inlay.nas.variants.statistics import ChannelGram, Inputs, Products, Statistic, Sums, gather
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {"dtype": "bfloat16"},
@@ -25,7 +25,6 @@ STATISTICS: tuple[Statistic, ...] = (
     Inputs("attention"),
     Products("attention"),
     Products("ffn"),
-    ChannelActivity(),
     ChannelGram(),
     LayerByChannels(),
 )

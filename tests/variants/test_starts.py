@@ -12,10 +12,11 @@ from inlay.nas.modeling import build_layer
 from inlay.nas.modeling.full_inlay import KEY, OUTPUT, VALUE
 from inlay.nas.variants import Place, Variant
 from inlay.nas.variants.kv_heads import MergedHeads
+from inlay.nas.variants.least_squares import least_missed
 from inlay.nas.variants.linear import linear_from_products, ridge
 from inlay.nas.variants.merging import least_damage
-from inlay.nas.variants.statistics import ChannelActivity, Inputs, Sums, gather
-from inlay.nas.variants.width import channel_contribution, most_contributing, refitted
+from inlay.nas.variants.statistics import ChannelGram, Inputs, Sums, gather
+from inlay.nas.variants.width import refitted
 
 GATE, UP, DOWN = (f"mlp.{name}_proj.weight" for name in ("gate", "up", "down"))
 
@@ -159,7 +160,7 @@ class TestWindow:
 class TestWidth:
     def test_gate_and_up_are_the_parents_rows(self, case) -> None:
         shape, variant = case.parent.shape, Variant("ffn", "width", 16)
-        kept = most_contributing(channel_contribution(case.sums, case.state), 16)
+        kept = channels_kept(case, case.state, case.sums, 16)
         started = variant.start(shape, 1, case.state, case.sums)
         assert started[GATE].equal(case.state[GATE][kept])
         assert started[UP].equal(case.state[UP][kept])
@@ -189,7 +190,7 @@ class TestWidth:
     def test_it_is_not_worse_than_the_plain_cut_on_the_text_of_its_sums(self, case) -> None:
         shape, variant = case.parent.shape, Variant("ffn", "width", 16)
         started = variant.start(shape, 1, case.state, case.sums)
-        kept = most_contributing(channel_contribution(case.sums, case.state), 16)
+        kept = channels_kept(case, case.state, case.sums, 16)
         middle_BSD = case.hidden_BSD + case.layer.attention_update(case.hidden_BSD, case.context)
         own_BSD = case.layer.ffn_update(middle_BSD).float()
         fitted, cut = (
@@ -222,23 +223,39 @@ class TestWidth:
         normed_BSD = full.post_attention_layernorm(llama.hidden_BSD)
         channels_BSF = full.mlp.act_fn(full.mlp.gate_proj(normed_BSD)) * full.mlp.up_proj(normed_BSD)
         rows_NF = channels_BSF.flatten(0, 1)
-        own = {"ffn.activity.abs": rows_NF.abs().sum(dim=0), "ffn.gram.hh": rows_NF.T @ rows_NF}
-        tensors = {**llama.sums.tensors, **own}
+        tensors = {**llama.sums.tensors, "ffn.gram.hh": rows_NF.T @ rows_NF}
         sums = replace(llama.sums, tensors=tensors)
-        kept = most_contributing(channel_contribution(sums, state), 42)
+        kept = channels_kept(llama, state, sums, 42)
         assert set(range(48)) - set(kept.tolist()) == {*silent, *ignored}
         variant = Variant("ffn", "width", 42)
         narrow = built(llama, "ffn", variant.entry(shape, 1), variant.start(shape, 1, state, sums))
         torch.testing.assert_close(narrow.ffn_update(llama.hidden_BSD), full.ffn_update(llama.hidden_BSD))
 
-    def test_contribution_is_mean_activation_times_column_norm(self, llama) -> None:
-        contribution_F = channel_contribution(llama.sums, llama.state)
-        mean_F = llama.sums.of(ChannelActivity())["abs"] / llama.sums.tokens
-        norm_F = llama.state[DOWN].pow(2).sum(dim=0).sqrt()
-        torch.testing.assert_close(contribution_F.float(), mean_F * norm_F)
+    def test_the_channel_that_goes_is_the_one_whose_loss_the_others_make_up_for_best(self) -> None:
+        """Against the refit without each channel in turn, written out; as long as one goes at a time, at every step."""
+        generator = torch.Generator().manual_seed(11)
+        mixed_NF = torch.randn(400, 9, generator=generator) @ torch.randn(9, 9, generator=generator)
+        channels_NF, down_DF = mixed_NF.double(), torch.randn(3, 9, generator=generator, dtype=torch.float64)
+        gram_FF, tokens = channels_NF.T @ channels_NF, 10**9
+        left = list(range(9))
+        while len(left) > 3:
 
-    def test_order_is_kept_and_ties_go_to_the_first(self) -> None:
-        assert most_contributing(torch.tensor([1.0, 5.0, 2.0, 2.0, 9.0, 2.0]), 4).tolist() == [1, 2, 3, 4]
+            def missed(gone: int, left: list[int] = left) -> float:
+                others = [channel for channel in left if channel != gone]
+                fit = torch.linalg.lstsq(channels_NF[:, others], channels_NF @ down_DF.T).solution
+                return float((channels_NF[:, others] @ fit - channels_NF @ down_DF.T).square().sum())
+
+            left.remove(min(left, key=missed))
+            assert least_missed(down_DF, gram_FF, len(left), tokens).tolist() == left
+
+    def test_many_go_at_a_time_where_there_are_many(self) -> None:
+        """Of 600 channels that repeat 300, in pairs, one of each pair stays: nothing is lost."""
+        generator = torch.Generator().manual_seed(12)
+        half_NF = torch.randn(2_000, 300, generator=generator, dtype=torch.float64)
+        channels_NF = torch.cat([half_NF, half_NF], dim=1)
+        down_DF = torch.randn(4, 600, generator=generator, dtype=torch.float64)
+        kept = least_missed(down_DF, channels_NF.T @ channels_NF, 300, 10**6)
+        assert sorted(channel % 300 for channel in kept.tolist()) == list(range(300))
 
 
 class TestAlone:
@@ -368,6 +385,10 @@ def four_heads(parent):
     blocks = [dict(block) | {"attention": block["attention"] | {"kv_heads": 4}} for block in parent.shape.blocks]
     shape = replace(parent.shape, blocks=tuple(blocks))
     return SimpleNamespace(config=parent.config.with_blocks(blocks), shape=shape)
+
+
+def channels_kept(case, state, sums, width: int) -> torch.Tensor:
+    return least_missed(state[DOWN], sums.of(ChannelGram())["hh"], width, sums.tokens)
 
 
 def own_heads(shape) -> int:

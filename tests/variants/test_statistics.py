@@ -12,10 +12,10 @@ from inlay.nas.pieces.calibration import statistics_of
 from inlay.nas.variants import parse_variant
 from inlay.nas.variants.alone import LayerByChannels
 from inlay.nas.variants.linear import ridge
-from inlay.nas.variants.statistics import ChannelActivity, ChannelGram, Inputs, Products, Sums, gather
+from inlay.nas.variants.statistics import ChannelGram, Inputs, Products, Sums, gather
 
 PRODUCTS = {slot: Products(slot) for slot in ("attention", "ffn")}
-ALL = (Inputs("attention"), *PRODUCTS.values(), ChannelActivity(), ChannelGram(), LayerByChannels())
+ALL = (Inputs("attention"), *PRODUCTS.values(), ChannelGram(), LayerByChannels())
 
 
 def written_out(case) -> dict[str, torch.Tensor]:
@@ -50,7 +50,6 @@ def written_out(case) -> dict[str, torch.Tensor]:
         "ffn.products.xy": rows["fx"].T @ rows["fy"],
         "layer.channels.hh": rows["h"].T @ rows["h"],
         "layer.channels.hy": rows["h"].T @ rows["y"],
-        "ffn.activity.abs": rows["c"].abs().sum(dim=0),
         "ffn.gram.hh": rows["c"].T @ rows["c"],
     }
 
@@ -88,9 +87,9 @@ def test_chunks_add_up(case) -> None:
 
 
 def test_only_what_is_asked_for_is_gathered(case) -> None:
-    sums, _ = gather(case.layer, case.hidden_BSD, case.context, [ChannelActivity()])
-    assert list(sums.tensors) == ["ffn.activity.abs"]
-    assert sums.of(ChannelActivity())["abs"].equal(case.sums.of(ChannelActivity())["abs"])
+    sums, _ = gather(case.layer, case.hidden_BSD, case.context, [ChannelGram()])
+    assert list(sums.tensors) == ["ffn.gram.hh"]
+    assert sums.of(ChannelGram())["hh"].equal(case.sums.of(ChannelGram())["hh"])
     with pytest.raises(ValueError, match=r"there are no sums `attention.products`; run calibrate with them."):
         sums.of(PRODUCTS["attention"])
     with pytest.raises(ValueError, match=r"Only one of the two has the sums `attention.inputs.x`"):
@@ -103,7 +102,7 @@ def test_a_layers_variants_name_what_they_need(llama) -> None:
 
     assert names("attention:window=8", "ffn:no_op") == []
     assert names("attention:kv_heads=1", "attention:window=8") == ["attention.inputs", "attention.kv_heads=1"]
-    assert names("ffn:width=16", "ffn:width=8") == ["ffn.activity", "ffn.gram"]
+    assert names("ffn:width=16", "ffn:width=8") == ["ffn.gram"]
     assert names("ffn:linear", "attention:linear") == ["attention.products", "ffn.products"]
 
 
