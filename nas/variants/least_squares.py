@@ -29,10 +29,10 @@ STEPS_A_HALVING = 90
 def least_missed(weight_DO: "Tensor", zz_OO: "Tensor", count: int, tokens: int) -> "Tensor":
     """Indices, ascending, of the `count` inputs z that stay when those go which W z misses least.
 
-    What an input's loss costs when all others are fitted anew is |its column|^2 over its diagonal entry of the inverse of
-    Z'Z (Optimal Brain Surgeon, Hassibi and Stork 1992, for the rows of a matrix at once). A few go at a time, one where
-    there are few; columns and inverse are then those of a problem that never had them. In float64, with `fitted`'s
-    penalty. O^2 times the number of those that go, in operations.
+    What an input's loss costs when all others are fitted anew is |its column|^2 over its diagonal entry of the inverse
+    of Z'Z (Optimal Brain Surgeon, Hassibi and Stork 1992, for the rows of a matrix at once). A few go at a time, one
+    where there are few; columns and inverse are then those of a problem that never had them. In float64, with
+    `fitted`'s penalty; it takes O^2 operations times the number of those that go.
     """
     import torch
 
