@@ -43,7 +43,8 @@ def least_missed(weight_DO: "Tensor", zz_OO: "Tensor", count: int, tokens: int) 
     while len(left) > count:
         missed_O = weight_DO.square().sum(dim=0) / inverse_OO.diagonal()
         going = min(len(left) - count, max(1, len(left) // (2 * STEPS_A_HALVING)))
-        gone, stay = (part.msort() for part in missed_O.argsort(stable=True).split([going, len(left) - going]))
+        order_O = missed_O.argsort(stable=True)
+        gone, stay = order_O[:going].msort(), order_O[going:].msort()
         shares_GO = torch.linalg.solve(inverse_OO[gone][:, gone], inverse_OO[gone])
         weight_DO = (weight_DO - weight_DO[:, gone] @ shares_GO)[:, stay]
         inverse_OO = (inverse_OO - inverse_OO[:, gone] @ shares_GO)[stay][:, stay]
