@@ -46,6 +46,8 @@ class Branch:
     """The subblock that the variant replaces."""
     layer: Any
     """A layer that has only this slot, in float32; its parameters are trained in place."""
+    alone: bool = False
+    """Whether an ffn reads what the layer reads and answers for all that the layer adds, attention left out."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def train_layer(
     for step, batch in enumerate(_held_back(batches, settings.held_out, held_out), start=1):
         if step > settings.steps:
             raise ValueError(f"more batches than the {settings.steps} steps and {settings.held_out} held out")
-        targets = _batch_targets(parent_layer, behind, batch, settings.through, cut)
+        targets = _batch_targets(parent_layer, behind, batch, settings.through, cut, branches)
         live = [trainer for trainer in trainers if not trainer.reason]
         losses = _values([trainer.backward(targets) for trainer in live])
         for trainer, loss in zip(live, losses, strict=True):
@@ -111,7 +113,7 @@ def train_layer(
             f"{step + len(held_out)} batches came, but {settings.steps} to train on and {settings.held_out} held out "
             "were wanted: give more text or fewer tokens"
         )
-    judged = [_batch_targets(parent_layer, behind, batch, settings.through, cut) for batch in held_out]
+    judged = [_batch_targets(parent_layer, behind, batch, settings.through, cut, branches) for batch in held_out]
     return [trainer.result(judged) for trainer in trainers]
 
 
@@ -131,12 +133,13 @@ def _batch_targets(
     batch: LayerBatch,
     through: Through,
     cut: Callable[[LayerBatch], Sequence[LayerBatch]] | None,
+    branches: Sequence[Branch],
 ) -> list[_Targets]:
     """The parent's side of a batch, part by part; errors are relative to the whole batch, so that parts' losses add."""
     parts = [batch] if cut is None else cut(batch)
-    found = [_Targets(parent_layer, behind, part, through) for part in parts]
+    found = [_Targets(parent_layer, behind, part, through, branches) for part in parts]
     if len(found) > 1:
-        scales = {slot: torch.stack([part.scales[slot] for part in found]).sum() for slot in found[0].scales}
+        scales = {place: torch.stack([part.scales[place] for part in found]).sum() for place in found[0].scales}
         for part in found:
             part.scales = scales
     return found
@@ -145,7 +148,9 @@ def _batch_targets(
 class _Targets:
     """The parent's side of one batch, or a part of one: what every variant reads, and what it should answer."""
 
-    def __init__(self, parent_layer: Any, behind: Any, batch: LayerBatch, through: Through) -> None:
+    def __init__(
+        self, parent_layer: Any, behind: Any, batch: LayerBatch, through: Through, branches: Sequence[Branch]
+    ) -> None:
         with torch.no_grad():
             attention = slot_input(parent_layer, "attention", batch.hidden_BSD, batch.context)
             if batch.outcome is None:
@@ -156,17 +161,22 @@ class _Targets:
                 middle_BSD, output_BSD = batch.outcome
                 attention_BSD, ffn_BSD = middle_BSD - batch.hidden_BSD, output_BSD - middle_BSD
                 ffn = slot_input(parent_layer, "ffn", middle_BSD, batch.context)
-            self.inputs = {"attention": attention, "ffn": ffn}
-            self.answers = {"attention": attention_BSD, "ffn": ffn_BSD}
+            # By slot, and whether a branch stands alone in its layer.
+            self.inputs = {("attention", False): attention, ("ffn", False): ffn}
+            self.answers = {("attention", False): attention_BSD, ("ffn", False): ffn_BSD}
             if through == "layer":
-                self.answers["attention"] = attention_BSD + ffn_BSD
-            self.scales = {slot: update_scale(answer) for slot, answer in self.answers.items()}
+                self.answers["attention", False] = attention_BSD + ffn_BSD
+            if any(branch.alone for branch in branches):
+                self.inputs["ffn", True] = slot_input(parent_layer, "ffn", batch.hidden_BSD, batch.context)
+                self.answers["ffn", True] = attention_BSD + ffn_BSD
+            self.scales = {place: update_scale(answer) for place, answer in self.answers.items()}
         self.behind = behind
         self.through = through
 
     def loss(self, branch: Branch) -> Tensor:
         """The normalised error of a variant on this batch."""
-        given, answer, scale = self.inputs[branch.slot], self.answers[branch.slot], self.scales[branch.slot]
+        place = branch.slot, branch.alone
+        given, answer, scale = self.inputs[place], self.answers[place], self.scales[place]
         with precision(given.hidden_BSD):
             if branch.slot == "ffn" or self.through == "subblock":
                 return error_of(branch.layer, given, answer, scale)

@@ -1,7 +1,8 @@
 """What a whole child is trained for, and what it is judged by.
 
-Loss (Puzzle, arXiv 2411.19146, section 5, without the LM loss): sum over layers of mean over tokens
-(1 - cosine of the layer outputs) + KL(parent || child) of the next-token distributions, nats per token.
+Loss (Puzzle, arXiv 2411.19146, section 5, without the LM loss): a weight times the mean over layers and tokens of
+(1 - cosine of the layer outputs) + KL(parent || child) of the next-token distributions, nats per token. The paper adds
+layers up; a mean with a weight of its own does not grow with depth.
 Shapes: B batch, S sequence, D model width, V vocabulary.
 """
 
@@ -30,13 +31,13 @@ def gradients(
     """Leaves the clipped gradients of a whole batch in the child, the same for any number of ranks.
 
     Returns:
-        `loss`, `cosine` and `kl_nats` of the batch; None where they, or the gradients, are not finite.
+        `loss`, `cosine` (weighted) and `kl_nats` of the batch; None where they, or the gradients, are not finite.
     """
     for parameter in parameters.values():
         parameter.grad = None
     cosine_sum, kl_sum = 0.0, 0.0
     for part_BS, share in parts_of(ids_BS, settings, ranks):
-        cosine, kl = _losses(parent, child, part_BS)
+        cosine, kl = _losses(parent, child, part_BS, settings.cosine)
         ((cosine + kl) * share).backward()  # type: ignore[no-untyped-call]
         cosine_sum += float(cosine.detach()) * share
         kl_sum += float(kl.detach()) * share
@@ -72,7 +73,7 @@ def parts_of(ids_BS: Tensor, settings: GlobalSettings, ranks: Ranks) -> Iterator
         yield part_BS, len(part_BS) / len(ids_BS)
 
 
-def _losses(parent: Any, child: Any, ids_BS: Tensor) -> tuple[Tensor, Tensor]:
+def _losses(parent: Any, child: Any, ids_BS: Tensor, weight: float) -> tuple[Tensor, Tensor]:
     with torch.no_grad():
         parent_layers, parent_hidden_BSD = parent.forward_hidden(ids_BS)
     with precision(parent_hidden_BSD):
@@ -82,8 +83,8 @@ def _losses(parent: Any, child: Any, ids_BS: Tensor) -> tuple[Tensor, Tensor]:
                 (1.0 - functional.cosine_similarity(ours.float(), theirs.float(), dim=-1)).mean()
                 for ours, theirs in zip(child_layers, parent_layers, strict=True)
             ]
-        ).sum()
-        return cosine, kl_of(parent, child, parent_hidden_BSD, child_hidden_BSD)
+        ).mean()
+        return weight * cosine, kl_of(parent, child, parent_hidden_BSD, child_hidden_BSD)
 
 
 def kl_of(parent: Any, child: Any, parent_hidden_BSD: Tensor, child_hidden_BSD: Tensor) -> Tensor:

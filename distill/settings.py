@@ -30,6 +30,8 @@ class GlobalSettings:
     """AdamW's decay of matrices; at least 0."""
     clip: float = 1.0
     """Largest norm of the gradient; above 0."""
+    cosine: float = 3.0
+    """Weight of the mean over layers of 1 - cosine of their outputs, beside the KL; at least 0."""
     micro_batch: int | None = None
     """Sequences of a batch that a rank works on at once; None for all. Gradients of the parts are added up."""
 
@@ -43,10 +45,10 @@ class GlobalSettings:
             raise ValueError(f"`steps` is {self.steps}, `micro_batch` {self.micro_batch}: both must be at least 1")
         if not (0 <= self.warmup <= 1 and 0 <= self.floor <= 1):
             raise ValueError(f"`warmup` is {self.warmup} and `floor` {self.floor}: both are shares from 0 to 1")
-        if not (self.learning_rate > 0 and self.weight_decay >= 0 and self.clip > 0):
+        if not (self.learning_rate > 0 and self.weight_decay >= 0 and self.clip > 0 and self.cosine >= 0):
             raise ValueError(
-                f"`learning_rate` is {self.learning_rate}, `weight_decay` {self.weight_decay}, `clip` {self.clip}: "
-                "rate and clip must be above 0, the decay at least 0"
+                f"`learning_rate` is {self.learning_rate}, `weight_decay` {self.weight_decay}, `clip` {self.clip}, "
+                f"`cosine` {self.cosine}: rate and clip must be above 0, the others at least 0"
             )
 
 

@@ -135,7 +135,7 @@ class Workspace:
         return rows
 
     def write_table(self, name: str, rows: Sequence[dict[str, Any]], told: Mapping[bytes, bytes] | None = None) -> None:
-        """Writes rows (all with the same keys) as `tables/<name>.parquet`, with `told` as the file's metadata; raises as
+        """Writes rows (all with the same keys) as `tables/<name>.parquet`, with `told` as its metadata; raises as
         `check_held` does."""
         import pyarrow
         import pyarrow.parquet as parquet

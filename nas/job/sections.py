@@ -171,7 +171,7 @@ class Recover(Section):
     rate: Literal["found", "pinned"] = Field(
         default="found", description="found: a short test picks each model's rate; pinned: it is learning_rate."
     )
-    batch_size: Count = Field(default=8, ge=1, le=65_536, description="Sequences in a step.")
+    batch_size: Count = Field(default=4, ge=1, le=65_536, description="Sequences in a step.")
     warmup: Number = Field(default=0.05, ge=0, lt=1, description="Share of the steps in which the rate climbs.")
     weight_decay: Number = Field(default=0.0, ge=0, lt=1, description="AdamW weight decay, norms and biases excepted.")
     probes: Count = Field(

@@ -222,8 +222,13 @@ def probe_tokens(job: Job) -> int:
 
 
 def shares(scores: ScoreTable, layer: int, block: Block) -> dict[str, float]:
-    """How a block's score is divided between its two variants: in proportion to what each costs alone."""
+    """How a block's score is divided between its two variants: in proportion to what each costs alone.
+
+    All of it is the ffn's that stands beside one attention only.
+    """
     held = scores.measured[layer]
+    if block[1] != PARENT_BLOCK[1] and (PARENT_BLOCK[0], block[1]) not in held:
+        return {block[1]: 1.0}
     alone = {
         label: held[pair]
         for label, pair in zip(block, ((block[0], PARENT_BLOCK[1]), (PARENT_BLOCK[0], block[1])), strict=True)

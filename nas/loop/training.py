@@ -27,7 +27,7 @@ from inlay.nas.pieces.training import recover_model, recover_with_ranks
 from inlay.nas.pieces.weights import Library, used_weights
 from inlay.nas.tables.architecture import Blocks, identify
 
-RECOVER = Stage("recover", 4, recover_model)
+RECOVER = Stage("recover", 5, recover_model)
 ASSEMBLED = Stage("assembled", 1, store_assembled)
 MICRO_TOKENS = 2048
 """Tokens of a micro-batch; gradients add up to the effective batch."""

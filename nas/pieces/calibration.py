@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from inlay.cluster.pieces import PieceContext, PieceOutput
 from inlay.distill.boundary import BoundaryScratch
@@ -26,21 +27,27 @@ def statistics_of(variants: Sequence[Variant], shape: Shape, layer: int) -> list
 
 
 def calibrate_layer(arguments: dict[str, Any], context: PieceContext) -> PieceOutput:
-    """Sums one layer, shard after shard: whoever does it adds in the same order."""
+    """Sums one layer, shard after shard: whoever does it adds in the same order.
+
+    Statistics that need the sums of others are gathered in a second pass.
+    """
     source = worker_source(arguments, Library({}))
     index, parent, ranges = arguments["layer"], source.parent, arguments["ranges"]
-    statistics = statistics_of([parse_variant(label) for label in arguments["variants"]], parent.shape, index)
     attention, ffn = parent.config.blocks[index]["attention"], parent.config.blocks[index]["ffn"]
     source.use(attention)
-    layer = build_layer(parent.config, index, attention, ffn, parent.layer_state(index), source.dtype)
-    layer = layer.to(source.device)
+    state = {name: tensor.to(source.device) for name, tensor in parent.layer_state(index).items()}
+    layer = build_layer(parent.config, index, attention, ffn, state, source.dtype)
     scratch = BoundaryScratch(Path(arguments["scratch"]), len(ranges))
     held_out = set(arguments["held_out"])
-    total: Sums | None = None
-    with torch.inference_mode():
+
+    def shards() -> Iterator[Tensor]:
         for shard, (first, end) in enumerate(ranges):
             rows = [row - first for row in range(first, end) if row not in held_out]
-            hidden = scratch.read(index, shard)[rows].to(source.device)
+            yield scratch.read(index, shard)[rows].to(source.device)
+
+    def summed(statistics: Sequence[Statistic], done: float, share: float) -> Sums:
+        total: Sums | None = None
+        for shard, hidden in enumerate(shards(), start=1):
             # A shard's own sum first: fewer small numbers are added to large ones.
             own: Sums | None = None
             for start, stop in micro_batches(len(hidden), micro_batch(hidden.shape[1], context.memory_retries)):
@@ -49,6 +56,14 @@ def calibrate_layer(arguments: dict[str, Any], context: PieceContext) -> PieceOu
                 own = sums if own is None else own + sums
             if own is not None:
                 total = own if total is None else total + own
-            context.progress((shard + 1) / len(ranges))
-    assert total is not None
+            context.progress(done + share * shard / len(ranges))
+        assert total is not None
+        return total
+
+    statistics = statistics_of([parse_variant(label) for label in arguments["variants"]], parent.shape, index)
+    later = [each for each in statistics if each.needs]
+    with torch.inference_mode():
+        total = summed([each for each in statistics if not each.needs], 0.0, 0.5 if later else 1.0)
+        if later:
+            total |= summed([each.ready(state, total) for each in later], 0.5, 0.5)
     return PieceOutput(values={"tokens": total.tokens}, blobs={"sums": total.to_dict()})

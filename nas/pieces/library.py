@@ -105,7 +105,7 @@ def _branch(source: WorkerSource, index: int, label: str, state: Any, sums: Sums
     attention, ffn = (entry, None) if variant.slot == "attention" else (None, entry)
     start = variant.start(shape, index, own, sums)
     module = build_layer(source.parent.config, index, attention, ffn, start, torch.float32).to(source.device)
-    return Branch(label, variant.slot, module.requires_grad_(True))
+    return Branch(label, variant.slot, module.requires_grad_(True), alone=variant.beside is not None)
 
 
 def _finite(loss: float) -> float | None:

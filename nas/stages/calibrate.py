@@ -42,7 +42,7 @@ def held_out_rows(search: Search, ids: Ids) -> list[int]:
     return sorted(int(row) for row in training_order(num_sequences, length, length, search.job.seed, count)[-count:])
 
 
-CALIBRATE = Stage("calibrate", 3, calibrate_layer)
+CALIBRATE = Stage("calibrate", 4, calibrate_layer)
 
 
 def sums_of(record: Record) -> str:

@@ -108,7 +108,7 @@ def local_settings(search: Search, ids: Ids) -> LocalSettings:
     )
 
 
-DISTILL = Stage("distill", 3, distill_layer)
+DISTILL = Stage("distill", 4, distill_layer)
 
 
 def library_of(records: Sequence[Record]) -> Library:

@@ -123,12 +123,7 @@ class Pipeline:
         measured: dict[int, dict[tuple[str, str], float]] = {}
         for layer in range(self.parent.shape.num_layers):
             for variant in variants_of(self.job.space, self.parent.shape, layer):
-                block = (
-                    (variant.label, PARENT_BLOCK[1])
-                    if variant.slot == "attention"
-                    else (PARENT_BLOCK[0], variant.label)
-                )
-                measured.setdefault(layer, {})[block] = 0.0
+                measured.setdefault(layer, {})[variant.block] = 0.0
         problem = Tables(ScoreTable(measured), costs, self._tokens()).problem(self.job.budget)
         solve_pool(problem, 1, 0.0, self.job.solve.time_limit)
 

@@ -77,7 +77,9 @@ def _advanced(job: Job, trained: int) -> tuple[int, int]:
 
 
 def _log10_blocks(layer: Sequence[Variant]) -> float:
-    return sum(math.log10(sum(variant.slot == slot for variant in layer)) for slot in SLOTS)
+    apart = [variant for variant in layer if variant.beside is None]
+    pairs = math.prod(sum(variant.slot == slot for variant in apart) for slot in SLOTS)
+    return math.log10(pairs + len(layer) - len(apart))
 
 
 def _stages(job: Job, parent: Parent, space: Space, trained: int) -> list[dict[str, Any]]:

@@ -55,15 +55,14 @@ def score_blocks(search: Search, ids: Ids, library: Library) -> list[ScoredBlock
 
 
 def layer_blocks(search: Search, layer: int, library: Library) -> list[tuple[str, str]]:
-    """(attention, ffn) labels scored at one layer: each variant beside the parent's other slot, then its pairs.
+    """(attention, ffn) labels scored at one layer: each variant where it can stand alone, then its pairs.
 
     A layer that offers nothing has the parent's own block, so that every layer is in the table.
     """
     singles = offered(search, layer, library)
     if not singles:
         return [(PARENT["attention"], PARENT["ffn"])]
-    blocks = [(v.label, PARENT["ffn"]) if v.slot == "attention" else (PARENT["attention"], v.label) for v in singles]
-    return sorted(blocks) + pairs_at(search, layer, singles)
+    return sorted(v.block for v in singles) + pairs_at(search, layer, singles)
 
 
 def offered(search: Search, layer: int, library: Library) -> list[Variant]:
@@ -76,7 +75,8 @@ def pairs_at(search: Search, layer: int, singles: Sequence[Variant]) -> list[tup
     """The layer's share of `score.pairs`, drawn from the job's seed alone; spread evenly over the layers."""
     num_layers, wanted = search.parent.shape.num_layers, search.job.score.pairs
     share = wanted * (layer + 1) // num_layers - wanted * layer // num_layers
-    both = sorted((a.label, f.label) for a in singles if a.slot == "attention" for f in singles if f.slot == "ffn")
+    ffns = [v for v in singles if v.slot == "ffn" and v.beside is None]
+    both = sorted((a.label, f.label) for a in singles if a.slot == "attention" for f in ffns)
     return sorted(random.Random(f"{search.job.seed} pairs {layer}").sample(both, min(share, len(both))))
 
 

@@ -49,8 +49,8 @@ def fit_gammas(measured: Mapping[int, Mapping[Block, float]]) -> Gammas:
     logs: dict[KindPair, list[float]] = {}
     for held in measured.values():
         for (attention, ffn), joint in held.items():
-            if PARENT_BLOCK[0] == attention or PARENT_BLOCK[1] == ffn:
-                continue
+            if not {(attention, PARENT_BLOCK[1]), (PARENT_BLOCK[0], ffn)} <= held.keys() - {(attention, ffn)}:
+                continue  # a single one, or an ffn that stands beside one attention only
             alone = held[attention, PARENT_BLOCK[1]] + held[PARENT_BLOCK[0], ffn]
             if joint > 0 and alone > 0:
                 logs.setdefault((kind_of(attention), kind_of(ffn)), []).append(math.log(joint / alone))
@@ -87,11 +87,14 @@ class ScoreTable:
         return ScoreTable(measured, fit_gammas(measured))
 
     def blocks(self, layer: int) -> list[Block]:
-        """Every block that can be chosen at a layer: all pairs of what was scored alone there, and the parent's own."""
+        """Every block that can be chosen at a layer: the parent's own, all pairs of what was scored alone there, and
+        those of an ffn that stands beside one attention only.
+        """
         held = self.measured[layer]
         attention = [PARENT_BLOCK[0], *(a for a, f in held if f == PARENT_BLOCK[1] and a != PARENT_BLOCK[0])]
         ffn = [PARENT_BLOCK[1], *(f for a, f in held if a == PARENT_BLOCK[0] and f != PARENT_BLOCK[1])]
-        return [(a, f) for a in attention for f in ffn]
+        pairs = [(a, f) for a in attention for f in ffn]
+        return [*pairs, *(block for block in held if block[1] not in ffn)]
 
     def score(self, layer: int, block: Block) -> float:
         """The score of a block, nats: measured where it was, else composed; 0 for the parent's own."""

@@ -61,6 +61,9 @@ class Kind(ABC):
     """Whether it is the parent's own subblock: always allowed, never written in a job."""
     is_free: ClassVar[bool] = False
     """Whether it costs nothing wherever it stands, so that a cost table has no row for it."""
+    beside: ClassVar[str | None] = None
+    """The label of the attention that an ffn of this kind stands beside, the two being one choice: it does the work of
+    its whole layer. None: it stands beside any, and does what the parent's does there."""
     example: ClassVar[str | None] = None
     """How an item with a value may stand in the job's space: `kv_heads: 1`. None: its name alone is the item."""
     forms: ClassVar[str] = ""

@@ -1,20 +1,29 @@
-"""`kv_heads=k`: fewer key/value heads, each the mean of a group of the parent's (arXiv 2305.13245, section 2.1)."""
+"""`kv_heads=k`: fewer key/value heads, each in place of a group of the parent's.
 
+Grouped-query attention (arXiv 2305.13245) averages the heads of a group. Here a shared head keeps most of what the
+group's did on calibration text, and queries and output projection are changed to read it: `merging.py`. Then the output
+projection is fitted by least squares to the parent's own updates.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from inlay.nas.families.shape import Entry
-from inlay.nas.modeling.full_inlay import KEY, VALUE
+from inlay.nas.modeling.full_inlay import OUTPUT
 from inlay.nas.quantities import parse_count
 from inlay.nas.variants.kind import Kind, Place, Value, parse_whole, whole
+from inlay.nas.variants.least_squares import fitted
+from inlay.nas.variants.statistics import Inputs, Statistic, Sums, keep_input, keep_output, rows_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from inlay.nas.variants.statistics import Sums
+    from inlay.nas.modeling import InlayLayer
 
 
 class KvHeads(Kind):
-    """Grouped-query attention with fewer groups; queries, output and window stay the parent's."""
+    """Grouped-query attention with fewer groups; the number of queries and the window stay the parent's."""
 
     name = "kv_heads"
     slots = ("attention",)
@@ -60,16 +69,79 @@ class KvHeads(Kind):
         """The parent's attention, its window included, with `value` heads."""
         return place.own | {"kv_heads": whole(value)}
 
-    def start(self, value: Value, place: Place, state: "dict[str, Tensor]", sums: "Sums") -> "dict[str, Tensor]":
-        """Keys and values averaged over consecutive heads, weights and biases; norms of heads are shared by all."""
-        started = place.tensors(state)
-        for name in started:
-            if name.startswith((f"{KEY}.", f"{VALUE}.")):
-                started[name] = _pool(started[name], whole(value), place.own["kv_heads"])
-        return started
+    def statistics(self, value: Value, place: Place) -> tuple[Statistic, ...]:
+        """What the projections read, and, behind a second pass, what merged heads give the output projection."""
+        heads = whole(value)
+        return () if heads == place.own["kv_heads"] else (Inputs(place.slot), MergedHeads(place, heads))
+
+    def start(self, value: Value, place: Place, state: "dict[str, Tensor]", sums: Sums) -> "dict[str, Tensor]":
+        """Heads merged that lose least by it, the output projection fitted; norms and its bias are the parent's."""
+        heads = whole(value)
+        if heads == place.own["kv_heads"]:
+            return place.tensors(state)
+        started, weight = _merged(place, heads, state, sums), f"{OUTPUT}.weight"
+        found = sums.of(MergedHeads(place, heads))
+        fitted_DO = fitted(started[weight], found["zz"], found["zy"], sums.tokens)
+        return started | {weight: fitted_DO.to(started[weight].dtype)}
 
 
-def _pool(tensor: "Tensor", heads: int, own: int) -> "Tensor":
-    """Mean over groups of consecutive heads along the first dimension, computed in float32."""
-    groups = tensor.float().reshape(heads, own // heads, -1, *tensor.shape[1:])
-    return groups.mean(dim=1).flatten(0, 1).to(tensor.dtype)
+@dataclass(frozen=True)
+class MergedHeads(Statistic):
+    """Z'Z and Z'Y of what merged heads give the output projection, Z, and of the parent's update without bias, Y."""
+
+    place: Place
+    heads: int
+    started: "Mapping[str, Tensor] | None" = field(default=None, compare=False, repr=False)
+
+    @property
+    def name(self) -> str:
+        """`attention.kv_heads=1`."""
+        return f"{self.place.slot}.{KvHeads.name}={self.heads}"
+
+    @property
+    def needs(self) -> tuple[Statistic, ...]:
+        """What heads are merged by."""
+        return (Inputs(self.place.slot),)
+
+    def ready(self, state: "Mapping[str, Tensor]", sums: Sums) -> Statistic:
+        """With the heads merged."""
+        return replace(self, started=_merged(self.place, self.heads, dict(state), sums))
+
+    def watch(self, layer: "InlayLayer", seen: "dict[str, Tensor]") -> list[Any]:
+        """The parent's update, and that of attention with merged heads beside it on the same input."""
+        from inlay.nas.modeling import build_layer
+
+        assert self.started is not None
+        entry, own = self.place.own | {"kv_heads": self.heads}, layer.get_submodule(OUTPUT)
+        attention: Any = layer.self_attn  # the family's, which keeps its model's configuration
+        dtype = next(own.parameters()).dtype
+        fewer = build_layer(attention.config, layer.layer_index, entry, None, self.started, dtype)
+        fewer.get_submodule(OUTPUT).register_forward_pre_hook(keep_input(seen, "z"))
+
+        def beside(module: Any, inputs: Any) -> None:
+            fewer.attention_update(*inputs)
+
+        seen |= {name: tensor.detach() for name, tensor in own.named_parameters() if name == "bias"}
+        return [layer.register_forward_pre_hook(beside), own.register_forward_hook(keep_output(seen, "y"))]
+
+    def sums(self, seen: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
+        """`zz` and `zy`."""
+        z_NO, y_ND = rows_of(seen["z"]), rows_of(seen["y"])
+        if "bias" in seen:
+            y_ND = y_ND - seen["bias"].float()
+        return {"zz": z_NO.T @ z_NO, "zy": z_NO.T @ y_ND}
+
+
+def _merged(place: Place, heads: int, state: "dict[str, Tensor]", sums: Sums) -> "dict[str, Tensor]":
+    """The tensors with heads merged by what the projections read."""
+    import torch
+
+    from inlay.nas.variants.merging import merged
+
+    found = sums.of(Inputs(place.slot))
+    moments_EE, mean_D = found["xx"].double() / sums.tokens, found["x"].double() / sums.tokens
+    if place.shape.qkv_bias:
+        ones_1D = torch.cat([mean_D, mean_D.new_ones(1)])[None]
+        moments_EE = torch.cat([torch.cat([moments_EE, mean_D[:, None]], dim=1), ones_1D])
+    own = place.tensors(state)
+    return own | merged(place.shape, own, moments_EE, heads, place.own["kv_heads"])

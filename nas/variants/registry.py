@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
 from inlay.nas.modeling.subblock_inlay import Slot
+from inlay.nas.variants.alone import Alone
 from inlay.nas.variants.kind import Kind
 from inlay.nas.variants.kv_heads import KvHeads
 from inlay.nas.variants.linear import Linear
@@ -41,7 +42,7 @@ class Kinds(Mapping[str, Kind]):
         return len(self._kinds)
 
 
-KINDS: Final = Kinds((Parent(), KvHeads(), Window(), Width(), Linear(), NoOp()))
+KINDS: Final = Kinds((Parent(), KvHeads(), Window(), Width(), Alone(), Linear(), NoOp()))
 """Every kind of variant."""
 
 

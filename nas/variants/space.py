@@ -52,8 +52,10 @@ def variants_of(space: SearchSpace, shape: Shape, layer: int) -> tuple[Variant, 
         parent = Variant(slot, "parent")
         _add(found, parent, space, shape, layer)
         for variant in (_variant(item, space, Place(shape, layer, slot)) for item in getattr(space, slot)):
-            # Only what can stand there has an entry.
-            if variant.problem(shape, layer) is None and variant.entry(shape, layer) != parent.entry(shape, layer):
+            # Only what can stand there has an entry; the parent's own entry beside another attention has other weights.
+            if variant.problem(shape, layer) is None and (
+                variant.beside is not None or variant.entry(shape, layer) != parent.entry(shape, layer)
+            ):
                 _add(found, variant, space, shape, layer)
     return tuple(found.values())
 

@@ -30,6 +30,15 @@ class Statistic(ABC):
     def name(self) -> str:
         """Of its own among all statistics, and for what it is in a stored file."""
 
+    @property
+    def needs(self) -> "tuple[Statistic, ...]":
+        """Those whose sums over all of the text it needs before it can watch: a second pass over the text is made."""
+        return ()
+
+    def ready(self, state: "Mapping[str, Tensor]", sums: "Sums") -> "Statistic":
+        """Itself, once `sums` has what it needs; `state` is the parent's layer."""
+        return self
+
     @abstractmethod
     def watch(self, layer: "InlayLayer", seen: "dict[str, Tensor]") -> list[Any]:
         """Hooks that leave in `seen` what it needs of one forward; returns their handles."""
@@ -54,32 +63,35 @@ class Products(Statistic):
         """What its norm and its mixer give."""
         norm, mixer = layer.get_submodule(NORMS[self.slot]), layer.get_submodule(MIXERS[self.slot])
         return [
-            norm.register_forward_hook(_keep_output(seen, "x")),
-            mixer.register_forward_hook(_keep_output(seen, "y")),
+            norm.register_forward_hook(keep_output(seen, "x")),
+            mixer.register_forward_hook(keep_output(seen, "y")),
         ]
 
     def sums(self, seen: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
         """`xx` and `xy`."""
-        x_ND, y_ND = _rows(seen["x"]), _rows(seen["y"])
+        x_ND, y_ND = rows_of(seen["x"]), rows_of(seen["y"])
         return {"xx": x_ND.T @ x_ND, "xy": x_ND.T @ y_ND}
 
 
 @dataclass(frozen=True)
-class ChannelActivity(Statistic):
-    """Sum of |act(gate) * up| of every ffn channel, [F]."""
+class Inputs(Statistic):
+    """X'X, [D, D], and the sum of X, [D], of a subblock's normed input X."""
 
-    name: str = "ffn.activity"
+    slot: Slot
+
+    @property
+    def name(self) -> str:
+        """`attention.inputs`."""
+        return f"{self.slot}.inputs"
 
     def watch(self, layer: "InlayLayer", seen: "dict[str, Tensor]") -> list[Any]:
-        """What the down projection reads."""
-        return [layer.get_submodule(DOWN).register_forward_pre_hook(_keep_input(seen, "channels"))]
+        """What its norm gives."""
+        return [layer.get_submodule(NORMS[self.slot]).register_forward_hook(keep_output(seen, "x"))]
 
     def sums(self, seen: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
-        """`abs`."""
-        import torch
-
-        channels_NF = seen["channels"].flatten(0, -2)
-        return {"abs": torch.linalg.vector_norm(channels_NF, ord=1, dim=0, dtype=torch.float32)}
+        """`xx` and `x`."""
+        x_ND = rows_of(seen["x"])
+        return {"xx": x_ND.T @ x_ND, "x": x_ND.sum(dim=0)}
 
 
 @dataclass(frozen=True)
@@ -90,11 +102,11 @@ class ChannelGram(Statistic):
 
     def watch(self, layer: "InlayLayer", seen: "dict[str, Tensor]") -> list[Any]:
         """What the down projection reads."""
-        return [layer.get_submodule(DOWN).register_forward_pre_hook(_keep_input(seen, "channels"))]
+        return [layer.get_submodule(DOWN).register_forward_pre_hook(keep_input(seen, "channels"))]
 
     def sums(self, seen: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
         """`hh`."""
-        channels_NF = _rows(seen["channels"])
+        channels_NF = rows_of(seen["channels"])
         return {"hh": channels_NF.T @ channels_NF}
 
 
@@ -119,6 +131,10 @@ class Sums:
             raise ValueError(f"Only one of the two has the sums `{lacking[0]}`; gather both for the same statistics.")
         joined = {name: tensor + other.tensors[name] for name, tensor in self.tensors.items()}
         return Sums(self.tokens + other.tokens, joined)
+
+    def __or__(self, other: "Sums") -> "Sums":
+        """These and those of other statistics over the same tokens."""
+        return Sums(self.tokens, {**self.tensors, **other.tensors})
 
     def to_dict(self) -> "dict[str, Tensor]":
         """All of it as tensors on the CPU, for safetensors."""
@@ -159,19 +175,24 @@ def gather(
     return Sums(hidden_BSD.shape[0] * hidden_BSD.shape[1], tensors), output_BSD
 
 
-def _keep_output(seen: "dict[str, Tensor]", name: str) -> Any:
+def keep_output(seen: "dict[str, Tensor]", name: str) -> Any:
+    """A forward hook that leaves what a module gives in `seen`."""
+
     def hook(module: Any, inputs: Any, output: Any) -> None:
         seen[name] = output[0] if isinstance(output, tuple) else output  # attention gives its weights too
 
     return hook
 
 
-def _keep_input(seen: "dict[str, Tensor]", name: str) -> Any:
+def keep_input(seen: "dict[str, Tensor]", name: str) -> Any:
+    """A hook before the forward that leaves what a module reads in `seen`."""
+
     def hook(module: Any, inputs: "tuple[Tensor, ...]") -> None:
         seen[name] = inputs[0]
 
     return hook
 
 
-def _rows(tensor_BSD: "Tensor") -> "Tensor":
+def rows_of(tensor_BSD: "Tensor") -> "Tensor":
+    """[N, D], float32."""
     return tensor_BSD.flatten(0, -2).float()

@@ -10,6 +10,7 @@ from inlay.nas.modeling.kinds_inlay import SUBBLOCKS
 from inlay.nas.modeling.subblock_inlay import FORMAT, Slot
 from inlay.nas.problems import Problem, did_you_mean, show
 from inlay.nas.variants.kind import Place, Value
+from inlay.nas.variants.parent import Parent
 from inlay.nas.variants.registry import KINDS, kinds_of
 from inlay.nas.variants.statistics import Statistic, Sums
 
@@ -79,6 +80,18 @@ class Variant:
     def is_free(self) -> bool:
         """Whether it costs nothing wherever it stands."""
         return KINDS[self.kind].is_free
+
+    @property
+    def beside(self) -> str | None:
+        """The label of the one attention that it stands beside, doing the work of its whole layer; None: any."""
+        return KINDS[self.kind].beside
+
+    @property
+    def block(self) -> tuple[str, str]:
+        """The labels of attention and ffn where it stands and all else is the parent's."""
+        if self.slot == "attention":
+            return self.label, Variant("ffn", Parent.name).label
+        return self.beside or Variant("attention", Parent.name).label, self.label
 
     def is_absent(self, shape: Shape, layer: int) -> bool:
         """Whether nothing stands there when it is chosen at this layer: no weights, no cache, no time."""

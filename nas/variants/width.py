@@ -1,8 +1,7 @@
-"""`width=w`: an ffn with fewer channels, those kept that contribute most to its output.
+"""`width=w`: an ffn with fewer channels, those kept that the output misses least without.
 
-Channel Contribution (Puzzle, arXiv 2411.19146, appendix on FFN pruning): the mean over tokens of |activation of the
-channel| times the norm of its column in the down projection. The columns of those kept are then fitted by least squares
-to what all channels gave, so that they stand in for those that went.
+Channels go a few at a time, those whose loss the others can best make up for (`least_squares.least_missed`). The
+columns of those kept are then fitted by least squares to what all channels gave.
 """
 
 from fractions import Fraction
@@ -12,7 +11,8 @@ from inlay.nas.families.shape import Entry
 from inlay.nas.modeling.gated_inlay import DOWN, GATE, UP, GatedFfn
 from inlay.nas.quantities import parse_count, parse_number
 from inlay.nas.variants.kind import Kind, Place, Value, parse_whole, whole
-from inlay.nas.variants.statistics import ChannelActivity, ChannelGram, Statistic, Sums
+from inlay.nas.variants.least_squares import fitted, least_missed
+from inlay.nas.variants.statistics import ChannelGram, Statistic, Sums
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -77,47 +77,22 @@ class Width(Kind):
         return {"kind": GatedFfn.name, "width": whole(value)}
 
     def statistics(self, value: Value, place: Place) -> tuple[Statistic, ...]:
-        """How active each channel is, and how channels go together."""
-        return (ChannelActivity(), ChannelGram())
+        """How channels go together."""
+        return (ChannelGram(),)
 
     def start(self, value: Value, place: Place, state: "dict[str, Tensor]", sums: Sums) -> "dict[str, Tensor]":
-        """The parent's ffn cut to the channels that contribute most, in their old order, which then do more."""
-        kept = most_contributing(channel_contribution(sums, state), whole(value))
-        started = place.tensors(state)
+        """The parent's ffn cut to the channels that are missed most, in their old order, which then do more."""
+        started, gram_FF = place.tensors(state), sums.of(ChannelGram())["hh"]
+        down_DF = started[f"{DOWN}.weight"]
+        kept = least_missed(down_DF, gram_FF, whole(value), sums.tokens)
         for name, tensor in started.items():
             if name.startswith((f"{GATE}.", f"{UP}.")):
                 started[name] = tensor[kept]
-        down_DF = started[f"{DOWN}.weight"]
-        started[f"{DOWN}.weight"] = refitted(down_DF, sums.of(ChannelGram())["hh"], kept, sums.tokens).to(down_DF.dtype)
+        started[f"{DOWN}.weight"] = refitted(down_DF, gram_FF, kept, sums.tokens).to(down_DF.dtype)
         return started
 
 
-def channel_contribution(sums: Sums, state: "dict[str, Tensor]") -> "Tensor":
-    """How much each channel of the parent's ffn gives its output, in float64, [F]."""
-    mean_F = sums.of(ChannelActivity())["abs"].double() / sums.tokens
-    norm_F: Tensor = state[f"{DOWN}.weight"].double().norm(dim=0)
-    return mean_F * norm_F
-
-
-def most_contributing(contribution_F: "Tensor", width: int) -> "Tensor":
-    """Indices of the `width` largest, ascending; of equal ones the first, so that the choice is the same everywhere."""
-    order_F: Tensor = contribution_F.argsort(descending=True, stable=True)
-    return order_F[:width].msort()
-
-
 def refitted(down_DF: "Tensor", gram_FF: "Tensor", kept: "Tensor", tokens: int) -> "Tensor":
-    """Columns [D, kept], float64, for the kept channels alone, nearest to what all of them give over `tokens` tokens.
-
-    Of all matrices that of the least sum |W h_kept - W_down h|^2 + penalty |W - W_down's own columns|^2, by Cholesky.
-    The penalty is that of `linear.ridge`, here towards the plain cut: the fewer tokens, the nearer to it.
-    """
-    import torch
-
-    down_DF, gram_FF = down_DF.double(), gram_FF.double()
-    gone = torch.ones(len(gram_FF), dtype=torch.bool, device=gram_FF.device).index_fill(0, kept, value=False)
-    own_KK = gram_FF[kept][:, kept]
-    penalty = own_KK.trace() / tokens
-    lower_KK = torch.linalg.cholesky(own_KK + penalty * torch.eye(len(kept), dtype=torch.float64, device=own_KK.device))
-    lost_DK = down_DF[:, gone] @ gram_FF[gone][:, kept]
-    columns_DK: Tensor = down_DF[:, kept] + torch.cholesky_solve(lost_DK.T, lower_KK).T
-    return columns_DK
+    """Columns [D, kept], float64, for the kept channels alone, nearest to what all give over `tokens` tokens."""
+    rows_KF = gram_FF[kept].double()
+    return fitted(down_DF[:, kept], rows_KF[:, kept], rows_KF @ down_DF.double().T, tokens)

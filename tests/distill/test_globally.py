@@ -102,7 +102,7 @@ def test_the_first_loss_is_the_definition() -> None:
         parent_BSV, child_BSV = (model(ids_BS, use_cache=False).logits.log_softmax(-1) for model in (parent, child))
         kl = float((parent_BSV.exp() * (parent_BSV - child_BSV)).sum(-1).mean())
     result = distill_globally(parent, child, batches(1), held_out(), replace(SETTINGS, steps=1))
-    assert result.curve[0]["cosine"] == pytest.approx(cosine, rel=1e-4)
+    assert result.curve[0]["cosine"] == pytest.approx(3.0 * cosine / len(parent_layers), rel=1e-4)
     assert result.curve[0]["kl_nats"] == pytest.approx(kl, rel=1e-4)
 
 
@@ -355,6 +355,7 @@ def test_too_few_batches_are_named() -> None:
         ({"micro_batch": 0}, "`micro_batch` 0"),
         ({"learning_rate": -1.0}, "`learning_rate` is -1.0"),
         ({"clip": 0.0}, "`clip` 0.0"),
+        ({"cosine": -1.0}, "`cosine` -1.0"),
         ({"floor": 2.0}, "`floor` 2.0"),
     ],
 )

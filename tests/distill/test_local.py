@@ -85,6 +85,22 @@ def test_through_the_layer_judges_the_whole_layers_update(place: Any) -> None:
     assert float(error.detach()) == pytest.approx(result.final_loss, rel=0.2)
 
 
+def test_an_ffn_alone_learns_the_update_of_its_whole_layer(place: Any) -> None:
+    """Beside another that learns the ffn's own: the loss is that of the layer without attention, on what it reads."""
+    here = place("llama")
+    branch, other = here.branch("ffn:width=24"), here.branch("ffn:width=24")
+    alone, behind = train(here, [replace(branch, alone=True), other])
+    assert alone.final_loss < 0.9 * alone.start_loss
+    batch, *_ = list(here.batches(SETTINGS.steps + 2))[-2:]
+    branch.layer.load_state_dict(alone.state)
+    update_BSD = branch.layer.ffn_update(batch.hidden_BSD)
+    parent_BSD = here.parent(batch.hidden_BSD, batch.context) - batch.hidden_BSD
+    error = (update_BSD - parent_BSD).square().sum() / parent_BSD.square().sum()
+    assert float(error.detach()) == pytest.approx(alone.final_loss, rel=0.2)
+    (company,) = train(here, [here.branch("ffn:width=24")])
+    assert same_state(behind, company)
+
+
 def test_training_that_makes_it_worse_keeps_the_start(place: Any) -> None:
     here = place("llama")
     branch = here.branch("attention:window=16", start=here.parent)

@@ -77,7 +77,7 @@ CASES: list[tuple[Path, object, str]] = [
     (("data", "distill", "path"), "inlay:other/train", "data.distill.path: 'inlay:other/train' does not ship"),
     (("seed",), -1, "seed: -1 is out of range"),
     (("recover", "workers"), 0, "recover.workers: 0 is out of range; it must be at least 1"),
-    (("recover", "workers"), 3, "recover.workers: 3 ranks cannot share a batch of 8 sequences evenly; make it a"),
+    (("recover", "workers"), 3, "recover.workers: 3 ranks cannot share a batch of 4 sequences evenly; make it a"),
     (("recover", "sharding"), "full", "recover.sharding: 'full' has nothing to share the weights with; set"),
     (("recover", "sharding"), "half", "recover.sharding: 'half' is not known here; write 'none' or 'full'"),
     (("recover",), {"workers": 4, "batch_size": 6}, "recover.workers: 4 ranks cannot share a batch of 6 sequences"),

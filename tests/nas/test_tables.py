@@ -7,6 +7,7 @@ import itertools
 import pytest
 
 from inlay.nas.job.budget import parse_budget
+from inlay.nas.loop.probes import shares
 from inlay.nas.tables.architecture import PARENT_BLOCK, architecture_of
 from inlay.nas.tables.costs import CostTable
 from inlay.nas.tables.problem import build_problem
@@ -82,6 +83,21 @@ def test_scores_compose_as_the_design_says() -> None:
     assert table.score(0, (ATTENTION[1], FFN[1])) == pytest.approx(0.12)
     assert table.score(1, (ATTENTION[1], FFN[1])) == pytest.approx(table.gammas.common * 0.3)
     assert len(table.blocks(0)) == len(ATTENTION) * len(FFN)
+
+
+def test_an_ffn_that_stands_beside_no_attention_is_a_choice_of_its_own() -> None:
+    """Its score is what was measured, it says nothing of gamma, and it stands beside no other attention."""
+    alone = ("attention:no_op", "ffn:alone=8")
+    rows = score_rows(1)
+    table = ScoreTable.of([*rows, {"layer": 0, "attention": alone[0], "ffn": alone[1], "kl_nats": 0.03}])
+    assert table.gammas == ScoreTable.of(rows).gammas
+    assert [block for block in table.blocks(0) if block[1] == alone[1]] == [alone]
+    assert len(table.blocks(0)) == len(ATTENTION) * len(FFN) + 1
+    assert table.score(0, alone) == 0.03
+    assert shares(table, 0, alone) == {"ffn:alone=8": 1.0}
+    costs = CostTable([*cost_rows(1), {**cost_rows(1)[3], "variant": alone[1]}])
+    (solution,) = solve(build_problem(table, costs, parse_budget({"runtime": "0.4x"}), {"chat": 4}))
+    assert architecture_of(solution.labels) == (alone,)
 
 
 def test_a_relative_limit_is_of_the_parent_in_the_same_table_ends_included() -> None:

@@ -37,7 +37,7 @@ def job(tiny_parent: Callable[..., Path], texts: tuple[Path, Path]) -> Job:
             },
             "space": {
                 "attention": [{"kv_heads": 1}, {"window": 8}, "linear", "no_op"],
-                "ffn": [{"width": 16}, "linear"],
+                "ffn": [{"width": 16}, {"alone": 1.0}, "linear"],
             },
             "distill": {"tokens": 2048, "batch_size": 4},
             "recover": {"tokens": 1024},

@@ -1,6 +1,6 @@
 """One opened tiny parent a family, its calibration sums, and what a search space looks like."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -8,7 +8,10 @@ import torch
 
 from inlay.nas.families import Parent, open_parent
 from inlay.nas.modeling import ForwardContext, InlayLayer, build_layer, make_context
-from inlay.nas.variants.statistics import ChannelActivity, ChannelGram, Products, Statistic, Sums, gather
+from inlay.nas.variants import Place
+from inlay.nas.variants.alone import LayerByChannels
+from inlay.nas.variants.kv_heads import MergedHeads
+from inlay.nas.variants.statistics import ChannelGram, Inputs, Products, Statistic, Sums, gather
 
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {"dtype": "bfloat16"},
@@ -18,7 +21,13 @@ FAMILIES: dict[str, dict[str, Any]] = {
 }
 
 
-STATISTICS: tuple[Statistic, ...] = (Products("attention"), Products("ffn"), ChannelActivity(), ChannelGram())
+STATISTICS: tuple[Statistic, ...] = (
+    Inputs("attention"),
+    Products("attention"),
+    Products("ffn"),
+    ChannelGram(),
+    LayerByChannels(),
+)
 
 
 @dataclass(frozen=True)
@@ -31,6 +40,11 @@ class Case:
     hidden_BSD: torch.Tensor
     context: ForwardContext
     sums: Sums
+
+    def merged_sums(self, layer: InlayLayer, state: dict[str, torch.Tensor], sums: Sums, heads: int) -> Sums:
+        """What a second pass gathers of merged heads; `layer` and `state` are the parent's, or stand in for them."""
+        merged = MergedHeads(Place(self.parent.shape, 1, "attention"), heads).ready(state, sums)
+        return gather(layer, self.hidden_BSD, self.context, [merged])[0]
 
 
 @dataclass(frozen=True)
@@ -52,7 +66,8 @@ def make_case(parent: Parent, layer_index: int = 1) -> Case:
     hidden_BSD = noise_BSD.to(dtype)
     context = make_context(parent.config, 4, 32, dtype, "cpu", [block["attention"]])
     sums, _ = gather(layer, hidden_BSD, context, STATISTICS)
-    return Case(parent, layer, state, hidden_BSD, context, sums)
+    first = Case(parent, layer, state, hidden_BSD, context, sums)
+    return replace(first, sums=sums | first.merged_sums(layer, state, sums, 1))
 
 
 @pytest.fixture(scope="session", params=FAMILIES)

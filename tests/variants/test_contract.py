@@ -19,6 +19,8 @@ LABELS = (
     "ffn:parent",
     "ffn:width=16",
     "ffn:width=1",
+    "ffn:alone=16",
+    "ffn:alone=48",
     "ffn:linear",
     "ffn:no_op",
 )

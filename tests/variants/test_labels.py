@@ -60,7 +60,7 @@ def test_the_labels_of_the_docs(label: str, variant: Variant) -> None:
     ("text", "sentence"),
     [
         ("attention:kv_head=2", "'attention:kv_head=2' is not a variant: did you mean `kv_heads`?"),
-        ("ffn:kv_heads=2", "kinds of ffn are parent, width, linear, no_op"),
+        ("ffn:kv_heads=2", "kinds of ffn are parent, width, alone, linear, no_op"),
         ("fnn:no_op", "a label is `attention:KIND` or `ffn:KIND`; did you mean `ffn`?"),
         ("nothing", "a label is `attention:KIND` or `ffn:KIND`."),
         ("ffn:width=256@q4_k", "'q4_k' is no format; did you mean `q4_K`? there are f32, f16, bf16, q8_0, q6_K"),

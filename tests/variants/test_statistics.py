@@ -10,11 +10,12 @@ from inlay.nas.families import open_parent
 from inlay.nas.modeling import Ends, build_layer, make_context
 from inlay.nas.pieces.calibration import statistics_of
 from inlay.nas.variants import parse_variant
+from inlay.nas.variants.alone import LayerByChannels
 from inlay.nas.variants.linear import ridge
-from inlay.nas.variants.statistics import ChannelActivity, ChannelGram, Products, Sums, gather
+from inlay.nas.variants.statistics import ChannelGram, Inputs, Products, Sums, gather
 
 PRODUCTS = {slot: Products(slot) for slot in ("attention", "ffn")}
-ALL = (*PRODUCTS.values(), ChannelActivity(), ChannelGram())
+ALL = (Inputs("attention"), *PRODUCTS.values(), ChannelGram(), LayerByChannels())
 
 
 def written_out(case) -> dict[str, torch.Tensor]:
@@ -25,28 +26,43 @@ def written_out(case) -> dict[str, torch.Tensor]:
     ffn_x = layer.post_attention_layernorm(middle_BSD)
     channels_BSF = layer.mlp.act_fn(layer.mlp.gate_proj(ffn_x)) * layer.mlp.up_proj(ffn_x)
     ffn_y = layer.mlp.down_proj(channels_BSF)
+    before_x = layer.post_attention_layernorm(hidden_BSD)
+    before_BSF = layer.mlp.act_fn(layer.mlp.gate_proj(before_x)) * layer.mlp.up_proj(before_x)
+    layer_y = layer(hidden_BSD, case.context) - hidden_BSD
     rows = {
         name: t.flatten(0, 1).double()
-        for name, t in {"ax": attention_x, "ay": attention_y, "fx": ffn_x, "fy": ffn_y, "c": channels_BSF}.items()
+        for name, t in {
+            "ax": attention_x,
+            "ay": attention_y,
+            "fx": ffn_x,
+            "fy": ffn_y,
+            "c": channels_BSF,
+            "h": before_BSF,
+            "y": layer_y,
+        }.items()
     }
     return {
+        "attention.inputs.xx": rows["ax"].T @ rows["ax"],
+        "attention.inputs.x": rows["ax"].sum(dim=0),
         "attention.products.xx": rows["ax"].T @ rows["ax"],
         "attention.products.xy": rows["ax"].T @ rows["ay"],
         "ffn.products.xx": rows["fx"].T @ rows["fx"],
         "ffn.products.xy": rows["fx"].T @ rows["fy"],
-        "ffn.activity.abs": rows["c"].abs().sum(dim=0),
+        "layer.channels.hh": rows["h"].T @ rows["h"],
+        "layer.channels.hy": rows["h"].T @ rows["y"],
         "ffn.gram.hh": rows["c"].T @ rows["c"],
     }
 
 
 def test_they_are_the_sums_of_the_definition(case) -> None:
     expected = written_out(case)
-    assert case.sums.tensors.keys() == expected.keys()
-    for name, given in case.sums.tensors.items():
+    sums, _ = gather(case.layer, case.hidden_BSD, case.context, ALL)
+    assert sums.tensors.keys() == expected.keys()
+    for name, given in sums.tensors.items():
         assert given.dtype == torch.float32
         limit = 1e-5 * float(expected[name].abs().max())
         torch.testing.assert_close(given.double(), expected[name], rtol=1e-5, atol=limit)
-    assert case.sums.tokens == 4 * 32
+    assert sums.tokens == 4 * 32
 
 
 def test_the_output_is_that_of_the_layer(case) -> None:
@@ -65,18 +81,18 @@ def test_chunks_add_up(case) -> None:
     first, second = (gather(case.layer, half, context, ALL)[0] for half in case.hidden_BSD.split(2))
     joined = first + second
     assert joined.tokens == case.sums.tokens
-    for name, expected in case.sums.tensors.items():
-        limit = 1e-4 * float(expected.abs().max())
-        torch.testing.assert_close(joined.tensors[name], expected, rtol=1e-4, atol=limit)
+    for name, found in joined.tensors.items():
+        limit = 1e-4 * float(case.sums.tensors[name].abs().max())
+        torch.testing.assert_close(found, case.sums.tensors[name], rtol=1e-4, atol=limit)
 
 
 def test_only_what_is_asked_for_is_gathered(case) -> None:
-    sums, _ = gather(case.layer, case.hidden_BSD, case.context, [ChannelActivity()])
-    assert list(sums.tensors) == ["ffn.activity.abs"]
-    assert sums.of(ChannelActivity())["abs"].equal(case.sums.of(ChannelActivity())["abs"])
+    sums, _ = gather(case.layer, case.hidden_BSD, case.context, [ChannelGram()])
+    assert list(sums.tensors) == ["ffn.gram.hh"]
+    assert sums.of(ChannelGram())["hh"].equal(case.sums.of(ChannelGram())["hh"])
     with pytest.raises(ValueError, match=r"there are no sums `attention.products`; run calibrate with them."):
         sums.of(PRODUCTS["attention"])
-    with pytest.raises(ValueError, match=r"Only one of the two has the sums `attention.products.xx`"):
+    with pytest.raises(ValueError, match=r"Only one of the two has the sums `attention.inputs.x`"):
         sums + case.sums
 
 
@@ -84,8 +100,9 @@ def test_a_layers_variants_name_what_they_need(llama) -> None:
     def names(*labels: str) -> list[str]:
         return [each.name for each in statistics_of([parse_variant(label) for label in labels], llama.parent.shape, 1)]
 
-    assert names("attention:kv_heads=1", "attention:window=8", "ffn:no_op") == []
-    assert names("ffn:width=16", "ffn:width=8") == ["ffn.activity", "ffn.gram"]
+    assert names("attention:window=8", "ffn:no_op") == []
+    assert names("attention:kv_heads=1", "attention:window=8") == ["attention.inputs", "attention.kv_heads=1"]
+    assert names("ffn:width=16", "ffn:width=8") == ["ffn.gram"]
     assert names("ffn:linear", "attention:linear") == ["attention.products", "ffn.products"]
 
 
