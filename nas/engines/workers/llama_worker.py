@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from inlay.nas.engines.workers.answering import Missing, Refused, answer_requests, clock_of
+    from inlay.nas.engines.workers.answering import InTurns, Missing, Refused, answer_requests
 else:
-    from answering import Missing, Refused, answer_requests, clock_of
+    from answering import InTurns, Missing, Refused, answer_requests
 
 Row = tuple[int, int, int, bool]  # token, position, sequence, whether its logits are wanted
 
@@ -101,13 +101,27 @@ class Model:
         self._context.close()
         self._model.close()
 
-    def restart(self) -> None:
-        """Forgets what was read."""
+    @property
+    def token(self) -> int:
+        """The one that the first sequence chose last."""
+        return self.tokens[0]
+
+    def read(self, ids: Sequence[int], clock: Callable[[], int]) -> int:
+        """Reads the same ids in every sequence from its beginning; nanoseconds taken."""
+        self._restart()
+        return self._read_on(ids, clock)
+
+    def extend(self, ids: Sequence[int]) -> None:
+        """Reads on up to the end of the ids."""
+        if more := ids[self.seen :]:
+            self._read_on(more, time.perf_counter_ns)
+
+    def _restart(self) -> None:
         self._context.kv_cache_clear(True)
         self.seen = 0
 
-    def read(self, ids: Sequence[int], clock: Callable[[], int]) -> int:
-        """Reads the same further ids in every sequence and keeps the greedy next tokens; nanoseconds taken."""
+    def _read_on(self, ids: Sequence[int], clock: Callable[[], int]) -> int:
+        """Reads the same further ids in every sequence and keeps the greedy next tokens."""
         last = len(ids) - 1
         rows = [(ids[i], self.seen + i, s, i == last) for s in range(self.sequences) for i in range(len(ids))]
         size = self._context.n_batch
@@ -140,7 +154,7 @@ class Model:
         """[tokens, vocabulary] of one sequence from its beginning, float32."""
         import numpy
 
-        self.restart()
+        self._restart()
         size = self._context.n_batch
         found = []
         for start in range(0, len(ids), size):
@@ -159,12 +173,12 @@ class Model:
         self._context.synchronize()
 
 
-class Worker:
+class Worker(InTurns):
     """Does what requests say."""
 
     def __init__(self) -> None:
         self._said: list[tuple[int, str]] = []
-        self._models: dict[str, Model] = {}
+        super().__init__()
         try:
             self.binding = Cyllama(lambda level, text: self._said.append((level, text)))
         except ImportError as error:
@@ -194,68 +208,21 @@ class Worker:
     def do_open(self, request: dict[str, Any]) -> dict[str, Any]:
         """Loads files for contexts of so many `tokens` in each of the `sequences`; their sizes by name."""
         for name, path in request["models"].items():
-            self._models[name] = Model(self, path, request)
-        return {name: self._models[name].sizes for name in request["models"]}
+            self.running[name] = Model(self, path, request)
+        return {name: self.running[name].sizes for name in request["models"]}
 
     def do_close(self, request: dict[str, Any]) -> dict[str, Any]:
         """Lets models go."""
         for name in request["models"]:
-            self._models.pop(name).close()
+            self.running.pop(name).close()
         return {}
-
-    def do_prefill(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Nanoseconds that each model takes for the prompt, in turns."""
-        clock = clock_of(request["clock"])
-        spent = []
-        for model in self._named(request):
-            model.restart()
-            spent.append(model.read(request["ids"], clock))
-        return {"ns": spent}
-
-    def do_extend(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Reads on in each model up to the end of the ids."""
-        for model in self._named(request):
-            more = request["ids"][model.seen :]
-            if more:
-                model.read(more, time.perf_counter_ns)
-        return {}
-
-    def do_steps(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Nanoseconds that each model takes for so many tokens, in turns at every one."""
-        clock = clock_of(request["clock"])
-        models = self._named(request)
-        spent = [0] * len(models)
-        for _ in range(request["count"]):
-            for number, model in enumerate(models):
-                spent[number] += model.step(clock)
-        return {"ns": spent}
 
     def do_logits(self, request: dict[str, Any]) -> dict[str, Any]:
         """Writes the logits of a sequence as `.npy`."""
         import numpy
 
-        numpy.save(request["output"], self._models[request["model"]].logits(request["ids"]))
+        numpy.save(request["output"], self.running[request["model"]].logits(request["ids"]))
         return {}
-
-    def do_generate(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Goes on from what was read, greedily and in turns: up to `count` tokens of each model, until one of `stops`.
-
-        In the order of the models: `ids`, whether a stop is next, and the nanoseconds of one step for each of the ids.
-        """
-        clock = clock_of(request["clock"])
-        stops = set(request["stops"])
-        models = self._named(request)
-        found: list[list[int]] = [[] for _ in models]
-        spent = [0] * len(models)
-        for _ in range(request["count"]):
-            for number, model in enumerate(models):
-                if model.tokens[0] not in stops:
-                    found[number].append(model.tokens[0])
-                    spent[number] += model.step(clock)
-        return {"ids": found, "stopped": [model.tokens[0] in stops for model in models], "ns": spent}
-
-    def _named(self, request: dict[str, Any]) -> list[Model]:
-        return [self._models[name] for name in request["models"]]
 
 
 if __name__ == "__main__":

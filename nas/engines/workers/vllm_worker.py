@@ -10,13 +10,14 @@ from __future__ import annotations
 import gc
 import itertools
 import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from inlay.nas.engines.workers.answering import Missing, Refused, answer_requests, clock_of
+    from inlay.nas.engines.workers.answering import InTurns, Missing, Refused, answer_requests
 else:
-    from answering import Missing, Refused, answer_requests, clock_of
+    from answering import InTurns, Missing, Refused, answer_requests
 
 PROMPT_TOKENS_A_STEP = 8192
 """Prompt tokens that are read in one step; more are read in several, as vLLM does."""
@@ -118,6 +119,11 @@ class Model:
         self.seen += 1
         return clock() - begun
 
+    def extend(self, ids: Sequence[int]) -> None:
+        """Starts anew behind these ids, where it has not come so far."""
+        if self.seen < len(ids):
+            self.read(ids, time.perf_counter_ns)
+
     @property
     def token(self) -> int:
         """The last one of the only sequence."""
@@ -125,11 +131,11 @@ class Model:
         return token
 
 
-class Worker:
+class Worker(InTurns):
     """Does what requests say."""
 
     def __init__(self) -> None:
-        self._models: dict[str, Model] = {}
+        super().__init__()
         try:
             import torch
             import vllm
@@ -159,61 +165,19 @@ class Worker:
     def do_open(self, request: dict[str, Any]) -> dict[str, Any]:
         """Loads models for so many `tokens` in each of the `sequences`; their caches' sizes by name."""
         for name, told in request["models"].items():
-            self._models[name] = Model(told, request)
-        return {name: self._models[name].sizes() for name in request["models"]}
+            self.running[name] = Model(told, request)
+        return {name: self.running[name].sizes() for name in request["models"]}
 
     def do_close(self, request: dict[str, Any]) -> dict[str, Any]:
         """Lets models go."""
         for name in request["models"]:
-            self._models.pop(name).close()
+            self.running.pop(name).close()
         gc.collect()
         if self.type == "cuda":
             import torch
 
             torch.cuda.empty_cache()
         return {}
-
-    def do_prefill(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Nanoseconds that each model takes for the prompt, in turns."""
-        clock = clock_of(request["clock"])
-        return {"ns": [model.read(request["ids"], clock) for model in self._named(request)]}
-
-    def do_extend(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Starts each model anew behind these ids, where it has not come so far."""
-        for model in self._named(request):
-            if model.seen < len(request["ids"]):
-                model.read(request["ids"], clock_of("wall"))
-        return {}
-
-    def do_steps(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Nanoseconds that each model takes for so many tokens, in turns at every one."""
-        clock = clock_of(request["clock"])
-        models = self._named(request)
-        spent = [0] * len(models)
-        for _ in range(request["count"]):
-            for number, model in enumerate(models):
-                spent[number] += model.step(clock)
-        return {"ns": spent}
-
-    def do_generate(self, request: dict[str, Any]) -> dict[str, Any]:
-        """Goes on from what was read, greedily and in turns: up to `count` tokens of each model, until one of `stops`.
-
-        In the order of the models: `ids`, whether a stop is next, and the nanoseconds of one step for each of the ids.
-        """
-        clock = clock_of(request["clock"])
-        stops = set(request["stops"])
-        models = self._named(request)
-        found: list[list[int]] = [[] for _ in models]
-        spent = [0] * len(models)
-        for _ in range(request["count"]):
-            for number, model in enumerate(models):
-                if model.token not in stops:
-                    found[number].append(model.token)
-                    spent[number] += model.step(clock)
-        return {"ids": found, "stopped": [model.token in stops for model in models], "ns": spent}
-
-    def _named(self, request: dict[str, Any]) -> list[Model]:
-        return [self._models[name] for name in request["models"]]
 
 
 def _reason(error: BaseException) -> str:
