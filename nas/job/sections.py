@@ -9,31 +9,74 @@ import warnings
 from collections.abc import Iterable
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
 
 from inlay.nas.formats import FORMATS
 from inlay.nas.job.fields import Bytes, Count, Number, Seconds, Section
 from inlay.nas.problems import did_you_mean
 
 LARGEST_COUNT = 10**15
+DIGEST = r"^[0-9a-f]{64}$"
 SCENARIO_NAME = r"^[A-Za-z][A-Za-z0-9_-]{0,63}$"
+
+
+class Source(Section):
+    """One source of a text."""
+
+    path: str = Field(
+        min_length=1, description="A file (.txt, .jsonl, .parquet, .arrow), a folder of them, or inlay:pystdlib/train."
+    )
+    weight: Number = Field(default=1.0, ge=0, description="Its tokens among all, in proportion to the others' weights.")
+    field: str | None = Field(default=None, min_length=1, description="The field of its records; default: the text's.")
+    digest: str | None = Field(
+        default=None, pattern=DIGEST, description="sha256 that it must have, as sources.json of a workspace has it."
+    )
+
+
+def _as_sources(value: object) -> object:
+    if isinstance(value, str):
+        return ({"path": value},)
+    if not isinstance(value, list | tuple):
+        raise ValueError("is neither a path nor a list of {path, weight}")
+    return tuple({"path": item} if isinstance(item, str) else item for item in value)
+
+
+def _weighted(sources: tuple[Source, ...]) -> tuple[Source, ...]:
+    if not sum(source.weight for source in sources):
+        raise ValueError("has weights that sum to nothing; give at least one source a weight above 0")
+    return sources
+
+
+def _as_written(sources: tuple[Source, ...]) -> object:
+    """A path where nothing else is said."""
+    if sources == (Source(path=sources[0].path),):
+        return sources[0].path
+    return [source.model_dump(mode="json") for source in sources]
+
+
+Sources = Annotated[
+    tuple[Source, ...], BeforeValidator(_as_sources), AfterValidator(_weighted), PlainSerializer(_as_written)
+]
+"""A path, or a list of sources with weights."""
 
 
 class DistillText(Section):
     """The text that variants and the child are trained on."""
 
-    path: str = Field(min_length=1, description="Text to train on (.txt, .jsonl), or inlay:pystdlib/train.")
+    path: Sources = Field(min_length=1, description="Text to train on, or a list of {path, weight}: docs/text.md.")
     sequence_length: Count = Field(default=256, ge=8, le=2**20, description="Tokens in a sequence of it.")
     separator: str = Field(
         default="<|endoftext|>", min_length=1, description="A line that is only this ends a document (.txt)."
     )
-    field: str = Field(default="text", min_length=1, description="The field that holds the text (.jsonl).")
+    field: str | None = Field(
+        default=None, min_length=1, description="The field that holds a record's text; default: text, else messages."
+    )
 
 
 class ValidateText(Section):
     """The text that judges: three quarters of its documents score and rank, one quarter is kept for the report."""
 
-    path: str = Field(min_length=1, description="Text to judge on (.txt, .jsonl), or inlay:pystdlib/held_out.")
+    path: Sources = Field(min_length=1, description="Text to judge on, or a list of {path, weight}: docs/text.md.")
     tokens: Count = Field(default=64_000, ge=8, le=LARGEST_COUNT, description="Tokens of it to use at most.")
     sequence_length: Count | None = Field(
         default=None,
@@ -44,7 +87,16 @@ class ValidateText(Section):
     separator: str = Field(
         default="<|endoftext|>", min_length=1, description="A line that is only this ends a document (.txt)."
     )
-    field: str = Field(default="text", min_length=1, description="The field that holds the text (.jsonl).")
+    field: str | None = Field(
+        default=None, min_length=1, description="The field that holds a record's text; default: text, else messages."
+    )
+
+
+def sources_by_field(text: DistillText | ValidateText, part: str) -> dict[str, Source]:
+    """The sources that are read, by the path of the job's field that names each; `part` is `distill` or `validate`."""
+    if len(text.path) == 1:
+        return {f"data.{part}.path": text.path[0]}
+    return {f"data.{part}.path[{place}].path": source for place, source in enumerate(text.path) if source.weight}
 
 
 with warnings.catch_warnings():

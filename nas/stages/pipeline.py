@@ -67,6 +67,7 @@ class Pipeline:
             STAGES, stage_seconds(self.job, self.parent), of_this_device=self.job.hardware.device == "cpu"
         )
         texts = store_texts(packed, self.place)
+        self._tell_sources(packed)
         self.record.tracked.texts(texts)
         self.place.write_json("texts.json", {name: asdict(getattr(texts, name)) for name in TEXTS})
         tables_costs = self._costs()
@@ -87,6 +88,20 @@ class Pipeline:
     def stage(self, name: str) -> Any:
         """Times a stage and collects what its pieces report."""
         return self.record.stage(name, self.search)
+
+    def _tell_sources(self, packed: Packed) -> None:
+        """What is to be known of the texts, and of those that changed since the workspace's last run."""
+        for note in packed.notes:
+            self.search.reporter.message(note)
+        before = self.place.find_json("sources.json") or {}
+        for field, source in packed.sources.items():
+            known = before.get(field, source)
+            if known["path"] == source["path"] and known["digest"] != source["digest"]:
+                self.search.reporter.warning(
+                    f"{field}: {source['path']} changed since the last run here; what was trained and scored on it is "
+                    "done again (a `digest` beside the path refuses a changed text)"
+                )
+        self.place.write_json("sources.json", packed.sources)
 
     def _tokens(self) -> dict[str, int]:
         return {s.name: s.batch_size * s.generate for s in self.job.hardware.scenarios}
