@@ -128,10 +128,10 @@ def _pack(
     if stream.ended is None or len(opened) == 1:
         return ids, ""
     first = opened[stream.ended]
+    told = f"{first.told.path} ends after {stream.taken[stream.ended]:,} tokens, and the whole text with it"
     return ids, (
-        f"{first.field}: {first.told.path} ends after {stream.taken[stream.ended]:,} tokens, and the whole text with it "
-        f"after {ids.size:,} of {tokens:,}, since the weights would not hold without it; give more of it, or lower its "
-        "weight"
+        f"{first.field}: {told}, after {ids.size:,} of {tokens:,}, since the weights would not hold without it; give "
+        "more of it, or lower its weight"
     )
 
 
