@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,8 @@ class SourceRead:
             found.append(f"{self.empty:,} of {self.documents + self.empty:,} documents are empty and left out")
         if self.longer:
             longer = "1 is" if self.longer == 1 else f"{self.longer:,} are"
-            found.append(f"of {self.read:,} documents read {longer} longer than a sequence of {length:,} tokens")
+            text = f"of {self.read:,} documents read {longer} longer than a sequence of {length:,} tokens"
+            found.append(f"{text} and continued in the next")
         return found
 
 
@@ -97,6 +98,17 @@ def mixed(opened: Sequence[OpenedSource], orders: Sequence[NDArray[np.int64]], t
     """
     streams = [_stream(one, order, tokenizer, length) for one, order in zip(opened, orders, strict=True)]
     return Mix(streams, [one.weight for one in opened])
+
+
+def changed_sources(before: Mapping[str, Mapping[str, Any]], now: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """A sentence for each source that holds another text than in the last run, by what both read."""
+    for field, source in now.items():
+        known = before.get(field, source)
+        if known["path"] == source["path"] and known["digest"] != source["digest"]:
+            yield (
+                f"{field}: {source['path']} changed since the last run here, and what was trained or judged on it "
+                "is done again; to have that refused, write its `digest` beside the path"
+            )
 
 
 def _corpus(job: Job, text: DistillText | ValidateText, source: Source, tokenizer: Any) -> Corpus | HeldCorpus:

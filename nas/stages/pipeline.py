@@ -13,6 +13,7 @@ from inlay.nas.job import Job
 from inlay.nas.loop.baselines import BASELINES
 from inlay.nas.loop.search import Search
 from inlay.nas.loop.solving import Tables, solve_pool
+from inlay.nas.loop.sources import changed_sources
 from inlay.nas.loop.texts import Packed, store_texts
 from inlay.nas.loop.true_kl import true_scores, true_scores_of_models
 from inlay.nas.pieces.assembled import TrainedModel
@@ -93,14 +94,8 @@ class Pipeline:
         """What is to be known of the texts, and of those that changed since the workspace's last run."""
         for note in packed.notes:
             self.search.reporter.message(note)
-        before = self.place.find_json("sources.json") or {}
-        for field, source in packed.sources.items():
-            known = before.get(field, source)
-            if known["path"] == source["path"] and known["digest"] != source["digest"]:
-                self.search.reporter.warning(
-                    f"{field}: {source['path']} changed since the last run here; what was trained and scored on it is "
-                    "done again (a `digest` beside the path refuses a changed text)"
-                )
+        for warning in changed_sources(self.place.find_json("sources.json") or {}, packed.sources):
+            self.search.reporter.warning(warning)
         self.place.write_json("sources.json", packed.sources)
 
     def _tokens(self) -> dict[str, int]:
