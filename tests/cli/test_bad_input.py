@@ -131,8 +131,8 @@ def test_text(inlay: Inlay, write_job: WriteJob, content: bytes, words: str) -> 
 SOURCES = [
     ([{"path": "train.txt", "weight": -1}], "data.distill.path[0].weight: -1 is out of range; it must be at least 0"),
     ([{"path": "train.txt", "weight": 0}],
-     "data.distill.path: [{'path': 'train.txt', 'weight': 0}] has weights that sum to nothing; give at least one source "
-     "a weight above 0"),
+     "data.distill.path: [{'path': 'train.txt', 'weight': 0}] has weights that sum to nothing; give at least one "
+     "source a weight above 0"),
     ([], "data.distill.path: [] is empty; give at least 1"),
     (3, "data.distill.path: 3 is neither a path nor a list of {path, weight}"),
     ([{"path": "train.txt", "digest": "abc"}],
