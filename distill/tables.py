@@ -81,8 +81,9 @@ class _Parquet:
         self._starts = [0, *accumulate(meta.row_group(group).num_rows for group in range(meta.num_row_groups))]
 
     def batches(self, column: str) -> Iterator[list[Any]]:
-        for batch in self._file.iter_batches(_ROWS_A_BATCH, columns=[column]):
-            yield batch.column(0).to_pylist()
+        for group in range(self._file.metadata.num_row_groups):
+            for batch in self._file.iter_batches(_ROWS_A_BATCH, columns=[column], row_groups=[group]):
+                yield batch.column(0).to_pylist()
 
     def rows(self, column: str, wanted: Sequence[int]) -> Iterator[Any]:
         """The values of ascending rows; a row group is decoded once."""

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from inlay.distill.corpus import Corpus, HeldCorpus, Index
 from inlay.distill.records import Records, in_template
 from inlay.distill.text import Mix, token_lists
+from inlay.nas.embedded.corpus import Split
 from inlay.nas.embedded.corpus import documents as embedded_documents
 from inlay.nas.errors import UserError
 from inlay.nas.job import DistillText, Job, Source, ValidateText, sources_by_field
@@ -106,14 +107,15 @@ def changed_sources(before: Mapping[str, Mapping[str, Any]], now: Mapping[str, M
         known = before.get(field, source)
         if known["path"] == source["path"] and known["digest"] != source["digest"]:
             yield (
-                f"{field}: {source['path']} changed since the last run here, and what was trained or judged on it "
-                "is done again; to have that refused, write its `digest` beside the path"
+                f"{field}: {source['path']} changed since the last run here; what was trained or judged on other "
+                "documents than are drawn from it now is done again (to have that refused, write its `digest` beside "
+                "the path)"
             )
 
 
 def _corpus(job: Job, text: DistillText | ValidateText, source: Source, tokenizer: Any) -> Corpus | HeldCorpus:
     if source.path.startswith(EMBEDDED):
-        split = "train" if source.path.endswith("/train") else "held_out"
+        split: Split = "train" if source.path.endswith("/train") else "held_out"
         return HeldCorpus(embedded_documents(split))
     records = Records(source.field or text.field, in_template(tokenizer))
     return Corpus(Path(job.resolve(source.path)), text.separator, records)

@@ -167,8 +167,8 @@ def test_a_changed_source_is_another_text_and_is_told(make: Make, folder: Path) 
     assert not same(first, second, {"distill"})
     assert same(first, second, {"score", "report"})
     assert list(changed_sources(first.sources, second.sources)) == [
-        "data.distill.path[1].path: chats.jsonl changed since the last run here, and what was trained or judged on it "
-        "is done again; to have that refused, write its `digest` beside the path"
+        "data.distill.path[1].path: chats.jsonl changed since the last run here; what was trained or judged on other "
+        "documents than are drawn from it now is done again (to have that refused, write its `digest` beside the path)"
     ]
 
 
