@@ -246,7 +246,7 @@ def _texts(data: Data, scenarios: Sequence[Scenario], parent: _Described | None,
                 counts.append([_count_tokens(corpus.texts(index, each), _tokenizer(parent), length) for each in parts])
             except (ValueError, OSError) as error:
                 yield Problem(field, " ".join(str(error).split()))
-        if len(counts) < len(sources):
+        if not counts or len(counts) < len(sources):
             continue
         if (least := min(map(sum, zip(*counts, strict=False)))) < length:
             cut = "a part of the validation text (it is cut by documents, 3 to 1)" if part == "validate" else "the text"

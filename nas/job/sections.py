@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, model_validator
 
 from inlay.nas.formats import FORMATS
 from inlay.nas.job.fields import Bytes, Count, Number, Seconds, Section
-from inlay.nas.problems import did_you_mean
+from inlay.nas.problems import FieldProblems, did_you_mean
 
 LARGEST_COUNT = 10**15
 DIGEST = r"^[0-9a-f]{64}$"
@@ -34,6 +34,8 @@ class Source(Section):
 
 
 def _as_sources(value: object) -> object:
+    if value is None:
+        return ()
     if isinstance(value, str):
         return ({"path": value},)
     if not isinstance(value, list | tuple):
@@ -42,16 +44,16 @@ def _as_sources(value: object) -> object:
 
 
 def _weighted(sources: tuple[Source, ...]) -> tuple[Source, ...]:
-    if not sum(source.weight for source in sources):
+    if sources and not sum(source.weight for source in sources):
         raise ValueError("has weights that sum to nothing; give at least one source a weight above 0")
     return sources
 
 
 def _as_written(sources: tuple[Source, ...]) -> object:
     """A path where nothing else is said."""
-    if sources == (Source(path=sources[0].path),):
+    if len(sources) == 1 and sources[0] == Source(path=sources[0].path):
         return sources[0].path
-    return [source.model_dump(mode="json") for source in sources]
+    return [source.model_dump(mode="json") for source in sources] or None
 
 
 Sources = Annotated[
@@ -60,10 +62,30 @@ Sources = Annotated[
 """A path, or a list of sources with weights."""
 
 
-class DistillText(Section):
+class _Text(Section):
+    """A text is read from somewhere, or written by the parent."""
+
+    @model_validator(mode="after")
+    def _one_text(self) -> Self:
+        path, sample = (getattr(self, name) for name in ("path", "sample"))
+        if not path and sample is None:
+            raise FieldProblems([(".path", "is missing; name a text, or give `sample` for one that the parent writes")])
+        if path and sample is not None:
+            raise FieldProblems([(".sample", "there is a path too; leave out one of them")])
+        return self
+
+
+class DistillText(_Text):
     """The text that variants and the child are trained on."""
 
-    path: Sources = Field(min_length=1, description="Text to train on, or a list of {path, weight}: docs/text.md.")
+    path: Sources = Field(default=(), description="Text to train on, or a list of {path, weight}: docs/text.md.")
+    sample: Count | None = Field(
+        default=None,
+        ge=8,
+        le=LARGEST_COUNT,
+        description="Where there is no text: so many tokens that the parent writes.",
+    )
+    temperature: Number = Field(default=1.0, gt=0, le=10, description="At which it writes them.")
     sequence_length: Count = Field(default=256, ge=8, le=2**20, description="Tokens in a sequence of it.")
     separator: str = Field(
         default="<|endoftext|>", min_length=1, description="A line that is only this ends a document (.txt)."
@@ -73,10 +95,17 @@ class DistillText(Section):
     )
 
 
-class ValidateText(Section):
+class ValidateText(_Text):
     """The text that judges: three quarters of its documents score and rank, one quarter is kept for the report."""
 
-    path: Sources = Field(min_length=1, description="Text to judge on, or a list of {path, weight}: docs/text.md.")
+    path: Sources = Field(default=(), description="Text to judge on, or a list of {path, weight}: docs/text.md.")
+    sample: Count | None = Field(
+        default=None,
+        ge=8,
+        le=LARGEST_COUNT,
+        description="Where there is no text: so many tokens that the parent writes.",
+    )
+    temperature: Number = Field(default=1.0, gt=0, le=10, description="At which it writes them.")
     tokens: Count = Field(default=64_000, ge=8, le=LARGEST_COUNT, description="Tokens of it to use at most.")
     sequence_length: Count | None = Field(
         default=None,

@@ -8,7 +8,7 @@ validation text that nothing else sees. Sequences that score and report are as l
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,8 @@ from inlay.nas.workspace import Workspace
 HELD_OUT_TOKENS = 2048
 """Tokens that judge a whole model in training, where these are no more than a sixteenth of what it trains on."""
 
+_NOTHING: NDArray[np.int32] = np.zeros((0, 0), np.int32)
+
 
 @dataclass(frozen=True)
 class Packed:
@@ -45,8 +47,10 @@ class Packed:
     notes: list[str]
 
 
-def pack_texts(job: Job, tokenizer: Any) -> Packed:
+def pack_texts(job: Job, tokenizer: Any, written: Mapping[str, NDArray[np.int32]] | None = None) -> Packed:
     """Reads, splits, tokenises and packs the job's texts; writes nothing.
+
+    `written` holds, by the part of `data`, the sequences that the parent wrote where the job names no text.
 
     Raises:
         UserError: a text is missing, not UTF-8, or shorter than one sequence, named by its field.
@@ -57,25 +61,34 @@ def pack_texts(job: Job, tokenizer: Any) -> Packed:
     whole = max(1, job.recover.tokens // length)
     batch = job.recover.batch_size
     judging = held_out_batches(job, job.recover.tokens)
+    written = written or {}
     held = open_sources(job, "validate", tokenizer)
     parts = [_split(one) for one in held]
     tokens = job.data.validate.tokens
     drawn = open_sources(job, "distill", tokenizer)
     seed = piece_seed(job.seed, "documents")
     orders = [one.index.shuffled(seed) for one in drawn]
-    wanted = (max(local, whole) + judging * batch) * length
-    packed, note = _pack("distill", drawn, orders, tokenizer, length, wanted)
+    wanted = max(local, whole) + judging * batch
+    packed, note = written.get("distill", _NOTHING)[:wanted], ""
+    if drawn:
+        packed, note = _pack("distill", drawn, orders, tokenizer, length, wanted * length)
     # The last ones: neither the variants nor whole models train on them.
     held_out = min(judging, max(1, len(packed) // batch // 16)) * batch
     if len(packed) <= local_held_out + held_out:
+        field = "data.distill.path" if drawn else "data.distill.sample"
         raise UserError(
-            f"data.distill.path: the text gives {len(packed)} sequences of {length} tokens; {local_held_out} and "
-            f"{held_out} are held out and at least one is trained on, so give more text, a smaller "
-            "data.distill.sequence_length, or a smaller distill.batch_size and recover.batch_size"
+            f"{field}: the text gives {len(packed)} sequences of {length} tokens; {local_held_out} and {held_out} are "
+            "held out and at least one is trained on, so give more text, a smaller data.distill.sequence_length, or a "
+            "smaller distill.batch_size and recover.batch_size"
         )
     train = packed[:-held_out]
-    score, _ = _pack("validate", held, [score for score, _ in parts], tokenizer, judged, tokens * 3 // 4)
-    report, _ = _pack("validate", held, [report for _, report in parts], tokenizer, judged, tokens // 4)
+    if held:
+        score, _ = _pack("validate", held, [score for score, _ in parts], tokenizer, judged, tokens * 3 // 4)
+        report, _ = _pack("validate", held, [report for _, report in parts], tokenizer, judged, tokens // 4)
+    else:
+        reports = np.arange(len(written["validate"])) % 4 == 3
+        score = written["validate"][~reports][: -(-tokens * 3 // 4 // judged)]
+        report = written["validate"][reports][: -(-tokens // 4 // judged)]
     ids = {
         "distill": train[:local],
         "recover": train[:whole],

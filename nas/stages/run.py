@@ -144,7 +144,8 @@ def _run(
     with unpacked(source, unpacked_place(job, place)) as parent:
         parent.check_finite()
         place.check_parent(parent.digest, job.parent)
-        packed = pack_texts(job, parent.tokenizer())
+        samples = any(text.sample is not None for text in (job.data.distill, job.data.validate))
+        packed = None if samples else pack_texts(job, parent.tokenizer())
     settings = cluster_settings(job, place)
     share = partial(_blames, "cluster", "ask for less per worker")
     ranks = partial(_blames, "recover.workers", "lower it, or name a larger cluster in cluster.address")

@@ -133,7 +133,7 @@ SOURCES = [
     ([{"path": "train.txt", "weight": 0}],
      "data.distill.path: [{'path': 'train.txt', 'weight': 0}] has weights that sum to nothing; give at least one "
      "source a weight above 0"),
-    ([], "data.distill.path: [] is empty; give at least 1"),
+    ([], "data.distill.path: is missing; name a text, or give `sample` for one that the parent writes"),
     (3, "data.distill.path: 3 is neither a path nor a list of {path, weight}"),
     ([{"path": "train.txt", "digest": "abc"}],
      "data.distill.path[0].digest: 'abc' does not have the right form; write the 64 digits of a sha256, 0-9 and a-f"),
@@ -147,6 +147,13 @@ SOURCES = [
     ("blank.jsonl", "blank.jsonl: no text in it"),
     ("chats.jsonl", "chats.jsonl, the line at byte 0: a conversation, and the parent's tokenizer has no chat template"),
 ]  # fmt: skip
+
+
+def test_a_text_is_read_or_written(refusal: Callable[..., str], write_job: WriteJob) -> None:
+    said = refusal("validate", write_job({"data.distill.sample": "2M"}))
+    assert "data.distill.sample: there is a path too; leave out one of them" in said
+    said = refusal("validate", write_job({"data.distill": {"sample": 0, "sequence_length": 16}}))
+    assert "data.distill.sample: 0 is out of range; it must be at least 8" in said
 
 
 @pytest.mark.parametrize(("path", "words"), SOURCES, ids=[words[:50] for _, words in SOURCES])

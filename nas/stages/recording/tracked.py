@@ -63,7 +63,7 @@ class TrackedSearch:
             text = self.job.data.distill if name in ("distill", "recover", "held_out") else self.job.data.validate
             paths = ", ".join(self.job.resolve(source.path) for source in text.path if source.weight)
             profile = {"sequences": ids.shape[0], "sequence_length": ids.shape[1]}
-            self.tracker.dataset(name, ids.digest, profile, paths)
+            self.tracker.dataset(name, ids.digest, profile, paths or "written by the parent")
 
     def stage(self, entry: Mapping[str, Any]) -> None:
         """What a stage took, and its own figures; `entry` as in run.json."""
