@@ -13,10 +13,13 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
+import numpy as np
 import torch
 from machine import footer
 
-from inlay.distill.text import pack, read_documents
+from inlay.distill.corpus import Corpus
+from inlay.distill.records import Records, contents
+from inlay.distill.text import pack, token_lists
 from inlay.kernels import update_mse
 from inlay.nas.families import open_parent
 from inlay.nas.modeling import Ends, build_layer, make_context
@@ -37,9 +40,11 @@ def main() -> None:
     torch.set_num_threads(1)
     parent = open_parent(Path(os.environ["INLAY_PARENTS"]) / options.parent)
     (text,) = sorted(Path(os.environ["INLAY_TEXT"]).glob("*.txt"))
-    ids = torch.from_numpy(
-        pack(read_documents(text), parent.tokenizer(), LENGTH, tokens=options.tokens + 2 * BATCH * LENGTH)
-    )
+    corpus = Corpus(text, "<|endoftext|>", Records(None, contents))
+    index = corpus.index()
+    documents = corpus.texts(index, np.arange(len(index.places_N4)))
+    tokens = options.tokens + 2 * BATCH * LENGTH
+    ids = torch.from_numpy(pack(token_lists(documents, parent.tokenizer()), LENGTH, tokens=tokens))
     ids = ids.long()[: len(ids) // BATCH * BATCH].reshape(-1, BATCH, LENGTH)
     hidden = list(Ends(parent.config, parent.ends_state(), torch.float32).embed(ids))
     shape = parent.shape

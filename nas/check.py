@@ -9,12 +9,15 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from inlay.distill.text import read_documents, split_documents
+import numpy as np
+
+from inlay.distill.corpus import SUFFIXES, Corpus
+from inlay.distill.records import NO_TEMPLATE, Message, Records, contents
 from inlay.nas.embedded import embedded_parent
 from inlay.nas.engines.fitting import budget_problems, hardware_problems, shape_problems
 from inlay.nas.engines.registry import format_of, storage_of
@@ -29,7 +32,7 @@ from inlay.nas.families import (
     open_source,
 )
 from inlay.nas.families.gguf import is_gguf
-from inlay.nas.job import Data, Job, JobError, Problem, Scenario
+from inlay.nas.job import Data, Job, JobError, Problem, Scenario, sources_by_field
 from inlay.nas.job.budget import PEAK
 from inlay.nas.job.judged import JUDGED_FIELD
 from inlay.nas.job.locations import EMBEDDED, is_hub_id, resolve
@@ -41,6 +44,9 @@ from inlay.nas.tables.problem import UNKNOWN_PEAK, compute_bytes
 from inlay.nas.variants import space_problems, unseen_problems
 
 _TOKENIZER = "tokenizer.json"
+_LOOKED_AT_BYTES = 1 << 26
+"""Of each file of a text; a run reads all of it before it trains anything."""
+_KNOWN = f"a {', '.join(SUFFIXES)} file or a folder of them"
 _FIELD = re.compile(r"`?([a-z_]+(?:\.[a-z_]+|\[\d+\])*)`?: (.+)", re.DOTALL)
 
 
@@ -221,26 +227,48 @@ def _costs(sections: Mapping[str, Any], parent: _Described | None, folder: Path)
 def _texts(data: Data, scenarios: Sequence[Scenario], parent: _Described | None, folder: Path) -> Iterator[Problem]:
     lengths_asked = {"distill": data.distill.sequence_length, "validate": data.judged_length(scenarios)}
     for part, length in lengths_asked.items():
-        source, field = getattr(data, part), f"data.{part}.path"
-        if source.path.startswith(EMBEDDED):
+        text = getattr(data, part)
+        sources = sources_by_field(text, part)
+        counts: list[list[int]] = []
+        for field, source in sources.items():
+            if source.path.startswith(EMBEDDED):
+                counts.append([length])
+                continue
+            path = Path(resolve(source.path, folder))
+            if not path.exists():
+                yield Problem(field, f"there is no file {path}; name {_KNOWN}, relative to the job file")
+                continue
+            records = Records(source.field or text.field, contents if _has_template(parent) else _refused)
+            try:
+                corpus = Corpus(path, text.separator, records)
+                index = corpus.index(at_most_bytes=_LOOKED_AT_BYTES)
+                parts = index.split() if part == "validate" else (np.arange(len(index.places_N4)),)
+                counts.append([_count_tokens(corpus.texts(index, each), _tokenizer(parent), length) for each in parts])
+            except (ValueError, OSError) as error:
+                yield Problem(field, " ".join(str(error).split()))
+        if not counts or len(counts) < len(sources):
             continue
-        path = Path(resolve(source.path, folder))
-        if not path.exists():
-            yield Problem(field, f"there is no file {path}; name a .txt or .jsonl file, relative to the job file")
-            continue
-        try:
-            documents = read_documents(path, source.separator, source.field)
-            parts = split_documents(documents) if part == "validate" else (documents,)
-        except (ValueError, OSError) as error:
-            yield Problem(field, " ".join(str(error).split()))
-            continue
-        tokenizer = _tokenizer(parent)
-        lengths = [_count_tokens(each, tokenizer, length) for each in parts]
-        if min(lengths) < length:
+        if (least := min(map(sum, zip(*counts, strict=False)))) < length:
             cut = "a part of the validation text (it is cut by documents, 3 to 1)" if part == "validate" else "the text"
-            text = f"{show(source.path)}: {cut} has {min(lengths)} tokens, less than one sequence of {length}"
+            told = f"{', '.join(show(source.path) for source in sources.values())}: {cut} has {least} tokens"
             lower = "validate" if length > data.distill.sequence_length else "distill"
-            yield Problem(field, f"{text}; give more text, or lower data.{lower}.sequence_length")
+            way_out = f"give more text, or lower data.{lower}.sequence_length"
+            yield Problem(f"data.{part}.path", f"{told}, less than one sequence of {length}; {way_out}")
+
+
+def _has_template(parent: _Described | None) -> bool:
+    """Whether conversations have a chat template, as far as a look at the parent's folder tells."""
+    if parent is None or parent.tokenizer is not None or not parent.tokenizer_file.is_file():
+        return True
+    folder = parent.tokenizer_file.parent
+    if any((folder / name).exists() for name in ("chat_template.jinja", "additional_chat_templates")):
+        return True
+    settings = folder / "tokenizer_config.json"
+    return settings.is_file() and "chat_template" in json.loads(settings.read_text(encoding="utf-8"))
+
+
+def _refused(messages: Sequence[Message]) -> str:
+    raise ValueError(NO_TEMPLATE)
 
 
 def _tokenizer(parent: _Described | None) -> Any | None:
@@ -254,7 +282,7 @@ def _tokenizer(parent: _Described | None) -> Any | None:
     return Tokenizer.from_file(str(parent.tokenizer_file))
 
 
-def _count_tokens(documents: list[str], tokenizer: Any | None, enough: int) -> int:
+def _count_tokens(documents: Iterable[str], tokenizer: Any | None, enough: int) -> int:
     """Tokens of the documents, counted until there are `enough`; without a tokenizer as many as bytes could give."""
     total = 0
     for document in documents:

@@ -123,7 +123,8 @@ def run(values: dict[str, Any]) -> None:
 
 def named_paths(job: Job) -> list[str]:
     """Return the local paths that a job reads."""
-    named = [job.parent, job.data.distill.path, job.data.validate.path, job.hardware.costs]
+    texts = [source.path for text in (job.data.distill, job.data.validate) for source in text.path if source.weight]
+    named = [job.parent, *texts, job.hardware.costs]
     paths = [job.resolve(path) for path in named if path is not None]
     return [path for path in paths if Path(path).is_absolute()]
 

@@ -5,6 +5,7 @@
     tables/*.parquet      scores, costs, pool
     solutions/*.json      answers of the solver; solution.json is the chosen one
     library.json          digests of the trained variants by layer; texts.json those of the packed texts
+    sources.json          digest, documents and tokens of each source of text
     evaluation.json       child, parent and baselines side by side
     run.json              stages with time and memory, the MLflow run, what the last run was
     child/                the exported child

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 TOKENIZER_FILES: Final = (
     "added_tokens.json",
+    "chat_template.jinja",
     "merges.txt",
     "special_tokens_map.json",
     "tokenizer.json",

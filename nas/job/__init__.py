@@ -12,8 +12,10 @@ from inlay.nas.job.sections import (
     Scenario,
     Score,
     Solve,
+    Source,
     Tracking,
     ValidateText,
+    sources_by_field,
 )
 from inlay.nas.job.space import Alternative, Space
 from inlay.nas.problems import Problem
@@ -35,8 +37,10 @@ __all__ = [
     "Scenario",
     "Score",
     "Solve",
+    "Source",
     "Space",
     "Tracking",
     "ValidateText",
     "parse_limit",
+    "sources_by_field",
 ]

@@ -9,13 +9,12 @@ from typing import Any
 
 from inlay.cluster.urls import has_password
 from inlay.nas.job.locations import EMBEDDED, is_hub_id, resolve
+from inlay.nas.job.sections import sources_by_field
 from inlay.nas.problems import Problem, did_you_mean, plain_key, show
 
 _STORE_KEYS = "the store's own variables, such as AWS_SECRET_ACCESS_KEY"
 _URLS = {
     "parent": _STORE_KEYS,
-    "data.distill.path": _STORE_KEYS,
-    "data.validate.path": _STORE_KEYS,
     "hardware.costs": _STORE_KEYS,
     "tracking.uri": "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_URI",
     "cluster.address": "RAY_AUTH_TOKEN_PATH",
@@ -46,6 +45,9 @@ def cross_problems(sections: Mapping[str, Any], folder: Path) -> list[Problem]:
 def _passwords(sections: Mapping[str, Any]) -> list[Problem]:
     """URLs with a password: a job is kept with its results and shown in MLflow."""
     found = []
+    if "data" in sections:
+        sources = _sources(sections["data"])
+        found += [Problem(field, _password(_STORE_KEYS)) for field, path in sources if has_password(path)]
     for field, way_out in _URLS.items():
         value: Any = sections
         for name in field.split("."):
@@ -53,9 +55,18 @@ def _passwords(sections: Mapping[str, Any]) -> list[Problem]:
             if value is None:
                 break
         if isinstance(value, str) and has_password(value):
-            text = f"has a password in it, which would be kept with the results; leave it out and set {way_out}"
-            found.append(Problem(field, text))
+            found.append(Problem(field, _password(way_out)))
     return found
+
+
+def _password(way_out: str) -> str:
+    return f"has a password in it, which would be kept with the results; leave it out and set {way_out}"
+
+
+def _sources(data: Any) -> list[tuple[str, str]]:
+    """Field and path of every source."""
+    named = {**sources_by_field(data.distill, "distill"), **sources_by_field(data.validate, "validate")}
+    return [(field, source.path) for field, source in named.items()]
 
 
 def _parent(parent: str, revision: str | None, folder: Path) -> list[Problem]:
@@ -71,13 +82,15 @@ def _parent(parent: str, revision: str | None, folder: Path) -> list[Problem]:
 
 def _texts(data: Any, folder: Path) -> list[Problem]:
     found = [
-        Problem(f"data.{part}.path", f"{show(path)} does not ship with inlay; write {' or '.join(EMBEDDED_TEXTS)}")
-        for part, path in (("distill", data.distill.path), ("validate", data.validate.path))
+        Problem(field, f"{show(path)} does not ship with inlay; write {' or '.join(EMBEDDED_TEXTS)}")
+        for field, path in _sources(data)
         if path.startswith(EMBEDDED) and path not in EMBEDDED_TEXTS
     ]
-    if resolve(data.distill.path, folder) == resolve(data.validate.path, folder):
-        text = f"{show(data.validate.path)} is the text that is trained on; name another, else quality looks better"
-        found.append(Problem("data.validate.path", f"{text} than it is"))
+    trained = {resolve(source.path, folder) for source in sources_by_field(data.distill, "distill").values()}
+    for field, source in sources_by_field(data.validate, "validate").items():
+        if resolve(source.path, folder) in trained:
+            text = f"{show(source.path)} is the text that is trained on; name another, else quality looks better"
+            found.append(Problem(field, f"{text} than it is"))
     return found
 
 

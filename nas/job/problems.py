@@ -105,6 +105,7 @@ def _sentence(detail: ErrorDetails, value: str) -> str:
 
 _FORMS = {
     r"^[A-Za-z][A-Za-z0-9_-]{0,63}$": "write a name of letters, digits, _ and -, at most 64, a letter first",
+    r"^[0-9a-f]{64}$": "write the 64 digits of a sha256, 0-9 and a-f",
     r"^(cpu|cuda|cuda:\d{1,3})$": "write cpu, cuda or cuda:0",
 }
 _BOUNDS = {

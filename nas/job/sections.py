@@ -7,25 +7,94 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, model_validator
 
 from inlay.nas.formats import FORMATS
 from inlay.nas.job.fields import Bytes, Count, Number, Seconds, Section
-from inlay.nas.problems import did_you_mean
+from inlay.nas.problems import FieldProblems, did_you_mean
 
 LARGEST_COUNT = 10**15
 LONGEST_PATH = 4_096
+LONGEST_NAME = 200
+DIGEST = r"^[0-9a-f]{64}$"
 SCENARIO_NAME = r"^[A-Za-z][A-Za-z0-9_-]{0,63}$"
 
 
-class DistillText(Section):
-    """The text that variants and the child are trained on."""
+class Source(Section):
+    """One source of a text."""
 
     path: str = Field(
-        min_length=1, max_length=LONGEST_PATH, description="Text to train on (.txt, .jsonl), or inlay:pystdlib/train."
+        min_length=1,
+        max_length=LONGEST_PATH,
+        description="A file (.txt, .jsonl, .parquet, .arrow), a folder of them, or inlay:pystdlib/train.",
     )
+    weight: Number = Field(default=1.0, ge=0, description="Its tokens among all, in proportion to the others' weights.")
+    field: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=LONGEST_NAME,
+        description="The field of its records; default: as the text says.",
+    )
+    digest: str | None = Field(
+        default=None, pattern=DIGEST, description="sha256 that it must have, as sources.json of a workspace has it."
+    )
+
+
+def _as_sources(value: object) -> object:
+    if value is None:
+        return ()
+    if isinstance(value, str):
+        return ({"path": value},)
+    if not isinstance(value, list | tuple):
+        raise ValueError("is neither a path nor a list of {path, weight}")
+    return tuple({"path": item} if isinstance(item, str) else item for item in value)
+
+
+def _weighted(sources: tuple[Source, ...]) -> tuple[Source, ...]:
+    if sources and not sum(source.weight for source in sources):
+        raise ValueError("has weights that sum to nothing; give at least one source a weight above 0")
+    return sources
+
+
+def _as_written(sources: tuple[Source, ...]) -> object:
+    """A path where nothing else is said."""
+    if len(sources) == 1 and sources[0] == Source(path=sources[0].path):
+        return sources[0].path
+    return [source.model_dump(mode="json") for source in sources] or None
+
+
+Sources = Annotated[
+    tuple[Source, ...], BeforeValidator(_as_sources), AfterValidator(_weighted), PlainSerializer(_as_written)
+]
+"""A path, or a list of sources with weights."""
+
+
+class _Text(Section):
+    """A text is read from somewhere, or written by the parent."""
+
+    @model_validator(mode="after")
+    def _one_text(self) -> Self:
+        path, sample = (getattr(self, name) for name in ("path", "sample"))
+        if not path and sample is None:
+            raise FieldProblems([(".path", "is missing; name a text, or give `sample` for one that the parent writes")])
+        if path and sample is not None:
+            raise FieldProblems([(".sample", "there is a path too; leave out one of them")])
+        return self
+
+
+class DistillText(_Text):
+    """The text that variants and the child are trained on."""
+
+    path: Sources = Field(default=(), description="Text to train on, or a list of {path, weight}: docs/text.md.")
+    sample: Count | None = Field(
+        default=None,
+        ge=8,
+        le=LARGEST_COUNT,
+        description="Where there is no text: so many tokens that the parent writes.",
+    )
+    temperature: Number = Field(default=1.0, gt=0, le=10, description="At which it writes them.")
     sequence_length: Count = Field(default=256, ge=8, le=2**20, description="Tokens in a sequence of it.")
     separator: str = Field(
         default="<|endoftext|>",
@@ -33,19 +102,25 @@ class DistillText(Section):
         max_length=1_000,
         description="A line that is only this ends a document (.txt).",
     )
-    field: str = Field(
-        default="text", min_length=1, max_length=200, description="The field that holds the text (.jsonl)."
+    field: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=LONGEST_NAME,
+        description="The field that holds a record's text; default: text, else messages.",
     )
 
 
-class ValidateText(Section):
+class ValidateText(_Text):
     """The text that judges: three quarters of its documents score and rank, one quarter is kept for the report."""
 
-    path: str = Field(
-        min_length=1,
-        max_length=LONGEST_PATH,
-        description="Text to judge on (.txt, .jsonl), or inlay:pystdlib/held_out.",
+    path: Sources = Field(default=(), description="Text to judge on, or a list of {path, weight}: docs/text.md.")
+    sample: Count | None = Field(
+        default=None,
+        ge=8,
+        le=LARGEST_COUNT,
+        description="Where there is no text: so many tokens that the parent writes.",
     )
+    temperature: Number = Field(default=1.0, gt=0, le=10, description="At which it writes them.")
     tokens: Count = Field(default=64_000, ge=8, le=LARGEST_COUNT, description="Tokens of it to use at most.")
     sequence_length: Count | None = Field(
         default=None,
@@ -59,9 +134,19 @@ class ValidateText(Section):
         max_length=1_000,
         description="A line that is only this ends a document (.txt).",
     )
-    field: str = Field(
-        default="text", min_length=1, max_length=200, description="The field that holds the text (.jsonl)."
+    field: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=LONGEST_NAME,
+        description="The field that holds a record's text; default: text, else messages.",
     )
+
+
+def sources_by_field(text: DistillText | ValidateText, part: str) -> dict[str, Source]:
+    """The sources that are read, by the path of the job's field that names each; `part` is `distill` or `validate`."""
+    if len(text.path) == 1:
+        return {f"data.{part}.path": text.path[0]}
+    return {f"data.{part}.path[{place}].path": source for place, source in enumerate(text.path) if source.weight}
 
 
 with warnings.catch_warnings():

@@ -8,7 +8,8 @@ validation text that nothing else sees. Sequences that score and report are as l
 from __future__ import annotations
 
 import io
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,22 +18,39 @@ from numpy.typing import NDArray
 from inlay.cluster.pieces import piece_seed
 from inlay.cluster.store import Store
 from inlay.distill.settings import LocalSettings
-from inlay.distill.text import pack, read_documents, shuffled_documents, split_documents
-from inlay.nas.embedded.corpus import documents as embedded_documents
+from inlay.distill.text import pack
 from inlay.nas.errors import UserError
 from inlay.nas.job import Job
 from inlay.nas.job.judged import judged_length
+from inlay.nas.loop.sources import OpenedSource, mixed, open_sources
 from inlay.nas.pieces.texts import Ids, Texts
 from inlay.nas.workspace import Workspace
 
 HELD_OUT_TOKENS = 2048
 """Tokens that judge a whole model in training, where these are no more than a sixteenth of what it trains on."""
 
-Packed = dict[str, NDArray[np.int32]]
+_NOTHING: NDArray[np.int32] = np.zeros((0, 0), np.int32)
 
 
-def pack_texts(job: Job, tokenizer: Any) -> Packed:
+@dataclass(frozen=True)
+class Packed:
+    """The texts of a search in memory.
+
+    Args:
+        ids: packed ids [N, S] by name, one for each of `TEXTS`.
+        sources: what was found and read of each source, by its field in the job; JSON-able.
+        notes: what the user should know of the text, a sentence each.
+    """
+
+    ids: dict[str, NDArray[np.int32]]
+    sources: dict[str, dict[str, Any]]
+    notes: list[str]
+
+
+def pack_texts(job: Job, tokenizer: Any, written: Mapping[str, NDArray[np.int32]] | None = None) -> Packed:
     """Reads, splits, tokenises and packs the job's texts; writes nothing.
+
+    `written` holds, by the part of `data`, the sequences that the parent wrote where the job names no text.
 
     Raises:
         UserError: a text is missing, not UTF-8, or shorter than one sequence, named by its field.
@@ -43,37 +61,50 @@ def pack_texts(job: Job, tokenizer: Any) -> Packed:
     whole = max(1, job.recover.tokens // length)
     batch = job.recover.batch_size
     judging = held_out_batches(job, job.recover.tokens)
-    held = documents_of(job, "validate")
-    if len(held) < 2:
-        raise UserError(
-            f"data.validate.path: {job.data.validate.path} has {len(held)} document; the score and the report need "
-            f"at least 2, separated by lines that are only {job.data.validate.separator}"
-        )
-    score, report = split_documents(held)
+    written = written or {}
+    held = open_sources(job, "validate", tokenizer)
+    parts = [_split(one) for one in held]
     tokens = job.data.validate.tokens
-    drawn = shuffled_documents(documents_of(job, "distill"), piece_seed(job.seed, "documents"))
-    packed = _pack("data.distill", drawn, tokenizer, length, (max(local, whole) + judging * batch) * length)
+    drawn = open_sources(job, "distill", tokenizer)
+    seed = piece_seed(job.seed, "documents")
+    orders = [one.index.shuffled(seed) for one in drawn]
+    wanted = max(local, whole) + judging * batch
+    packed, note = written.get("distill", _NOTHING)[:wanted], ""
+    if drawn:
+        packed, note = _pack("distill", drawn, orders, tokenizer, length, wanted * length)
     # The last ones: neither the variants nor whole models train on them.
     held_out = min(judging, max(1, len(packed) // batch // 16)) * batch
     if len(packed) <= local_held_out + held_out:
+        field = "data.distill.path" if drawn else "data.distill.sample"
         raise UserError(
-            f"data.distill.path: the text gives {len(packed)} sequences of {length} tokens; {local_held_out} and "
-            f"{held_out} are held out and at least one is trained on, so give more text, a smaller "
-            "data.distill.sequence_length, or a smaller distill.batch_size and recover.batch_size"
+            f"{field}: the text gives {len(packed)} sequences of {length} tokens; {local_held_out} and {held_out} are "
+            "held out and at least one is trained on, so give more text, a smaller data.distill.sequence_length, or a "
+            "smaller distill.batch_size and recover.batch_size"
         )
     train = packed[:-held_out]
-    return {
+    if held:
+        score, _ = _pack("validate", held, [score for score, _ in parts], tokenizer, judged, tokens * 3 // 4)
+        report, _ = _pack("validate", held, [report for _, report in parts], tokenizer, judged, tokens // 4)
+    else:
+        reports = np.arange(len(written["validate"])) % 4 == 3
+        score = written["validate"][~reports][: -(-tokens * 3 // 4 // judged)]
+        report = written["validate"][reports][: -(-tokens // 4 // judged)]
+    ids = {
         "distill": train[:local],
         "recover": train[:whole],
         "held_out": packed[-held_out:],
-        "score": _pack("data.validate", score, tokenizer, judged, tokens * 3 // 4),
-        "report": _pack("data.validate", report, tokenizer, judged, tokens // 4),
+        "score": score,
+        "report": report,
     }
+    told = [f"{one.field}: {'; '.join(found)}" for one in drawn if (found := one.told.told(length))]
+    told += [f"{one.field}: {'; '.join(found)}" for one in held if (found := one.told.told(judged))]
+    sources = {one.field: one.told.to_dict() for one in (*drawn, *held)}
+    return Packed(ids, sources, told + ([note] if note else []))
 
 
 def store_texts(packed: Packed, workspace: Workspace) -> Texts:
     """Puts packed texts into the store."""
-    return Texts(**{name: _put(workspace.store, ids) for name, ids in packed.items()})
+    return Texts(**{name: _put(workspace.store, ids) for name, ids in packed.ids.items()})
 
 
 def held_out_batches(job: Job, tokens: int) -> int:
@@ -86,22 +117,35 @@ def held_out_batches(job: Job, tokens: int) -> int:
     return max(1, min(steps // 16, max(steps // 128, -(-HELD_OUT_TOKENS // batch_tokens))))
 
 
-def documents_of(job: Job, field: str) -> list[str]:
-    """The documents of `data.<field>`; UserError with the field when they cannot be read."""
-    source = getattr(job.data, field)
-    if source.path.startswith("inlay:"):
-        return embedded_documents(source.path.rsplit("/", 1)[1])
+def _split(one: OpenedSource) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     try:
-        return read_documents(Path(job.resolve(source.path)), separator=source.separator, field=source.field)
-    except (ValueError, OSError) as error:
-        raise UserError(f"data.{field}.path: {error}") from error
-
-
-def _pack(field: str, documents: list[str], tokenizer: Any, length: int, tokens: int) -> NDArray[np.int32]:
-    try:
-        return pack(documents, tokenizer, length, tokens=max(tokens, length))
+        return one.index.split()
     except ValueError as error:
-        raise UserError(f"{field}.path: {error} ({field}.sequence_length)") from error
+        raise UserError(f"{one.field}: {one.told.path}: {error}") from error
+
+
+def _pack(
+    part: str,
+    opened: Sequence[OpenedSource],
+    orders: Sequence[NDArray[np.int64]],
+    tokenizer: Any,
+    length: int,
+    tokens: int,
+) -> tuple[NDArray[np.int32], str]:
+    """The packed ids, and a sentence where the text ends before so many tokens."""
+    stream = mixed(opened, orders, tokenizer, length)
+    try:
+        ids = pack(stream, length, tokens=max(tokens, length))
+    except ValueError as error:
+        raise UserError(f"data.{part}.path: {error} (data.{part}.sequence_length)") from error
+    if stream.ended is None or len(opened) == 1:
+        return ids, ""
+    first = opened[stream.ended]
+    told = f"{first.told.path} ends after {stream.taken[stream.ended]:,} tokens, and the whole text with it"
+    return ids, (
+        f"{first.field}: {told}, after {ids.size:,} of {tokens:,}, since the weights would not hold without it; give "
+        "more of it, or lower its weight"
+    )
 
 
 def _put(store: Store, ids: NDArray[np.int32]) -> Ids:

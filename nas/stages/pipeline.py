@@ -11,9 +11,11 @@ from inlay.nas.export.hf import write_model_folder
 from inlay.nas.families import Parent
 from inlay.nas.job import Job
 from inlay.nas.loop.baselines import BASELINES
+from inlay.nas.loop.sampling import sampled
 from inlay.nas.loop.search import Search
 from inlay.nas.loop.solving import Tables, solve_pool
-from inlay.nas.loop.texts import Packed, store_texts
+from inlay.nas.loop.sources import changed_sources
+from inlay.nas.loop.texts import Packed, pack_texts, store_texts
 from inlay.nas.loop.true_kl import true_scores, true_scores_of_models
 from inlay.nas.pieces.assembled import TrainedModel
 from inlay.nas.pieces.texts import TEXTS, Texts
@@ -61,12 +63,16 @@ class Pipeline:
     ) -> None:
         self.record.end(value)
 
-    def run(self, packed: Packed) -> tuple[dict[str, Any], dict[str, Any]]:
-        """All stages; evaluation.json's and run.json's contents."""
+    def run(self, packed: Packed | None) -> tuple[dict[str, Any], dict[str, Any]]:
+        """All stages; evaluation.json's and run.json's contents. Without a text the parent writes it first."""
         self.search.reporter.search_started(
             STAGES, stage_seconds(self.job, self.parent), of_this_device=self.job.hardware.device == "cpu"
         )
+        if packed is None:
+            tokenizer = self.parent.tokenizer()
+            packed = pack_texts(self.job, tokenizer, sampled(self.search, tokenizer))
         texts = store_texts(packed, self.place)
+        self._tell_sources(packed)
         self.record.tracked.texts(texts)
         self.place.write_json("texts.json", {name: asdict(getattr(texts, name)) for name in TEXTS})
         tables_costs = self._costs()
@@ -87,6 +93,14 @@ class Pipeline:
     def stage(self, name: str) -> Any:
         """Times a stage and collects what its pieces report."""
         return self.record.stage(name, self.search)
+
+    def _tell_sources(self, packed: Packed) -> None:
+        """What is to be known of the texts, and of those that changed since the workspace's last run."""
+        for note in packed.notes:
+            self.search.reporter.message(note)
+        for warning in changed_sources(self.place.find_json("sources.json") or {}, packed.sources):
+            self.search.reporter.warning(warning)
+        self.place.write_json("sources.json", packed.sources)
 
     def _tokens(self) -> dict[str, int]:
         return {s.name: s.batch_size * s.generate for s in self.job.hardware.scenarios}

@@ -20,7 +20,7 @@ from inlay.nas.embedded import embedded_parent
 from inlay.nas.engines.fitting import check_installed
 from inlay.nas.errors import InlayError, UserError
 from inlay.nas.families import GgufFile, Parent, open_parent, open_source, unpacked
-from inlay.nas.job import Job
+from inlay.nas.job import Job, sources_by_field
 from inlay.nas.report.progress import Reporter
 from inlay.nas.workspace import Workspace
 from inlay.version import __version__
@@ -113,13 +113,18 @@ def fingerprint_of(job: Job, parent: Parent | GgufFile) -> str:
     for free in ("cluster", "tracking"):
         values.pop(free)
     texts = []
-    for source in (job.data.distill, job.data.validate):
-        path = job.resolve(source.path)
-        texts.append(_stamp(path))
+    for part in ("distill", "validate"):
+        for source in sources_by_field(getattr(job.data, part), part).values():
+            texts += _stamps(job.resolve(source.path))
     if job.hardware.costs is not None:
         texts.append(_stamp(job.resolve(job.hardware.costs)))
     told = [values, parent.fingerprint, texts, __version__]
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def _stamps(path: str) -> list[list[object]]:
+    """The stamps of a source's files: a folder's own do not change with what its files hold."""
+    return [_stamp(path), *(_stamp(str(file)) for file in sorted(Path(path).glob("*") if Path(path).is_dir() else ()))]
 
 
 def _stamp(path: str) -> list[object]:
@@ -151,7 +156,8 @@ def _run(
     with unpacked(source, unpacked_place(job, place)) as parent:
         parent.check_finite()
         place.check_parent(parent.digest, job.parent)
-        packed = pack_texts(job, parent.tokenizer())
+        samples = any(text.sample is not None for text in (job.data.distill, job.data.validate))
+        packed = None if samples else pack_texts(job, parent.tokenizer())
     settings = replace(cluster_settings(job, place), address=address)
     share = partial(_blames, "cluster", "ask for less per worker")
     ranks = partial(_blames, "recover.workers", "lower it, or name a larger cluster in cluster.address")

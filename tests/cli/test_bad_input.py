@@ -8,8 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
 import torch
+from pyarrow import parquet
 from safetensors.torch import load_file, save_file
 
 from inlay.cluster.lock import locked
@@ -124,6 +126,47 @@ def test_text(inlay: Inlay, write_job: WriteJob, content: bytes, words: str) -> 
     done = inlay("validate", job)
     refused(done, "data.distill.path: ")
     assert words in done.stderr
+
+
+SOURCES = [
+    ([{"path": "train.txt", "weight": -1}], "data.distill.path[0].weight: -1 is out of range; it must be at least 0"),
+    ([{"path": "train.txt", "weight": 0}],
+     "data.distill.path: [{'path': 'train.txt', 'weight': 0}] has weights that sum to nothing; give at least one "
+     "source a weight above 0"),
+    ([], "data.distill.path: is missing; name a text, or give `sample` for one that the parent writes"),
+    (3, "data.distill.path: 3 is neither a path nor a list of {path, weight}"),
+    ([{"path": "train.txt", "digest": "abc"}],
+     "data.distill.path[0].digest: 'abc' does not have the right form; write the 64 digits of a sha256, 0-9 and a-f"),
+    (["train.txt", "held_out.txt"], "data.validate.path: 'held_out.txt' is the text that is trained on; name another"),
+    (["train.txt", "nowhere.jsonl"], "data.distill.path[1].path: there is no file "),
+    ("bad.jsonl", "bad.jsonl, line 2: not JSON (Expecting value); one object a line is wanted"),
+    ([{"path": "bad.jsonl", "field": "body"}],
+     "bad.jsonl, line 1: no field `body`; there are `text`; name one in `field`"),
+    ("numbers.parquet", "numbers.parquet: no field `text` or `messages`; there are `number`; name one in `field`"),
+    ("cut.parquet", "cut.parquet: ends early or is no Parquet file ("),
+    ("blank.jsonl", "blank.jsonl: no text in it"),
+    ("chats.jsonl", "chats.jsonl, the line at byte 0: a conversation, and the parent's tokenizer has no chat template"),
+]  # fmt: skip
+
+
+def test_a_text_is_read_or_written(refusal: Callable[..., str], write_job: WriteJob) -> None:
+    said = refusal("validate", write_job({"data.distill.sample": "2M"}))
+    assert "data.distill.sample: there is a path too; leave out one of them" in said
+    said = refusal("validate", write_job({"data.distill": {"sample": 0, "sequence_length": 16}}))
+    assert "data.distill.sample: 0 is out of range; it must be at least 8" in said
+
+
+@pytest.mark.parametrize(("path", "words"), SOURCES, ids=[words[:50] for _, words in SOURCES])
+def test_sources_of_a_text(refusal: Callable[..., str], write_job: WriteJob, path: Any, words: str) -> None:
+    job = write_job({"data.distill.path": path})
+    (job.parent / "bad.jsonl").write_text('{"text": "good"}\n{"text": \n')
+    (job.parent / "blank.jsonl").write_text('{"text": " "}\n')
+    (job.parent / "chats.jsonl").write_text('{"messages": [{"role": "user", "content": "' + "hello " * 30 + '"}]}\n')
+    parquet.write_table(pyarrow.table({"number": list(range(50))}), job.parent / "numbers.parquet")
+    (job.parent / "cut.parquet").write_bytes((job.parent / "numbers.parquet").read_bytes()[:-40])
+    said = refusal("validate", job)
+    assert words in said
+    assert said.count("\n") == 1
 
 
 def test_text_shorter_than_a_sequence(inlay: Inlay, write_job: WriteJob) -> None:

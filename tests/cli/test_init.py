@@ -52,7 +52,7 @@ def test_it_fits_the_parent(tmp_path: Path, tiny_parent: Callable[..., Path], mo
     assert main(["init", "--parent", str(parent), "--text", "text.txt", "jobs/a.yaml"]) == 0
     job = Job.load("jobs/a.yaml")
     assert Path(job.resolve(job.parent)).resolve() == parent.resolve()
-    assert job.resolve(job.data.distill.path) == str(tmp_path / "jobs" / ".." / "text.txt")
+    assert job.resolve(job.data.distill.path[0].path) == str(tmp_path / "jobs" / ".." / "text.txt")
     assert job.space.attention == ({"kv_heads": 1}, {"window": 32}, "linear", "no_op")
     assert job.data.distill.sequence_length == 64
     assert job.hardware.scenarios[0].prefill == job.hardware.scenarios[0].generate == 32

@@ -1,9 +1,8 @@
-"""Text files to documents, documents to packed sequences, sequences to a training order."""
+"""Documents to packed sequences, sources to one text, sequences to a training order."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,8 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from inlay.distill.text import pack, read_documents, shuffled_documents, split_documents, training_order
+from inlay.distill.text import Mix, token_lists, training_order
+from inlay.distill.text import pack as pack_lists
 
 BOS = 1
 
@@ -33,46 +33,8 @@ def words(first: int, count: int) -> str:
     return " ".join(f"w{i}" for i in range(first, first + count))
 
 
-def test_a_separator_line_ends_a_document(tmp_path: Path) -> None:
-    file = tmp_path / "a.txt"
-    file.write_bytes("\ufeffone\ntwo <|endoftext|> still two\n<|endoftext|>\n\n<|endoftext|>\r\nthree".encode())
-    assert read_documents(file) == ["one\ntwo <|endoftext|> still two\n", "three"]
-    file.write_text("one\n---\ntwo\n---\n")
-    assert read_documents(file, separator="---") == ["one\n", "two\n"]
-
-
-def test_jsonl_has_a_document_a_line(tmp_path: Path) -> None:
-    file = tmp_path / "a.jsonl"
-    file.write_text("\n".join(json.dumps({"text": text, "body": "b"}) for text in ("one\n<|endoftext|>\n", "zwei ü")))
-    assert read_documents(file) == ["one\n<|endoftext|>\n", "zwei ü"]
-    assert read_documents(file, field="body") == ["b", "b"]
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        ("a.txt", b"good \xff bad", "not UTF-8 at byte offset 5"),
-        ("a.txt", b"  \n<|endoftext|>\n", "no text in it"),
-        ("a.csv", b"a", "not `.csv`"),
-        ("a.jsonl", b'{"text": "a"}\n{"text": ', "line 2: not JSON"),
-        ("a.jsonl", b'{"text": "a"}\n["a"]', "line 2: no text in field `text`"),
-        ("a.jsonl", b'{"body": "a"}', "line 1: no text in field `text`"),
-    ],
-)
-def test_bad_files_are_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
-    file = tmp_path / name
-    file.write_bytes(content)
-    with pytest.raises(ValueError, match=message) as caught:
-        read_documents(file)
-    assert str(file) in str(caught.value)
-
-
-def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no such file"):
-        read_documents(tmp_path / "none.txt")
-    (tmp_path / "folder.txt").mkdir()
-    with pytest.raises(ValueError, match="is a folder"):
-        read_documents(tmp_path / "folder.txt")
+def pack(documents: Sequence[str], tokenizer: Any, length: int, tokens: int | None = None) -> Any:
+    return pack_lists(token_lists(documents, tokenizer), length, tokens)
 
 
 def test_documents_are_packed_and_tails_open_the_next_sequence_after_bos() -> None:
@@ -120,34 +82,18 @@ def test_less_text_than_a_sequence_is_refused() -> None:
         pack([words(3, 3)], tokenizer(), 4, tokens=0)
 
 
-def test_every_fourth_document_is_kept_for_the_report() -> None:
-    documents = [f"d{i}" for i in range(10)]
-    score, report = split_documents(documents)
-    assert report == ["d3", "d7"]
-    assert sorted(score + report) == documents
-    assert split_documents(documents[:2]) == (["d0"], ["d1"])
-    with pytest.raises(ValueError, match=r"has 1 document\(s\)"):
-        split_documents(documents[:1])
-
-
-def test_the_first_tokens_of_shuffled_documents_stand_for_the_whole_text() -> None:
-    documents = [f"w{3 + i // 40}" for i in range(97 * 40)]  # like with like, as in a file that was sorted
-    shuffled = shuffled_documents(documents, seed=1)
-    assert sorted(shuffled) == sorted(documents)
-    assert shuffled == shuffled_documents(documents, seed=1) != shuffled_documents(documents, seed=2)
-    first = pack(shuffled, tokenizer(), 8, tokens=800)
-    assert first[first >= 3].mean() == pytest.approx(51, abs=5)
-
-
-def test_a_text_of_one_document_is_shuffled_in_parts_that_end_with_a_line() -> None:
-    lines = [f"line {number}\n" for number in range(60_000)]
-    parts = shuffled_documents(["".join(lines)], seed=0)
-    assert 5 < len(parts) < 20
-    assert max(map(len, parts)) <= 1 << 16
-    assert sorted(line for part in parts for line in part.splitlines(keepends=True)) == sorted(lines)
-    assert not parts[0].startswith("line 0\n")
-    endless = "x" * 200_000
-    assert "".join(shuffled_documents([endless], seed=0)) == endless
+def test_several_sources_give_tokens_by_their_weights_until_one_ends() -> None:
+    sources = [[[BOS, 10]] * 1000, [[BOS, 20, 21, 22]] * 1000, [[BOS, 30]] * 5]
+    mix = Mix(sources, [3.0, 1.0, 0.01])
+    lists = list(mix)
+    assert mix.ended == 0
+    assert mix.taken == [sum(len(ids) for ids in lists if ids[1] // 10 == place) for place in (1, 2, 3)]
+    assert mix.taken[0] == 2000
+    assert mix.taken[1] == pytest.approx(2000 / 3, abs=4)
+    for some in (20, 200, 900):  # from the start, and not only in the end
+        first = [len(ids) for ids in lists[:some] if ids[1] == 10]
+        assert sum(first) == pytest.approx(0.75 * sum(map(len, lists[:some])), abs=6)
+    assert list(Mix(sources, [3.0, 1.0, 0.01])) == lists
 
 
 def test_training_order_is_whole_shuffled_epochs() -> None:

@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel
 
 from inlay.nas.job import LIMIT_NAMES, Job
-from inlay.nas.job.sections import Scenario
+from inlay.nas.job.sections import Scenario, Source
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "job.md").read_text(encoding="utf-8").replace("\\|", "|")
 
@@ -27,7 +27,7 @@ def keys_of(model: type[BaseModel]) -> list[tuple[str, str]]:
 
 
 def test_every_key_is_there() -> None:
-    for key, meaning in [*keys_of(Job), *keys_of(Scenario)]:
+    for key, meaning in [*keys_of(Job), *keys_of(Scenario), *keys_of(Source)]:
         assert re.search(rf"^\| `{key}` \|.*\| {re.escape(meaning)} \|$", DOCUMENT, re.MULTILINE), key
 
 
@@ -40,4 +40,5 @@ def test_the_example_is_right() -> None:
     examples = re.findall(r"```yaml\n(.*?)```", DOCUMENT, re.DOTALL)
     values = yaml.safe_load(examples[0])
     Job.from_dict(values)
-    Job.from_dict(values | yaml.safe_load(examples[1]))
+    for example in examples[1:]:
+        Job.from_dict(values | yaml.safe_load(example))

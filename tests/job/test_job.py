@@ -48,7 +48,7 @@ def test_paths_start_at_the_job_file(values: dict[str, Any], tmp_path: Path, mon
     (folder / "a.yaml").write_text(yaml.safe_dump(values | {"cluster": {"scratch": "fast"}}))
     monkeypatch.chdir(tmp_path)
     job = Job.load("jobs/a.yaml")
-    assert job.resolve(job.data.distill.path) == str(folder / "stories.txt")
+    assert job.resolve(job.data.distill.path[0].path) == str(folder / "stories.txt")
     assert job.resolve(str(job.cluster.scratch)) == str(folder / "fast")
     assert job.resolve("inlay:pystdlib/train") == "inlay:pystdlib/train"
     assert job.resolve("s3://bucket/text.txt") == "s3://bucket/text.txt"

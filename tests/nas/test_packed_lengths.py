@@ -32,7 +32,7 @@ def job_of(folder: Path, parent: Path, validate: dict[str, Any]) -> Job:
 
 def test_lengths(tmp_path: Path, tiny_parent: Callable[..., Path]) -> None:
     parent = tiny_parent("llama")
-    packed = pack_texts(job_of(tmp_path, parent, {}), open_parent(parent).tokenizer())
+    packed = pack_texts(job_of(tmp_path, parent, {}), open_parent(parent).tokenizer()).ids
     assert {name: ids.shape[1] for name, ids in packed.items()} == {
         "distill": 16,
         "recover": 16,

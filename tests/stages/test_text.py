@@ -56,20 +56,20 @@ def job(tmp_path: Path) -> Callable[..., Job]:
 
 
 def test_training_reads_the_whole_file_and_the_same_text_for_the_same_job(job: Callable[..., Job]) -> None:
-    packed = pack_texts(job(12_800), tokenizer())
+    packed = pack_texts(job(12_800), tokenizer()).ids
     for name in ("distill", "recover"):
         places = np.unique(packed[name][packed[name] >= 3])
         assert 350 <= len(places) <= 450
         assert places.mean() == pytest.approx(DOCUMENTS / 2, rel=0.1)
         assert places.max() > 0.98 * DOCUMENTS
-    again, other = (pack_texts(job(12_800, seed=seed), tokenizer()) for seed in (0, 1))
+    again, other = (pack_texts(job(12_800, seed=seed), tokenizer()).ids for seed in (0, 1))
     assert all((packed[name] == again[name]).all() for name in packed)
     assert not np.array_equal(packed["recover"], other["recover"])
 
 
 @pytest.mark.parametrize("tokens", [12_800, 10**9])
 def test_what_judges_while_training_is_never_trained_on(job: Callable[..., Job], tokens: int) -> None:
-    packed = pack_texts(job(tokens, documents=400), tokenizer())
+    packed = pack_texts(job(tokens, documents=400), tokenizer()).ids
     judging = set(packed["held_out"].ravel().tolist()) - {1}
     assert len(packed["held_out"]) % 2 == 0
     assert 2 <= len(packed["held_out"]) <= 400 / 16

@@ -64,9 +64,10 @@ class TrackedSearch:
         """The datasets as inputs of the run."""
         for name in TEXTS:
             ids = getattr(texts, name)
-            source = self.job.data.distill if name in ("distill", "recover", "held_out") else self.job.data.validate
+            text = self.job.data.distill if name in ("distill", "recover", "held_out") else self.job.data.validate
+            paths = ", ".join(self.job.resolve(source.path) for source in text.path if source.weight)
             profile = {"sequences": ids.shape[0], "sequence_length": ids.shape[1]}
-            self.tracker.dataset(name, ids.digest, profile, self.job.resolve(source.path))
+            self.tracker.dataset(name, ids.digest, profile, paths or "written by the parent")
 
     def stage(self, entry: Mapping[str, Any]) -> None:
         """What a stage took, and its own figures; `entry` as in run.json."""
