@@ -35,7 +35,7 @@ class Source(Section):
         default=None,
         min_length=1,
         max_length=LONGEST_NAME,
-        description="The field of its records; default: as the text says.",
+        description="The field of its records; default: the text's.",
     )
     digest: str | None = Field(
         default=None, pattern=DIGEST, description="sha256 that it must have, as sources.json of a workspace has it."
