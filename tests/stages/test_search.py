@@ -165,10 +165,10 @@ def test_mlflow_shows_the_search(finished: Path) -> None:
         assert max(metric.step for metric in losses) == 7  # 8,000 tokens by 8 x 128
     for name in ("child", "uniform", "depth"):
         steps = [metric.step for metric in client.get_metric_history(run_id, f"recover.{name}.kl_nats")]
-        assert sorted(steps) == list(range(1, 16))  # 16,000 tokens by 8 x 128, no step told twice
+        assert sorted(steps) == list(range(1, 32))  # 16,000 tokens by 4 x 128, no step told twice
         told = client.get_metric_history(run_id, f"recover.{name}.tokens")
-        assert {metric.value / metric.step for metric in told} == {1024}
-        assert max(metric.step for metric in told) == 15
+        assert {metric.value / metric.step for metric in told} == {512}
+        assert max(metric.step for metric in told) == 31
         (ended,) = client.get_metric_history(run_id, "recover.seconds")
         assert min(metric.timestamp for metric in told) < ended.timestamp
     names = {item.path for item in client.list_artifacts(run_id)}
