@@ -69,7 +69,7 @@ class Probes:
     @property
     def left(self) -> int:
         """How many probes the job still allows."""
-        return self.pool.search.job.recover.probes - len(self.probed)
+        return self.pool.search.job.recover.probed - len(self.probed)
 
     @property
     def at_first(self) -> int:

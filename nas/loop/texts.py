@@ -28,6 +28,9 @@ from inlay.nas.workspace import Workspace
 HELD_OUT_TOKENS = 2048
 """Tokens that judge a whole model in training, where these are no more than a sixteenth of what it trains on."""
 
+UNTRAINED_TOKENS = 32_768
+"""Tokens from which statistics are gathered where no variant trains."""
+
 Packed = dict[str, NDArray[np.int32]]
 
 
@@ -38,10 +41,10 @@ def pack_texts(job: Job, tokenizer: Any) -> Packed:
         UserError: a text is missing, not UTF-8, or shorter than one sequence, named by its field.
     """
     length, judged = job.data.distill.sequence_length, judged_length(job)
-    local_held_out = LocalSettings.held_out * job.distill.batch_size
-    local = job.distill.tokens // length + local_held_out
+    local_held_out = LocalSettings.held_out * job.distill.batch_size if job.distill.tokens else 0
+    local = (job.distill.tokens or UNTRAINED_TOKENS) // length + local_held_out
     whole = max(1, job.recover.tokens // length)
-    batch = job.recover.batch_size
+    batch = job.recover.batch_size if job.recover.tokens else 1
     judging = held_out_batches(job, job.recover.tokens)
     held = documents_of(job, "validate")
     if len(held) < 2:
@@ -63,7 +66,7 @@ def pack_texts(job: Job, tokenizer: Any) -> Packed:
         )
     train = packed[:-held_out]
     return {
-        "distill": train[:local],
+        "distill": train[: max(1, local)],
         "recover": train[:whole],
         "held_out": packed[-held_out:],
         "score": _pack("data.validate", score, tokenizer, judged, tokens * 3 // 4),

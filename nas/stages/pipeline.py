@@ -10,7 +10,6 @@ from inlay.cluster.runtime import Cluster
 from inlay.nas.export.hf import write_model_folder
 from inlay.nas.families import Parent
 from inlay.nas.job import Job
-from inlay.nas.loop.baselines import BASELINES
 from inlay.nas.loop.search import Search
 from inlay.nas.loop.solving import Tables, solve_pool
 from inlay.nas.loop.texts import Packed, store_texts
@@ -138,7 +137,9 @@ class Pipeline:
             rows = loss_rows(records)
             self.record.table("losses", rows)
             lost = failures(records)
-            told.note = f"{len(rows) - len(lost)} variants" + (f", {len(lost)} failed" if lost else "")
+            told.note = (f"{len(rows) - len(lost)} variants" if rows else "nothing to train") + (
+                f", {len(lost)} failed" if lost else ""
+            )
             trained = sum(len(record.values["variants"]) for record in records)
             told.metrics["variant_tokens"] = trained * self.job.distill.tokens
         library = library_of(records)
@@ -168,7 +169,7 @@ class Pipeline:
 
     def _recover(self, texts: Texts, assembled: Assembled, tables: Tables) -> dict[str, TrainedModel]:
         with self.stage("recover") as told:
-            named = {name: assembled.baselines[name].architecture for name in BASELINES}
+            named = {name: baseline.architecture for name, baseline in assembled.baselines.items()}
             named = {"child": assembled.kept.architecture, **named}
             self.search.on_names({name: identify(blocks) for name, blocks in named.items()})
             recovered = recover(self.search, texts, assembled)
@@ -193,7 +194,7 @@ class Pipeline:
             ranked = true_scores_of_models(self.search, texts.score, models, "true KL on the score text")
             self.search.part(1.0, len(set(architectures.values())) * len(self.job.hardware.scenarios))
             rows = side_by_side(self.search, costs, after, dict(zip(names, before, strict=True)), parent, models)
-            allowed = ["child", *(name for name in BASELINES if not rows[name]["over_budget"])]
+            allowed = [name for name in names if name == "child" or not rows[name]["over_budget"]]
             # Ranked on the score text: the report text chooses nothing.
             winner = min(allowed, key=lambda name: (ranked[name].kl_nats, name != "child"))
             above = {name: ranked[name].above(ranked[winner]) for name in allowed if name != winner}
@@ -209,6 +210,6 @@ class Pipeline:
                 f"KL {rows[winner]['kl_nats']:.4f}, {1 / rows[winner]['runtime_ratio']:.2f}x as fast as the parent"
             )
             for name, difference in above.items():
-                if difference.within_noise and models[name].blob != models[winner].blob:
+                if difference.within_noise and models[name] != models[winner]:
                     told.note += f", not told apart from {name} by the score text"
         return evaluation

@@ -20,7 +20,8 @@ from inlay.nas.pieces.kept_times import kept_sets
 from inlay.nas.pieces.shards import shard_ranges
 from inlay.nas.pieces.subblock_times import SubblockBench
 from inlay.nas.quantities import show_bytes
-from inlay.nas.stages.estimate import MODELS, SLOTS, Space, judged_tokens, scored_blocks, stage_seconds
+from inlay.nas.report.sentences import counted
+from inlay.nas.stages.estimate import SLOTS, Space, judged_tokens, num_models, scored_blocks, stage_seconds
 from inlay.nas.stages.measure import CostRows
 from inlay.nas.stages.run import open_job_parent
 from inlay.nas.tables.idle_limits import idle_limits, parent_sizes
@@ -100,20 +101,20 @@ def _stages(job: Job, parent: Parent, space: Space, trained: int) -> list[dict[s
             "what": "the parent's hidden states, on scratch",
         },
         "distill": {
-            "pieces": shape.num_layers,
+            "pieces": shape.num_layers if trained else 0,
             "bytes": variant_bytes * shape.dtype_bytes,
-            "what": f"{trained} variants, {job.distill.tokens:,} tokens each",
+            "what": f"{trained} variants, {job.distill.tokens:,} tokens each" if trained else "nothing to train",
         },
         "score": {
             "pieces": shape.num_layers,
             "what": f"{scored_blocks(job, space)} blocks on {_sequences(job, score_tokens)}",
         },
         "assemble": {
-            "what": f"a pool of {job.solve.pool}, true KL, true times, baselines, {job.recover.probes} probes",
+            "what": f"a pool of {job.solve.pool}, true KL, true times, baselines, {job.recover.probed} probes",
         },
         "recover": {
-            "pieces": MODELS,
-            "what": f"child and two baselines where they differ, {job.recover.tokens:,} tokens each",
+            "pieces": num_models(job) if job.recover.tokens else 0,
+            "what": _recovered(job),
         },
         "evaluate": {"what": f"{_sequences(job, report_tokens)} that nothing has seen, and times"},
         "export": {"what": "a Transformers folder"},
@@ -126,6 +127,13 @@ def _stages(job: Job, parent: Parent, space: Space, trained: int) -> list[dict[s
         if "measure" in seconds:
             seconds["measure"] *= 1 - known / wanted
     return [{"name": name, "seconds": seconds.get(name), **stage} for name, stage in told.items()]
+
+
+def _recovered(job: Job) -> str:
+    if not job.recover.tokens:
+        return "nothing to train"
+    baselines = counted(num_models(job) - 1, "baseline")
+    return f"child and {baselines} where they differ, {job.recover.tokens:,} tokens each"
 
 
 def _timed(job: Job, parent: Parent) -> list[str]:

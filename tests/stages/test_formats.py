@@ -108,6 +108,55 @@ def test_the_transformers_folder_stores_every_number_alike(folder: Path, inlay_h
     assert not any(FORMAT in entry for block in blocks for entry in block.values())
 
 
+@pytest.fixture(scope="module")
+def untrained(
+    tmp_path_factory: pytest.TempPathFactory, whole_job: Callable[[], dict[str, Any]], inlay_here: Run
+) -> Path:
+    folder = tmp_path_factory.mktemp("untrained")
+    values = whole_job()
+    values["space"] = {"formats": list(FORMATS)}
+    values["distill"] = values["recover"] = {"tokens": 0}
+    values["solve"] = {"pool": 2, "corrections": 1}
+    values["hardware"] = {"engine": "llama.cpp", "scenarios": [{"name": "chat", "prefill": 8, "generate": 4}]}
+    values["budget"] = {"weights": "0.6x"}
+    (folder / "job.yaml").write_text(yaml.safe_dump(values))
+    done = inlay_here("run", "job.yaml", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    (folder / "told").write_text(done.stderr)
+    return folder
+
+
+def test_a_search_without_training_ends_in_a_measured_file(untrained: Path, inlay_here: Run) -> None:
+    figures = evaluation(untrained)
+    child = figures["child"]
+    assert figures["chosen"] == "child"
+    assert child["weights_bytes"] <= 0.6 * figures["parent"]["weights_bytes"]
+    assert 0 < child["kl_nats"] == child["before_recover"]
+    assert child["times"] == "measured"
+    assert "depth" not in figures
+    run = json.loads((untrained / "job.search" / "run.json").read_text())
+    pieces = {stage["name"]: stage["pieces"] for stage in run["stages"]}
+    assert pieces["distill"] == 0
+    assert (untrained / "told").read_text().count("nothing to train") == 2
+    assert {row["probe_kl_nats"] for row in Workspace(untrained / "job.search").read_table("pool")} == {None}
+    done = inlay_here("export", "job.search", "--format", "gguf", "-o", "out", cwd=untrained)
+    assert done.returncode == 0, done.stderr
+    (file,) = (untrained / "out").glob("*-mixed.gguf")
+    assert sum(int(tensor.n_bytes) for tensor in GGUFReader(file).tensors) == child["weights_bytes"]
+
+
+def test_the_plan_of_a_search_without_training_has_none(untrained: Path, inlay_here: Run) -> None:
+    done = inlay_here("plan", "job.yaml", "--json", cwd=untrained)
+    stages = {stage["name"]: stage for stage in json.loads(done.stdout)["stages"]}
+    for name in ("distill", "recover"):
+        assert (stages[name]["pieces"], stages[name]["seconds"], stages[name]["what"]) == (0, 0, "nothing to train")
+
+
+def test_the_report_of_a_search_without_training(untrained: Path, inlay_here: Run) -> None:
+    done = inlay_here("report", "job.search", cwd=untrained)
+    assert done.returncode == 0, done.stderr
+
+
 def test_formats_alone_train_nothing_and_score_what_will_run(
     make_search: Callable[[Job, Path], SmallSearch],
     tiny_parent: Callable[..., Path],
