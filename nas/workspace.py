@@ -4,7 +4,8 @@
     records/, blobs/      what pieces produced (cluster/pieces.py, cluster/store.py)
     tables/*.parquet      scores, costs, pool
     solutions/*.json      answers of the solver; solution.json is the chosen one
-    library.json          digests of the trained variants by layer; texts.json those of the packed texts
+    library.json          digests of the trained variants by layer; texts.json those of the packed texts;
+                          importance.json the one of what rounding is weighed by
     evaluation.json       child, parent and baselines side by side
     run.json              stages with time and memory, the MLflow run, what the last run was
     child/                the exported child
@@ -25,6 +26,7 @@ from inlay.cluster.store import Store
 from inlay.nas.errors import InlayError, UserError
 
 SCHEMA = 1
+IMPORTANCE_FILE = "importance.json"
 OWN_BEFORE_CLAIM = frozenset({".tmp", "lock", "scratch"})
 
 

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from inlay.nas.engines.gguf.packing import Packed
 from inlay.nas.engines.gguf.trained import write_trained
+from inlay.nas.engines.gguf.writer import weighing_of
 from inlay.nas.engines.llama_cpp import LlamaCppEngine, process
 from inlay.nas.engines.llama_files import packed_of
 from inlay.nas.errors import UserError
@@ -23,9 +24,10 @@ from inlay.nas.job import Job
 from inlay.nas.modeling import InlayConfig, InlayForCausalLM
 from inlay.nas.modeling.subblock_inlay import FORMAT, SLOTS
 from inlay.nas.pieces.assembled import TrainedModel
+from inlay.nas.pieces.weights import Weights, importance_of
 from inlay.nas.tables.architecture import Blocks
 from inlay.nas.variants.entries import entries_of
-from inlay.nas.workspace import Workspace
+from inlay.nas.workspace import IMPORTANCE_FILE, Workspace
 from inlay.version import __version__
 
 COMPARED_TOKENS: Final = 64
@@ -90,34 +92,53 @@ def write_gguf_folder(
         packed = packed_of(config, form)
         told = "mixed" if any(FORMAT in entry for block in config.blocks for entry in block.values()) else form
         name = f"{Path(job.parent.rpartition(':')[2]).stem}-{told}.gguf"
-        _write(folder / name, packed, config, place, parent, model)
-        difference = _compared(folder / name, packed, place, parent, model, job)
+        weighing = _weighing(place)
+        _write(folder / name, packed, config, place, parent, model, weighing)
+        difference = _compared(folder / name, packed, place, parent, model, job, weighing)
         (folder / "README.md").write_text(card(evaluation, job, "llama.cpp", _use(name, difference)))
         recipe = {"inlay": __version__, "job": job.to_dict(), "architecture": [list(b) for b in model.architecture]}
         (folder / "inlay_recipe.json").write_text(json.dumps(recipe, indent=1, sort_keys=True) + "\n")
     return output
 
 
+def _weighing(place: Workspace) -> Weights:
+    """What the search's rounding was weighed by."""
+    digest = place.find_json(IMPORTANCE_FILE)
+    return importance_of(str(place.store.blob_path(str(digest)))) if digest else {}
+
+
 def _write(
-    path: Path, packed: Packed, config: InlayConfig, place: Workspace, parent: Parent, model: TrainedModel
+    path: Path,
+    packed: Packed,
+    config: InlayConfig,
+    place: Workspace,
+    parent: Parent,
+    model: TrainedModel,
+    weighing: Weights,
 ) -> None:
     from safetensors import safe_open
 
     with safe_open(place.store.blob_path(model.blob), framework="pt") as file:
         try:
-            write_trained(path, packed, config, parent.folder, file.get_tensor)
+            write_trained(path, packed, config, parent.folder, file.get_tensor, weighing)
         except ValueError as error:
             raise UserError(f"--format gguf: llama.cpp cannot run the parent: {error}") from None
 
 
 def _compared(
-    path: Path, packed: Packed, place: Workspace, parent: Parent, model: TrainedModel, job: Job
+    path: Path,
+    packed: Packed,
+    place: Workspace,
+    parent: Parent,
+    model: TrainedModel,
+    job: Job,
+    weighing: Weights,
 ) -> Difference:
     """Raises UserError when the file is not the child."""
     ids = _some_text(place, parent)
     child = _child(place, parent, model)
     own = _logits_of(child, ids)
-    _round(child, packed)
+    _round(child, packed, weighing)
     with _logits(path, ids, job.hardware.python) as theirs:
         difference = _difference(own, _logits_of(child, ids), theirs)
     most = max(MOST_KL.get(tensor.format, MOST_KL_ELSE) for tensor in packed.tensors)
@@ -161,7 +182,7 @@ def _child(place: Workspace, parent: Parent, model: TrainedModel) -> Any:
     return child
 
 
-def _round(child: Any, packed: Packed) -> None:
+def _round(child: Any, packed: Packed, weighing: Weights) -> None:
     """Gives it the weights that the file has."""
     import torch
 
@@ -171,7 +192,8 @@ def _round(child: Any, packed: Packed) -> None:
     with torch.no_grad():
         for tensor in packed.tensors:
             for source in tensor.sources:
-                weights[source].copy_(rounded(weights[source], GGUF[tensor.format]))
+                own = weights[source]
+                own.copy_(rounded(own, GGUF[tensor.format], weighing_of(tensor, weighing)))
 
 
 def _logits_of(child: Any, ids: list[int]) -> Any:

@@ -47,6 +47,7 @@ def true_scores(
                 "rows": list(rows),
                 "architectures": arguments["architectures"],
                 "library": held,
+                **search.rounding(group),
             }
             pieces.append(search.piece(TRUE, f"{labels[0]}+{len(labels) - 1} shard {shard:05d}", arguments, depends))
             places.append(first)
@@ -74,6 +75,7 @@ def true_scores_of_models(
                 "rows": list(rows),
                 "blob": model.blob,
                 "architecture": [list(b) for b in model.architecture],
+                **search.rounding([model.architecture]),
             }
             label = f"{identify(model.architecture)} {model.blob[:8]} on {ids.digest[:8]} shard {shard:05d}"
             pieces.append(search.piece(EVALUATE, label, {**depends, "store": search.workspace.url}, depends))

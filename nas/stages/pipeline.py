@@ -19,6 +19,7 @@ from inlay.nas.pieces.texts import TEXTS, Texts
 from inlay.nas.pieces.weights import Library
 from inlay.nas.report.progress import Reporter
 from inlay.nas.stages.assemble import Assembled, assemble
+from inlay.nas.stages.calibrate import importance_of
 from inlay.nas.stages.distill import build_library, failures, library_of
 from inlay.nas.stages.estimate import stage_seconds
 from inlay.nas.stages.evaluate import side_by_side
@@ -33,7 +34,7 @@ from inlay.nas.tables.idle_limits import idle_limits
 from inlay.nas.tables.origin import metadata_of
 from inlay.nas.tables.scores import ScoreTable
 from inlay.nas.variants import variants_of
-from inlay.nas.workspace import Workspace
+from inlay.nas.workspace import IMPORTANCE_FILE, Workspace
 
 STAGES = ("measure", "distill", "score", "assemble", "recover", "evaluate", "export")
 """In their order, as people see them."""
@@ -148,6 +149,9 @@ class Pipeline:
 
     def _scored(self, texts: Texts, library: Library) -> list[ScoredBlock]:
         with self.stage("score") as told:
+            if self.job.space.formats:
+                self.search.importance = importance_of(self.search, texts.distill)
+                self.place.write_json(IMPORTANCE_FILE, self.search.importance)
             scored = score_blocks(self.search, texts.score, library)
             rows = [one.row() for one in scored]
             self.record.table("scores", rows)

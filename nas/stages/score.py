@@ -102,7 +102,12 @@ def score_piece(search: Search, ids: Ids, layer: int, blocks: Sequence[tuple[str
             "labels": [" + ".join(block) for block in blocks],
             "library": held,
         },
-        {"ids": ids.digest, "blocks": [list(block) for block in blocks], "library": held},
+        {
+            "ids": ids.digest,
+            "blocks": [list(block) for block in blocks],
+            "library": held,
+            **search.rounding([blocks]),
+        },
     )
 
 

@@ -13,15 +13,17 @@ import torch
 import yaml
 from gguf import GGMLQuantizationType, GGUFReader
 from gguf.quants import dequantize, quantize
+from safetensors.torch import load_file
 
 from inlay.nas.engines.registry import ENGINES
 from inlay.nas.families import Parent, layer_prefix, open_parent
+from inlay.nas.formats.gguf import GGUF
 from inlay.nas.job import Job
 from inlay.nas.loop.search import SmallSearch
 from inlay.nas.loop.texts import pack_texts, store_texts
 from inlay.nas.modeling import InlayForCausalLM
 from inlay.nas.modeling.subblock_inlay import FORMAT
-from inlay.nas.pieces.weights import Library
+from inlay.nas.pieces.weights import Library, WorkerSource
 from inlay.nas.stages.distill import build_library
 from inlay.nas.stages.recover import advice
 from inlay.nas.stages.score import score_blocks
@@ -143,6 +145,37 @@ def test_a_search_without_training_ends_in_a_measured_file(untrained: Path, inla
     assert done.returncode == 0, done.stderr
     (file,) = (untrained / "out").glob("*-mixed.gguf")
     assert sum(int(tensor.n_bytes) for tensor in GGUFReader(file).tensors) == child["weights_bytes"]
+
+
+def test_what_is_judged_and_written_is_rounded_with_the_same_importance(untrained: Path, trained_parent: Path) -> None:
+    place, parent = Workspace(untrained / "job.search"), open_parent(trained_parent)
+    importance = load_file(place.store.blob_path(place.read_json("importance.json")))
+    name = "model.layers.1.mlp.down_proj.weight"
+    texts = place.read_json("texts.json")
+    ids = torch.from_numpy(np.load(place.store.blob_path(texts["distill"]["digest"]))).long()[:64]
+    seen: list[torch.Tensor] = []
+    model = whole(parent)
+    model.model.layers[1].mlp.down_proj.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    with torch.inference_mode():
+        model(ids)
+    torch.testing.assert_close(importance[name], seen[0].flatten(0, -2).square().mean(0), rtol=1e-3, atol=1e-6)
+    (file,) = (untrained / "out").glob("*-mixed.gguf")
+    tensors = {tensor.name: tensor for tensor in GGUFReader(file).tensors}
+    architecture = blocks_of(evaluation(untrained)["child"]["architecture"])
+    layer = next(index for index, block in enumerate(architecture) if block[1].endswith("q4_0"))
+    name = f"model.layers.{layer}.mlp.up_proj.weight"
+    own = GGUF["q4_0"].pack(parent.tensor(name).float().numpy(), importance[name].numpy())
+    plain = GGUF["q4_0"].pack(parent.tensor(name).float().numpy())
+    stored = np.asarray(tensors[f"blk.{layer}.ffn_up.weight"].data).view(np.uint8).reshape(own.shape)
+    assert (stored == own).all()
+    assert (stored != plain).any()
+    source = WorkerSource(
+        parent, Library({}), place.store, torch.float32, torch.device("cpu"), place.read_json("importance.json")
+    )
+    judged = source.subblock(layer, "ffn", "ffn:parent@q4_0")
+    assert judged is not None
+    expected = GGUF["q4_0"].unpack(own, own.shape[-1] // 18 * 32)
+    assert (judged.mlp.up_proj.weight.numpy() == expected).all()
 
 
 def test_the_plan_of_a_search_without_training_has_none(untrained: Path, inlay_here: Run) -> None:
