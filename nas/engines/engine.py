@@ -115,6 +115,8 @@ class Engine(ABC):
     """What `hardware.format` may be."""
     devices: ClassVar[tuple[str, ...]] = ("cpu",)
     """Types of device that it runs on."""
+    stores_ends_apart: ClassVar[bool] = False
+    """Whether embedding and head may be stored in another format than the whole file."""
     has_python: ClassVar[bool] = True
     """Whether it may live in another interpreter."""
 

@@ -26,6 +26,7 @@ from inlay.nas.modeling.subblock_inlay import FORMAT, SLOTS
 from inlay.nas.pieces.assembled import TrainedModel
 from inlay.nas.pieces.weights import Weights, importance_of
 from inlay.nas.tables.architecture import Blocks
+from inlay.nas.tables.configs import config_of
 from inlay.nas.variants.entries import entries_of
 from inlay.nas.workspace import IMPORTANCE_FILE, Workspace
 from inlay.version import __version__
@@ -88,9 +89,10 @@ def write_gguf_folder(
     """
     check_gguf(parent, model.architecture, form)
     with written_whole(output) as folder:
-        config = parent.config.with_blocks(entries_of(parent.shape, model.architecture))
+        config = config_of(parent.config, parent.shape, model.architecture)
         packed = packed_of(config, form)
-        told = "mixed" if any(FORMAT in entry for block in config.blocks for entry in block.values()) else form
+        mixed = config.ends_format or any(FORMAT in entry for block in config.blocks for entry in block.values())
+        told = "mixed" if mixed else form
         name = f"{Path(job.parent.rpartition(':')[2]).stem}-{told}.gguf"
         weighing = _weighing(place)
         _write(folder / name, packed, config, place, parent, model, weighing)
@@ -176,7 +178,7 @@ def _child(place: Workspace, parent: Parent, model: TrainedModel) -> Any:
     """The child in float32."""
     from safetensors.torch import load_file
 
-    child: Any = InlayForCausalLM(parent.config.with_blocks(entries_of(parent.shape, model.architecture)))
+    child: Any = InlayForCausalLM(config_of(parent.config, parent.shape, model.architecture))
     child.load_state_dict(load_file(place.store.blob_path(model.blob)), strict=False)
     child.float().eval().tie_weights()
     return child

@@ -25,7 +25,6 @@ from inlay.nas.loop.resources import resources_of
 from inlay.nas.pieces.stage import Stage
 from inlay.nas.report.best import Best
 from inlay.nas.report.progress import Reporter
-from inlay.nas.variants import parse_variant
 from inlay.nas.variants.storage import Storage
 from inlay.nas.workspace import Workspace
 
@@ -125,7 +124,7 @@ class Search:
 
     def rounding(self, architectures: Iterable[Iterable[Iterable[str]]]) -> dict[str, str]:
         """What results depend on where subblocks among these labels are rounded."""
-        rounded = any(parse_variant(label).form for blocks in architectures for block in blocks for label in block)
+        rounded = any("@" in label for blocks in architectures for block in blocks for label in block)
         return {"importance": self.importance} if rounded and self.importance else {}
 
     def part(self, end: float, batches: int | None = None) -> None:

@@ -26,6 +26,8 @@ Tensors = dict[str, tuple[int, ...]]
 
 SLOTS: tuple[Slot, Slot] = ("attention", "ffn")
 FORMAT = "format"
+ENDS_SLOT = "ends"
+"""What embedding, final norm and head are called beside subblocks."""
 """What an entry of any kind may say beside its fields: how those who pack the model store its matrices. Modules and
 sizes take no notice."""
 NORMS: Mapping[str, str] = {"attention": "input_layernorm", "ffn": "post_attention_layernorm"}

@@ -42,7 +42,7 @@ def used_weights(library: Library, architectures: Sequence[Blocks]) -> dict[str,
     held: dict[str, dict[str, str]] = {}
     for architecture in architectures:
         for layer, block in enumerate(architecture):
-            for label in (parse_variant(label).bare.label for label in block):
+            for label in (parse_variant(label).bare.label for label in block[:2]):
                 if library.has(layer, label):
                     held.setdefault(str(layer), {})[label] = library.digests[layer][label]
     return held
@@ -162,6 +162,12 @@ class WorkerSource:
 
         return dict(load_file(self.store.blob_path(digest)))
 
-    def ends(self) -> Ends:
-        """Embedding, final norm and head in the compute type."""
-        return Ends(self.parent.config, self.parent.ends_state(), self.dtype).to(self.device)
+    def ends(self, form: str | None = None) -> Ends:
+        """Embedding, final norm and head in the compute type, rounded where a format is given."""
+        state = self.rounded_ends(self.parent.ends_state(), form)
+        return Ends(self.parent.config, state, self.dtype).to(self.device)
+
+    def rounded_ends(self, state: Mapping[str, Tensor], form: str | None) -> dict[str, Tensor]:
+        """Their tensors as an engine computes with them."""
+        told = importance_of(str(self.store.blob_path(self.importance))) if self.importance else {}
+        return rounded_state(state, form, told)

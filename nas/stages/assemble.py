@@ -9,7 +9,7 @@ again: what is left of the budget is spent; where too few candidates meet it, ot
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -22,10 +22,10 @@ from inlay.nas.loop.search import Search
 from inlay.nas.loop.solving import Tables
 from inlay.nas.loop.spending import spend
 from inlay.nas.loop.swaps import neighbours
+from inlay.nas.pieces.standard_error import Values
 from inlay.nas.pieces.texts import Texts
 from inlay.nas.pieces.weights import Library
-from inlay.nas.stages.score import ScoredBlock
-from inlay.nas.tables.architecture import Blocks, identify
+from inlay.nas.tables.architecture import Block, Blocks, identify
 
 TIME_CORRECTIONS = 3
 SWAP_ROUNDS = 4
@@ -47,14 +47,14 @@ class Assembled:
 
 
 def assemble(
-    search: Search, texts: Texts, library: Library, tables: Tables, scored: Sequence[ScoredBlock]
+    search: Search, texts: Texts, library: Library, tables: Tables, scored: Mapping[tuple[int, Block], Values]
 ) -> Assembled:
     """Runs the loop.
 
     Raises:
         InfeasibleError: nothing meets the budget, predicted or measured; the text says what was reached.
     """
-    pool = Pool(search, texts.score, library, tables, {(s.layer, s.block): s.comparison.kl_N for s in scored})
+    pool = Pool(search, texts.score, library, tables, scored)
     before_probes = FIRST_PROBE if search.job.recover.probed else 1.0
     search.part(0.4 * before_probes, search.job.solve.corrections + 1)
     correct(pool)

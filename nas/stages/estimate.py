@@ -20,7 +20,9 @@ from inlay.nas.loop.texts import held_out_batches
 from inlay.nas.loop.training import global_settings
 from inlay.nas.modeling import build_layer, make_context
 from inlay.nas.pieces.boundaries import micro_batch
+from inlay.nas.pieces.shards import SMALLEST_SHARD
 from inlay.nas.pieces.subblock_times import entry_key
+from inlay.nas.stages.estimates import CHECKED, are_estimated
 from inlay.nas.tables.idle_limits import parent_sizes
 from inlay.nas.variants import Variant, ends_parameters, parameters, variants_of
 from inlay.nas.variants.storage import AsParent
@@ -84,12 +86,17 @@ def stage_seconds(job: Job, parent: Parent) -> dict[str, float]:
     variants = 3 * FORWARD * trained * (own / shape.num_layers) * VARIANT
     blocks = scored_blocks(job, space)
     dropped = 0 if job.space.formats_alone else 3 * shape.num_layers
+    if are_estimated(job):
+        # One backward pass is two forwards; the blocks that are checked run to the end.
+        scored = score_tokens * (3 + CHECKED) * forward / min(workers, max(1, score_tokens // SMALLEST_SHARD))
+    else:
+        scored = score_tokens * blocks * FORWARD * (own / 2 + head) / by_layer
     pool = 4 * job.solve.pool + dropped + SWAPPED
     timed = _TimedModels(parent, job, rates[length])
     return {
         "measure": START_SECONDS + timed.subblocks(space),
         "distill": bool(trained) * job.distill.tokens * (FORWARD * own + variants) / learning / by_layer,
-        "score": score_tokens * blocks * FORWARD * (own / 2 + head) / judging / by_layer,
+        "score": scored / judging,
         "assemble": score_tokens * pool * forward / judging / workers
         + job.recover.probed * whole_training(probe_tokens(job)) / workers
         + timed.beside_parent(1 + job.recover.probed),

@@ -15,6 +15,7 @@ from inlay.nas.loop.solving import Tables, solve_pool
 from inlay.nas.loop.texts import Packed, store_texts
 from inlay.nas.loop.true_kl import true_scores, true_scores_of_models
 from inlay.nas.pieces.assembled import TrainedModel
+from inlay.nas.pieces.standard_error import Values
 from inlay.nas.pieces.texts import TEXTS, Texts
 from inlay.nas.pieces.weights import Library
 from inlay.nas.report.progress import Reporter
@@ -22,13 +23,15 @@ from inlay.nas.stages.assemble import Assembled, assemble
 from inlay.nas.stages.calibrate import importance_of
 from inlay.nas.stages.distill import build_library, failures, library_of
 from inlay.nas.stages.estimate import stage_seconds
+from inlay.nas.stages.estimates import are_estimated, estimate_blocks
 from inlay.nas.stages.evaluate import side_by_side
 from inlay.nas.stages.measure import cost_rows, costs_origin
 from inlay.nas.stages.outcome import loss_rows
+from inlay.nas.stages.presets import has_presets, preset_rows
 from inlay.nas.stages.recording.record import SearchRecord
 from inlay.nas.stages.recover import recover
-from inlay.nas.stages.score import ScoredBlock, score_blocks
-from inlay.nas.tables.architecture import PARENT_BLOCK, Blocks, identify
+from inlay.nas.stages.score import offered_ends, score_blocks, score_ends
+from inlay.nas.tables.architecture import PARENT_BLOCK, Block, Blocks, identify
 from inlay.nas.tables.costs import TIMES, CostTable, quantities
 from inlay.nas.tables.idle_limits import idle_limits
 from inlay.nas.tables.origin import metadata_of
@@ -73,8 +76,8 @@ class Pipeline:
         self._warn_of_idle_times(tables_costs)
         self._check_reachable(tables_costs)
         library, lost = self._library(texts)
-        scored = self._scored(texts, library)
-        tables = Tables(ScoreTable.of(one.row() for one in scored), tables_costs, self._tokens())
+        scores, scored = self._scored(texts, library)
+        tables = Tables(ScoreTable.of(scores), tables_costs, self._tokens())
         assembled = self._assemble(texts, library, tables, scored)
         models = self._recover(texts, assembled, tables)
         evaluation = self._evaluate(texts, library, tables_costs, models)
@@ -129,7 +132,9 @@ class Pipeline:
                     else (PARENT_BLOCK[0], variant.label)
                 )
                 measured.setdefault(layer, {})[block] = 0.0
-        problem = Tables(ScoreTable(measured), costs, self._tokens()).problem(self.job.budget)
+        problem = Tables(
+            ScoreTable(measured, ends=dict.fromkeys(offered_ends(self.search), 0.0)), costs, self._tokens()
+        ).problem(self.job.budget)
         solve_pool(problem, 1, 0.0, self.job.solve.time_limit)
 
     def _library(self, texts: Texts) -> tuple[Library, list[tuple[int, str, str]]]:
@@ -147,20 +152,31 @@ class Pipeline:
         self.place.write_json("library.json", {str(layer): dict(held) for layer, held in library.digests.items()})
         return library, lost
 
-    def _scored(self, texts: Texts, library: Library) -> list[ScoredBlock]:
+    def _scored(self, texts: Texts, library: Library) -> tuple[list[dict[str, Any]], dict[tuple[int, Block], Values]]:
+        """Rows of the score table, and the KL of each block sequence by sequence where all of it was taken."""
         with self.stage("score") as told:
             if self.job.space.formats:
                 self.search.importance = importance_of(self.search, texts.distill)
                 self.place.write_json(IMPORTANCE_FILE, self.search.importance)
+            if are_estimated(self.job):
+                estimated, error = estimate_blocks(self.search, texts.score)
+                ends = score_ends(self.search, texts.score, library)
+                rows = [one.row() for one in estimated] + [{**one.row(), "estimated_nats": None} for one in ends]
+                self.record.table("scores", rows)
+                told.note = f"{len(estimated)} estimates, off by {100 * error:.0f} % (median of those checked)"
+                told.metrics["estimate_error"] = error
+                return rows, {}
             scored = score_blocks(self.search, texts.score, library)
             rows = [one.row() for one in scored]
             self.record.table("scores", rows)
             gammas = ScoreTable.of(rows).gammas
             told.note = f"{len(rows)} blocks, {gammas}"
             told.metrics["gamma"] = gammas.common
-        return scored
+        return rows, {(one.layer, one.block): one.comparison.kl_N for one in scored}
 
-    def _assemble(self, texts: Texts, library: Library, tables: Tables, scored: list[ScoredBlock]) -> Assembled:
+    def _assemble(
+        self, texts: Texts, library: Library, tables: Tables, scored: dict[tuple[int, Block], Values]
+    ) -> Assembled:
         with self.stage("assemble") as told:
             assembled = assemble(self.search, texts, library, tables, scored)
             self.record.assembled(assembled, tables)
@@ -196,6 +212,7 @@ class Pipeline:
             after = true_scores_of_models(self.search, texts.report, models, "true KL after recovery")
             self.search.part(0.45, 1)
             ranked = true_scores_of_models(self.search, texts.score, models, "true KL on the score text")
+            presets = {"presets": preset_rows(self.search, texts.report)} if has_presets(self.search) else {}
             self.search.part(1.0, len(set(architectures.values())) * len(self.job.hardware.scenarios))
             rows = side_by_side(self.search, costs, after, dict(zip(names, before, strict=True)), parent, models)
             allowed = [name for name in names if name == "child" or not rows[name]["over_budget"]]
@@ -204,6 +221,7 @@ class Pipeline:
             above = {name: ranked[name].above(ranked[winner]) for name in allowed if name != winner}
             evaluation = {
                 **rows,
+                **presets,
                 "chosen": winner,
                 "scenario": self.job.hardware.scenarios[0].name,
                 "score_kl_nats": {name: comparison.kl_nats for name, comparison in ranked.items()},
