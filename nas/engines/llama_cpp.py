@@ -33,7 +33,7 @@ from inlay.nas.modeling.gated_inlay import GatedFfn
 from inlay.nas.modeling.kinds_inlay import SUBBLOCKS
 from inlay.nas.modeling.linear_inlay import Linear
 from inlay.nas.modeling.no_op_inlay import ABSENT
-from inlay.nas.modeling.subblock_inlay import ENDS_SLOT, FORMAT, Slot, structure
+from inlay.nas.modeling.subblock_inlay import ENDS_SLOT, FORMAT, Slot, TimedSlot, structure
 from inlay.nas.tables.halves import Half, StandIn
 from inlay.nas.variants.storage import Block, Storage
 from inlay.version import __version__
@@ -151,7 +151,7 @@ class LlamaCppEngine(Engine):
         with process(target.python) as engine:
             return {"device": processor_name(), "engine": str(engine.ask("hello")["binding"]), "format": target.format}
 
-    def skeletons(self, config: InlayConfig, subblocks: Mapping[str, tuple[Slot, Entry]]) -> Skeletons:
+    def skeletons(self, config: InlayConfig, subblocks: Mapping[str, tuple[TimedSlot, Entry]]) -> Skeletons:
         """A few copies of a subblock between two small layers, all with few tokens to choose from.
 
         Its cache wants attention somewhere, a layer that lacks a half gets a dummy, and the last layer's ffn is only

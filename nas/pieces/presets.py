@@ -60,8 +60,8 @@ def quantise_presets(arguments: dict[str, Any], context: PieceContext) -> PieceO
             engine.ask("quantise", source=str(source), output=str(path), file_type=file_type)
             types = types_of(path)
             sizes = [GGUF[types[tensor.name]].num_bytes(tensor.shape) for tensor in packed.tensors]
-            own = {part: types[tensor.name] for tensor in packed.tensors for part in tensor.sources}
-            found[name] = {"types": own, "weights_bytes": sum(sizes), "file_bytes": path.stat().st_size}
+            named = {part: types[tensor.name] for tensor in packed.tensors for part in tensor.sources}
+            found[name] = {"types": named, "weights_bytes": sum(sizes), "file_bytes": path.stat().st_size}
             files[name] = str(path)
         shape = Workload(**workload)
         bench = ProcessBench(engine, files, shape, target.device, parent.shape.vocab, {})

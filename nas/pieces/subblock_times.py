@@ -20,7 +20,7 @@ from inlay.nas.engines.engine import Engine, Rounds, Skeletons, Target
 from inlay.nas.engines.timing import Workload
 from inlay.nas.families.shape import Entry
 from inlay.nas.modeling.no_op_inlay import ABSENT
-from inlay.nas.modeling.subblock_inlay import ENDS_SLOT, FORMAT
+from inlay.nas.modeling.subblock_inlay import ENDS_SLOT, FORMAT, TimedSlot
 from inlay.nas.pieces.kept_times import KeptTimes, Pace, Taken, Times
 from inlay.version import __version__
 
@@ -164,9 +164,10 @@ def ends_key(form: str) -> str:
     return entry_key(ENDS_SLOT, {FORMAT: form})
 
 
-def _subblock(key: str) -> tuple[str, Entry]:
+def _subblock(key: str) -> tuple[TimedSlot, Entry]:
     slot, text = key.split(" ", 1)
-    return slot, json.loads(text)
+    own: TimedSlot = ENDS_SLOT if slot == ENDS_SLOT else "attention" if slot == "attention" else "ffn"
+    return own, json.loads(text)
 
 
 def _pace(rounds: Sequence[tuple[int, int]]) -> Pace:

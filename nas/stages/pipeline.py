@@ -123,7 +123,7 @@ class Pipeline:
 
     def _check_reachable(self, costs: CostTable) -> None:
         """An impossible budget is told now, before anything is trained."""
-        measured: dict[int, dict[tuple[str, str], float]] = {}
+        measured: dict[int, dict[Block, float]] = {}
         for layer in range(self.parent.shape.num_layers):
             for variant in variants_of(self.job.space, self.parent.shape, layer):
                 block = (
@@ -132,9 +132,8 @@ class Pipeline:
                     else (PARENT_BLOCK[0], variant.label)
                 )
                 measured.setdefault(layer, {})[block] = 0.0
-        problem = Tables(
-            ScoreTable(measured, ends=dict.fromkeys(offered_ends(self.search), 0.0)), costs, self._tokens()
-        ).problem(self.job.budget)
+        scores = ScoreTable(measured, ends=dict.fromkeys(offered_ends(self.search), 0.0))
+        problem = Tables(scores, costs, self._tokens()).problem(self.job.budget)
         solve_pool(problem, 1, 0.0, self.job.solve.time_limit)
 
     def _library(self, texts: Texts) -> tuple[Library, list[tuple[int, str, str]]]:
