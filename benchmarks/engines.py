@@ -204,7 +204,7 @@ def write(
     fields = model_fields(packed, rotation, config.max_position_embeddings, config.rms_norm_eps, "child")
     sizes = {source: tensor.shape for tensor in packed.tensors for source in tensor.sources}
     read = (lambda name: state[name].float().numpy()) if state else (lambda name: np.zeros(sizes[name], np.float32))
-    write_file(path, packed, rotation, [*fields, NO_TOKENIZER], read)
+    write_file(path, packed, rotation, [*fields, NO_TOKENIZER], read, {})
     return file_bytes(packed, rotation, [*fields, NO_TOKENIZER]), packed
 
 

@@ -42,7 +42,7 @@ class _Group:
     members: list[int]
 
 
-Architectures = Sequence[Sequence[tuple[str, str]]]
+Architectures = Sequence[Sequence[Sequence[str]]]
 
 
 @torch.inference_mode()

@@ -4,7 +4,8 @@
     records/, blobs/      what pieces produced (cluster/pieces.py, cluster/store.py)
     tables/*.parquet      scores, costs, pool
     solutions/*.json      answers of the solver; solution.json is the chosen one
-    library.json          digests of the trained variants by layer; texts.json those of the packed texts
+    library.json          digests of the trained variants by layer; texts.json those of the packed texts;
+                          importance.json the one of what rounding is weighed by
     sources.json          digest, documents and tokens of each source of text
     evaluation.json       child, parent and baselines side by side
     run.json              stages with time and memory, the MLflow run, what the last run was
@@ -27,6 +28,7 @@ from inlay.cluster.urls import has_password
 from inlay.nas.errors import InlayError, UserError
 
 SCHEMA = 1
+IMPORTANCE_FILE = "importance.json"
 OWN_BEFORE_CLAIM = frozenset({".tmp", "lock", "scratch"})
 
 

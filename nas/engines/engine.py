@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, ClassVar
 from inlay.nas.engines.talk import Talk, Trained
 from inlay.nas.engines.timing import Workload
 from inlay.nas.families.shape import Entry, Shape
-from inlay.nas.modeling.subblock_inlay import Slot
+from inlay.nas.modeling.subblock_inlay import Slot, TimedSlot
 from inlay.nas.tables.halves import Half, StandIn
 from inlay.nas.variants.storage import Storage
 
@@ -115,6 +115,8 @@ class Engine(ABC):
     """What `hardware.format` may be."""
     devices: ClassVar[tuple[str, ...]] = ("cpu",)
     """Types of device that it runs on."""
+    stores_ends_apart: ClassVar[bool] = False
+    """Whether embedding and head may be stored in another format than the whole file."""
     has_python: ClassVar[bool] = True
     """Whether it may live in another interpreter."""
 
@@ -143,7 +145,7 @@ class Engine(ABC):
         """
 
     @abstractmethod
-    def skeletons(self, config: InlayConfig, subblocks: Mapping[str, tuple[Slot, Entry]]) -> Skeletons:
+    def skeletons(self, config: InlayConfig, subblocks: Mapping[str, tuple[TimedSlot, Entry]]) -> Skeletons:
         """The models that tell the times of these subblocks, by their keys, and of the ends."""
 
     def half(self, entry: Entry, slot: Slot, shape: Shape) -> Half | None:

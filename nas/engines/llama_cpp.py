@@ -33,7 +33,7 @@ from inlay.nas.modeling.gated_inlay import GatedFfn
 from inlay.nas.modeling.kinds_inlay import SUBBLOCKS
 from inlay.nas.modeling.linear_inlay import Linear
 from inlay.nas.modeling.no_op_inlay import ABSENT
-from inlay.nas.modeling.subblock_inlay import FORMAT, Slot, structure
+from inlay.nas.modeling.subblock_inlay import ENDS_SLOT, FORMAT, Slot, TimedSlot, structure
 from inlay.nas.tables.halves import Half, StandIn
 from inlay.nas.variants.storage import Block, Storage
 from inlay.version import __version__
@@ -66,9 +66,9 @@ class LlamaCppStorage(Storage):
             return 0
         return sum(tensor.num_bytes for tensor in part_of(shape, 0, slot, entry, self._form).tensors)
 
-    def ends(self, shape: Shape) -> int:
+    def ends(self, shape: Shape, form: str | None = None) -> int:
         """Embedding, norm and an untied head."""
-        return sum(tensor.num_bytes for tensor in pack(shape, shape.blocks, self._form).ends)
+        return sum(tensor.num_bytes for tensor in pack(shape, shape.blocks, self._form, form).ends)
 
     def kv(self, entry: Entry, shape: Shape, batch: int, length: int) -> int:
         """Cells that its cache allocates."""
@@ -76,9 +76,9 @@ class LlamaCppStorage(Storage):
         held = SUBBLOCKS.of(entry).state(entry, shape, cells).values()
         return batch * KV_BYTES * sum(_count(size) for size in held)
 
-    def model(self, shape: Shape, blocks: Sequence[Block]) -> int:
+    def model(self, shape: Shape, blocks: Sequence[Block], ends: str | None = None) -> int:
         """All tensors of the file."""
-        return pack(shape, blocks, self._form).weights_bytes
+        return pack(shape, blocks, self._form, ends).weights_bytes
 
 
 class LlamaCppEngine(Engine):
@@ -86,6 +86,7 @@ class LlamaCppEngine(Engine):
 
     name = NAME
     formats = tuple(GGUF)
+    stores_ends_apart = True
 
     def usual_format(self, shape: Shape) -> str:
         """f16, as converters write by default."""
@@ -150,7 +151,7 @@ class LlamaCppEngine(Engine):
         with process(target.python) as engine:
             return {"device": processor_name(), "engine": str(engine.ask("hello")["binding"]), "format": target.format}
 
-    def skeletons(self, config: InlayConfig, subblocks: Mapping[str, tuple[Slot, Entry]]) -> Skeletons:
+    def skeletons(self, config: InlayConfig, subblocks: Mapping[str, tuple[TimedSlot, Entry]]) -> Skeletons:
         """A few copies of a subblock between two small layers, all with few tokens to choose from.
 
         Its cache wants attention somewhere, a layer that lacks a half gets a dummy, and the last layer's ffn is only
@@ -170,7 +171,14 @@ class LlamaCppEngine(Engine):
         share = 1 / COPIES
         models: dict[str, InlayConfig] = {}
         terms: dict[str, tuple[tuple[float, str], ...]] = {}
+        # Of a prompt the second of the layers beside the ends reads no more than the last token with its ffn.
+        prompt: dict[str, tuple[tuple[float, str], ...]] = {"ends": ((share, "ffns"), (-share, "base"))}
         for key, (slot, entry) in subblocks.items():
+            if slot == ENDS_SLOT:
+                models[key] = config.with_blocks([layer] * 2, entry[FORMAT])
+                terms[key] = ((1.0, key), (-2 * share, "layers"), (2 * share, "base"))
+                prompt[key] = ((share, "ffns"), (-share, "base"))
+                continue
             own = {**nothing, slot: entry}
             # What is not an ffn of llama.cpp's shares its layer with one.
             is_ffn = part_of(shape, 0, slot, entry, "f32").role == "ffn"
@@ -178,8 +186,7 @@ class LlamaCppEngine(Engine):
             models[key] = small.with_blocks([layer, *copy * COPIES, layer])
             terms[key] = ((share, key), (-share, "base" if is_ffn else "ffns"))
         terms["ends"] = ((1.0, "whole"), (-2 * share, "layers"), (2 * share, "base"))
-        # Of a prompt the second of these layers reads no more than the last token with its ffn.
-        return Skeletons(references, models, terms, {"ends": ((share, "ffns"), (-share, "base"))})
+        return Skeletons(references, models, terms, prompt)
 
     def half(self, entry: Entry, slot: Slot, shape: Shape) -> Half:
         """Its role in the file."""
@@ -276,7 +283,7 @@ def _kept_file(folder: Path, model: Trained, form: str) -> Path:
     packed = packed_of(model.config, form)
 
     def write(path: Path) -> None:
-        write_trained(path, packed, model.config, model.folder, model.tensors.__getitem__)
+        write_trained(path, packed, model.config, model.folder, model.tensors.__getitem__, model.importance)
 
     return written_once(folder / f"{model.key}-{form}-{__version__}.gguf", write)
 

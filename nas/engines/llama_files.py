@@ -18,7 +18,7 @@ MIB: Final = 2**20
 
 def packed_of(config: InlayConfig, form: str) -> Packed:
     """A model of this configuration as a file holds it."""
-    return pack(shape_of_model(config), config.blocks, form)
+    return pack(shape_of_model(config), config.blocks, form, config.ends_format)
 
 
 def write_shape(path: Path, config: InlayConfig, form: str, hollow: bool = False) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,12 +23,14 @@ class Trained:
         config: its shape.
         folder: the model folder with its tokenizer.
         tensors: its weights by whole-model name in the type they are stored in, each read when it is asked for.
+        importance: how much each input channel of a matrix counts when it is rounded, of those where it is known.
     """
 
     key: str
     config: InlayConfig
     folder: Path
     tensors: Mapping[str, Tensor]
+    importance: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from inlay.nas.engines.timing import Workload, clock_of
 from inlay.nas.errors import UserError
 from inlay.nas.families.shape import Entry, Shape
 from inlay.nas.modeling.no_op_inlay import ABSENT
-from inlay.nas.modeling.subblock_inlay import Slot
+from inlay.nas.modeling.subblock_inlay import Slot, TimedSlot
 from inlay.nas.variants.storage import AsParent, Storage
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class TransformersEngine(Engine):
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
         return {"device": name, "torch": torch.__version__, "transformers": transformers.__version__}
 
-    def skeletons(self, config: InlayConfig, subblocks: Mapping[str, tuple[Slot, Entry]]) -> Skeletons:
+    def skeletons(self, config: InlayConfig, subblocks: Mapping[str, tuple[TimedSlot, Entry]]) -> Skeletons:
         """A few copies of a subblock beside layers without any: a subblock is what it adds to them."""
         nothing = {"attention": ABSENT, "ffn": ABSENT}
         models = {

@@ -24,7 +24,7 @@ from inlay.nas.errors import UserError
 from inlay.nas.families.shape import SLOTS, Entry, Shape
 from inlay.nas.modeling.full_inlay import FullAttention
 from inlay.nas.modeling.no_op_inlay import ABSENT
-from inlay.nas.modeling.subblock_inlay import Slot
+from inlay.nas.modeling.subblock_inlay import Slot, TimedSlot
 from inlay.nas.variants.storage import Storage
 from inlay.version import __version__
 
@@ -87,7 +87,7 @@ class VllmEngine(Engine):
                 "compiled": "yes" if _compiled(target) else "no",
             }
 
-    def skeletons(self, config: InlayConfig, subblocks: Mapping[str, tuple[Slot, Entry]]) -> Skeletons:
+    def skeletons(self, config: InlayConfig, subblocks: Mapping[str, tuple[TimedSlot, Entry]]) -> Skeletons:
         """A few copies of a subblock behind an attention, which its cache wants, all with few tokens to choose from."""
         nothing = {"attention": ABSENT, "ffn": ABSENT}
         layer = {**nothing, "attention": {"kind": FullAttention.name, "kv_heads": 1}}

@@ -42,7 +42,7 @@ class VllmStorage(Storage):
         """Its tensors; query, key and value are one, and so are gate and up, but not larger for it."""
         return parameters(entry, slot, shape) * self._bytes
 
-    def ends(self, shape: Shape) -> int:
+    def ends(self, shape: Shape, form: str | None = None) -> int:
         """Final norm, embedding and an untied head."""
         numbers = 0
         for name, size in ends_tensors(shape).items():

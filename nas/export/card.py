@@ -35,7 +35,7 @@ def card(evaluation: Mapping[str, Any], job: Job, library: str, use: Sequence[st
         _line("prefill, tokens per second", rows, lambda r: f"{r['prefill_tokens_per_second']:,.0f}"),
         _line("decode, tokens per second", rows, lambda r: f"{r['decode_tokens_per_second']:,.0f}"),
     ]
-    architecture = [f"| {i} | `{a}` | `{f}` |" for i, (a, f) in enumerate(evaluation[chosen]["architecture"])]
+    architecture = [f"| {i} | `{a}` | `{f}` |" for i, (a, f, *_) in enumerate(evaluation[chosen]["architecture"])]
     return "\n".join(
         [
             "---",

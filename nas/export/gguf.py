@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from inlay.nas.engines.gguf.packing import Packed
 from inlay.nas.engines.gguf.trained import write_trained
+from inlay.nas.engines.gguf.writer import weighing_of
 from inlay.nas.engines.llama_cpp import LlamaCppEngine, process
 from inlay.nas.engines.llama_files import packed_of
 from inlay.nas.errors import UserError
@@ -22,9 +23,11 @@ from inlay.nas.job import Job
 from inlay.nas.modeling import InlayConfig, InlayForCausalLM
 from inlay.nas.modeling.subblock_inlay import FORMAT, SLOTS
 from inlay.nas.pieces.assembled import TrainedModel
+from inlay.nas.pieces.weights import Weights, importance_of
 from inlay.nas.tables.architecture import Blocks
+from inlay.nas.tables.configs import config_of
 from inlay.nas.variants.entries import entries_of
-from inlay.nas.workspace import Workspace
+from inlay.nas.workspace import IMPORTANCE_FILE, Workspace
 
 COMPARED_TOKENS: Final = 64
 """Tokens of text on which the file is compared with the child."""
@@ -84,37 +87,57 @@ def write_gguf_folder(
     """
     check_gguf(parent, model.architecture, form)
     with written_whole(output) as folder:
-        config = parent.config.with_blocks(entries_of(parent.shape, model.architecture))
+        config = config_of(parent.config, parent.shape, model.architecture)
         packed = packed_of(config, form)
-        told = "mixed" if any(FORMAT in entry for block in config.blocks for entry in block.values()) else form
+        mixed = config.ends_format or any(FORMAT in entry for block in config.blocks for entry in block.values())
+        told = "mixed" if mixed else form
         name = f"{Path(job.parent.rpartition(':')[2]).stem}-{told}.gguf"
-        _write(folder / name, packed, config, place, parent, model)
-        difference = _compared(folder / name, packed, place, parent, model, job)
+        weighing = _weighing(place)
+        _write(folder / name, packed, config, place, parent, model, weighing)
+        difference = _compared(folder / name, packed, place, parent, model, job, weighing)
         (folder / "README.md").write_text(card(evaluation, job, "llama.cpp", _use(name, difference)))
         write_recipe(folder, model, job)
     return output
 
 
+def _weighing(place: Workspace) -> Weights:
+    """What the search's rounding was weighed by."""
+    digest = place.find_json(IMPORTANCE_FILE)
+    return importance_of(str(place.store.blob_path(str(digest)))) if digest else {}
+
+
 def _write(
-    path: Path, packed: Packed, config: InlayConfig, place: Workspace, parent: Parent, model: TrainedModel
+    path: Path,
+    packed: Packed,
+    config: InlayConfig,
+    place: Workspace,
+    parent: Parent,
+    model: TrainedModel,
+    weighing: Weights,
 ) -> None:
     from safetensors import safe_open
 
     with safe_open(place.store.blob_path(model.blob), framework="pt") as file:
         try:
-            write_trained(path, packed, config, parent.folder, file.get_tensor)
+            write_trained(path, packed, config, parent.folder, file.get_tensor, weighing)
         except ValueError as error:
             raise UserError(f"--format gguf: llama.cpp cannot run the parent: {error}") from None
 
 
 def _compared(
-    path: Path, packed: Packed, place: Workspace, parent: Parent, model: TrainedModel, job: Job
+    path: Path,
+    packed: Packed,
+    place: Workspace,
+    parent: Parent,
+    model: TrainedModel,
+    job: Job,
+    weighing: Weights,
 ) -> Difference:
     """Raises UserError when the file is not the child."""
     ids = _some_text(place, parent)
     child = _child(place, parent, model)
     own = _logits_of(child, ids)
-    _round(child, packed)
+    _round(child, packed, weighing)
     with _logits(path, ids, job.hardware.python) as theirs:
         difference = _difference(own, _logits_of(child, ids), theirs)
     most = max(MOST_KL.get(tensor.format, MOST_KL_ELSE) for tensor in packed.tensors)
@@ -152,13 +175,13 @@ def _child(place: Workspace, parent: Parent, model: TrainedModel) -> Any:
     """The child in float32."""
     from safetensors.torch import load_file
 
-    child: Any = InlayForCausalLM(parent.config.with_blocks(entries_of(parent.shape, model.architecture)))
+    child: Any = InlayForCausalLM(config_of(parent.config, parent.shape, model.architecture))
     child.load_state_dict(load_file(place.store.blob_path(model.blob)), strict=False)
     child.float().eval().tie_weights()
     return child
 
 
-def _round(child: Any, packed: Packed) -> None:
+def _round(child: Any, packed: Packed, weighing: Weights) -> None:
     """Gives it the weights that the file has."""
     import torch
 
@@ -168,7 +191,8 @@ def _round(child: Any, packed: Packed) -> None:
     with torch.no_grad():
         for tensor in packed.tensors:
             for source in tensor.sources:
-                weights[source].copy_(rounded(weights[source], GGUF[tensor.format]))
+                own = weights[source]
+                own.copy_(rounded(own, GGUF[tensor.format], weighing_of(tensor, weighing)))
 
 
 def _logits_of(child: Any, ids: list[int]) -> Any:

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from inlay.cluster.urls import has_password
+from inlay.nas.families.shape import SLOTS
 from inlay.nas.job.locations import EMBEDDED, is_hub_id, resolve
 from inlay.nas.job.sections import sources_by_field
 from inlay.nas.problems import Problem, did_you_mean, plain_key, show
+from inlay.nas.variants.registry import KINDS
 
 _STORE_KEYS = "the store's own variables, such as AWS_SECRET_ACCESS_KEY"
 _URLS = {
@@ -39,6 +41,8 @@ def cross_problems(sections: Mapping[str, Any], folder: Path) -> list[Problem]:
             found += _budget(sections["budget"], [scenario.name for scenario in sections["hardware"].scenarios])
     if "recover" in sections:
         found += _ranks(sections)
+    if "space" in sections and "distill" in sections and not sections["distill"].tokens:
+        found += _untrained(sections["space"])
     return found
 
 
@@ -111,9 +115,11 @@ def _token_counts(sections: Mapping[str, Any]) -> list[Problem]:
         found.append(Problem("data.validate.tokens", text))
     counts = {f"{name}.tokens": sections[name].tokens for name in ("distill", "recover") if name in sections}
     return found + [
-        Problem(field, f"{tokens} is less than {_sequences(1)} of {length} tokens; raise it")
+        Problem(
+            field, f"{tokens} is less than {_sequences(1)} of {length} tokens; raise it, or write 0 to train nothing"
+        )
         for field, tokens in counts.items()
-        if tokens < length
+        if 0 < tokens < length
     ]
 
 
@@ -166,6 +172,20 @@ def _ranks(sections: Mapping[str, Any]) -> list[Problem]:
     if most is not None and ranks > 1 and most < ranks:
         text = f"{ranks} ranks need as many of the job's workers, and cluster.max_workers is {most}; raise it"
         found.append(Problem("recover.workers", text))
+    return found
+
+
+def _untrained(space: Any) -> list[Problem]:
+    """Alternatives that local distillation makes, where the job has none."""
+    found = []
+    for slot in SLOTS:
+        for place, item in enumerate(getattr(space, slot)):
+            name = item if isinstance(item, str) else next(iter(item))
+            if KINDS[name].trained:
+                text = (
+                    f"{name} is nothing before it is trained, and distill.tokens is 0; leave it out, or give it tokens"
+                )
+                found.append(Problem(f"space.{slot}[{place}]", text))
     return found
 
 

@@ -167,7 +167,9 @@ with warnings.catch_warnings():
 class Distill(Section):
     """Local distillation: every variant learns to reproduce the parent at its place."""
 
-    tokens: Count = Field(default=500_000, ge=8, le=LARGEST_COUNT, description="Training tokens for each variant.")
+    tokens: Count = Field(
+        default=500_000, ge=0, le=LARGEST_COUNT, description="Training tokens for each variant; 0: no training."
+    )
     learning_rate: Number = Field(default=1e-3, gt=0, le=1, description="Peak rate of AdamW.")
     batch_size: Count = Field(default=8, ge=1, le=65_536, description="Sequences in a step.")
     warmup: Number = Field(default=0.05, ge=0, lt=1, description="Share of the steps in which the rate climbs.")
@@ -251,7 +253,7 @@ class Hardware(Section):
 class Recover(Section):
     """Global distillation of the assembled child against the parent."""
 
-    tokens: Count = Field(default=4_000_000, ge=8, le=LARGEST_COUNT, description="Training tokens.")
+    tokens: Count = Field(default=4_000_000, ge=0, le=LARGEST_COUNT, description="Training tokens; 0: no training.")
     learning_rate: Number = Field(default=3e-4, gt=0, le=1, description="Peak rate of AdamW, or the highest tried.")
     rate: Literal["found", "pinned"] = Field(
         default="found", description="found: a short test picks each model's rate; pinned: it is learning_rate."
@@ -266,6 +268,11 @@ class Recover(Section):
     sharding: Literal["none", "full"] = Field(
         default="none", description="full: each rank holds its share of the weights (FSDP2); none: all of them."
     )
+
+    @property
+    def probed(self) -> int:
+        """How many candidates are probed: none where nothing is trained."""
+        return self.probes if self.tokens else 0
 
 
 class Tracking(Section):

@@ -92,9 +92,14 @@ class Space(Section):
         default=4, ge=0, le=4096, description="First tokens a window always sees; stock engines know 0."
     )
 
+    @property
+    def formats_alone(self) -> bool:
+        """Whether every child's subblocks are the parent's own, whatever they are stored in."""
+        return not self.attention and not self.ffn
+
     @model_validator(mode="after")
     def _something_to_choose(self) -> Self:
-        if not self.attention and not self.ffn and not self.formats:
+        if self.formats_alone and not self.formats:
             raise ValueError("offers no alternative; give `attention` or `ffn` a list such as [linear, no_op]")
         return self
 

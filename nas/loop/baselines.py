@@ -59,8 +59,10 @@ def everywhere(scores: ScoreTable, num_layers: int) -> list[Blocks]:
         nearest = (block, (block[0], PARENT_BLOCK[1]), (PARENT_BLOCK[0], block[1]), PARENT_BLOCK)
         return next(each for each in nearest if each in offered[layer])
 
-    blocks = sorted(set.union(*offered))
-    return list(dict.fromkeys(tuple(at(layer, block) for layer in range(num_layers)) for block in blocks))
+    blocks = sorted({block[:2] for block in set.union(*offered)})
+    found = dict.fromkeys(tuple(at(layer, block) for layer in range(num_layers)) for block in blocks)
+    stored: list[Block] = [(), *((ends,) for ends in scores.ends)]
+    return [(*each[:-1], each[-1] + ends) for each in found for ends in stored]
 
 
 def depth(search: Search, ids: Ids, library: Library, excess: Excess) -> Baseline:

@@ -13,7 +13,7 @@ from inlay.cluster.pieces import Record
 from inlay.nas.loop.baselines import Baseline
 from inlay.nas.loop.pool import Candidate, Pool
 from inlay.nas.loop.spending import spend
-from inlay.nas.loop.training import assembled_model, recover_models
+from inlay.nas.loop.training import assembled_models, recover_models
 from inlay.nas.loop.true_kl import true_scores_of_models
 from inlay.nas.pieces.assembled import TrainedModel
 from inlay.nas.pieces.texts import Texts
@@ -44,7 +44,7 @@ class Kept:
     Args:
         child: the best that was seen, trained baselines excepted unless the child is one.
         models: `child` and both baselines with their weights.
-        records: of the recoveries of the models, by their names.
+        records: of the recoveries of the models, by their names; none where nothing is trained.
     """
 
     child: Seen
@@ -66,6 +66,8 @@ def keep_best(pool: Pool, texts: Texts, child: Candidate, baselines: Mapping[str
         InlayError: a training diverged.
     """
     named = {"child": child.architecture} | {name: found.architecture for name, found in baselines.items()}
+    if not pool.search.job.recover.tokens:
+        return _as_assembled(pool, child, named, most_kl)
     records, models = _recover(pool, texts, named)
     ranked = _rank(pool, texts, models)
     for _ in range(MORE_AT_MOST):
@@ -79,10 +81,23 @@ def keep_best(pool: Pool, texts: Texts, child: Candidate, baselines: Mapping[str
     others = {b.architecture for b in baselines.values()} - {child.architecture}
     own = {architecture: seen for architecture, seen in ranked.items() if architecture not in others}
     best = _best(pool, own, child, most_kl, without=others)
-    kept = best if best.model else replace(best, model=assembled_model(pool.search, pool.library, best.candidate))
+    kept = best if best.model else _with_weights(pool, best)
     assert kept.model is not None
     records["child"] = records.get(kept.candidate.id, records["child"])
     return Kept(kept, models | {"child": kept.model}, {name: records[name] for name in named})
+
+
+def _as_assembled(pool: Pool, child: Candidate, named: Mapping[str, Blocks], most_kl: float) -> Kept:
+    """The best of all that was seen, where nothing is trained."""
+    others = set(named.values()) - {child.architecture}
+    best = _best(pool, {}, child, most_kl, without=others)
+    models = assembled_models(pool.search, pool.library, {**named, "child": best.candidate.architecture})
+    return Kept(replace(best, model=models["child"]), models, {})
+
+
+def _with_weights(pool: Pool, seen: Seen) -> Seen:
+    found = assembled_models(pool.search, pool.library, {"child": seen.candidate.architecture})
+    return replace(seen, model=found["child"])
 
 
 _Ranked = dict[Blocks, tuple[float, TrainedModel]]

@@ -69,7 +69,7 @@ class Probes:
     @property
     def left(self) -> int:
         """How many probes the job still allows."""
-        return self.pool.search.job.recover.probes - len(self.probed)
+        return self.pool.search.job.recover.probed - len(self.probed)
 
     @property
     def at_first(self) -> int:
@@ -231,9 +231,10 @@ def shares(scores: ScoreTable, layer: int, block: Block) -> dict[str, float]:
         return {block[1]: 1.0}
     alone = {
         label: held[pair]
-        for label, pair in zip(block, ((block[0], PARENT_BLOCK[1]), (PARENT_BLOCK[0], block[1])), strict=True)
+        for label, pair in zip(block[:2], ((block[0], PARENT_BLOCK[1]), (PARENT_BLOCK[0], block[1])), strict=True)
         if label not in PARENT_BLOCK
     }
+    alone |= {label: scores.ends[label] for label in block[2:]}
     total = sum(alone.values())
     return {label: value / total if total > 0 else 1 / len(alone) for label, value in alone.items()}
 

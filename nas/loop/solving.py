@@ -43,7 +43,7 @@ def load_tables(workspace: Workspace) -> Tables:
     costs = CostTable(workspace.read_table("costs"))
     tokens = {row["scenario"]: int(row["generated_tokens"]) for row in workspace.read_table("scenarios")}
     factors = workspace.find_json("tables/corrections.json") or []
-    held = {(int(row["layer"]), (row["attention"], row["ffn"])): float(row["factor"]) for row in factors}
+    held = {(int(row["layer"]), tuple(row["block"])): float(row["factor"]) for row in factors}
     return Tables(replace(scores, factors=held), costs, tokens)
 
 

@@ -29,6 +29,9 @@ from inlay.nas.workspace import Workspace
 HELD_OUT_TOKENS = 2048
 """Tokens that judge a whole model in training, where these are no more than a sixteenth of what it trains on."""
 
+UNTRAINED_TOKENS = 32_768
+"""Tokens from which statistics are gathered where no variant trains."""
+
 _NOTHING: NDArray[np.int32] = np.zeros((0, 0), np.int32)
 
 
@@ -56,10 +59,10 @@ def pack_texts(job: Job, tokenizer: Any, written: Mapping[str, NDArray[np.int32]
         UserError: a text is missing, not UTF-8, or shorter than one sequence, named by its field.
     """
     length, judged = job.data.distill.sequence_length, judged_length(job)
-    local_held_out = LocalSettings.held_out * job.distill.batch_size
-    local = job.distill.tokens // length + local_held_out
+    local_held_out = LocalSettings.held_out * job.distill.batch_size if job.distill.tokens else 0
+    local = (job.distill.tokens or UNTRAINED_TOKENS) // length + local_held_out
     whole = max(1, job.recover.tokens // length)
-    batch = job.recover.batch_size
+    batch = job.recover.batch_size if job.recover.tokens else 1
     judging = held_out_batches(job, job.recover.tokens)
     written = written or {}
     held = open_sources(job, "validate", tokenizer)
@@ -90,7 +93,7 @@ def pack_texts(job: Job, tokenizer: Any, written: Mapping[str, NDArray[np.int32]
         score = written["validate"][~reports][: -(-tokens * 3 // 4 // judged)]
         report = written["validate"][reports][: -(-tokens // 4 // judged)]
     ids = {
-        "distill": train[:local],
+        "distill": train[: max(1, local)],
         "recover": train[:whole],
         "held_out": packed[-held_out:],
         "score": score,

@@ -16,7 +16,6 @@ from inlay.cluster.pieces import Piece, Record, Resources
 from inlay.distill.settings import GlobalSettings
 from inlay.nas.errors import InlayError
 from inlay.nas.job import Job
-from inlay.nas.loop.pool import Candidate
 from inlay.nas.loop.resources import resources_of
 from inlay.nas.loop.search import Search
 from inlay.nas.loop.texts import held_out_batches
@@ -55,15 +54,21 @@ def recover_models(
     return found
 
 
-def assembled_model(search: Search, library: Library, candidate: Candidate) -> TrainedModel:
-    """A candidate's weights as assembled from parent and library, as one blob."""
+def assembled_models(search: Search, library: Library, architectures: Mapping[str, Blocks]) -> dict[str, TrainedModel]:
+    """The weights of architectures as assembled from parent and library, by the names given: one blob for each."""
+    distinct = {identify(architecture): architecture for architecture in architectures.values()}
+    pieces = [_assembled_piece(search, library, name, architecture) for name, architecture in distinct.items()]
+    records = search.run(pieces, "weights as assembled", "models")
+    blobs = {name: record.blobs["model"] for name, record in zip(distinct, records, strict=True)}
+    return {name: TrainedModel(blocks, blobs[identify(blocks)]) for name, blocks in architectures.items()}
+
+
+def _assembled_piece(search: Search, library: Library, name: str, architecture: Blocks) -> Piece:
     depends = {
-        "architecture": [list(block) for block in candidate.architecture],
-        "library": used_weights(library, [candidate.architecture]),
+        "architecture": [list(block) for block in architecture],
+        "library": used_weights(library, [architecture]),
     }
-    piece = search.piece(ASSEMBLED, candidate.id, {**depends, "store": search.workspace.url}, depends)
-    (record,) = search.run([piece], "weights of the child as assembled", "models")
-    return TrainedModel(candidate.architecture, record.blobs["model"])
+    return search.piece(ASSEMBLED, name, {**depends, "store": search.workspace.url}, depends)
 
 
 def train_models(

@@ -47,6 +47,7 @@ def true_scores(
                 "rows": list(rows),
                 "architectures": arguments["architectures"],
                 "library": held,
+                **search.rounding(group),
             }
             pieces.append(search.piece(TRUE, f"{labels[0]}+{len(labels) - 1} shard {shard:05d}", arguments, depends))
             places.append(first)
@@ -64,21 +65,23 @@ def true_scores_of_models(
     search: Search, ids: Ids, models: Mapping[str, TrainedModel], what: str = ""
 ) -> dict[str, Comparison]:
     """Each stored model against the parent on a text, by name; `what` is what people are told of it."""
-    distinct = {model.blob: model for model in models.values()}
+    # Models of the same weights in other formats have one blob.
+    distinct = list(dict.fromkeys(models.values()))
     pieces = []
-    for blob, model in distinct.items():
+    for model in distinct:
         for shard, rows in enumerate(ids.shards):
             depends = {
                 "ids": ids.digest,
                 "rows": list(rows),
-                "blob": blob,
+                "blob": model.blob,
                 "architecture": [list(b) for b in model.architecture],
+                **search.rounding([model.architecture]),
             }
-            label = f"{identify(model.architecture)} {blob[:8]} on {ids.digest[:8]} shard {shard:05d}"
+            label = f"{identify(model.architecture)} {model.blob[:8]} on {ids.digest[:8]} shard {shard:05d}"
             pieces.append(search.piece(EVALUATE, label, {**depends, "store": search.workspace.url}, depends))
     records = iter(search.run(pieces, what or f"true KL of {counted(len(distinct), 'trained model')}", "shards"))
     found = {}
-    for blob in distinct:
+    for model in distinct:
         parts = [tensors_of(search.workspace.store.blob_path(next(records).blobs["sequences"])) for _ in ids.shards]
-        found[blob] = summaries(["model"], parts)["model"]
-    return {name: found[model.blob] for name, model in models.items()}
+        found[model] = summaries(["model"], parts)["model"]
+    return {name: found[model] for name, model in models.items()}

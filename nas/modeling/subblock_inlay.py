@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, Protocol
 
 from .context_inlay import WindowKey
 
@@ -28,6 +28,10 @@ SLOTS: tuple[Slot, Slot] = ("attention", "ffn")
 FORMAT = "format"
 """What an entry of any kind may say beside its fields: how those who pack the model store its matrices. Modules and
 sizes take no notice."""
+ENDS_SLOT: Final = "ends"
+"""What embedding, final norm and head are called beside subblocks."""
+TimedSlot = Literal["attention", "ffn", "ends"]
+"""What has a time of its own."""
 NORMS: Mapping[str, str] = {"attention": "input_layernorm", "ffn": "post_attention_layernorm"}
 MIXERS: Mapping[str, str] = {"attention": "self_attn", "ffn": "mlp"}
 

@@ -16,9 +16,9 @@ from inlay.nas.families import ends_tensors, layer_prefix, subblock_tensors
 from inlay.nas.modeling import Ends, InlayForCausalLM, InlayLayer, build_layer
 from inlay.nas.pieces.boundaries import worker_source
 from inlay.nas.pieces.weights import Library, WorkerSource, rounded_state
-from inlay.nas.tables.architecture import Block, Blocks
+from inlay.nas.tables.architecture import Block, Blocks, ends_form
+from inlay.nas.tables.configs import config_of
 from inlay.nas.variants import parse_variant
-from inlay.nas.variants.entries import entries_of
 
 HEAD = "lm_head.weight"
 
@@ -52,7 +52,7 @@ def store_assembled(arguments: dict[str, Any], context: PieceContext) -> PieceOu
 def layer_state(source: WorkerSource, index: int, block: Block) -> dict[str, Tensor]:
     """The tensors of one layer of an architecture by layer-local names, as they are stored."""
     state: dict[str, Tensor] = {}
-    for variant in map(parse_variant, block):
+    for variant in map(parse_variant, block[:2]):
         if variant.is_own:
             state.update(source.parent.slot_state(index, variant.slot))
         elif not variant.is_absent(source.parent.shape, index):
@@ -60,24 +60,22 @@ def layer_state(source: WorkerSource, index: int, block: Block) -> dict[str, Ten
     return state
 
 
-def build_whole(source: WorkerSource, architecture: Sequence[Block], dtype: torch.dtype) -> InlayForCausalLM:
+def build_whole(source: WorkerSource, architecture: Blocks, dtype: torch.dtype) -> InlayForCausalLM:
     """The assembled model with weights of `dtype` on the source's device."""
-    config = source.parent.config.with_blocks(entries_of(source.parent.shape, architecture))
+    config = config_of(source.parent.config, source.parent.shape, architecture)
     state = {name: tensor.to(dtype) for name, tensor in assemble_state(source, architecture).items()}
     model: Any = InlayForCausalLM.from_pretrained(None, config=config, state_dict=state, dtype=dtype)
     built: InlayForCausalLM = model.to(source.device)
     return built
 
 
-def build_sharded(
-    source: WorkerSource, architecture: Sequence[Block], dtype: torch.dtype, *, trained: bool
-) -> InlayForCausalLM:
+def build_sharded(source: WorkerSource, architecture: Blocks, dtype: torch.dtype, *, trained: bool) -> InlayForCausalLM:
     """The same model sharded with FSDP2 among the processes of torch.distributed's group; frozen unless `trained`.
 
     A process reads one layer at a time and keeps its shard of it: it never holds more than its shards, one layer and
     the two ends.
     """
-    config = source.parent.config.with_blocks(entries_of(source.parent.shape, architecture))
+    config = config_of(source.parent.config, source.parent.shape, architecture)
     with torch.device("meta"):
         model: Any = InlayForCausalLM(config)
     model.requires_grad_(trained).eval()
@@ -113,7 +111,7 @@ class StoredModel:
 
     source: WorkerSource
     blob: str
-    architecture: Sequence[Block]
+    architecture: Blocks
 
     @property
     def num_layers(self) -> int:
@@ -138,13 +136,14 @@ class StoredModel:
         if slot == "attention":
             self.source.use(entry)
         stored = self._tensors(layer_prefix(index), subblock_tensors(shape, slot, entry))
-        state = rounded_state(stored, variant.form)
+        state = rounded_state(stored, variant.form, self.source.weighing(index))
         attention, ffn = (entry, None) if slot == "attention" else (None, entry)
         return build_layer(self.source.parent.config, index, attention, ffn, state, self.source.dtype).to(self.device)
 
     def ends(self) -> Ends:
-        """The model's own embedding, final norm and head."""
+        """The model's own embedding, final norm and head, as they are computed with."""
         state = self._tensors("", ends_tensors(self.source.parent.shape))
+        state = self.source.rounded_ends(state, ends_form(self.architecture))
         return Ends(self.source.parent.config, state, self.source.dtype).to(self.device)
 
     def _tensors(self, prefix: str, names: Iterable[str]) -> Mapping[str, Tensor]:

@@ -76,6 +76,7 @@ def worker_source(arguments: dict[str, Any], library: Library) -> WorkerSource:
         Store(arguments["store"]),
         getattr(torch, arguments["dtype"]),
         torch.device(arguments["device"]),
+        arguments.get("importance", ""),
     )
 
 

@@ -6,7 +6,7 @@ Shapes: C architectures, N sequences, S positions, D model width.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,8 @@ from inlay.nas.pieces.boundaries import embed_rows, micro_batch, worker_source
 from inlay.nas.pieces.boundaries import micro_batch as sequences_at_once
 from inlay.nas.pieces.standard_error import Values, standard_error
 from inlay.nas.pieces.texts import load_ids
-from inlay.nas.pieces.weights import Library
-from inlay.nas.tables.architecture import PARENT_BLOCK
+from inlay.nas.pieces.weights import Library, WorkerSource
+from inlay.nas.tables.architecture import PARENT_BLOCK, Blocks, blocks_of, ends_form
 
 MEASURES = ("kl", "child_nll", "agree")
 
@@ -130,8 +130,10 @@ def compare_architectures(arguments: dict[str, Any], context: PieceContext) -> P
     source = worker_source(arguments, library)
     ends = source.ends()
     num_layers, first = source.num_layers, arguments["first_layer"]
-    parent_choice = [("attention:parent", "ffn:parent")] * num_layers
-    architectures = [parent_choice, *([tuple(pair) for pair in each] for each in arguments["architectures"])]
+    parent_choice: Blocks = tuple([PARENT_BLOCK] * num_layers)
+    architectures = [parent_choice, *(blocks_of(each) for each in arguments["architectures"])]
+    forms = [ends_form(each) for each in architectures[1:]]
+    own = {form: source.ends(form) if form else ends for form in {None, *forms}}
     parts: list[dict[str, Tensor]] = []
     for number, (shard, rows) in enumerate(zip(arguments["shards"], arguments["rows"], strict=True)):
         if first == 0:
@@ -142,11 +144,32 @@ def compare_architectures(arguments: dict[str, Any], context: PieceContext) -> P
         ids_NS = torch.from_numpy(load_ids(source.store, arguments["ids"])[rows[0] : rows[1]].astype("int64"))
         for start, end, size in shares_of(len(ids_NS), ids_NS.shape[1], context.memory_retries):
             with torch.inference_mode():
-                parent, *children = sweep(source, architectures, hidden[start:end], first, size)
-                parts.append(compare(ends, ids_NS[start:end], parent, children, micro_batch=size))
+                outputs = _swept(source, architectures, own, ids_NS[start:end], hidden[start:end], first, size)
+                parent, *children = outputs
+                parts.append(compare(ends, ids_NS[start:end], parent, children, [own[form] for form in forms], size))
             context.progress((number + end / len(ids_NS)) / len(arguments["shards"]))
     joined = {name: torch.cat([part[name] for part in parts], dim=-1) for name in (*MEASURES, "parent_nll")}
     return PieceOutput(values={"labels": list(arguments["labels"])}, blobs={"sequences": joined})
+
+
+def _swept(
+    source: WorkerSource,
+    architectures: Sequence[Blocks],
+    ends: Mapping[str | None, Ends],
+    ids_NS: Tensor,
+    hidden_NSD: Tensor,
+    first: int,
+    size: int,
+) -> list[Tensor]:
+    """The last layer's outputs of all; those with an embedding of their own start from the tokens."""
+    outputs: dict[int, Tensor] = {}
+    for form, own in ends.items():
+        places = [place for place, each in enumerate(architectures) if ends_form(each) == form]
+        if places:
+            start = hidden_NSD if form is None else own.embed(ids_NS.to(source.device))
+            found = sweep(source, [architectures[place] for place in places], start, 0 if form else first, size)
+            outputs |= dict(zip(places, found, strict=True))
+    return [outputs[place] for place in range(len(architectures))]
 
 
 def shares_of(num: int, length: int, memory_retries: int) -> list[tuple[int, int, int]]:
@@ -189,7 +212,7 @@ def _summary(measures: dict[str, Tensor], parent_nll: Tensor) -> Comparison:
 def evaluate_model(arguments: dict[str, Any], context: PieceContext) -> PieceOutput:
     """One stored model against the parent on one shard, both carried through layer by layer."""
     source = worker_source(arguments, Library({}))
-    architecture = [tuple(block) for block in arguments["architecture"]]
+    architecture = blocks_of(arguments["architecture"])
     stored = StoredModel(source, arguments["blob"], architecture)
     first, end = arguments["rows"]
     ids_NS = torch.from_numpy(load_ids(source.store, arguments["ids"])[first:end].astype("int64")).to(source.device)

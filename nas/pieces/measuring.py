@@ -66,13 +66,14 @@ def time_architectures(arguments: dict[str, Any], context: PieceContext) -> Piec
     config = parent_of(arguments["parent"]).config
     workload = Workload(**arguments["workload"])
     shapes = {"parent": config}
-    shapes |= {name: config.with_blocks(blocks) for name, blocks in arguments["architectures"].items()}
+    ends = arguments["ends"]
+    shapes |= {name: config.with_blocks(blocks, ends[name]) for name, blocks in arguments["architectures"].items()}
     together = not context.memory_retries
     timed = engine.rounds(shapes, workload, target, context.progress, together=together, scratch=context.scratch)
     parent = timed.rounds["parent"]
     held = {name: asdict(own) for name, own in timed.held.items()}
     measured = {
-        name: asdict(_against(parent, timed.rounds[name], workload))
+        name: asdict(against(parent, timed.rounds[name], workload))
         | {"held": held.get(name, {}), "parent_held": held.get("parent", {})}
         for name in arguments["architectures"]
     }
@@ -83,7 +84,7 @@ def _engine(arguments: Mapping[str, Any]) -> tuple[Engine, Target]:
     return ENGINES[arguments["engine"]], Target(**arguments["target"])
 
 
-def _against(parent: Sequence[tuple[int, int]], own: Sequence[tuple[int, int]], workload: Workload) -> Measured:
+def against(parent: Sequence[tuple[int, int]], own: Sequence[tuple[int, int]], workload: Workload) -> Measured:
     """The times of one model beside the parent's of the same rounds."""
     mine, theirs = _by_name(own, workload), _by_name(parent, workload)
     pairs = {name: [a / b for a, b in zip(mine[name], theirs[name], strict=True)] for name in mine}

@@ -27,7 +27,7 @@ def sample_sequences(arguments: dict[str, Any], context: PieceContext) -> PieceO
     source = worker_source(arguments, Library({}))
     num_rows, length = int(arguments["rows"]), int(arguments["length"])
     openings: list[list[int]] = arguments["openings"]
-    model: Any = build_whole(source, [PARENT_BLOCK] * source.parent.shape.num_layers, source.dtype)
+    model: Any = build_whole(source, (PARENT_BLOCK,) * source.parent.shape.num_layers, source.dtype)
     model.eval()
     draws_NS = np.random.default_rng(context.seed).random((num_rows, length))
     ids_NS = np.zeros((num_rows, length), np.int32)

@@ -20,7 +20,7 @@ from inlay.nas.engines.engine import Engine, Rounds, Skeletons, Target
 from inlay.nas.engines.timing import Workload
 from inlay.nas.families.shape import Entry
 from inlay.nas.modeling.no_op_inlay import ABSENT
-from inlay.nas.modeling.subblock_inlay import Slot
+from inlay.nas.modeling.subblock_inlay import ENDS_SLOT, FORMAT, TimedSlot
 from inlay.nas.pieces.kept_times import KeptTimes, Pace, Taken, Times
 from inlay.version import __version__
 
@@ -29,8 +29,7 @@ if TYPE_CHECKING:
 
 VERSION: Final = 6
 """Raised when the same subblocks would get other times."""
-ENDS_NAME: Final = "ends"
-"""What embedding, final norm and head are called beside subblocks."""
+ENDS_NAME: Final = ENDS_SLOT
 
 
 class SubblockBench:
@@ -115,6 +114,9 @@ class SubblockBench:
         models = {"parent": self._config}
         for key in entries:
             slot, entry = _subblock(key)
+            if slot == ENDS_SLOT:
+                models[key] = self._config.with_blocks(self._config.blocks, entry[FORMAT])
+                continue
             models[key] = self._config.with_blocks([{**block, slot: entry} for block in self._config.blocks])
         return self._engine.buffers(models, self._workload, self._target, self._scratch)
 
@@ -157,9 +159,15 @@ def entry_key(slot: str, entry: Entry) -> str:
     return f"{slot} {json.dumps(entry, sort_keys=True)}"
 
 
-def _subblock(key: str) -> tuple[Slot, Entry]:
+def ends_key(form: str) -> str:
+    """Embedding, final norm and head in another format than the whole file's."""
+    return entry_key(ENDS_SLOT, {FORMAT: form})
+
+
+def _subblock(key: str) -> tuple[TimedSlot, Entry]:
     slot, text = key.split(" ", 1)
-    return ("attention" if slot == "attention" else "ffn"), json.loads(text)
+    own: TimedSlot = ENDS_SLOT if slot == ENDS_SLOT else "attention" if slot == "attention" else "ffn"
+    return own, json.loads(text)
 
 
 def _pace(rounds: Sequence[tuple[int, int]]) -> Pace:

@@ -31,7 +31,7 @@ from inlay.nas.pieces.assembled import build_sharded, build_whole, stored_state
 from inlay.nas.pieces.boundaries import worker_source
 from inlay.nas.pieces.texts import load_ids
 from inlay.nas.pieces.weights import Library, WorkerSource
-from inlay.nas.tables.architecture import PARENT_BLOCK, Block
+from inlay.nas.tables.architecture import PARENT_BLOCK, Blocks, blocks_of
 
 CURVE_POINTS = 200
 
@@ -39,7 +39,7 @@ CURVE_POINTS = 200
 def recover_model(arguments: dict[str, Any], context: PieceContext) -> PieceOutput:
     """Trains one assembled model against the parent."""
     source, architecture = _source(arguments)
-    parent = build_whole(source, [PARENT_BLOCK] * source.num_layers, source.dtype).requires_grad_(False)
+    parent = build_whole(source, (PARENT_BLOCK,) * source.num_layers, source.dtype).requires_grad_(False)
     child = build_whole(source, architecture, torch.float32)
     settings = _settings(arguments, context.memory_retries)
     told = _Told(context.progress, arguments, settings)
@@ -80,7 +80,7 @@ def recover_with_ranks(arguments: dict[str, Any], context: PieceContext) -> Piec
 def recover_in_rank(arguments: dict[str, Any], rank: Rank) -> dict[str, Any]:
     """One rank's part of the training; the values of the piece's record, the same in every rank."""
     source, architecture = _source({**arguments, "device": rank.device})
-    parents = [PARENT_BLOCK] * source.num_layers
+    parents = (PARENT_BLOCK,) * source.num_layers
     ranks = Ranks(rank.index, rank.count, sharded=arguments["sharding"] == "full")
     if ranks.sharded:
         parent = build_sharded(source, parents, source.dtype, trained=False)
@@ -150,9 +150,9 @@ def _on_device(ids_BS: NDArray[np.int32], source: WorkerSource) -> Tensor:
     return torch.from_numpy(ids_BS.astype("int64")).to(source.device)
 
 
-def _source(arguments: dict[str, Any]) -> tuple[WorkerSource, list[Block]]:
+def _source(arguments: dict[str, Any]) -> tuple[WorkerSource, Blocks]:
     library = Library({int(layer): held for layer, held in arguments["library"].items()})
-    return worker_source(arguments, library), [tuple(block) for block in arguments["architecture"]]
+    return worker_source(arguments, library), blocks_of(arguments["architecture"])
 
 
 def _settings(arguments: dict[str, Any], memory_retries: int) -> GlobalSettings:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from inlay.cluster.store import Store
 from inlay.distill.sweep import Slot
-from inlay.nas.families import Parent, open_parent
+from inlay.nas.families import Parent, layer_prefix, open_parent
 from inlay.nas.formats import FORMATS
 from inlay.nas.formats.tensors import rounded
 from inlay.nas.hub_ids import has_hub_form
@@ -42,23 +42,43 @@ def used_weights(library: Library, architectures: Sequence[Blocks]) -> dict[str,
     held: dict[str, dict[str, str]] = {}
     for architecture in architectures:
         for layer, block in enumerate(architecture):
-            for label in (parse_variant(label).bare.label for label in block):
+            for label in (parse_variant(label).bare.label for label in block[:2]):
                 if library.has(layer, label):
                     held.setdefault(str(layer), {})[label] = library.digests[layer][label]
     return held
 
 
-def rounded_state(state: Mapping[str, Tensor], form: str | None) -> dict[str, Tensor]:
+Weights = Mapping[str, Tensor]
+"""How much each input channel of a matrix counts when it is rounded, by the matrix's name."""
+
+
+def rounded_state(state: Mapping[str, Tensor], form: str | None, importance: Weights) -> dict[str, Tensor]:
     """A subblock's tensors as an engine computes with them: matrices rounded by what holds their rows in that format.
 
-    None: as they are stored.
+    None: as they are stored. Matrices of which `importance` does not tell are rounded without.
     """
     if form is None:
         return dict(state)
     return {
-        name: rounded(tensor, FORMATS[form].holding(tensor.shape[1])) if tensor.ndim == 2 else tensor
+        name: rounded(tensor, FORMATS[form].holding(tensor.shape[1]), importance_at(importance, name, tensor.shape[1]))
+        if tensor.ndim == 2
+        else tensor
         for name, tensor in state.items()
     }
+
+
+def importance_at(importance: Weights, name: str, row: int) -> Tensor | None:
+    """Of one matrix with such rows; None where it is not told: of a variant whose inputs are not the parent's."""
+    found = importance.get(name)
+    return found if found is not None and len(found) == row else None
+
+
+@lru_cache(maxsize=2)
+def importance_of(path: str) -> Weights:
+    """A stored importance, read once a process."""
+    from safetensors.torch import load_file
+
+    return dict(load_file(path))
 
 
 @lru_cache(maxsize=2)
@@ -78,6 +98,7 @@ class WorkerSource:
         store: the workspace's store.
         dtype: the compute type.
         device: where modules and hidden states live.
+        importance: the digest of what rounding is weighed by, "" without.
     """
 
     parent: Parent
@@ -85,6 +106,7 @@ class WorkerSource:
     store: Store
     dtype: torch.dtype
     device: torch.device
+    importance: str = ""
     _contexts: dict[tuple[int, int], Any] = field(default_factory=dict)
     _entries: dict[Any, dict[str, Any]] = field(default_factory=dict)
 
@@ -123,9 +145,16 @@ class WorkerSource:
         if slot == "attention":
             self.use(entry)
         attention, ffn = (entry, None) if slot == "attention" else (None, entry)
-        state = rounded_state(state, variant.form)
+        state = rounded_state(state, variant.form, self.weighing(index))
         layer = build_layer(self.parent.config, index, attention, ffn, state, self.dtype)
         return layer.to(self.device)
+
+    def weighing(self, index: int) -> Weights:
+        """The importance of a layer's matrices by their names within it."""
+        if not self.importance:
+            return {}
+        prefix, told = layer_prefix(index), importance_of(str(self.store.blob_path(self.importance)))
+        return {name.removeprefix(prefix): own for name, own in told.items() if name.startswith(prefix)}
 
     def store_state(self, digest: str) -> dict[str, Tensor]:
         """The tensors of one blob of the library."""
@@ -133,6 +162,12 @@ class WorkerSource:
 
         return dict(load_file(self.store.blob_path(digest)))
 
-    def ends(self) -> Ends:
-        """Embedding, final norm and head in the compute type."""
-        return Ends(self.parent.config, self.parent.ends_state(), self.dtype).to(self.device)
+    def ends(self, form: str | None = None) -> Ends:
+        """Embedding, final norm and head in the compute type, rounded where a format is given."""
+        state = self.rounded_ends(self.parent.ends_state(), form)
+        return Ends(self.parent.config, state, self.dtype).to(self.device)
+
+    def rounded_ends(self, state: Mapping[str, Tensor], form: str | None) -> dict[str, Tensor]:
+        """Their tensors as an engine computes with them."""
+        told = importance_of(str(self.store.blob_path(self.importance))) if self.importance else {}
+        return rounded_state(state, form, told)

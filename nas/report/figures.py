@@ -60,6 +60,38 @@ def evaluation_table(evaluation: Evaluation) -> Table:
     return table
 
 
+def preset_lines(evaluation: Evaluation) -> list[Line]:
+    """llama.cpp's presets of the parent, one a line, below what was chosen."""
+    chosen = evaluation.model(evaluation.chosen) or evaluation.child
+    lines = [
+        Line(chosen.name, (_kl(chosen.kl_nats), "", show_bytes(chosen.weights_bytes), _runtime(chosen.runtime_ratio)))
+    ]
+    for own in evaluation.presets:
+        figures = (_kl(own.kl_nats), _kl(own.plain_kl_nats), show_bytes(own.weights_bytes), _runtime(own.runtime_ratio))
+        lines.append(Line(own.name, figures))
+    return lines if evaluation.presets else []
+
+
+PRESET_COLUMNS = ("KL, nats", "without importance", "weights", "runtime")
+
+
+def preset_table(evaluation: Evaluation) -> Table | None:
+    """The same for a terminal; None where there are none."""
+    if not evaluation.presets:
+        return None
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    table.add_column("llama.cpp's preset", no_wrap=True)
+    for name in PRESET_COLUMNS:
+        table.add_column(name, justify="right", no_wrap=True)
+    for line in preset_lines(evaluation):
+        table.add_row(line.name, *line.values)
+    return table
+
+
+def _runtime(ratio: float | None) -> str:
+    return "" if ratio is None else f"{ratio:.2f}x"
+
+
 def evaluation_markdown(evaluation: Evaluation) -> str:
     """The table in Markdown."""
     head = ["", *(model.name for model in evaluation.models)]

@@ -12,7 +12,7 @@ from typing import Any
 from inlay.nas.errors import InlayError, UserError
 from inlay.nas.quantities import show_bytes, show_count, show_seconds
 from inlay.nas.report.drawing import png_of, svg_of
-from inlay.nas.report.figures import evaluation_lines
+from inlay.nas.report.figures import PRESET_COLUMNS, evaluation_lines, preset_lines
 from inlay.nas.report.pictures import all_pictures
 from inlay.nas.report.promises import broken_promises
 from inlay.nas.report.records import Evaluation, StageRow, read_evaluation, read_solution, stages_of
@@ -66,7 +66,7 @@ def page_of(workspace: Workspace, pictures: Mapping[str, bytes]) -> str:
         f"<h1>{html.escape(title)}</h1>",
         f"<p class=where>{html.escape(workspace.url)}</p>",
         *(_cards(evaluation) if evaluation else ["<p>This search is not finished: figures come with its end.</p>"]),
-        *(_figures(evaluation) if evaluation else []),
+        *([*_figures(evaluation), *_presets(evaluation)] if evaluation else []),
         *(_picture(name, svg) for name, svg in pictures.items()),
         *_stages(stages_of(run), run.get("failed_variants") or []),
         *([f"<h2>Job</h2><pre>{html.escape(_job_text(job))}</pre>"] if job else []),
@@ -99,6 +99,14 @@ def _figures(evaluation: Evaluation) -> Iterator[str]:
     for sentence in broken_promises(evaluation):
         yield f"<p class=note>{html.escape(sentence)}</p>"
     yield f"<p class=caption>Quality is on text that nothing has seen; baselines had the same recovery.{scenario}</p>"
+
+
+def _presets(evaluation: Evaluation) -> Iterator[str]:
+    """llama.cpp's own presets of the parent, where there are any."""
+    if lines := preset_lines(evaluation):
+        head = "".join(f"<th>{html.escape(name)}</th>" for name in PRESET_COLUMNS)
+        rows = _rows((line.name, *line.values) for line in lines)
+        yield f"<h2>llama.cpp's presets</h2><table><tr><th></th>{head}</tr>{rows}</table>"
 
 
 def _picture(name: str, svg: bytes) -> str:

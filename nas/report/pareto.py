@@ -37,11 +37,13 @@ class Ended:
 
 @dataclass(frozen=True)
 class ParetoRecord:
-    """What is drawn. `front` lists the tried ones that no other beats in both, fastest first."""
+    """What is drawn. `front` lists the tried ones that no other beats in both, fastest first; `presets` are name, ratio
+    and KL of llama.cpp's."""
 
     tried: tuple[Tried, ...]
     front: tuple[Tried, ...]
     ended: tuple[Ended, ...]
+    presets: tuple[tuple[str, float, float], ...] = ()
 
 
 def pareto_record(
@@ -65,7 +67,8 @@ def pareto_record(
         for model in models
         if model.runtime_ratio is not None and model.before_kl_nats is not None
     )
-    return ParetoRecord(tried, _front(tried), ended)
+    presets = tuple((own.name, own.runtime_ratio, own.kl_nats) for own in evaluation.presets) if evaluation else ()
+    return ParetoRecord(tried, _front(tried), ended, presets)
 
 
 def draw_pareto(record: ParetoRecord) -> Figure:
@@ -87,8 +90,18 @@ def draw_pareto(record: ParetoRecord) -> Figure:
         axes.step(*_xy(steps), where="post", color=blue, linewidth=1.2, alpha=0.6, zorder=3, label="front")
     for model in record.ended:
         _draw_ended(axes, model)
+    for name, ratio, kl_nats in record.presets:
+        axes.scatter([ratio], [kl_nats], marker="x", s=34, color=FAINT, zorder=6)
+        axes.annotate(name, (ratio, kl_nats), xytext=(4, 4), textcoords="offset points", fontsize=8, color=FAINT)
     values = [value for tried in record.tried for value in (tried.predicted_kl_nats, tried.kl_nats)]
-    scale_for(axes, [*values, *(value for e in record.ended for value in (e.before_kl_nats, e.kl_nats))])
+    scale_for(
+        axes,
+        [
+            *values,
+            *(value for e in record.ended for value in (e.before_kl_nats, e.kl_nats)),
+            *(kl for *_, kl in record.presets),
+        ],
+    )
     axes.scatter([1.0], [0.0], marker=MARKERS["parent"], s=50, color=COLOURS["parent"], clip_on=False, zorder=6,
                  transform=axes.get_xaxis_transform(), label="parent (KL 0)")  # fmt: skip
     axes.set_xlabel("runtime, relative to the parent")

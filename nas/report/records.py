@@ -79,6 +79,22 @@ class Figures:
 
 
 @dataclass(frozen=True)
+class Preset:
+    """The parent in one of llama.cpp's own presets.
+
+    Args:
+        kl_nats: rounded with the importance of input channels that the child's formats were rounded with.
+        plain_kl_nats: rounded without any, as the quantiser does unasked.
+    """
+
+    name: str
+    kl_nats: float
+    plain_kl_nats: float
+    weights_bytes: int
+    runtime_ratio: float
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """`evaluation.json`: `parent`, `child`, `uniform`, `depth`, of which the first two are always there."""
 
@@ -99,6 +115,11 @@ class Evaluation:
     def model(self, name: str) -> Figures | None:
         """One model by name."""
         return next((model for model in self.models if model.name == name), None)
+
+    @property
+    def presets(self) -> tuple[Preset, ...]:
+        """llama.cpp's presets of the parent, where the search chose formats."""
+        return tuple(Preset(name=name, **_only(Preset, row)) for name, row in (self.raw.get("presets") or {}).items())
 
     @property
     def chosen(self) -> str:
@@ -208,8 +229,8 @@ def read_pool(workspace: Workspace) -> list[PoolRow]:
 
 
 def read_scores(workspace: Workspace) -> list[ScoreRow]:
-    """The score table."""
-    return [ScoreRow(**_only(ScoreRow, row)) for row in read_rows(workspace, "scores")]
+    """The score table, of layers; embedding and head, at layer -1, are none."""
+    return [ScoreRow(**_only(ScoreRow, row)) for row in read_rows(workspace, "scores") if row["layer"] >= 0]
 
 
 def read_losses(workspace: Workspace) -> list[LossRow]:

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from inlay.cluster.urls import redacted
 from inlay.nas.quantities import show_bytes, show_seconds
-from inlay.nas.report.figures import evaluation_table
+from inlay.nas.report.figures import evaluation_table, preset_table
 from inlay.nas.report.promises import broken_promises
 from inlay.nas.report.records import Evaluation, StageRow, stages_of
 
@@ -34,6 +34,9 @@ def print_summary(result: Mapping[str, Any], console: Console | None = None) -> 
     console.print(evaluation_table(evaluation))
     for sentence in broken_promises(evaluation):
         console.print(sentence)
+    if presets := preset_table(evaluation):
+        console.print()
+        console.print(presets)
     if stages := stages_of(result["run"]):
         console.print()
         console.print(stage_table(stages))

@@ -9,7 +9,7 @@ again: what is left of the budget is spent; where too few candidates meet it, ot
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -22,10 +22,10 @@ from inlay.nas.loop.search import Search
 from inlay.nas.loop.solving import Tables
 from inlay.nas.loop.spending import spend
 from inlay.nas.loop.swaps import neighbours
+from inlay.nas.pieces.standard_error import Values
 from inlay.nas.pieces.texts import Texts
 from inlay.nas.pieces.weights import Library
-from inlay.nas.stages.score import ScoredBlock
-from inlay.nas.tables.architecture import Blocks, identify
+from inlay.nas.tables.architecture import Block, Blocks, identify
 
 TIME_CORRECTIONS = 3
 SWAP_ROUNDS = 4
@@ -47,15 +47,15 @@ class Assembled:
 
 
 def assemble(
-    search: Search, texts: Texts, library: Library, tables: Tables, scored: Sequence[ScoredBlock]
+    search: Search, texts: Texts, library: Library, tables: Tables, scored: Mapping[tuple[int, Block], Values]
 ) -> Assembled:
     """Runs the loop.
 
     Raises:
         InfeasibleError: nothing meets the budget, predicted or measured; the text says what was reached.
     """
-    pool = Pool(search, texts.score, library, tables, {(s.layer, s.block): s.comparison.kl_N for s in scored})
-    before_probes = FIRST_PROBE if search.job.recover.probes else 1.0
+    pool = Pool(search, texts.score, library, tables, scored)
+    before_probes = FIRST_PROBE if search.job.recover.probed else 1.0
     search.part(0.4 * before_probes, search.job.solve.corrections + 1)
     correct(pool)
     search.part(0.6 * before_probes, SWAP_ROUNDS)
@@ -120,16 +120,18 @@ def learn_times(pool: Pool) -> None:
 
 
 def join_baselines(pool: Pool) -> dict[str, Baseline]:
-    """Uniform and depth; both join the candidates when they meet the budget."""
+    """Uniform, and depth where structure is searched; they join the candidates when they meet the budget.
+
+    A search for formats alone is no matter of layers, and to drop them one by one takes longer than all the rest of it.
+    """
     search, library = pool.search, pool.library
 
     def excess(architecture: Blocks) -> float:
         return max(e.ratio for e in excess_of(search, pool.costs, architecture, None))
 
-    found = {
-        "uniform": uniform(search, pool.ids, library, pool.scores, excess),
-        "depth": depth(search, pool.ids, library, excess),
-    }
+    found = {"uniform": uniform(search, pool.ids, library, pool.scores, excess)}
+    if not search.job.space.formats_alone:
+        found["depth"] = depth(search, pool.ids, library, excess)
     for name, baseline in found.items():
         if baseline.over_budget is None:
             pool.add([baseline.architecture], name)

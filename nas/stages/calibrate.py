@@ -1,4 +1,8 @@
-"""calibrate: for each layer the sums that start its variants, over all the text that they are trained on."""
+"""calibrate: what is summed over text before anything is trained or rounded.
+
+For each layer the sums that start its variants, over all the text that they are trained on; and where a search chooses
+formats, how much the input channels of the parent's matrices count, over the first of it.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,9 @@ from inlay.distill.settings import LocalSettings
 from inlay.distill.text import training_order
 from inlay.nas.loop.search import Search
 from inlay.nas.pieces.calibration import calibrate_layer, statistics_of
+from inlay.nas.pieces.comparison import tensors_of
+from inlay.nas.pieces.importance import gather_importance, means
+from inlay.nas.pieces.shards import shard_ranges
 from inlay.nas.pieces.stage import Stage
 from inlay.nas.pieces.texts import Ids
 from inlay.nas.variants import Variant
@@ -43,6 +50,24 @@ def held_out_rows(search: Search, ids: Ids) -> list[int]:
 
 
 CALIBRATE = Stage("calibrate", 4, calibrate_layer)
+IMPORTANCE = Stage("importance", 1, gather_importance)
+IMPORTANCE_TOKENS = 8192
+"""Tokens, whole sequences of them, over which the importance of input channels is the mean."""
+
+
+def importance_of(search: Search, ids: Ids) -> str:
+    """The digest of the importance of every input channel of the parent's matrices, by whole-model names."""
+    from safetensors.torch import save
+
+    number, length = max(1, min(ids.shape[0], IMPORTANCE_TOKENS // ids.shape[1])), ids.shape[1]
+    pieces = []
+    for shard, rows in enumerate(shard_ranges(number, length)):
+        depends = {"ids": ids.digest, "rows": list(rows)}
+        arguments = {"store": search.workspace.url, **depends}
+        pieces.append(search.piece(IMPORTANCE, f"shard {shard:05d}", arguments, depends))
+    store = search.workspace.store
+    records = search.run(pieces, "importance of input channels", "shards")
+    return store.put_blob(save(means([tensors_of(store.blob_path(record.blobs["sums"])) for record in records])))
 
 
 def sums_of(record: Record) -> str:

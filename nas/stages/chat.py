@@ -18,9 +18,10 @@ from inlay.nas.families import Parent, ends_tensors, layer_prefix, subblock_tens
 from inlay.nas.loop.search import target_of
 from inlay.nas.modeling.subblock_inlay import SLOTS
 from inlay.nas.pieces.assembled import TrainedModel
-from inlay.nas.stages.solutions import assembled_blob, find_solution, job_of
+from inlay.nas.pieces.weights import importance_of
+from inlay.nas.stages.solutions import assembled_blob, find_solution, importance_of_workspace, job_of
 from inlay.nas.tables.architecture import blocks_of
-from inlay.nas.variants.entries import entries_of
+from inlay.nas.tables.configs import config_of
 from inlay.nas.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -235,10 +236,16 @@ def _child(stack: ExitStack, place: Workspace, parent: Parent, name: str) -> Tra
     from safetensors import safe_open
 
     model = _trained_model(place, parent, name)
-    config = parent.config.with_blocks(entries_of(parent.shape, model.architecture))
+    config = config_of(parent.config, parent.shape, model.architecture)
+    digest = importance_of_workspace(place)
+    weighing = importance_of(str(place.store.blob_path(digest))) if digest else {}
     file = stack.enter_context(safe_open(place.store.blob_path(model.blob), framework="pt"))
     return Trained(
-        _key(parent, [model.blob, config.blocks]), config, parent.folder, _Tensors(file.keys(), file.get_tensor)
+        _key(parent, [model.blob, config.blocks, config.ends_format, digest]),
+        config,
+        parent.folder,
+        _Tensors(file.keys(), file.get_tensor),
+        weighing,
     )
 
 

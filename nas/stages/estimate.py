@@ -20,13 +20,13 @@ from inlay.nas.loop.texts import held_out_batches
 from inlay.nas.loop.training import global_settings
 from inlay.nas.modeling import build_layer, make_context
 from inlay.nas.pieces.boundaries import micro_batch
+from inlay.nas.pieces.shards import SMALLEST_SHARD
 from inlay.nas.pieces.subblock_times import entry_key
+from inlay.nas.stages.estimates import CHECKED, are_estimated
 from inlay.nas.tables.idle_limits import parent_sizes
 from inlay.nas.variants import Variant, ends_parameters, parameters, variants_of
 from inlay.nas.variants.storage import AsParent
 
-MODELS = 3
-"""Child and two baselines: what is recovered."""
 CHILD = 0.8
 """Of the parent's operations and times, what one forward of a child is taken to need."""
 VARIANT = 0.4
@@ -65,13 +65,16 @@ def stage_seconds(job: Job, parent: Parent) -> dict[str, float]:
 
     workers = job.cluster.max_workers or local_workers(job)
     by_layer = min(workers, shape.num_layers)
+    models = num_models(job)
     # Child, uniform and depth are trained at once where there are workers for them, each on its own ranks.
-    by_model = min(MODELS, max(1, workers // job.recover.workers)) * job.recover.workers
+    by_model = min(models, max(1, workers // job.recover.workers)) * job.recover.workers
 
     forward = FORWARD * (own + head)
 
     def whole_training(tokens: int) -> float:
         """Seconds of one model: its steps, those of one more rate, and its judgements; a backward is two forwards."""
+        if not tokens:
+            return 0.0
         settings = global_settings(job, tokens)
         batch_tokens = job.recover.batch_size * length
         steps = settings.steps + plan_trials(settings).steps
@@ -82,21 +85,32 @@ def stage_seconds(job: Job, parent: Parent) -> dict[str, float]:
     score_tokens, report_tokens = judged_tokens(job)
     variants = 3 * FORWARD * trained * (own / shape.num_layers) * VARIANT
     blocks = scored_blocks(job, space)
-    pool = 4 * job.solve.pool + 3 * shape.num_layers + SWAPPED
+    dropped = 0 if job.space.formats_alone else 3 * shape.num_layers
+    if are_estimated(job):
+        # One backward pass is two forwards; the blocks that are checked run to the end.
+        scored = score_tokens * (3 + CHECKED) * forward / min(workers, max(1, score_tokens // SMALLEST_SHARD))
+    else:
+        scored = score_tokens * blocks * FORWARD * (own / 2 + head) / by_layer
+    pool = 4 * job.solve.pool + dropped + SWAPPED
     timed = _TimedModels(parent, job, rates[length])
     return {
         "measure": START_SECONDS + timed.subblocks(space),
         "distill": bool(trained) * job.distill.tokens * (FORWARD * own + variants) / learning / by_layer,
-        "score": score_tokens * blocks * FORWARD * (own / 2 + head) / judging / by_layer,
+        "score": scored / judging,
         "assemble": score_tokens * pool * forward / judging / workers
-        + job.recover.probes * whole_training(probe_tokens(job)) / workers
-        + timed.beside_parent(1 + job.recover.probes),
-        "recover": MODELS * whole_training(job.recover.tokens) / by_model,
+        + job.recover.probed * whole_training(probe_tokens(job)) / workers
+        + timed.beside_parent(1 + job.recover.probed),
+        "recover": models * whole_training(job.recover.tokens) / by_model,
         # As assembled on the report text; after recovery beside the parent on both; the baselines' times.
-        "evaluate": MODELS * (3 * report_tokens + 2 * score_tokens) * forward / judging / workers
-        + timed.beside_parent(MODELS - 1),
+        "evaluate": models * (3 * report_tokens + 2 * score_tokens) * forward / judging / workers
+        + timed.beside_parent(models - 1),
         "export": whole * shape.dtype_bytes / STORED_BYTES_PER_SECOND,
     }
+
+
+def num_models(job: Job) -> int:
+    """The child and its baselines: what is recovered."""
+    return 2 if job.space.formats_alone else 3
 
 
 def token_seconds(parent: Parent, length: int) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from inlay.nas.job.sections import Scenario
@@ -86,7 +86,7 @@ def _row(
     search: Search,
     costs: CostTable,
     scenario: Scenario,
-    architecture: Sequence[tuple[str, str]],
+    architecture: Blocks,
     times: Mapping[str, int],
     comparison: Comparison,
 ) -> dict[str, Any]:

@@ -22,14 +22,15 @@ from inlay.nas.loop.search import Search
 from inlay.nas.modeling.subblock_inlay import Slot
 from inlay.nas.pieces.measuring import measure_subblocks
 from inlay.nas.pieces.stage import Stage
-from inlay.nas.pieces.subblock_times import ENDS_NAME, VERSION, entry_key
+from inlay.nas.pieces.subblock_times import ENDS_NAME, VERSION, ends_key, entry_key
 from inlay.nas.report.sentences import counted
+from inlay.nas.tables.architecture import ends_label
 from inlay.nas.tables.costs import AT_END, COMPUTE, ENDS, HALF, STAND_IN, stand_in_label
 from inlay.nas.tables.given_costs import given_costs
 from inlay.nas.tables.halves import StandIn
 from inlay.nas.tables.origin import Origin, origin_of
 from inlay.nas.tables.reading import read_arrow
-from inlay.nas.variants import Variant, ends_parameters, parameters, variants_of
+from inlay.nas.variants import Variant, ends_forms, ends_parameters, parameters, variants_of
 
 TIMES = ("prefill_ns", "decode_ns", "runtime_ns", "spread_ns")
 MEASURE = Stage("measure", VERSION, measure_subblocks)
@@ -103,6 +104,7 @@ class CostRows:
         """Every distinct subblock that has a time, by its key."""
         there = [(layer, v) for layer, v in self._variants() if not v.is_absent(self.shape, layer)]
         own = {entry_key(v.slot, v.entry(self.shape, layer)) for layer, v in there}
+        own |= {ends_key(form) for form in self._ends_forms()}
         return sorted(own | {entry_key(*held.timed) for held in self._stand_ins().values() if held.timed is not None})
 
     def of(
@@ -146,6 +148,9 @@ class CostRows:
         sizes = {"parameters": ends_parameters(shape), "weights_bytes": storage.ends(shape), "kv_bytes": 0}
         rows.append({"scenario": scenario.name, "layer": layer, "slot": slot, "variant": label})
         rows[-1] |= {**times[ENDS_NAME], **sizes, **({} if compute_bytes is None else {COMPUTE: compute_bytes})}
+        for form in self._ends_forms():
+            place = {"scenario": scenario.name, "layer": layer, "slot": slot, "variant": ends_label(form)}
+            rows.append({**place, **times[ends_key(form)], **sizes, "weights_bytes": storage.ends(shape, form)})
         columns = dict.fromkeys(name for row in rows for name in row)
         return [{name: row.get(name) for name in columns} for row in rows]
 
@@ -164,6 +169,9 @@ class CostRows:
             if layer == self.shape.num_layers - 1:
                 own |= {name: last[name] for name in AT_END}
         return own
+
+    def _ends_forms(self) -> tuple[str, ...]:
+        return ends_forms(self.space, self.shape) if self.engine.stores_ends_apart else ()
 
     def _stand_ins(self) -> Mapping[StandIn, StoodIn]:
         """What may stand in for something: nothing where every child's layers are whole."""

@@ -67,7 +67,7 @@ def pool_rows(assembled: Assembled, tables: Tables, job: Job) -> list[dict[str, 
 def correction_rows(assembled: Assembled) -> list[dict[str, Any]]:
     """The factors by which true KL corrected the scores of blocks."""
     return [
-        {"layer": layer, "attention": block[0], "ffn": block[1], "factor": factor}
+        {"layer": layer, "block": list(block), "factor": factor}
         for (layer, block), factor in sorted(assembled.pool.scores.factors.items())
     ]
 

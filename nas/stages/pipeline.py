@@ -10,7 +10,6 @@ from inlay.cluster.runtime import Cluster
 from inlay.nas.export.hf import write_model_folder
 from inlay.nas.families import Parent
 from inlay.nas.job import Job
-from inlay.nas.loop.baselines import BASELINES
 from inlay.nas.loop.sampling import sampled
 from inlay.nas.loop.search import Search
 from inlay.nas.loop.solving import Tables, solve_pool
@@ -18,25 +17,29 @@ from inlay.nas.loop.sources import changed_sources
 from inlay.nas.loop.texts import Packed, pack_texts, store_texts
 from inlay.nas.loop.true_kl import true_scores, true_scores_of_models
 from inlay.nas.pieces.assembled import TrainedModel
+from inlay.nas.pieces.standard_error import Values
 from inlay.nas.pieces.texts import TEXTS, Texts
 from inlay.nas.pieces.weights import Library
 from inlay.nas.report.progress import Reporter
 from inlay.nas.stages.assemble import Assembled, assemble
+from inlay.nas.stages.calibrate import importance_of
 from inlay.nas.stages.distill import build_library, failures, library_of
 from inlay.nas.stages.estimate import stage_seconds
+from inlay.nas.stages.estimates import are_estimated, estimate_blocks
 from inlay.nas.stages.evaluate import side_by_side
 from inlay.nas.stages.measure import cost_rows, costs_origin
 from inlay.nas.stages.outcome import loss_rows
+from inlay.nas.stages.presets import has_presets, preset_rows
 from inlay.nas.stages.recording.record import SearchRecord
 from inlay.nas.stages.recover import recover
-from inlay.nas.stages.score import ScoredBlock, score_blocks
-from inlay.nas.tables.architecture import PARENT_BLOCK, Blocks, identify
+from inlay.nas.stages.score import offered_ends, score_blocks, score_ends
+from inlay.nas.tables.architecture import PARENT_BLOCK, Block, Blocks, identify
 from inlay.nas.tables.costs import TIMES, CostTable, quantities
 from inlay.nas.tables.idle_limits import idle_limits
 from inlay.nas.tables.origin import metadata_of
 from inlay.nas.tables.scores import ScoreTable
 from inlay.nas.variants import variants_of
-from inlay.nas.workspace import Workspace
+from inlay.nas.workspace import IMPORTANCE_FILE, Workspace
 
 STAGES = ("measure", "distill", "score", "assemble", "recover", "evaluate", "export")
 """In their order, as people see them."""
@@ -79,8 +82,8 @@ class Pipeline:
         self._warn_of_idle_times(tables_costs)
         self._check_reachable(tables_costs)
         library, lost = self._library(texts)
-        scored = self._scored(texts, library)
-        tables = Tables(ScoreTable.of(one.row() for one in scored), tables_costs, self._tokens())
+        scores, scored = self._scored(texts, library)
+        tables = Tables(ScoreTable.of(scores), tables_costs, self._tokens())
         assembled = self._assemble(texts, library, tables, scored)
         models = self._recover(texts, assembled, tables)
         evaluation = self._evaluate(texts, library, tables_costs, models)
@@ -134,11 +137,12 @@ class Pipeline:
 
     def _check_reachable(self, costs: CostTable) -> None:
         """An impossible budget is told now, before anything is trained."""
-        measured: dict[int, dict[tuple[str, str], float]] = {}
+        measured: dict[int, dict[Block, float]] = {}
         for layer in range(self.parent.shape.num_layers):
             for variant in variants_of(self.job.space, self.parent.shape, layer):
                 measured.setdefault(layer, {})[variant.block] = 0.0
-        problem = Tables(ScoreTable(measured), costs, self._tokens()).problem(self.job.budget)
+        scores = ScoreTable(measured, ends=dict.fromkeys(offered_ends(self.search), 0.0))
+        problem = Tables(scores, costs, self._tokens()).problem(self.job.budget)
         solve_pool(problem, 1, 0.0, self.job.solve.time_limit)
 
     def _library(self, texts: Texts) -> tuple[Library, list[tuple[int, str, str]]]:
@@ -147,24 +151,40 @@ class Pipeline:
             rows = loss_rows(records)
             self.record.table("losses", rows)
             lost = failures(records)
-            told.note = f"{len(rows) - len(lost)} variants" + (f", {len(lost)} failed" if lost else "")
+            told.note = (f"{len(rows) - len(lost)} variants" if rows else "nothing to train") + (
+                f", {len(lost)} failed" if lost else ""
+            )
             trained = sum(len(record.values["variants"]) for record in records)
             told.metrics["variant_tokens"] = trained * self.job.distill.tokens
         library = library_of(records)
         self.place.write_json("library.json", {str(layer): dict(held) for layer, held in library.digests.items()})
         return library, lost
 
-    def _scored(self, texts: Texts, library: Library) -> list[ScoredBlock]:
+    def _scored(self, texts: Texts, library: Library) -> tuple[list[dict[str, Any]], dict[tuple[int, Block], Values]]:
+        """Rows of the score table, and the KL of each block sequence by sequence where all of it was taken."""
         with self.stage("score") as told:
+            if self.job.space.formats:
+                self.search.importance = importance_of(self.search, texts.distill)
+                self.place.write_json(IMPORTANCE_FILE, self.search.importance)
+            if are_estimated(self.job):
+                estimated, error = estimate_blocks(self.search, texts.score)
+                ends = score_ends(self.search, texts.score, library)
+                rows = [one.row() for one in estimated] + [{**one.row(), "estimated_nats": None} for one in ends]
+                self.record.table("scores", rows)
+                told.note = f"{len(estimated)} estimates, off by {100 * error:.0f} % (median of those checked)"
+                told.metrics["estimate_error"] = error
+                return rows, {}
             scored = score_blocks(self.search, texts.score, library)
             rows = [one.row() for one in scored]
             self.record.table("scores", rows)
             gammas = ScoreTable.of(rows).gammas
             told.note = f"{len(rows)} blocks, {gammas}"
             told.metrics["gamma"] = gammas.common
-        return scored
+        return rows, {(one.layer, one.block): one.comparison.kl_N for one in scored}
 
-    def _assemble(self, texts: Texts, library: Library, tables: Tables, scored: list[ScoredBlock]) -> Assembled:
+    def _assemble(
+        self, texts: Texts, library: Library, tables: Tables, scored: dict[tuple[int, Block], Values]
+    ) -> Assembled:
         with self.stage("assemble") as told:
             assembled = assemble(self.search, texts, library, tables, scored)
             self.record.assembled(assembled, tables)
@@ -177,7 +197,7 @@ class Pipeline:
 
     def _recover(self, texts: Texts, assembled: Assembled, tables: Tables) -> dict[str, TrainedModel]:
         with self.stage("recover") as told:
-            named = {name: assembled.baselines[name].architecture for name in BASELINES}
+            named = {name: baseline.architecture for name, baseline in assembled.baselines.items()}
             named = {"child": assembled.kept.architecture, **named}
             self.search.on_names({name: identify(blocks) for name, blocks in named.items()})
             recovered = recover(self.search, texts, assembled)
@@ -200,14 +220,16 @@ class Pipeline:
             after = true_scores_of_models(self.search, texts.report, models, "true KL after recovery")
             self.search.part(0.45, 1)
             ranked = true_scores_of_models(self.search, texts.score, models, "true KL on the score text")
+            presets = {"presets": preset_rows(self.search, texts.report)} if has_presets(self.search) else {}
             self.search.part(1.0, len(set(architectures.values())) * len(self.job.hardware.scenarios))
             rows = side_by_side(self.search, costs, after, dict(zip(names, before, strict=True)), parent, models)
-            allowed = ["child", *(name for name in BASELINES if not rows[name]["over_budget"])]
+            allowed = [name for name in names if name == "child" or not rows[name]["over_budget"]]
             # Ranked on the score text: the report text chooses nothing.
             winner = min(allowed, key=lambda name: (ranked[name].kl_nats, name != "child"))
             above = {name: ranked[name].above(ranked[winner]) for name in allowed if name != winner}
             evaluation = {
                 **rows,
+                **presets,
                 "chosen": winner,
                 "scenario": self.job.hardware.scenarios[0].name,
                 "score_kl_nats": {name: comparison.kl_nats for name, comparison in ranked.items()},
@@ -218,6 +240,6 @@ class Pipeline:
                 f"KL {rows[winner]['kl_nats']:.4f}, {1 / rows[winner]['runtime_ratio']:.2f}x as fast as the parent"
             )
             for name, difference in above.items():
-                if difference.within_noise and models[name].blob != models[winner].blob:
+                if difference.within_noise and models[name] != models[winner]:
                     told.note += f", not told apart from {name} by the score text"
         return evaluation

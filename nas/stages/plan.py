@@ -10,7 +10,7 @@ from typing import Any
 
 from inlay.nas.engines.registry import ENGINES, format_of, storage_of
 from inlay.nas.errors import UserError
-from inlay.nas.families import Parent, described
+from inlay.nas.families import Parent, Shape, described
 from inlay.nas.job import Job, Scenario
 from inlay.nas.job.budget import PEAK
 from inlay.nas.job.judged import judged_length
@@ -20,11 +20,13 @@ from inlay.nas.pieces.kept_times import kept_sets
 from inlay.nas.pieces.shards import shard_ranges
 from inlay.nas.pieces.subblock_times import SubblockBench
 from inlay.nas.quantities import show_bytes
-from inlay.nas.stages.estimate import MODELS, SLOTS, Space, judged_tokens, scored_blocks, stage_seconds
+from inlay.nas.report.sentences import counted
+from inlay.nas.stages.estimate import SLOTS, Space, judged_tokens, num_models, scored_blocks, stage_seconds
+from inlay.nas.stages.estimates import CHECKED, are_estimated
 from inlay.nas.stages.measure import CostRows
 from inlay.nas.stages.run import open_job_parent
 from inlay.nas.tables.idle_limits import idle_limits, parent_sizes
-from inlay.nas.variants import Variant, ends_parameters, parameters, variants_of
+from inlay.nas.variants import Variant, ends_forms, ends_parameters, parameters, variants_of
 from inlay.nas.variants.storage import Storage
 
 
@@ -73,6 +75,8 @@ def _advanced(job: Job, trained: int) -> tuple[int, int]:
     """Tokens of the longest text whose states lie on scratch, and of each of its sequences."""
     if trained:
         return job.distill.tokens, job.data.distill.sequence_length
+    if are_estimated(job):
+        return 0, judged_length(job)
     return judged_tokens(job)[0], judged_length(job)
 
 
@@ -97,25 +101,25 @@ def _stages(job: Job, parent: Parent, space: Space, trained: int) -> list[dict[s
             "what": "times of every distinct subblock",
         },
         "advance": {
-            "pieces": len(shard_ranges(max(1, tokens // length), length)),
+            "pieces": len(shard_ranges(max(1, tokens // length), length)) if tokens else 0,
             "bytes": scratch_bytes(job, parent, trained),
-            "what": "the parent's hidden states, on scratch",
+            "what": "the parent's hidden states, on scratch" if tokens else "nothing: no layer is run by itself",
         },
         "distill": {
-            "pieces": shape.num_layers,
+            "pieces": shape.num_layers if trained else 0,
             "bytes": variant_bytes * shape.dtype_bytes,
-            "what": f"{trained} variants, {job.distill.tokens:,} tokens each",
+            "what": f"{trained} variants, {job.distill.tokens:,} tokens each" if trained else "nothing to train",
         },
         "score": {
-            "pieces": shape.num_layers,
-            "what": f"{scored_blocks(job, space)} blocks on {_sequences(job, score_tokens)}",
+            "pieces": len(shard_ranges(score_tokens // length, length)) if are_estimated(job) else shape.num_layers,
+            "what": _scored(job, space, score_tokens),
         },
         "assemble": {
-            "what": f"a pool of {job.solve.pool}, true KL, true times, baselines, {job.recover.probes} probes",
+            "what": f"a pool of {job.solve.pool}, true KL, true times, baselines, {job.recover.probed} probes",
         },
         "recover": {
-            "pieces": MODELS,
-            "what": f"child and two baselines where they differ, {job.recover.tokens:,} tokens each",
+            "pieces": num_models(job) if job.recover.tokens else 0,
+            "what": _recovered(job),
         },
         "evaluate": {"what": f"{_sequences(job, report_tokens)} that nothing has seen, and times"},
         "export": {"what": "a Transformers folder"},
@@ -128,6 +132,20 @@ def _stages(job: Job, parent: Parent, space: Space, trained: int) -> list[dict[s
         if "measure" in seconds:
             seconds["measure"] *= 1 - known / wanted
     return [{"name": name, "seconds": seconds.get(name), **stage} for name, stage in told.items()]
+
+
+def _scored(job: Job, space: Space, tokens: int) -> str:
+    if not are_estimated(job):
+        return f"{scored_blocks(job, space)} blocks on {_sequences(job, tokens)}"
+    number = scored_blocks(job, space) - job.score.pairs
+    return f"{number} estimates, {CHECKED} of them beside their true KL, on {_sequences(job, tokens)}"
+
+
+def _recovered(job: Job) -> str:
+    if not job.recover.tokens:
+        return "nothing to train"
+    baselines = counted(num_models(job) - 1, "baseline")
+    return f"child and {baselines} where they differ, {job.recover.tokens:,} tokens each"
 
 
 def _timed(job: Job, parent: Parent) -> list[str]:
@@ -174,7 +192,10 @@ def _facts(job: Job, parent: Parent, space: Space) -> list[tuple[str, str]]:
                 f"the parent's KV cache takes {kv:,} bytes",
             )
         )
-        least, own = least_sizes(parent, space, scenario, storage), parent_sizes(shape, scenario, storage)
+        least, own = (
+            least_sizes(parent, space, _ends(job, shape), scenario, storage),
+            parent_sizes(shape, scenario, storage),
+        )
         ratios = ", ".join(f"{name} {least[name] / own[name]:.3f}x" for name in own)
         if any(limit.name == PEAK and limit.scenario in (None, scenario.name) for limit in job.budget):
             buffers = f"memory and the buffers that {job.hardware.engine} computes in, known once it was measured"
@@ -194,7 +215,7 @@ def _warnings(job: Job, parent: Parent, space: Space, trained: int) -> list[str]
         found.append("scratch does not hold all boundaries at once: layers are worked on in spans, one after the other")
     for scenario in job.hardware.scenarios:
         own = parent_sizes(parent.shape, scenario, storage)
-        least = least_sizes(parent, space, scenario, storage)
+        least = least_sizes(parent, space, _ends(job, parent.shape), scenario, storage)
         for limit in job.budget:
             here = limit.scenario in (None, scenario.name)
             if limit.name == PEAK and here and limit.amount is not None and limit.amount < least["memory"]:
@@ -212,11 +233,17 @@ def _warnings(job: Job, parent: Parent, space: Space, trained: int) -> list[str]
     return found
 
 
-def least_sizes(parent: Parent, space: Space, scenario: Scenario, storage: Storage) -> dict[str, int]:
+def _ends(job: Job, shape: Shape) -> tuple[str, ...]:
+    return ends_forms(job.space, shape) if ENGINES[job.hardware.engine].stores_ends_apart else ()
+
+
+def least_sizes(
+    parent: Parent, space: Space, ends: Sequence[str], scenario: Scenario, storage: Storage
+) -> dict[str, int]:
     """The least of each exact quantity that the space reaches, each on its own, ends included."""
     shape, length = parent.shape, scenario.prefill + scenario.generate
     numbers = ends_parameters(shape)
-    weights = storage.ends(shape)
+    weights = min(storage.ends(shape, form) for form in (None, *ends))
     least = {"parameters": numbers, "weights": weights, "kv": 0, "memory": weights}
     for layer, variants in enumerate(space):
         for slot in SLOTS:

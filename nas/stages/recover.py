@@ -40,11 +40,12 @@ def recover(search: Search, texts: Texts, assembled: Assembled) -> Recovered:
     for name, record in kept.records.items():
         if sentence := advice(name, record.values, search.job.recover.learning_rate):
             search.reporter.warning(sentence)
+    nothing = "" if search.job.recover.tokens else "nothing to train; "
     return Recovered(
         replace(assembled, kept=kept.child.candidate),
         kept.models,
         {name: list(record.values["curve"]) for name, record in kept.records.items()},
-        f"kept the child as {kept.child.state}, KL {kept.child.kl_nats:.4f} on the score text",
+        f"{nothing}kept the child as {kept.child.state}, KL {kept.child.kl_nats:.4f} on the score text",
     )
 
 

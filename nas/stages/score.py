@@ -15,12 +15,13 @@ from inlay.cluster.fanout import kept_records
 from inlay.cluster.pieces import Piece, Record
 from inlay.nas.loop.search import Search
 from inlay.nas.loop.spans import scratch_of, spans_with_boundaries
+from inlay.nas.loop.true_kl import true_scores
 from inlay.nas.pieces.comparison import Comparison, compare_architectures, summaries, tensors_of
 from inlay.nas.pieces.stage import Stage
 from inlay.nas.pieces.texts import Ids
 from inlay.nas.pieces.weights import Library
-from inlay.nas.tables.architecture import Block
-from inlay.nas.variants import Variant, variants_of
+from inlay.nas.tables.architecture import PARENT_BLOCK, Block, Blocks, ends_label
+from inlay.nas.variants import Variant, ends_forms, variants_of
 
 SCORE = Stage("score", 2, compare_architectures)
 PARENT = {"attention": "attention:parent", "ffn": "ffn:parent"}
@@ -28,7 +29,10 @@ PARENT = {"attention": "attention:parent", "ffn": "ffn:parent"}
 
 @dataclass(frozen=True)
 class ScoredBlock:
-    """The parent with one block replaced, against the parent."""
+    """The parent with one block replaced, or with its ends in another format, against the parent.
+
+    The ends are a label alone, at the last layer, with which they are chosen.
+    """
 
     layer: int
     block: Block
@@ -36,6 +40,8 @@ class ScoredBlock:
 
     def row(self) -> dict[str, Any]:
         """A row of the score table: `layer, attention, ffn` and the figures of the comparison."""
+        if len(self.block) == 1:
+            return {"layer": -1, "attention": "", "ffn": self.block[0], **self.comparison.figures()}
         attention, ffn = self.block
         return {"layer": self.layer, "attention": attention, "ffn": ffn, **self.comparison.figures()}
 
@@ -51,7 +57,25 @@ def score_blocks(search: Search, ids: Ids, library: Library) -> list[ScoredBlock
         search.part(span.share, 1)
         search.run([pieces[layer] for layer in span.layers if layer in missing], "KL of blocks", "layers")
     records = search.run(pieces)
-    return [one for layer, record in enumerate(records) for one in _scored(search, layer, blocks[layer], record)]
+    found = [one for layer, record in enumerate(records) for one in _scored(search, layer, blocks[layer], record)]
+    return found + score_ends(search, ids, library)
+
+
+def offered_ends(search: Search) -> list[str]:
+    """Labels of embedding and head in other formats than the whole file's; none where the job gives a cost table."""
+    if not search.engine.stores_ends_apart or search.job.hardware.costs is not None:
+        return []
+    return [ends_label(form) for form in ends_forms(search.job.space, search.parent.shape)]
+
+
+def score_ends(search: Search, ids: Ids, library: Library) -> list[ScoredBlock]:
+    """Embedding and head in each of their formats, by true KL."""
+    labels, own = offered_ends(search), [PARENT_BLOCK] * search.parent.shape.num_layers
+    if not labels:
+        return []
+    changed: list[Blocks] = [(*own[:-1], (*PARENT_BLOCK, label)) for label in labels]
+    found = true_scores(search, ids, library, changed, "KL of embedding and head")
+    return [ScoredBlock(len(own) - 1, (label,), one) for label, one in zip(labels, found, strict=True)]
 
 
 def layer_blocks(search: Search, layer: int, library: Library) -> list[tuple[str, str]]:
@@ -102,7 +126,12 @@ def score_piece(search: Search, ids: Ids, layer: int, blocks: Sequence[tuple[str
             "labels": [" + ".join(block) for block in blocks],
             "library": held,
         },
-        {"ids": ids.digest, "blocks": [list(block) for block in blocks], "library": held},
+        {
+            "ids": ids.digest,
+            "blocks": [list(block) for block in blocks],
+            "library": held,
+            **search.rounding([blocks]),
+        },
     )
 
 

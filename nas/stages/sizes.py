@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from inlay.nas.errors import UserError
 from inlay.nas.job.sections import Scenario
 from inlay.nas.loop.search import Search
+from inlay.nas.tables.architecture import Blocks
+from inlay.nas.tables.configs import config_of
 from inlay.nas.tables.costs import COMPUTE, CostTable, quantities
-from inlay.nas.variants.entries import entries_of
+
+if TYPE_CHECKING:
+    from inlay.nas.modeling import InlayConfig
 
 
 def sizes_of(
     search: Search,
     costs: CostTable,
     scenario: Scenario,
-    architecture: Sequence[tuple[str, str]],
+    architecture: Blocks,
     held: Mapping[str, int | None],
     stored: int | None,
 ) -> dict[str, int | None]:
@@ -32,9 +36,9 @@ def sizes_of(
         stored: bytes of its weights in Transformers' form; None where there are none.
     """
     shape, storage = search.parent.shape, search.storage
-    blocks = entries_of(shape, architecture)
-    weights, total = storage.model(shape, blocks), costs.total(scenario.name, architecture)
-    predicted_file, file = _file(search, blocks, weights, held, stored)
+    config = config_of(search.parent.config, shape, architecture)
+    weights, total = storage.model(shape, config.blocks, config.ends_format), costs.total(scenario.name, architecture)
+    predicted_file, file = _file(search, config, weights, held, stored)
     return {
         "weights_bytes": weights,
         "held_weights_bytes": held.get("weights_bytes"),
@@ -55,10 +59,10 @@ def parent_file_bytes(folder: Path) -> int:
 
 
 def _file(
-    search: Search, blocks: list[dict[str, Any]], weights: int, held: Mapping[str, int | None], stored: int | None
+    search: Search, config: InlayConfig, weights: int, held: Mapping[str, int | None], stored: int | None
 ) -> tuple[int | None, int | None]:
     """Of the engine's own file: the one that was timed has no tokenizer, whose bytes are added to both."""
-    config, form = search.parent.config.with_blocks(blocks), search.target.format
+    form = search.target.format
     bare = search.engine.file_bytes(config, form, None)
     if bare is None:
         return weights, stored

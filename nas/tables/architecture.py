@@ -6,11 +6,24 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 
-Block = tuple[str, str]
-"""The labels of an attention variant and an ffn variant."""
+Block = tuple[str, ...]
+"""The labels of an attention variant and an ffn variant; in the last layer a third may say what embedding and head are
+stored in, where that is another format than the whole file's."""
 Blocks = tuple[Block, ...]
 """An architecture: one block a layer."""
 PARENT_BLOCK: Block = ("attention:parent", "ffn:parent")
+_ENDS = "ends:parent@"
+
+
+def ends_label(form: str) -> str:
+    """The label of embedding and head in a format."""
+    return f"{_ENDS}{form}"
+
+
+def ends_form(architecture: Sequence[Sequence[str]]) -> str | None:
+    """What an architecture's embedding and head are stored in; None: as the whole file."""
+    last = architecture[-1] if architecture else ()
+    return last[2].removeprefix(_ENDS) if len(last) > len(PARENT_BLOCK) else None
 
 
 def identify(architecture: Sequence[Sequence[str]]) -> str:
@@ -24,12 +37,10 @@ def kind_of(label: str) -> str:
 
 
 def blocks_of(value: Iterable[Iterable[str]]) -> Blocks:
-    """(attention, ffn) labels layer by layer, from JSON."""
-    pairs = (tuple(pair) for pair in value)
-    return tuple((str(attention), str(ffn)) for attention, ffn in pairs)
+    """Labels layer by layer, from JSON."""
+    return tuple(tuple(str(label) for label in block) for block in value)
 
 
 def architecture_of(labels: Sequence[str]) -> Blocks:
     """The blocks of a solution's labels."""
-    pairs = (label.split(" + ") for label in labels)
-    return tuple((attention, ffn) for attention, ffn in pairs)
+    return tuple(tuple(label.split(" + ")) for label in labels)

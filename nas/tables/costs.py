@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from inlay.nas.job.budget import PEAK
+from inlay.nas.tables.architecture import ends_form, ends_label
 from inlay.nas.tables.halves import Half, StandIn, layers_of, stand_ins_at_most
 from inlay.nas.variants import is_free
 
@@ -43,9 +44,14 @@ class CostTable:
         self.scenarios = list(dict.fromkeys(str(row["scenario"]) for row in self.rows))
         self._held = {(str(r["scenario"]), int(r["layer"]), str(r["variant"])): r for r in self.rows}
 
-    def ends(self, scenario: str) -> Mapping[str, Any]:
-        """The costs of everything that is not a layer."""
-        return self._held[scenario, -1, "ends"]
+    def ends(self, scenario: str, form: str | None = None) -> Mapping[str, Any]:
+        """The costs of everything that is not a layer, in the file's format or in another."""
+        return self._held[scenario, -1, "ends" if form is None else ends_label(form)]
+
+    def ends_at_least(self, scenario: str) -> dict[str, int]:
+        """The least of each of them over all formats of the table."""
+        rows = [row for row in self.rows if row["scenario"] == scenario and row["variant"].startswith("ends")]
+        return {name: min(int(row[name]) for row in rows) for name in ADDED}
 
     def has(self, scenario: str, layer: int, label: str) -> bool:
         """Whether that variant has a row."""
@@ -60,7 +66,7 @@ class CostTable:
     def block(self, scenario: str, layer: int, labels: Sequence[str]) -> dict[str, int]:
         """Costs of a block: its two subblocks, and what at most stands in for what it lacks; so that sums of blocks
         are never below `total`, but for a model without any attention."""
-        rows = [self.of(scenario, layer, label) for label in labels]
+        rows = [self.of(scenario, layer, label) for label in labels[:2]]
         held = self._stand_ins(scenario)
         if held:
             there = [row for row in rows if row.get(HALF)]
@@ -75,14 +81,15 @@ class CostTable:
     def terms(self, scenario: str, architecture: Sequence[Sequence[str]]) -> list[Mapping[str, Any]]:
         """The rows that a whole model's costs add up from: the ends, its subblocks as they stand in it, and what stands
         in where a layer of the engine lacks a half."""
-        rows = [self.of(scenario, i, label) for i, labels in enumerate(architecture) for label in labels]
+        rows = [self.of(scenario, i, label) for i, labels in enumerate(architecture) for label in labels[:2]]
+        ends = self.ends(scenario, ends_form(architecture))
         held = self._stand_ins(scenario)
         if not held:
-            return [self.ends(scenario), *rows]
+            return [ends, *rows]
         layers = layers_of([row for row in rows if row.get(HALF)], _half, StandIn.MAP in held)
         halves = [half for layer in layers for half in layer if half is not None]
         placed = [held[half] if isinstance(half, StandIn) else half for half in halves]
-        return [self.ends(scenario), *placed[:-1], _at_end(placed[-1])]
+        return [ends, *placed[:-1], _at_end(placed[-1])]
 
     def _stand_ins(self, scenario: str) -> dict[StandIn, Mapping[str, Any]]:
         found = {name: self._held.get((scenario, -1, stand_in_label(name))) for name in StandIn}

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 
 from inlay.nas.errors import UserError
 from inlay.nas.job.budget import PEAK, BudgetLimit
-from inlay.nas.tables.architecture import PARENT_BLOCK
+from inlay.nas.tables.architecture import PARENT_BLOCK, ends_form
 from inlay.nas.tables.costs import COMPUTE, CostTable, quantities
 from inlay.nas.tables.scores import ScoreTable
 from inlay.solver import Choice, Limit, Problem
@@ -44,18 +44,24 @@ def build_problem(
     """
     compute = compute_bytes(costs)
     names = [(scenario, name) for scenario in costs.scenarios for name in COSTS]
-    layers = []
+    layers, last = [], max(scores.measured)
+    least = {scenario: costs.ends_at_least(scenario) for scenario in costs.scenarios}
     for layer in sorted(scores.measured):
         choices = []
         for block in scores.blocks(layer):
             held = {scenario: costs.block(scenario, layer, block) for scenario in costs.scenarios}
+            if layer == last:
+                # What stands outside the layers is chosen with the last of them: the base has the least of it.
+                for scenario, own in held.items():
+                    ends = costs.ends(scenario, ends_form([block]))
+                    held[scenario] = {name: own[name] + int(ends[name]) - least[scenario][name] for name in own}
             score = max(0, round(scores.score(layer, block) * NANO))
             amounts = tuple(held[scenario][COSTS[name]] for scenario, name in names)
             memory = tuple(held[s]["weights_bytes"] + held[s]["kv_bytes"] for s in costs.scenarios)
             choices.append(Choice(" + ".join(block), score, amounts + memory + (memory if compute else ())))
         layers.append(tuple(choices))
-    base = [int(costs.ends(scenario)[COSTS[name]]) for scenario, name in names]
-    memory_base = [int(costs.ends(s)["weights_bytes"]) + int(costs.ends(s)["kv_bytes"]) for s in costs.scenarios]
+    base = [least[scenario][COSTS[name]] for scenario, name in names]
+    memory_base = [least[s]["weights_bytes"] + least[s]["kv_bytes"] for s in costs.scenarios]
     base += memory_base
     # The buffers that an engine computes in are a bound for all architectures: they differ by some percent of them.
     base += [own + more for own, more in zip(memory_base, compute, strict=True)] if compute else []

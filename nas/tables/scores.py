@@ -72,39 +72,53 @@ class ScoreTable:
         measured: KL by layer and block, nats; a block differs from the parent at that layer only.
         gammas: how two changes at one layer add up.
         factors: corrections of single blocks by (layer, block), 1 where there is none.
+        ends: KL of embedding and head in another format than the file's, by label, nats.
     """
 
     measured: Mapping[int, Mapping[Block, float]]
     gammas: Gammas = Gammas()
     factors: Mapping[tuple[int, Block], float] = field(default_factory=dict)
+    ends: Mapping[str, float] = field(default_factory=dict)
 
     @staticmethod
     def of(rows: Iterable[Mapping[str, Any]]) -> ScoreTable:
-        """The table of the score stage's rows, with the gammas fitted on the pairs among them."""
+        """The table of the score stage's rows, with the gammas fitted on the pairs among them; ends are at layer -1."""
         measured: dict[int, dict[Block, float]] = {}
+        ends: dict[str, float] = {}
         for row in rows:
+            if int(row["layer"]) < 0:
+                ends[row["ffn"]] = float(row["kl_nats"])
+                continue
             measured.setdefault(int(row["layer"]), {})[row["attention"], row["ffn"]] = float(row["kl_nats"])
-        return ScoreTable(measured, fit_gammas(measured))
+        return ScoreTable(measured, fit_gammas(measured), ends=ends)
 
     def blocks(self, layer: int) -> list[Block]:
         """Every block that can be chosen at a layer: the parent's own, all pairs of what was scored alone there, and
-        those of an ffn that stands beside one attention only.
+        those of an ffn that stands beside one attention only. In the last layer each of them with every format of the
+        ends too.
         """
         held = self.measured[layer]
         attention = [PARENT_BLOCK[0], *(a for a, f in held if f == PARENT_BLOCK[1] and a != PARENT_BLOCK[0])]
         ffn = [PARENT_BLOCK[1], *(f for a, f in held if a == PARENT_BLOCK[0] and f != PARENT_BLOCK[1])]
-        pairs = [(a, f) for a in attention for f in ffn]
-        return [*pairs, *(block for block in held if block[1] not in ffn)]
+        own: list[Block] = [(a, f) for a in attention for f in ffn]
+        own += [block for block in held if block[1] not in ffn]
+        if layer == max(self.measured):
+            own += [(*block, ends) for ends in self.ends for block in own]
+        return own
 
     def score(self, layer: int, block: Block) -> float:
         """The score of a block, nats: measured where it was, else composed; 0 for the parent's own."""
-        return sum(weight * self.measured[layer][part] for part, weight in self.parts(layer, block).items())
+        parts = self.parts(layer, block).items()
+        return sum(w * (self.ends[part[0]] if len(part) == 1 else self.measured[layer][part]) for part, w in parts)
 
     def parts(self, layer: int, block: Block) -> dict[Block, float]:
-        """The measured blocks that a block's score is the weighted sum of, with their weights."""
+        """The measured blocks whose weighted sum a block's score is, with their weights; the ends are a label alone."""
         if block == PARENT_BLOCK:
             return {}
         factor = self.factors.get((layer, block), 1.0)
+        if len(block) > len(PARENT_BLOCK):
+            own = self.parts(layer, block[:2])
+            return {part: factor * weight for part, weight in own.items()} | {(block[2],): factor}
         if block in self.measured[layer]:
             return {block: factor}
         return dict.fromkeys(((block[0], PARENT_BLOCK[1]), (PARENT_BLOCK[0], block[1])), factor * self.gammas.of(block))

@@ -3,7 +3,7 @@
 from inlay.nas.variants.kind import Kind, Place
 from inlay.nas.variants.registry import KINDS
 from inlay.nas.variants.sizes import ends_parameters, kv_bytes, parameters, weights_bytes
-from inlay.nas.variants.space import SearchSpace, space_problems, unseen_problems, variants_of
+from inlay.nas.variants.space import SearchSpace, ends_forms, space_problems, unseen_problems, variants_of
 from inlay.nas.variants.variant import Variant, is_free, parse_variant
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Place",
     "SearchSpace",
     "Variant",
+    "ends_forms",
     "ends_parameters",
     "is_free",
     "kv_bytes",

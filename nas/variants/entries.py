@@ -15,7 +15,7 @@ def entries_of(shape: Shape, architecture: Sequence[Sequence[str]]) -> list[dict
     return [
         {
             slot: parse_variant(label).entry(shape, layer)
-            for slot, label in zip(("attention", "ffn"), block, strict=True)
+            for slot, label in zip(("attention", "ffn"), block[:2], strict=True)
         }
         for layer, block in enumerate(architecture)
     ]

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from inlay.nas.errors import UserError
 from inlay.nas.families.shape import SLOTS, Shape
+from inlay.nas.formats import FORMATS
 from inlay.nas.modeling.subblock_inlay import Slot
 from inlay.nas.problems import Problem, did_you_mean, show
 from inlay.nas.variants.kind import Place
@@ -65,6 +66,11 @@ def _add(found: dict[str, Variant], variant: Variant, space: SearchSpace, shape:
     for one in (variant, *(replace(variant, form=form) for form in forms)):
         if one.problem(shape, layer) is None:
             found.setdefault(one.label, one)
+
+
+def ends_forms(space: SearchSpace, shape: Shape) -> tuple[str, ...]:
+    """The formats that embedding and head may be stored in beside the whole file's: those that hold their rows."""
+    return tuple(form for form in space.formats if FORMATS[form].fits(shape.hidden))
 
 
 def space_problems(space: SearchSpace, shape: Shape, field: str = "space") -> list[Problem]:

@@ -20,16 +20,18 @@ class Storage(ABC):
         """Bytes that one subblock adds to a model."""
 
     @abstractmethod
-    def ends(self, shape: Shape) -> int:
-        """Bytes of embedding, final norm and head."""
+    def ends(self, shape: Shape, form: str | None = None) -> int:
+        """Bytes of embedding, final norm and head, in another format than the whole file's where one is given."""
 
     @abstractmethod
     def kv(self, entry: Entry, shape: Shape, batch: int, length: int) -> int:
         """Bytes that one subblock's cache takes for `batch` sequences of `length` tokens."""
 
-    def model(self, shape: Shape, blocks: Sequence[Block]) -> int:
-        """Bytes of all weights of a model."""
-        return self.ends(shape) + sum(self.weights(e, slot, shape) for block in blocks for slot, e in block.items())
+    def model(self, shape: Shape, blocks: Sequence[Block], ends: str | None = None) -> int:
+        """Bytes of all weights of a model; `ends` as of `ends`."""
+        return self.ends(shape, ends) + sum(
+            self.weights(e, slot, shape) for block in blocks for slot, e in block.items()
+        )
 
 
 class AsParent(Storage):
@@ -39,7 +41,7 @@ class AsParent(Storage):
         """Its tensors."""
         return weights_bytes(entry, slot, shape)
 
-    def ends(self, shape: Shape) -> int:
+    def ends(self, shape: Shape, form: str | None = None) -> int:
         """Their tensors; a tied head is not one of its own."""
         return ends_parameters(shape) * shape.dtype_bytes
 

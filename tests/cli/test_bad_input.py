@@ -25,7 +25,7 @@ FIELDS = [
     ({"distil": {}}, "distil: unknown key; did you mean `distill`?"),
     ({"budget.runtime": "20msec"}, "budget.runtime: '20msec' has the unit `msec`"),
     ({"budget.memory": "24G"}, "budget.memory: '24G' has the unit `G`, which is not known here; did you mean `GB`?"),
-    ({"distill.tokens": -5}, "distill.tokens: -5 is out of range; it must be at least 8"),
+    ({"distill.tokens": -5}, "distill.tokens: -5 is out of range; it must be at least 0"),
     ({"distill.batch_size": 0}, "distill.batch_size: 0 is out of range; it must be at least 1"),
     ({"hardware.scenarios": [{"prefill": 0}]}, "hardware.scenarios[0].prefill: 0 is out of range"),
     ({"space.ffn": [{"width": 0}]}, "space.ffn[0].width: 0 is not a width"),

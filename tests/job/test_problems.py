@@ -19,8 +19,7 @@ CASES: list[tuple[Path, object, str]] = [
     (("distil",), {}, "distil: unknown key; did you mean `distill`?"),
     (("data", "distill", "sequence_lenth"), 3, "data.distill.sequence_lenth: unknown key; did you mean `sequence"),
     (("hardware", "scenarios", 0, "prefil"), 3, "hardware.scenarios[0].prefil: unknown key; did you mean `prefill`?"),
-    (("distill", "tokens"), -5, "distill.tokens: -5 is out of range; it must be at least 8"),
-    (("distill", "tokens"), 0, "distill.tokens: 0 is out of range"),
+    (("distill", "tokens"), -5, "distill.tokens: -5 is out of range; it must be at least 0"),
     (("distill", "tokens"), "5 kk", "distill.tokens: '5 kk' has the unit `kk`"),
     (("distill", "tokens"), True, "distill.tokens: True is not a number"),
     (("distill", "tokens"), "100", "distill.tokens: 100 is less than one sequence of 256 tokens"),
@@ -109,6 +108,15 @@ def test_one_mistake_is_one_line(values: dict[str, Any], path: Path, value: obje
     assert str(caught.value).startswith(f"job: {start}")
     assert "\n" not in str(caught.value)
     assert caught.value.exit_code == 2
+
+
+def test_without_training_only_what_needs_none_is_searched(values: dict[str, Any]) -> None:
+    with pytest.raises(UserError) as caught:
+        Job.from_dict({**values, "space": {"ffn": ["linear", "no_op"]}, "distill": {"tokens": 0}})
+    told = (
+        "space.ffn[0]: linear is nothing before it is trained, and distill.tokens is 0; leave it out, or give it tokens"
+    )
+    assert str(caught.value) == f"job: {told}"
 
 
 @pytest.mark.parametrize(

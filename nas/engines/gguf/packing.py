@@ -154,7 +154,7 @@ def mixed_architecture(shape: Shape) -> Architecture:
     return OPENELM if shape.qk_norm else DECI
 
 
-def pack(shape: Shape, blocks: Sequence[Block], form: str) -> Packed:
+def pack(shape: Shape, blocks: Sequence[Block], form: str, ends: str | None = None) -> Packed:
     """The layers and tensors of a file.
 
     Args:
@@ -163,6 +163,7 @@ def pack(shape: Shape, blocks: Sequence[Block], form: str) -> Packed:
         form: one of `GGUF`, for the embedding, the head, what stands in where a half is missing, and every subblock
             whose entry names no format of its own. What holds rows that do not fit in its place is the format's to say.
             Norms and biases are `VECTORS`.
+        ends: the format of embedding and head; None: `form`.
 
     Raises:
         KeyError: a kind that `PARTS` does not list; `problem` of the engine speaks before.
@@ -178,7 +179,7 @@ def pack(shape: Shape, blocks: Sequence[Block], form: str) -> Packed:
     for attention, ffn in pairs:
         halves = (own[half] if isinstance(half, StandIn) else half for half in (attention, ffn))
         layers.append(_layer(arch, *halves))
-    return Packed(arch.name, shape, tuple(layers), _ends(shape, form))
+    return Packed(arch.name, shape, tuple(layers), _ends(shape, ends or form))
 
 
 def stand_ins(shape: Shape, form: str) -> Mapping[StandIn, Part]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +17,14 @@ if TYPE_CHECKING:
     from inlay.nas.modeling import InlayConfig
 
 
-def write_trained(path: Path, packed: Packed, config: InlayConfig, folder: Path, read: Callable[[str], Tensor]) -> None:
+def write_trained(
+    path: Path,
+    packed: Packed,
+    config: InlayConfig,
+    folder: Path,
+    read: Callable[[str], Tensor],
+    importance: Mapping[str, Tensor],
+) -> None:
     """Writes a model tensor by tensor; its name is the file's, without the ending.
 
     Args:
@@ -26,11 +33,13 @@ def write_trained(path: Path, packed: Packed, config: InlayConfig, folder: Path,
         config: its shape.
         folder: the model folder with its tokenizer.
         read: a tensor by its whole-model name.
+        importance: how much each input channel of a matrix counts, by the same names; others are rounded without.
 
     Raises:
         UserError: the tokenizer cannot be rebuilt, or the extra `gguf` is not installed.
         ValueError: llama.cpp does not have the rotation of its positions.
     """
     rotation, own = described(packed, config, path.stem)
+    weighing = {name: own.float().numpy() for name, own in importance.items()}
     fields = [*own, *tokenizer_metadata(folder, config.vocab_size)]
-    write_file(path, packed, rotation, fields, lambda name: read(name).float().numpy())
+    write_file(path, packed, rotation, fields, lambda name: read(name).float().numpy(), weighing)

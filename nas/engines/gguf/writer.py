@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,9 @@ ALIGNMENT = 32
 """Bytes that every tensor's place in a file is a multiple of."""
 
 
-def write_file(path: Path, packed: Packed, rotation: Rotation, fields: Fields, read: Read) -> None:
+def write_file(
+    path: Path, packed: Packed, rotation: Rotation, fields: Fields, read: Read, importance: Mapping[str, Array]
+) -> None:
     """Writes a model.
 
     Args:
@@ -36,6 +38,7 @@ def write_file(path: Path, packed: Packed, rotation: Rotation, fields: Fields, r
         rotation: of its positions.
         fields: everything that is not a tensor, the tokenizer's too.
         read: a tensor of the child in float32 by its whole-model name.
+        importance: of the input channels of its matrices, by the same names.
 
     Raises:
         UserError: the extra `gguf` is not installed.
@@ -43,7 +46,14 @@ def write_file(path: Path, packed: Packed, rotation: Rotation, fields: Fields, r
     with _Writer(path, packed, rotation, fields) as writer:
         for tensor in _tensors(packed, rotation):
             is_own = tensor.name == _DIVISORS
-            writer.tensor(tensor, np.asarray(rotation.divisors, np.float32) if is_own else _numbers(tensor, read))
+            numbers = np.asarray(rotation.divisors, np.float32) if is_own else _numbers(tensor, read)
+            writer.tensor(tensor, numbers, weighing_of(tensor, importance))
+
+
+def weighing_of(tensor: Stored, importance: Mapping[str, Any]) -> Any:
+    """The importance of a tensor's input channels, which all its sources read; None where it is not told."""
+    found = importance.get(tensor.sources[0]) if tensor.sources else None
+    return found if found is not None and found.shape == tensor.shape[-1:] else None
 
 
 def write_skeleton(path: Path, packed: Packed, rotation: Rotation, fields: Fields) -> None:
@@ -123,9 +133,9 @@ class _Writer:
     def __exit__(self, *_: object) -> None:
         self._writer.close()
 
-    def tensor(self, tensor: Stored, numbers: Array) -> None:
+    def tensor(self, tensor: Stored, numbers: Array, importance: Array | None = None) -> None:
         """The next one's numbers, rounded to its format."""
-        self._writer.write_tensor_data(GGUF[tensor.format].pack(numbers))
+        self._writer.write_tensor_data(GGUF[tensor.format].pack(numbers, importance))
 
     def noise(self, tensor: Stored, generator: np.random.Generator) -> None:
         """The next one's numbers: a few random rows again and again, or ones for a norm."""

@@ -66,6 +66,12 @@ class Cyllama:
             batch.add(token, position, [sequence], wanted)
         return batch
 
+    def quantise(self, source: str, output: str, file_type: int) -> None:
+        """Rewrites a file by its quantiser, on one thread."""
+        how = self._lib.LlamaModelQuantizeParams()
+        how.ftype, how.nthread = file_type, 1
+        self._lib.model_quantize(source, output, how)
+
     def sampler(self) -> Any:
         """What chooses greedily."""
         sampler = self._lib.LlamaSampler()
@@ -210,6 +216,14 @@ class Worker(InTurns):
         for name, path in request["models"].items():
             self.running[name] = Model(self, path, request)
         return {name: self.running[name].sizes for name in request["models"]}
+
+    def do_quantise(self, request: dict[str, Any]) -> dict[str, Any]:
+        """Rewrites a file in one of llama.cpp's own file types."""
+        try:
+            self.binding.quantise(request["source"], request["output"], request["file_type"])
+        except (ValueError, RuntimeError) as error:
+            raise Refused(f"it does not quantise {request['source']} ({error}): {self.last()}") from None
+        return {}
 
     def do_close(self, request: dict[str, Any]) -> dict[str, Any]:
         """Lets models go."""

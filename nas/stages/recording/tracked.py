@@ -10,6 +10,7 @@ from inlay.cluster.errors import LockedError
 from inlay.cluster.events import PieceEvent
 from inlay.cluster.tracking import Tracker, spool_folder
 from inlay.nas.job import Job
+from inlay.nas.loop.baselines import BASELINES
 from inlay.nas.pieces.texts import TEXTS, Texts
 from inlay.nas.report.best import Best
 from inlay.nas.report.figures import evaluation_markdown
@@ -127,7 +128,7 @@ class TrackedSearch:
         """The figures of child, parent and baselines, and their table as the run's description."""
         self.tracker.json("evaluation.json", evaluation)
         self.tracker.tags({"mlflow.note.content": evaluation_markdown(Evaluation.of(evaluation))})
-        for name in ("parent", "child", "uniform", "depth"):
+        for name in (n for n in ("parent", "child", *BASELINES) if n in evaluation):
             figures = {
                 k: v for k, v in evaluation[name].items() if isinstance(v, int | float) and not isinstance(v, bool)
             }

@@ -1,0 +1,138 @@
+"""Formats that a search chose against llama.cpp's own presets, at equal bytes and at equal KL; and its estimates.
+
+    python benchmarks/precision.py WORKSPACE [WORKSPACE ...] [--output results/precision.md]
+
+A workspace is that of a finished search for formats alone, without training, in llama.cpp: docs/laptop.md has the
+commands. Every number is KL to the parent on its report text, in nats a token, of the weights that the file has.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+import numpy as np
+from machine import footer
+
+from inlay.nas.job import Job
+from inlay.nas.loop.search import SmallSearch
+from inlay.nas.loop.solving import load_tables
+from inlay.nas.loop.true_kl import true_scores
+from inlay.nas.pieces.comparison import Comparison
+from inlay.nas.pieces.texts import Ids
+from inlay.nas.pieces.weights import Library
+from inlay.nas.report.progress import Reporter
+from inlay.nas.stages.solutions import importance_of_workspace, job_of
+from inlay.nas.tables.architecture import PARENT_BLOCK, Block, Blocks, architecture_of
+from inlay.nas.workspace import Workspace
+from inlay.solver import Limit, solve
+
+LESS = 0.85
+"""Of a preset's bytes: what should do for its KL."""
+CHECKED = 24
+"""Blocks whose true KL is compared with their estimates."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("workspaces", nargs="+", type=Path)
+    parser.add_argument("--output", type=Path, default=None)
+    chosen = parser.parse_args()
+    lines = ["# Formats: a search against llama.cpp's presets", "", str(__doc__).split("\n\n")[2].strip(), ""]
+    for folder in chosen.workspaces:
+        lines += section(Workspace(folder))
+    text = "\n".join([*lines, footer()]) + "\n"
+    print(text)
+    if chosen.output is not None:
+        chosen.output.write_text(text)
+
+
+def section(place: Workspace) -> list[str]:
+    job, parent = job_of(place)
+    nobody: Any = None
+    search = SmallSearch(job, place, parent, nobody, Reporter(), importance=importance_of_workspace(place))
+    run = place.read_json("run.json")
+    seconds = sum(stage["seconds"] for stage in run["stages"])
+    lines = [f"## {Path(job.parent).stem}", "", f"`inlay run` took {seconds / 60:.1f} minutes; {told_of(job)}.", ""]
+    return [*lines, *against_presets(search), "", *estimates(search), ""]
+
+
+def told_of(job: Job) -> str:
+    formats = ", ".join(job.space.formats)
+    return f"formats {formats} beside {job.hardware.format}, {job.data.validate.tokens:,} tokens judge"
+
+
+def against_presets(search: SmallSearch) -> list[str]:
+    place = search.workspace
+    presets = place.read_json("evaluation.json")["presets"]
+    found = {
+        name: [solved(place, own["weights_bytes"] * share) for share in (1, LESS)] for name, own in presets.items()
+    }
+    wanted = [architecture for pair in found.values() for architecture in pair if architecture is not None]
+    kl = quality(search, "report", wanted)
+    search.importance, importance = "", search.importance
+    plain = quality(search, "report", wanted)
+    search.importance = importance
+    lines = [
+        f"| preset | MB | its KL | without importance | search at its bytes | of its KL | without importance | "
+        f"search at {LESS} of its bytes | of its KL |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, own in presets.items():
+        same, less = found[name]
+        cells = [name, f"{own['weights_bytes'] / 1e6:.1f}", f"{own['kl_nats']:.4f}", f"{own['plain_kl_nats']:.4f}"]
+        cells += _beside(kl, same, own["kl_nats"])
+        cells.append("" if same is None else f"{plain[same].kl_nats:.4f}")
+        cells += _beside(kl, less, own["kl_nats"])
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _beside(kl: dict[Blocks, Comparison], architecture: Blocks | None, of: float) -> list[str]:
+    if architecture is None:
+        return ["out of reach", ""]
+    return [f"{kl[architecture].kl_nats:.4f}", f"{kl[architecture].kl_nats / of:.2f}"]
+
+
+def solved(place: Workspace, weights_bytes: float) -> Blocks | None:
+    """The best architecture of so many bytes, by the tables that the search left; None where there is none."""
+    problem = load_tables(place).problem([]).with_limits(Limit("weights", upper=int(weights_bytes)))
+    (best,) = solve(problem, time_limit=30.0)
+    return architecture_of(best.labels) if best.status in ("optimal", "feasible") else None
+
+
+def quality(search: SmallSearch, text: str, architectures: Sequence[Blocks]) -> dict[Blocks, Comparison]:
+    stored = search.workspace.read_json("texts.json")[text]
+    ids = Ids(stored["digest"], (stored["shape"][0], stored["shape"][1]))
+    distinct = list(dict.fromkeys(architectures))
+    return dict(zip(distinct, true_scores(search, ids, Library({}), distinct), strict=True))
+
+
+def estimates(search: SmallSearch) -> list[str]:
+    rows = [row for row in search.workspace.read_table("scores") if row["layer"] >= 0]
+    chosen = random.Random(0).sample(rows, min(CHECKED, len(rows)))
+    own: Blocks = tuple([PARENT_BLOCK] * search.parent.shape.num_layers)
+    changed: list[Blocks] = []
+    for row in chosen:
+        block: Block = (row["attention"], row["ffn"])
+        changed.append((*own[: row["layer"]], block, *own[row["layer"] + 1 :]))
+    kl = quality(search, "score", changed)
+    true = np.array([kl[each].kl_nats for each in changed])
+    estimated = np.array([row["estimated_nats"] for row in chosen])
+    ratios = np.quantile(estimated / true, [0.1, 0.5, 0.9])
+    ranks = [np.argsort(np.argsort(values)) for values in (true, estimated)]
+    spearman = float(np.corrcoef(ranks[0], ranks[1])[0, 1])
+    return [
+        f"Estimates of {len(chosen)} of {len(rows)} blocks, drawn at random, against their true KL on the score text: "
+        f"Spearman {spearman:.3f}; estimate over truth {ratios[1]:.2f} (a tenth is below {ratios[0]:.2f}, a tenth "
+        f"above {ratios[2]:.2f})."
+    ]
+
+
+if __name__ == "__main__":
+    main()
