@@ -166,12 +166,12 @@ class Engine(ABC):
 
     def buffers(
         self, models: Mapping[str, InlayConfig], workload: Workload, target: Target, scratch: Path | None = None
-    ) -> int:
-        """Bytes that it computes in, for the model that takes most of them; arguments as `rounds`.
+    ) -> int | None:
+        """Bytes that it computes in, for the model that takes most of them; None where `untold` says why.
 
-        Asked only where `untold` is None.
+        Arguments as `rounds`.
         """
-        raise NotImplementedError
+        return None
 
     def file_bytes(self, config: InlayConfig, form: str, folder: Path | None) -> int | None:
         """Bytes of the file that it runs, before that is written, with the tokenizer of a folder; None where it runs no

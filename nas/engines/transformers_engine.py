@@ -94,8 +94,10 @@ class TransformersEngine(Engine):
 
     def buffers(
         self, models: Mapping[str, InlayConfig], workload: Workload, target: Target, scratch: Path | None = None
-    ) -> int:
-        """What is allocated at most beside weights and cache."""
+    ) -> int | None:
+        """What is allocated at most beside weights and cache; None on a CPU."""
+        if self.untold(target.device) is not None:
+            return None
         return max(held.compute_bytes for held in self._held(models, workload, target).values())
 
     def _held(self, models: Mapping[str, InlayConfig], workload: Workload, target: Target) -> dict[str, Held]:

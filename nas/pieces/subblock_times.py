@@ -109,8 +109,6 @@ class SubblockBench:
     def compute_bytes(self, entries: Sequence[str]) -> int | None:
         """Bytes that the engine computes in at most, for the parent and for it with one of the entries in all layers;
         None where it does not tell. What others take is within some percent of that: they are the same layers."""
-        if self._engine.untold(self._target.device) is not None:
-            return None
         models = {"parent": self._config}
         for key in entries:
             slot, entry = _subblock(key)
