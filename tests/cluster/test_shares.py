@@ -132,6 +132,7 @@ def nodes(ray_nodes: Nodes) -> Iterator[Any]:
         yield nodes
 
 
+@pytest.mark.slow
 def test_a_job_that_can_never_fit_is_told_so_before_it_is_sent(nodes: Any, tmp_path: Path) -> None:
     for name in ("train", "held_out"):
         (tmp_path / f"{name}.txt").write_text("once\n<|endoftext|>\n")

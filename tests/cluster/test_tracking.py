@@ -188,6 +188,7 @@ def test_a_run_deleted_in_mlflow_is_made_anew(tmp_path: Path, server: Server) ->
     assert only_search(server.uri, "deleted").info.run_id == tracker.run_id()
 
 
+@pytest.mark.slow
 def test_a_server_killed_in_the_middle_never_stops_a_search(tmp_path: Path, server: Server) -> None:
     warnings: list[str] = []
     tracker = Tracker(server.uri, "unplugged", warnings.append, spool=tmp_path / "spool")

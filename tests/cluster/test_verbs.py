@@ -277,6 +277,7 @@ def documented(verb: str) -> set[str]:
     return set(re.findall(r"`(\w+)`", fields))
 
 
+@pytest.mark.slow
 def test_the_fields_of_json_are_those_of_the_document(home: Path, job: Path, tmp_path: Path) -> None:
     def keys(*arguments: str | Path) -> set[str]:
         done = inlay(home, *arguments, "--json")

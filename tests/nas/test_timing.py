@@ -69,6 +69,7 @@ def test_every_model_has_as_many_rounds_and_medians_are_of_all(model: Any) -> No
     assert (times.prefill_ns, times.decode_ns, times.runtime_ns) == (20, 2, 24)
 
 
+@pytest.mark.slow
 def test_what_one_thread_waits_for_is_not_its_time(model: Any) -> None:
     """As where other programs have the processor; more threads are timed by the wall clock, where waiting counts."""
     waiting = Slowed(model, lambda: time.sleep(1.0))

@@ -106,6 +106,7 @@ def test_it_finds_what_the_other_search_finds(runs, monkeypatch, num_limits, gap
         assert one.bound >= pool[k - 1].bound
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 def test_scores_around_zero(runs, seed):
     problem = random_problem(num_layers=14, num_choices=8, num_limits=3)
@@ -219,6 +220,7 @@ def test_a_search_that_is_resumed_may_run_out_of_time(runs, monkeypatch):
         assert earlier.bound <= later.bound
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gap", [0.0, 0.001])
 def test_a_search_goes_on_where_its_budget_ended(runs, monkeypatch, gap):
     problem = random_problem(num_layers=14, num_choices=8, num_limits=3)

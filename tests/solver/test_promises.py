@@ -15,6 +15,7 @@ from inlay.solver import Choice, Limit, PairTerm, Problem, explain_infeasible, s
 many = settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck))
 
 
+@pytest.mark.slow
 @many
 @given(data=st.data(), seed=st.integers(0, 2**32))
 def test_order_of_rows_does_not_matter(data, seed, problems):
@@ -31,6 +32,7 @@ def test_order_of_rows_does_not_matter(data, seed, problems):
     assert (one.status, one.objective, one.totals, one.labels) == (two.status, two.objective, two.totals, two.labels)
 
 
+@pytest.mark.slow
 @many
 @given(data=st.data())
 def test_names_do_not_matter(data, problems):

@@ -80,6 +80,7 @@ def test_both_answers_are_greedy_decoding(
         assert {path: path.stat().st_mtime_ns for path in kept} == kept, "the files were written once"
 
 
+@pytest.mark.slow
 def test_prompts_come_line_by_line_up_to_an_empty_one(workspace: Path) -> None:
     command = [sys.executable, "-m", "inlay.nas.cli", "chat", str(workspace), "--tokens", "4"]
     given = f"{PROMPT}\n{'long ' * 2000}\nOne day\n\nnever read\n"

@@ -23,7 +23,7 @@ from safetensors.torch import load_file, save_file
 from inlay.cluster import Cluster, ClusterSettings, Record, connect
 from inlay.nas.job import Job
 from inlay.nas.loop.search import Search
-from inlay.nas.loop.texts import pack_texts, store_texts
+from inlay.nas.loop.texts import Packed, pack_texts, store_texts
 from inlay.nas.loop.training import recover_models
 from inlay.nas.pieces.texts import TEXTS
 from inlay.nas.pieces.weights import Library
@@ -90,7 +90,7 @@ def test_one_loss_that_is_not_finite_is_survived_and_recorded(
     place, parent = Workspace(tmp_path / "search"), open_job_parent(job)
     child = (("attention:parent", "ffn:no_op"), *[("attention:parent", "ffn:parent")] * 2)
     search = Search(job, place, parent, cluster, Reporter())
-    record = recover_models(search, store_texts(ids, place), Library({}), {"child": child})["child"]
+    record = recover_models(search, store_texts(Packed(ids, {}, []), place), Library({}), {"child": child})["child"]
     found = record.values
     assert (found["status"], found["reason"], found["tokens"]) == ("trained", "", 2560)
     assert len(found["curve"]) == 19
