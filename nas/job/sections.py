@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, model_validator
 
@@ -71,6 +71,28 @@ Sources = Annotated[
 """A path, or a list of sources with weights."""
 
 
+# What both texts have; each lists them where they belong.
+_SAMPLE: Any = Field(
+    default=None,
+    ge=8,
+    le=LARGEST_COUNT,
+    description="Where there is no text: so many tokens that the parent writes.",
+)
+_TEMPERATURE: Any = Field(default=1.0, gt=0, le=10, description="At which it writes them.")
+_SEPARATOR: Any = Field(
+    default="<|endoftext|>",
+    min_length=1,
+    max_length=1_000,
+    description="A line that is only this ends a document (.txt).",
+)
+_FIELD: Any = Field(
+    default=None,
+    min_length=1,
+    max_length=LONGEST_NAME,
+    description="The field that holds a record's text; default: text, else messages.",
+)
+
+
 class _Text(Section):
     """A text is read from somewhere, or written by the parent."""
 
@@ -88,39 +110,19 @@ class DistillText(_Text):
     """The text that variants and the child are trained on."""
 
     path: Sources = Field(default=(), description="Text to train on, or a list of {path, weight}: docs/text.md.")
-    sample: Count | None = Field(
-        default=None,
-        ge=8,
-        le=LARGEST_COUNT,
-        description="Where there is no text: so many tokens that the parent writes.",
-    )
-    temperature: Number = Field(default=1.0, gt=0, le=10, description="At which it writes them.")
+    sample: Count | None = _SAMPLE
+    temperature: Number = _TEMPERATURE
     sequence_length: Count = Field(default=256, ge=8, le=2**20, description="Tokens in a sequence of it.")
-    separator: str = Field(
-        default="<|endoftext|>",
-        min_length=1,
-        max_length=1_000,
-        description="A line that is only this ends a document (.txt).",
-    )
-    field: str | None = Field(
-        default=None,
-        min_length=1,
-        max_length=LONGEST_NAME,
-        description="The field that holds a record's text; default: text, else messages.",
-    )
+    separator: str = _SEPARATOR
+    field: str | None = _FIELD
 
 
 class ValidateText(_Text):
     """The text that judges: three quarters of its documents score and rank, one quarter is kept for the report."""
 
     path: Sources = Field(default=(), description="Text to judge on, or a list of {path, weight}: docs/text.md.")
-    sample: Count | None = Field(
-        default=None,
-        ge=8,
-        le=LARGEST_COUNT,
-        description="Where there is no text: so many tokens that the parent writes.",
-    )
-    temperature: Number = Field(default=1.0, gt=0, le=10, description="At which it writes them.")
+    sample: Count | None = _SAMPLE
+    temperature: Number = _TEMPERATURE
     tokens: Count = Field(default=64_000, ge=8, le=LARGEST_COUNT, description="Tokens of it to use at most.")
     sequence_length: Count | None = Field(
         default=None,
@@ -128,18 +130,8 @@ class ValidateText(_Text):
         le=2**20,
         description="Tokens in a sequence; default: the longest scenario's, at least distill's.",
     )
-    separator: str = Field(
-        default="<|endoftext|>",
-        min_length=1,
-        max_length=1_000,
-        description="A line that is only this ends a document (.txt).",
-    )
-    field: str | None = Field(
-        default=None,
-        min_length=1,
-        max_length=LONGEST_NAME,
-        description="The field that holds a record's text; default: text, else messages.",
-    )
+    separator: str = _SEPARATOR
+    field: str | None = _FIELD
 
 
 def sources_by_field(text: DistillText | ValidateText, part: str) -> dict[str, Source]:
