@@ -11,13 +11,11 @@ from typing import Any
 
 import pytest
 import yaml
+from searched import child_meets_its_budget, costs_are_those_of
 
 from inlay.nas.engines.registry import ENGINES
-from inlay.nas.families import open_parent
-from inlay.nas.tables.costs import CostTable
 from inlay.nas.tables.origin import origin_of
 from inlay.nas.tables.reading import read_arrow
-from inlay.nas.workspace import Workspace
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 SearchedAgain = Callable[[Callable[[Path, dict[str, Any]], None]], Path]
@@ -36,24 +34,11 @@ def for_llama_cpp(folder: Path, values: dict[str, Any]) -> None:
 
 
 def test_costs_are_those_of_its_files_and_caches(folder: Path) -> None:
-    place = Workspace(folder / "job.search")
-    values = yaml.safe_load((folder / "job.yaml").read_text())
-    shape = open_parent(values["parent"]).shape
-    costs, storage = CostTable(place.read_table("costs")), ENGINES["llama.cpp"].storage("f32", "cpu")
-    whole = costs.total("chat", [("attention:parent", "ffn:parent")] * shape.num_layers)
-    assert whole["weights_bytes"] == storage.model(shape, shape.blocks)
-    assert whole["kv_bytes"] == sum(storage.kv(block["attention"], shape, 2, 48) for block in shape.blocks)
-    assert whole["runtime_ns"] > costs.ends("chat")["runtime_ns"] > 0
+    costs_are_those_of(folder, ENGINES["llama.cpp"].storage("f32", "cpu"))
 
 
 def test_the_child_meets_its_budget_there(folder: Path) -> None:
-    evaluation = json.loads((folder / "job.search" / "evaluation.json").read_text())
-    chosen = evaluation[evaluation["chosen"]]
-    assert chosen["over_budget"] == {}
-    assert chosen["runtime_ratio"] < 0.85
-    for term in ("prefill", "decode", "runtime"):
-        assert chosen[f"predicted_{term}_ratio"] > 0
-    assert "predicted" in (folder / "stdout").read_text()
+    child_meets_its_budget(folder, 0.85)
 
 
 def test_what_it_holds_is_what_was_promised(folder: Path) -> None:

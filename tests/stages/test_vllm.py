@@ -11,12 +11,10 @@ from typing import Any
 
 import pytest
 import yaml
+from searched import child_meets_its_budget, costs_are_those_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from inlay.nas.engines.registry import ENGINES
-from inlay.nas.families import open_parent
-from inlay.nas.tables.costs import CostTable
-from inlay.nas.workspace import Workspace
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -63,23 +61,11 @@ def folder(
 
 
 def test_costs_are_those_of_its_dtype_and_blocks(folder: Path) -> None:
-    place = Workspace(folder / "job.search")
-    shape = open_parent(yaml.safe_load((folder / "job.yaml").read_text())["parent"]).shape
-    costs, storage = CostTable(place.read_table("costs")), ENGINES["vllm"].storage("f32", "cpu")
-    whole = costs.total("chat", [("attention:parent", "ffn:parent")] * shape.num_layers)
-    assert whole["weights_bytes"] == storage.model(shape, shape.blocks)
-    assert whole["kv_bytes"] == sum(storage.kv(block["attention"], shape, 2, 48) for block in shape.blocks)
-    assert whole["runtime_ns"] > costs.ends("chat")["runtime_ns"] > 0
+    costs_are_those_of(folder, ENGINES["vllm"].storage("f32", "cpu"))
 
 
 def test_the_child_meets_its_budget_there(folder: Path) -> None:
-    evaluation = json.loads((folder / "job.search" / "evaluation.json").read_text())
-    chosen = evaluation[evaluation["chosen"]]
-    assert chosen["over_budget"] == {}
-    assert chosen["runtime_ratio"] < 0.9
-    for term in ("prefill", "decode", "runtime"):
-        assert chosen[f"predicted_{term}_ratio"] > 0
-    assert "predicted" in (folder / "stdout").read_text()
+    child_meets_its_budget(folder, 0.9)
 
 
 def test_its_texts_are_greedy_decoding(folder: Path, tmp_path: Path, inlay_command: Run) -> None:
