@@ -160,7 +160,8 @@ def _start_ray(settings: ServiceSettings, tracking_uri: str) -> Service:
     command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats"]
     command += ["--port", str(port), "--num-cpus", str(cpus), "--object-store-memory", str(200 * _MIB)]
     command += ["--include-dashboard", "true", "--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard_port)]
-    command += ["--dashboard-agent-listen-port", str(free_port(52365)), "--temp-dir", str(ray_folder(settings.folder))]
+    # The agent opens its port seconds later and serves no jobs where another has taken it: it is to choose for itself.
+    command += ["--dashboard-agent-listen-port", "0", "--temp-dir", str(ray_folder(settings.folder))]
     command += ["--resources", json.dumps({JOB_SLOT: settings.jobs_at_once or max(cpus // 2, 1)})]
     log = settings.folder / "logs" / "ray.log"
     process = spawn(command, environment, log)

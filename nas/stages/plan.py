@@ -21,7 +21,15 @@ from inlay.nas.pieces.shards import shard_ranges
 from inlay.nas.pieces.subblock_times import SubblockBench
 from inlay.nas.quantities import show_bytes
 from inlay.nas.report.sentences import counted
-from inlay.nas.stages.estimate import SLOTS, Space, judged_tokens, num_models, scored_blocks, stage_seconds
+from inlay.nas.stages.estimate import (
+    SLOTS,
+    START_SECONDS,
+    Space,
+    judged_tokens,
+    num_models,
+    scored_blocks,
+    stage_seconds,
+)
 from inlay.nas.stages.estimates import CHECKED, are_estimated
 from inlay.nas.stages.measure import CostRows
 from inlay.nas.stages.run import open_job_parent
@@ -130,7 +138,8 @@ def _stages(job: Job, parent: Parent, space: Space, trained: int) -> list[dict[s
         wanted = len(job.hardware.scenarios) * (len(_timed(job, parent)) + 1)
         told["measure"]["what"] += f"; of {wanted} times this machine has {known}"
         if "measure" in seconds:
-            seconds["measure"] *= 1 - known / wanted
+            # Workers start all the same.
+            seconds["measure"] = START_SECONDS + (seconds["measure"] - START_SECONDS) * (1 - known / wanted)
     return [{"name": name, "seconds": seconds.get(name), **stage} for name, stage in told.items()]
 
 
