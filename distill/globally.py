@@ -24,6 +24,7 @@ from inlay.distill.settings import GlobalSettings
 
 OnStep = Callable[[int, int, Losses], None]
 OnTrial = Callable[[int, int], None]
+OnJudged = Callable[[Sequence[tuple[int, float | None]]], None]
 BEST = "best."
 """What a checkpoint calls the best weights, before their names."""
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -77,6 +78,7 @@ def distill_globally(
     settings: GlobalSettings,
     on_step: OnStep | None = None,
     on_trial: OnTrial | None = None,
+    on_judged: OnJudged | None = None,
     checkpoint: Checkpoint | None = None,
     ranks: Ranks | None = None,
 ) -> GlobalResult:
@@ -87,7 +89,7 @@ def distill_globally(
     [B, S], the same ones at every call: with a `checkpoint` that holds a state, training goes on behind it, bit for
     bit as if it had never stopped. `held_out` has batches that are not among them. `on_step(step, steps, losses)` is
     called after every step, 1-based, with the losses of the result's curve; `on_trial(done, all)` after every step of a
-    range test.
+    range test; `on_judged(held_out)` with all judgements so far, as the result has them, whenever there is another one.
 
     A batch whose loss is not finite takes the child back to the best that it was, once, at a third of the rate; the
     second one ends the training. Beside weights, gradients and two moments it holds a copy of the best weights on the
@@ -116,11 +118,20 @@ def distill_globally(
         if on_step is not None:
             on_step(step, settings.steps, losses)
 
+    def judged(kl_nats: float | None) -> None:
+        run.judge(kl_nats)
+        tell_judged()
+
+    def tell_judged() -> None:
+        if on_judged is not None:
+            on_judged(run.held_out)
+
     saved = checkpoint.load() if checkpoint is not None else None
     if saved is not None:
         run.restore(saved)
+        tell_judged()
     else:
-        run.judge(judge.kl_nats())
+        judged(judge.kl_nats())
         plan = plan_trials(settings)
         first = list(islice(coming, plan.steps))
         if plan.rates and len(first) == plan.steps:
@@ -130,7 +141,7 @@ def distill_globally(
             if last.kl_nats is None or best_rate(run.trials) != last.learning_rate:
                 run.restart(best_rate(run.trials))
             elif run.done == settings.judged_every:
-                run.judge(last.kl_nats)
+                judged(last.kl_nats)
         coming = chain(first, coming)
         keep(ended=False)
         for number, tried in enumerate(run.curve, start=1):
@@ -143,7 +154,7 @@ def distill_globally(
         losses = gradients(parent, child, parameters, ids_BS, settings, ranks)
         run.advance(step, losses, ids_BS.numel())
         if run.done % settings.judged_every == 0 or run.done == settings.steps:
-            run.judge(judge.kl_nats())
+            judged(judge.kl_nats())
         told(run.done, run.curve[-1])
         keep(ended=run.done == settings.steps or run.reason != "")
     if run.done < settings.steps and not run.reason:

@@ -47,9 +47,9 @@ def distill_layer(arguments: dict[str, Any], context: PieceContext) -> PieceOutp
             done = number * steps + step
             context.progress(done / (len(groups) * steps), {"step": done, "loss": loss})
 
-        branches = [_branch(source, index, label, state, sums) for label in group]
+        branches = [branch_of(source, index, label, state, sums) for label in group]
         batches = _Batches(arguments, source.device, source.context)
-        results += train_layer(parent_layer, branches, batches, settings, on_step, _cutter(parts, source))
+        results += train_layer(parent_layer, branches, batches, settings, on_step, cutter(parts, source))
     dtype = getattr(torch, parent.shape.dtype)
     values: dict[str, Any] = {"layer": index, "variants": {}}
     blobs: dict[str, Any] = {}
@@ -67,7 +67,7 @@ def distill_layer(arguments: dict[str, Any], context: PieceContext) -> PieceOutp
     return PieceOutput(values=values, blobs=blobs)
 
 
-def _cutter(parts: int, source: WorkerSource) -> Callable[[LayerBatch], list[LayerBatch]] | None:
+def cutter(parts: int, source: WorkerSource) -> Callable[[LayerBatch], list[LayerBatch]] | None:
     """What cuts batches, None where they stay whole."""
     if parts == 1:
         return None
@@ -91,7 +91,7 @@ def in_groups(labels: Sequence[str], count: int) -> list[list[str]]:
     return [list(labels[start:end]) for start, end in itertools.pairwise(cuts)]
 
 
-def _branch(source: WorkerSource, index: int, label: str, state: Any, sums: Sums) -> Branch:
+def branch_of(source: WorkerSource, index: int, label: str, state: Any, sums: Sums) -> Branch:
     """A variant with its training-free start, in float32."""
     shape, variant = source.parent.shape, parse_variant(label)
     # Copies: training changes them in place, and the parent's own must stay as they are.

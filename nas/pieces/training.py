@@ -41,13 +41,13 @@ def recover_model(arguments: dict[str, Any], context: PieceContext) -> PieceOutp
     source, architecture = _source(arguments)
     parent = build_whole(source, (PARENT_BLOCK,) * source.num_layers, source.dtype).requires_grad_(False)
     child = build_whole(source, architecture, torch.float32)
-    settings = _settings(arguments, context.memory_retries)
+    settings = settings_of(arguments, context.memory_retries)
     told = _Told(context.progress, arguments, settings)
     result = distill_globally(
         parent,
         child,
-        _batches(source, arguments, settings.steps),
-        _held_out(source, arguments),
+        batches_of(source, arguments, settings.steps),
+        held_out_of(source, arguments),
         settings,
         on_step=told.step,
         on_trial=told.trial,
@@ -88,13 +88,13 @@ def recover_in_rank(arguments: dict[str, Any], rank: Rank) -> dict[str, Any]:
     else:
         parent = build_whole(source, parents, source.dtype).requires_grad_(False)
         child = build_whole(source, architecture, torch.float32)
-    settings = _settings(arguments, arguments["memory_retries"])
+    settings = settings_of(arguments, arguments["memory_retries"])
     told = _Told(rank.progress, arguments, settings) if rank.index == 0 else None
     result = distill_globally(
         parent,
         child,
-        _batches(source, arguments, settings.steps),
-        _held_out(source, arguments),
+        batches_of(source, arguments, settings.steps),
+        held_out_of(source, arguments),
         settings,
         on_step=told.step if told else None,
         on_trial=told.trial if told else None,
@@ -130,7 +130,7 @@ def _parts(folder: Path) -> list[Path]:
     return sorted(folder.glob("rank_*.safetensors"))
 
 
-def _batches(source: WorkerSource, arguments: dict[str, Any], steps: int) -> Iterator[Tensor]:
+def batches_of(source: WorkerSource, arguments: dict[str, Any], steps: int) -> Iterator[Tensor]:
     """Batches [B, S] of ids in the training order."""
     ids, batch = load_ids(source.store, arguments["ids"]), arguments["batch_size"]
     length = ids.shape[1]
@@ -139,7 +139,7 @@ def _batches(source: WorkerSource, arguments: dict[str, Any], steps: int) -> Ite
         yield _on_device(ids[order[start : start + batch]], source)
 
 
-def _held_out(source: WorkerSource, arguments: dict[str, Any]) -> list[Tensor]:
+def held_out_of(source: WorkerSource, arguments: dict[str, Any]) -> list[Tensor]:
     """The batches [B, S] that a model is judged on while it trains."""
     batch = arguments["batch_size"]
     ids = load_ids(source.store, arguments["held_out"]["ids"])[: arguments["held_out"]["batches"] * batch]
@@ -155,7 +155,7 @@ def _source(arguments: dict[str, Any]) -> tuple[WorkerSource, Blocks]:
     return worker_source(arguments, library), blocks_of(arguments["architecture"])
 
 
-def _settings(arguments: dict[str, Any], memory_retries: int) -> GlobalSettings:
+def settings_of(arguments: dict[str, Any], memory_retries: int) -> GlobalSettings:
     """The trainer's settings; after every want of memory half as many sequences at once, and the same batch."""
     chosen = arguments["settings"]
     return GlobalSettings(**{**chosen, "micro_batch": max(1, chosen["micro_batch"] >> memory_retries)})
