@@ -236,7 +236,7 @@ class _Told:
         for done, kl_nats in held_out:
             if kl_nats is None or not math.isfinite(kl_nats):
                 raise _DivergedError(f"the KL on held-out text was not finite after {done} of {settings.steps} steps")
-            self.held_out.append((round(JUDGED * done / settings.steps), kl_nats))
+            self.held_out.append((JUDGED * done // settings.steps, kl_nats))
         self._tell(self.share)
 
     def _tell(self, share: float) -> None:
