@@ -28,7 +28,8 @@ def with_values(text: str, values: Mapping[str, Any]) -> str:
         wanted[section] = {**(wanted.get(section) or {}), field: yaml.safe_load(_written(value))}
     changed = text
     for name, value in values.items():
-        changed = _with_value(changed, *name.split("."), _written(value))
+        section, field = name.split(".")
+        changed = _with_value(changed, section, field, _written(value))
     return changed if yaml.safe_load(changed) == wanted else yaml.safe_dump(wanted, sort_keys=False)
 
 

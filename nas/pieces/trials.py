@@ -23,7 +23,7 @@ from inlay.distill.local import LayerBatch, train_layer
 from inlay.distill.objective import Losses
 from inlay.distill.parallel import Ranks
 from inlay.distill.settings import JUDGED, GlobalSettings, LocalSettings
-from inlay.distill.sweep import add_update
+from inlay.distill.sweep import SLOTS, add_update
 from inlay.distill.text import training_order
 from inlay.nas.modeling import build_layer
 from inlay.nas.pieces.assembled import build_whole, stored_state
@@ -126,7 +126,7 @@ def _layers(
         embed_rows(source, local["ids"], rows).cpu().clone() for rows in shard_ranges(num_sequences, length)
     ]  # clones, since autograd takes nothing that was made in inference mode
     for index in range(last + 1):
-        modules = {slot: source.subblock(index, slot, f"{slot}:parent") for slot in ("attention", "ffn")}
+        modules = {slot: source.subblock(index, slot, f"{slot}:parent") for slot in SLOTS}
         shards: list[States] = []
         for before in hidden:
             states = [before.to(source.device)]
@@ -151,7 +151,7 @@ def _train_variants(
     local, parent = arguments["local"], source.parent
     settings = LocalSettings(**local["settings"])
     state = parent.layer_state(index)
-    entries = {slot: parent.shape.parent_entry(index, slot) for slot in ("attention", "ffn")}
+    entries = {slot: parent.shape.parent_entry(index, slot) for slot in SLOTS}
     source.use(entries["attention"])
     parent_layer = build_layer(parent.config, index, entries["attention"], entries["ffn"], state, source.dtype)
     mine = local["layers"][str(index)]

@@ -69,7 +69,7 @@ def test_the_first_trial_is_the_jobs_own(tuned: Any, tune_values: dict[str, Any]
 
 def test_the_best_is_compared_on_text_that_judged_no_trial(tuned: Any) -> None:
     """Rates ten times higher are in the space, and at these tokens any of them is better."""
-    folder, told = tuned
+    _, told = tuned
     compared = told["compared"]
     assert compared["is_better"]
     assert compared["gain_nats"] > 2.92 * compared["standard_error"] > 0
@@ -130,15 +130,19 @@ def test_two_trials_run_at_once(tuned: Any) -> None:
     assert any(one[0] < two[0] < one[1] for one in spans for two in spans if one is not two)
 
 
-def test_again_nothing_is_done_twice_and_more_are_added(
-    tuned: Any, tmp_path: Path, inlay_here: Run
-) -> None:
+def test_again_nothing_is_done_twice(tuned: Any, inlay_here: Run) -> None:
     folder, told = tuned
     before = records(folder)
     again = inlay_here("tune", "job.yaml", "--trials", "6", "--json", cwd=folder)
     assert again.returncode == 0, again.stderr
-    assert json.loads(again.stdout)["trials"] == told["trials"]
+    assert json.loads(again.stdout) == told
     assert records(folder) == before
+
+
+@pytest.mark.slow
+def test_more_trials_are_others(tuned: Any, tmp_path: Path, inlay_here: Run) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(tuned[0], folder)
     more = inlay_here("tune", "job.yaml", "--trials", "7", cwd=folder)
     assert more.returncode == 0, more.stderr
     assert "7 trials" in more.stdout
@@ -175,7 +179,8 @@ def test_the_study_of_another_job_is_refused(
     [
         ({"recover": {"tokens": 0}}, [], "recover.tokens: is 0, so that nothing is trained after assembly"),
         ({"recover": {"workers": 2}}, [], "recover.workers: is 2, and a trial trains in one worker"),
-        ({"distill": {"tokens": 0}}, ["--metric", "assembled"], "distill.tokens: is 0, so that no variant is trained"),
+        ({"distill": {"tokens": 0}, "space": {"attention": ["no_op"], "ffn": ["no_op"]}}, ["--metric", "assembled"],
+         "distill.tokens: is 0, so that no variant is trained"),
         ({}, ["--storage", "nodb://u:secret@host/x"], "--storage: nodb://***@host/x cannot be opened ("),
         ({}, ["--timeout", "soon"], "--timeout: "),
         ({}, ["--output", "job.yaml"], "--output: job.yaml is already there; name another file, or remove it"),
@@ -193,10 +198,10 @@ def test_what_cannot_be_tuned_is_refused_before_anything_is_done(
     assert not (tmp_path / "job.search").exists()
 
 
+@pytest.mark.slow
 def test_local_settings_alone_are_tuned_on_what_is_assembled(
     tmp_path: Path, tune_values: dict[str, Any], inlay_here: Run
 ) -> None:
-    """And a trial that diverges, and three that crash, are counted as such."""
     write(tmp_path, {**tune_values, "recover": {"tokens": 0}})
     done = inlay_here("tune", "job.yaml", "--trials", "3", "--metric", "assembled", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -207,13 +212,22 @@ def test_local_settings_alone_are_tuned_on_what_is_assembled(
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_study_that_was_killed_goes_on(tmp_path: Path, tune_values: dict[str, Any], inlay_command: Run) -> None:
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_a_study_that_was_stopped_goes_on(
+    how: signal.Signals, tmp_path: Path, tune_values: dict[str, Any], inlay_command: Run
+) -> None:
     values = {**tune_values, "recover": {**tune_values["recover"], "tokens": 65536}}
     write(tmp_path, values)
     process = Command("tune", "job.yaml", "--trials", "6", cwd=tmp_path, session=True)
     wait(lambda: sum(state == "COMPLETE" for state in states(tmp_path)) >= 2 and "RUNNING" in states(tmp_path))
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    if how == signal.SIGINT:
+        process.send_signal(how)
+        done = process.completed(60)
+        assert done.returncode == 130
+        assert done.stderr.endswith("inlay: stopped; finished trials are kept, the same command goes on from there\n")
+    else:
+        os.killpg(process.pid, how)
+        process.wait()
     time.sleep(1)
     before = load(tmp_path).trials
     left = [trial for trial in before if trial.state.name == "RUNNING"]

@@ -48,6 +48,11 @@ class Compared:
         """Whether the gain is more than noise."""
         return self.gain_nats > SURE * self.standard_error
 
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Compared:
+        """From what `to_dict` gave."""
+        return cls(*(tuple(values[name]) for name in ("seeds", "job_kl_nats", "tuned_kl_nats")))
+
     def to_dict(self) -> dict[str, Any]:
         """As JSON-able values."""
         return {
@@ -63,6 +68,8 @@ class Compared:
 
 def compare(trainer: Trainer, own: Mapping[str, Any], tuned: Mapping[str, Any]) -> Compared:
     """Trains the child with both settings by `SEEDS` seeds that no trial had, and judges all on the score text.
+
+    Of the children themselves nothing is kept: their records go, and `inlay clean` drops their weights.
 
     Raises:
         InlayError: one of the trainings diverged.
@@ -88,4 +95,6 @@ def compare(trainer: Trainer, own: Mapping[str, Any], tuned: Mapping[str, Any]) 
         models[f"{name} {seed}"] = TrainedModel(trainer.child.architecture, record.blobs["model"])
     found = true_scores_of_models(search, trainer.texts.score, models, "true KL on the score text")
     kl = {name: tuple(found[f"{name} {seed}"].kl_nats for seed in seeds) for name in both}
+    for piece in pieces.values():
+        search.workspace.store.delete(piece.record_key)
     return Compared(seeds, kl["the job's"], kl["the best"])

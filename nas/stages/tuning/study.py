@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState
@@ -24,8 +25,8 @@ from inlay.nas.stages.tuning.space import Space, own_settings
 from inlay.nas.tables.architecture import Blocks, blocks_of
 from inlay.nas.workspace import Workspace
 
-JOB, ARCHITECTURE, END, REASON, FIRST = (
-    f"inlay.{name}" for name in ("job", "architecture", "end", "reason", "first_number")
+JOB, ARCHITECTURE, COMPARED, END, REASON, FIRST = (
+    f"inlay.{name}" for name in ("job", "architecture", "compared", "end", "reason", "first_number")
 )
 """Names of what a study or a trial is marked with."""
 STARTUP_TRIALS = 6
@@ -187,6 +188,15 @@ class Study:
         """The trial of the least value, None while none came to its end."""
         complete = [trial for trial in self.trials() if trial.state == TrialState.COMPLETE]
         return min(complete, key=lambda trial: (trial.value or 0.0, trial.number), default=None)
+
+    def compared(self, number: int) -> dict[str, Any] | None:
+        """What a comparison with this trial's settings came to, if there was one."""
+        held = self.study.user_attrs.get(COMPARED)
+        return held["values"] if held is not None and held["number"] == number else None
+
+    def note_compared(self, number: int, values: Mapping[str, Any]) -> None:
+        """Keeps what a comparison with this trial's settings came to."""
+        self.study.set_user_attr(COMPARED, {"number": number, "values": dict(values)})
 
     def importance(self) -> dict[str, float]:
         """How much each setting decides, most first; sums to 1. Empty while too few trials came to their end."""

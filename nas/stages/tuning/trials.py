@@ -18,7 +18,7 @@ from inlay.cluster.fanout import run_pieces
 from inlay.cluster.pieces import Piece, Record
 from inlay.nas.errors import InlayError, UserError
 from inlay.nas.stages.tuning.pieces import Trainer
-from inlay.nas.stages.tuning.space import Space, settings_of
+from inlay.nas.stages.tuning.space import Space, own_settings, settings_of
 from inlay.nas.stages.tuning.study import FAILED_IN_A_ROW, FIRST, Study
 from inlay.nas.stages.tuning.tracked import TrackedStudy
 
@@ -59,6 +59,10 @@ class Trials:
     called_off: set[str] = field(default_factory=set, init=False)
     """Keys of the pieces that are to end early."""
 
+    def __post_init__(self) -> None:
+        self.finished = self.study.counts().finished
+        self.started = self.clock()
+
     def run(self) -> None:
         """Runs them; a crash is counted, and the others go on.
 
@@ -67,7 +71,6 @@ class Trials:
             ClusterError: workers, storage or workspace are gone; what was told stays.
         """
         search = self.trainer.search
-        self.started = self.clock()
         search.reporter.batch_started("trials of settings", "trials")
         while True:
             try:
@@ -106,24 +109,26 @@ class Trials:
     def _is_over(self) -> bool:
         if self.timeout is not None and self.clock() - self.started >= self.timeout:
             return True
-        return self.study.counts().finished + len(self.running) >= self.wanted
+        return self.finished + len(self.running) >= self.wanted
 
     def _on_event(self, event: PieceEvent) -> None:
-        finished = self.study.counts().finished
-        told = replace(event, done=min(finished, self.wanted), total=self.wanted, seconds_left=None)
+        told = replace(event, done=min(self.finished, self.wanted), total=self.wanted, seconds_left=None)
         self.trainer.search.reporter.piece_event(told)
         running = self.running.get(event.label)
-        if running is None or not event.numbers:
+        if running is None:
             return
-        self._report(running, sorted((int(place), kl_nats) for place, kl_nats in event.numbers.items()))
-        if running.piece.key not in self.called_off and running.trial.should_prune():
+        held_out = sorted((int(place), kl_nats) for place, kl_nats in event.numbers.items())
+        if self._report(running, held_out) and running.trial.should_prune():
             self.called_off.add(running.piece.key)
 
-    def _report(self, running: _Running, held_out: list[tuple[int, float]]) -> None:
-        for place, kl_nats in held_out[running.reported :]:
+    def _report(self, running: _Running, held_out: list[tuple[int, float]]) -> bool:
+        """Tells the study what it does not know of a trial yet; whether there was anything."""
+        news = held_out[running.reported :]
+        for place, kl_nats in news:
             running.trial.report(kl_nats, step=place)
             self.tracked.judged(running.trial.number, place, kl_nats)
-        running.reported = max(running.reported, len(held_out))
+        running.reported += len(news)
+        return bool(news)
 
     def _on_record(self, record: Record) -> None:
         running = self.running.pop(record.label, None)
@@ -157,7 +162,10 @@ class Trials:
             )
 
     def _tell(self, trial: optuna.Trial, what: str) -> None:
-        settings = settings_of(self.trainer.search.job, trial.params)
-        words = ", ".join(f"{name} {value}" for name, value in settings.items())
+        job = self.trainer.search.job
+        own, settings = own_settings(job, self.space), settings_of(job, trial.params)
+        changed = [f"{name} {value}" for name, value in settings.items() if value != own[name]]
+        words = ", ".join(changed) or "the job's own settings"
+        self.finished += 1
         self.trainer.search.reporter.found(f"trial {trial.number}: {what} ({words})")
         self.tracked.ended(self.study, trial.number)

@@ -27,7 +27,7 @@ from inlay.nas.pieces.texts import TEXTS
 from inlay.nas.report.progress import Reporter
 from inlay.nas.report.tuning import TUNED_FROM, header
 from inlay.nas.stages.run import Begun, begin, open_job_parent
-from inlay.nas.stages.tuning.child import find_child
+from inlay.nas.stages.tuning.child import Timed, find_child
 from inlay.nas.stages.tuning.compare import Compared, compare
 from inlay.nas.stages.tuning.pieces import Trainer
 from inlay.nas.stages.tuning.space import own_settings, search_space, settings_of
@@ -169,10 +169,7 @@ def _tune(
                 )
             notes.append(f"best KL {best.value:.4f}")
         own, tuned = own_settings(job, space), settings_of(job, best.params)
-        compared: Compared | None = None
-        if tuned != own:
-            with timed("compare"):
-                compared = compare(trainer, own, tuned)
+        compared = _compared(study, trainer, own, tuned, best.number, timed) if tuned != own else None
         result = {
             "study": study.name,
             "storage": redacted(url),
@@ -194,6 +191,18 @@ def _tune(
             result["output"] = str(output)
         tracked.result(result, study)
     return result
+
+
+def _compared(
+    study: Study, trainer: Trainer, own: dict[str, Any], tuned: dict[str, Any], number: int, timed: Timed
+) -> Compared:
+    """What an earlier call found, else both settings are trained."""
+    if (held := study.compared(number)) is not None:
+        return Compared.of(held)
+    with timed("compare"):
+        found = compare(trainer, own, tuned)
+    study.note_compared(number, found.to_dict())
+    return found
 
 
 @contextmanager
