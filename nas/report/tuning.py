@@ -10,23 +10,22 @@ from rich.table import Table
 from inlay.nas.report.sentences import counted
 
 TUNED_FROM = "Tuned from"
-SHOWN = 5
-"""Trials in the table."""
+SHOWN = 4
+"""Trials in the table, the job's own settings not counted."""
 
 
 def trials_table(told: Mapping[str, Any]) -> Table:
-    """The best trials that came to their end, and the job's own settings among or below them."""
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
-    names = list(told["best"]["settings"])
-    table.add_column("trial", no_wrap=True)
-    for name in ("KL", *names):
-        table.add_column(name.replace(".", ".\n"), justify="right")
+    """The best trials that came to their end, a column each, and the job's own settings behind them."""
     complete = sorted((row for row in told["trials"] if row["end"] == "complete"), key=lambda row: row["kl_nats"])
-    shown = complete[:SHOWN]
-    shown += [row for row in complete[SHOWN:] if row["is_job"]]
+    shown = [row for row in complete if not row["is_job"]][:SHOWN]
+    shown += [row for row in complete if row["is_job"]][:1]
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    table.add_column("trial", no_wrap=True)
     for row in shown:
-        cells = [_short(row["settings"][name]) for name in names]
-        table.add_row(f"{row['number']}{' (job)' if row['is_job'] else ''}", f"{row['kl_nats']:.4f}", *cells)
+        table.add_column("the job" if row["is_job"] else str(row["number"]), justify="right", no_wrap=True)
+    table.add_row("KL", *(f"{row['kl_nats']:.4f}" for row in shown), style="bold")
+    for name in told["best"]["settings"]:
+        table.add_row(name, *(_short(row["settings"][name]) for row in shown))
     return table
 
 

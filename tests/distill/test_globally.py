@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -149,6 +149,29 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path, killed_after: int) -> 
     assert told[-1] == 12
     assert result == expected
     assert same(resumed_weights, expected_weights)
+
+
+@pytest.mark.parametrize("rate", ["pinned", "found"])
+def test_every_judgement_is_told_when_it_is_made(tmp_path: Path, rate: Any) -> None:
+    settings = replace(SETTINGS, rate=rate)
+    heard: list[list[tuple[int, float | None]]] = []
+
+    def listen(held_out: Sequence[tuple[int, float | None]]) -> None:
+        heard.append(list(held_out))
+
+    def kill(step: int, steps: int, losses: dict[str, float]) -> None:
+        if step == 7:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(settings, on_judged=listen, on_step=kill, checkpoint=Checkpoint(tmp_path / "c", every_steps=1))
+    before = heard[-1]
+    assert [step for step, _ in before] == [0, 2, 4, 6]
+    heard.clear()
+    result, _ = run(settings, on_judged=listen, checkpoint=Checkpoint(tmp_path / "c", every_steps=1))
+    assert heard[0] == before, "what was judged before a kill is told again"
+    assert heard[-1] == result.held_out
+    assert [len(each) for each in heard] == [4, 5, 6, 7]
 
 
 def test_a_run_that_lacked_memory_goes_on_in_smaller_parts(tmp_path: Path) -> None:

@@ -98,6 +98,7 @@ def plots(study: Study) -> Iterator[tuple[str, Any]]:
         drawings["param_importances"] = drawn.plot_param_importances
     if len(complete) < 2:
         return
+    pyplot.switch_backend("agg")  # Optuna draws by pyplot, which must not look for a screen
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         for name, draw in drawings.items():
