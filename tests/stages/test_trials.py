@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -195,6 +196,12 @@ def test_the_jobs_own_settings_are_in_the_space(trainer: Trainer) -> None:
         assert settings_of(other, settings) == settings
     with pytest.raises(UserError, match="learning_rate"):
         job_with(job, {"recover.learning_rate": 7.0})
+
+
+def test_the_page_has_every_setting_that_is_searched(trainer: Trainer) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "tune.md").read_text()
+    rows = [row for row in page.splitlines() if row.startswith("| `")]
+    assert sorted(name for row in rows for name in re.findall(r"`(\w+\.\w+)`", row)) == sorted(own(trainer))
 
 
 def test_a_gain_counts_where_the_seeds_agree() -> None:

@@ -49,13 +49,12 @@ def find_child(search: Search, texts: Texts, timed: Timed, known: Blocks | None)
         search: the running search.
         texts: of the search.
         timed: shows and times a stage.
-        known: the architecture that the study began with.
+        known: the architecture that the study began with, or that the search has kept.
 
     Raises:
         InfeasibleError: nothing meets the budget.
     """
-    architecture = known or _kept(search)
-    costs = None
+    architecture, costs = known, None
     if architecture is None:
         with timed("measure"):
             costs = CostTable(cost_rows(search))
@@ -75,7 +74,7 @@ def find_child(search: Search, texts: Texts, timed: Timed, known: Blocks | None)
     return Child(architecture, library, _trained(search, texts, library, architecture))
 
 
-def _kept(search: Search) -> Blocks | None:
+def kept_architecture(search: Search) -> Blocks | None:
     """What this very search has kept, if it has come so far."""
     run = search.workspace.find_json("run.json") or {}
     solution = search.workspace.find_json("solution.json")

@@ -27,7 +27,7 @@ from inlay.nas.pieces.texts import TEXTS
 from inlay.nas.report.progress import Reporter
 from inlay.nas.report.tuning import TUNED_FROM, header
 from inlay.nas.stages.run import Begun, begin, open_job_parent
-from inlay.nas.stages.tuning.child import Timed, find_child
+from inlay.nas.stages.tuning.child import Timed, find_child, kept_architecture
 from inlay.nas.stages.tuning.compare import Compared, compare
 from inlay.nas.stages.tuning.pieces import Trainer
 from inlay.nas.stages.tuning.space import own_settings, search_space, settings_of
@@ -39,6 +39,8 @@ from inlay.nas.workspace import Workspace
 Metric = Literal["kl", "assembled"]
 """`kl`: on held-out text after recovery; `assembled`: before it, which tunes local distillation alone."""
 STAGES = ("measure", "distill", "score", "tune", "compare")
+GOING_ON = ("distill", "tune", "compare")
+"""Where a child is known already."""
 
 
 def tune_job(
@@ -81,7 +83,6 @@ def tune_job(
         reporter.warning(warning)
     if storage is not None:
         open_storage(storage)  # before minutes are spent
-    reporter.search_started(STAGES, {})
     try:
         with (
             begin(job, place, source, reporter, f"tune {job.file or place.url}", job.cluster.address) as begun,
@@ -151,7 +152,9 @@ def _tune(
         peak = max((record.peak_bytes for record in search.records.values()), default=0)
         reporter.stage_finished(name, time.monotonic() - started, peak or None, ", ".join(notes))
 
-    child = find_child(search, texts, timed, study.architecture)
+    known = study.architecture or kept_architecture(search)
+    reporter.search_started(STAGES if known is None else GOING_ON, {})
+    child = find_child(search, texts, timed, known)
     local, whole = bool(job.distill.tokens and child.trained), metric == "kl"
     space = search_space(job, texts.distill.shape[0], local=local, whole=whole)
     if not space:
