@@ -22,9 +22,10 @@ from inlay.nas.stages.tuning.child import find_child
 from inlay.nas.stages.tuning.compare import Compared
 from inlay.nas.stages.tuning.pieces import Trainer
 from inlay.nas.stages.tuning.space import job_with, own_settings, search_space, settings_of
-from inlay.nas.stages.tuning.study import Study, end_of
+from inlay.nas.stages.tuning.study import Study, default_storage, end_of
 from inlay.nas.stages.tuning.tracked import TrackedStudy
 from inlay.nas.stages.tuning.trials import Trials
+from inlay.nas.workspace import Workspace
 
 CHILD = (
     ("attention:linear", "ffn:parent"),
@@ -181,6 +182,16 @@ def test_what_a_dead_run_left_is_done_again_with_its_settings(trainer: Trainer, 
     assert next_run.ask(space).params != again.params
     with pytest.raises(UserError, match="holds the study of another job"):
         Study(job, "ef" * 32, "kl", url)
+
+
+def test_a_workspace_that_is_no_folder_needs_a_database(tmp_path: Path) -> None:
+    assert default_storage(Workspace(tmp_path / "w")) == f"sqlite:///{tmp_path}/w/tune.db"
+    with pytest.raises(UserError) as raised:
+        default_storage(Workspace("memory://bucket/w"))
+    assert str(raised.value) == (
+        "--storage: the workspace memory://bucket/w is no folder that could hold an SQLite file; name a database, such "
+        "as postgresql://host/name"
+    )
 
 
 def test_the_jobs_own_settings_are_in_the_space(trainer: Trainer) -> None:

@@ -150,9 +150,20 @@ def test_more_trials_are_others(tuned: Any, inlay_here: Run) -> None:
     assert len(set(drawn)) == 7, "a study that goes on draws nothing again"
 
 
-def records(folder: Path) -> dict[str, int]:
-    """Records of trials and comparisons, with the time of each."""
-    return {path.name: path.stat().st_mtime_ns for path in (folder / "job.search" / "records" / "tune").iterdir()}
+@pytest.mark.slow
+def test_the_search_of_the_job_goes_on_from_what_was_done_for_the_child(tuned: Any, inlay_here: Run) -> None:
+    folder, _ = tuned
+    before = {stage: records(folder, stage) for stage in ("distill", "score")}
+    done = inlay_here("run", "job.yaml", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    for stage, held in before.items():
+        after = records(folder, stage)
+        assert {name: after[name] for name in held} == held != {}
+
+
+def records(folder: Path, stage: str = "tune") -> dict[str, int]:
+    """Records of a stage, with the time of each."""
+    return {path.name: path.stat().st_mtime_ns for path in (folder / "job.search" / "records" / stage).iterdir()}
 
 
 def load(folder: Path) -> optuna.Study:
