@@ -35,7 +35,7 @@ UNPRUNED_TRIALS = 4
 """Trials that must have come to the end before one is stopped."""
 UNPRUNED_STEPS = JUDGED // 2
 """Judgements before which none is stopped: curves of different rates and schedules still cross in the first half."""
-WEIGHED_TRIALS = 8
+WEIGHED_TRIALS = 6
 """Different outcomes from which the importance of settings is told."""
 FAILED_IN_A_ROW = 3
 """Crashes after which the study gives up: the next would only be the same."""
