@@ -58,7 +58,7 @@ def verdict(told: Mapping[str, Any]) -> str:
     seeds = f"{len(compared['seeds'])} seeds, on the score text"
     if not compared["is_better"]:
         return f"nothing to gain: {change} ({seeds}), which is no more than noise"
-    return f"{change}: {100 * compared['gain_ratio']:.0f} % less ({seeds})"
+    return f"{change}: {100 * compared['gain_ratio']:.3g} % less ({seeds})"
 
 
 def header(told: Mapping[str, Any], source: str, own: Mapping[str, Any]) -> str:
