@@ -18,6 +18,8 @@ from inlay.nas.workspace import Workspace
 STATUS = {"complete": "FINISHED", "pruned": "FINISHED", "diverged": "FAILED", "failed": "FAILED", "left": "KILLED"}
 """How MLflow calls the ends of trials."""
 KL = "held_out_kl_nats"
+SIZE_INCHES = (20, 6)
+"""Of a picture: some have an axis for each setting, side by side."""
 
 
 class TrackedStudy:
@@ -104,5 +106,6 @@ def plots(study: Study) -> Iterator[tuple[str, Any]]:
         for name, draw in drawings.items():
             draw(study.study)
             figure = pyplot.gcf()
+            figure.set_size_inches(*SIZE_INCHES)
             yield name, figure
             pyplot.close(figure)
