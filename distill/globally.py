@@ -127,10 +127,10 @@ def distill_globally(
             trying = _Trying(run, parent, child, first, judge, len(plan.rates), on_trial)
             run.trials = try_rates(plan.rates, trying.kl_after)
             last = run.trials[-1]
-            if last.kl_nats is None or best_rate(run.trials) != last.learning_rate:
+            if last.error is None or best_rate(run.trials) != last.learning_rate:
                 run.restart(best_rate(run.trials))
             elif run.done == settings.judged_every:
-                run.judge(last.kl_nats)
+                run.judge(last.error)
         coming = chain(first, coming)
         keep(ended=False)
         for number, tried in enumerate(run.curve, start=1):

@@ -59,7 +59,9 @@ class LocalSettings:
     steps: int
     """Batches trained on; at least 1."""
     learning_rate: float = 1e-3
-    """Peak rate; above 0."""
+    """Peak rate, or the highest that is tried; above 0."""
+    rate: Literal["found", "pinned"] = "pinned"
+    """`found`: a short range test picks each variant's rate; `pinned`: it is `learning_rate`."""
     warmup: float = 0.05
     """Share of the steps in which the rate rises; 0 to 1."""
     floor: float = 0.0

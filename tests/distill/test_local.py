@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from inlay.distill.local import BranchResult, LayerBatch, train_layer
+from inlay.distill.branches import LayerBatch
+from inlay.distill.local import BranchResult, train_layer
 from inlay.distill.settings import LocalSettings, Through
 
 SETTINGS = LocalSettings(steps=60, learning_rate=3e-3)
