@@ -15,7 +15,7 @@ from inlay.distill.branches import Branch, LayerBatch
 from inlay.distill.globally import distill_globally
 from inlay.distill.local import BranchResult, train_layer
 from inlay.distill.settings import GlobalSettings, LocalSettings
-from inlay.distill.text import pack, training_order
+from inlay.distill.text import pack, token_lists, training_order
 from inlay.kernels import kl_loss
 from inlay.nas.families import open_parent, subblock_tensors
 from inlay.nas.modeling import Ends, InlayForCausalLM, build_layer, make_context
@@ -49,8 +49,10 @@ class Bench:
         documents = text.read_text().split("<|endoftext|>\n")
         cut = len(documents) * 9 // 10
         tokenizer = self.parent.tokenizer()
-        self.train = torch.from_numpy(pack(documents[:cut], tokenizer, LENGTH, max(tokens, CALIBRATED))).long()
-        held = torch.from_numpy(pack(documents[cut:], tokenizer, LENGTH, JUDGED + STOPPED)).long()
+        self.train = torch.from_numpy(
+            pack(token_lists(documents[:cut], tokenizer), LENGTH, tokens=max(tokens, CALIBRATED))
+        ).long()
+        held = torch.from_numpy(pack(token_lists(documents[cut:], tokenizer), LENGTH, tokens=JUDGED + STOPPED)).long()
         self.stop, self.judge = held[: STOPPED // LENGTH], held[STOPPED // LENGTH :]
         self.states = [self.parent.layer_state(layer, torch.float32) for layer in range(self.shape.num_layers)]
         self.whole = self.model("attention:parent", "ffn:parent").requires_grad_(False)

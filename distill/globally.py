@@ -83,11 +83,11 @@ def distill_globally(
     """Trains the child in place against its frozen parent; it ends as it was when its KL on `held_out` was least.
 
     `parent` and `child` have `forward_hidden(ids_BS) -> (layer outputs, a list of [B, S, D]; final normed hidden
-    [B, S, D])` and `head_VD`; `child` is a module in float32. `batches` yields `settings.steps` batches of token ids
-    [B, S], the same ones at every call: with a `checkpoint` that holds a state, training goes on behind it, bit for
-    bit as if it had never stopped. `held_out` has batches that are not among them. `on_step(step, steps, losses)` is
-    called after every step, 1-based, with the losses of the result's curve; `on_trial(done, all)` after every step of a
-    range test.
+    [B, S, D])` and `head_VD`; `child` is a module in float32, of which what requires no gradient stays as it is.
+    `batches` yields `settings.steps` batches of token ids [B, S], the same ones at every call: with a `checkpoint` that
+    holds a state, training goes on behind it, bit for bit as if it had never stopped. `held_out` has batches that are
+    not among them. `on_step(step, steps, losses)` is called after every step, 1-based, with the losses of the result's
+    curve; `on_trial(done, all)` after every step of a range test.
 
     A batch whose loss is not finite takes the child back to the best that it was, once, at a third of the rate; the
     second one ends the training. Beside weights, gradients and two moments it holds a copy of the best weights on the
@@ -104,6 +104,8 @@ def distill_globally(
     """
     parameters = {name: p for name, p in child.named_parameters() if p.requires_grad}
     ranks = ranks or Ranks()
+    if not parameters:
+        return _untrained(Judge(parent, child, held_out, settings, ranks).kl_nats(), settings)
     run = _Run(parameters, settings, ranks)
     judge = Judge(parent, child, held_out, settings, ranks)
     coming = iter(batches)
@@ -149,6 +151,12 @@ def distill_globally(
     if run.done < settings.steps and not run.reason:
         raise ValueError(f"{run.done} batches came but {settings.steps} steps were wanted: give more text or epochs")
     return run.result()
+
+
+def _untrained(kl_nats: float | None, settings: GlobalSettings) -> GlobalResult:
+    """What becomes of a child that has nothing to train."""
+    status: Literal["trained", "failed"] = "failed" if kl_nats is None else "trained"
+    return GlobalResult(status, "nothing of it is trained", 0, 0, [], settings.learning_rate, [], [(0, kl_nats)], 0)
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The range test of local distillation: each variant has its own rate, found on the first batches; nothing else differs."""
+"""The range test of local distillation: each variant has its own rate, and is else as if it had been given."""
 
 from __future__ import annotations
 
