@@ -18,7 +18,7 @@ LOCAL_RATES = 3
 APART = math.sqrt(10.0)
 MOST_STEPS = 32
 LOCAL_SHARE = 12
-"""A variant tries a rate for so small a part of its steps: others in its layer have theirs."""
+"""A variant tries a rate for this part of its steps, where there are so many: each in its layer tries its own."""
 FEWEST_STEPS = 2
 SHORT_SIGHT = 0.15
 """A higher rate may be behind by this share of the error: it wins later, when the schedule falls."""
@@ -54,9 +54,9 @@ def plan_trials(settings: GlobalSettings) -> Plan:
 
 def plan_local_trials(settings: LocalSettings) -> Plan:
     """The trials that a variant may have; none where its rate is pinned or it has too few steps."""
-    steps = min(MOST_STEPS, settings.steps // LOCAL_SHARE)
-    if settings.rate == "pinned" or steps < FEWEST_STEPS:
+    if settings.rate == "pinned" or settings.steps < LOCAL_SHARE:
         return Plan((), 0)
+    steps = min(MOST_STEPS, max(FEWEST_STEPS, settings.steps // LOCAL_SHARE))
     return Plan(_rates(settings.learning_rate, LOCAL_RATES), steps)
 
 

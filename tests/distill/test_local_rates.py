@@ -29,7 +29,7 @@ def train(here: Any, chosen: list[Any], settings: LocalSettings = SETTINGS, **op
 
 
 @pytest.mark.parametrize(
-    ("steps", "rates", "of_each"), [(23, 0, 0), (24, 3, 2), (60, 3, 5), (244, 3, 20), (10_000, 3, 32)]
+    ("steps", "rates", "of_each"), [(11, 0, 0), (12, 3, 2), (35, 3, 2), (60, 3, 5), (244, 3, 20), (10_000, 3, 32)]
 )
 def test_trials_take_a_small_part_of_the_steps(steps: int, rates: int, of_each: int) -> None:
     plan = plan_local_trials(replace(SETTINGS, steps=steps))
