@@ -70,7 +70,7 @@ def library(bench: Bench, architecture: Architecture, settings: dict[str, Any]) 
 def rates(bench: Bench, seeds: Iterable[int]) -> Iterator[Row]:
     """One rate for all variants of a layer, or each its own."""
     width, deep = bench.shape.parent_entry(0, "ffn")["width"], bench.shape.num_layers
-    uniform = ("attention:window=16", "attention:kv_heads=1", "attention:linear", f"ffn:width={width // 2}")
+    uniform = ("attention:kv_heads=1", f"ffn:width={width // 2}", "attention:window=16", "attention:linear")
     children = {MIXED: kept_like(bench)} | {label: _everywhere(label, deep) for label in uniform}
     ways = [(f"all at {rate:g}", {"learning_rate": rate}) for rate in (3e-4, 1e-3, 3e-3)]
     for child, architecture in children.items():
@@ -259,14 +259,17 @@ def schedules(bench: Bench, seeds: Iterable[int]) -> Iterator[Row]:
     shapes: dict[str, Schedule] = {
         "cosine to 0, warm-up 5 %": cosine,
         "cosine to a tenth (lost)": lambda step, steps: warmup_cosine(step, steps, 0.05, 0.1),
-        "linear to 0 (lost)": falling(0.05, lambda done: 1.0 - done),
+        "cosine to a fifth (lost)": lambda step, steps: warmup_cosine(step, steps, 0.05, 0.2),
+        "warm-up 5 %, linear to 0 (lost)": falling(0.05, lambda done: 1.0 - done),
         "constant, last fifth linear to 0 (lost)": falling(0.05, lambda done: min(1.0, 5.0 * (1.0 - done))),
         "constant (lost)": falling(0.05, lambda done: 1.0),
         "cosine to 0, no warm-up (lost)": lambda step, steps: warmup_cosine(step, steps, 0.0),
         "cosine to 0, warm-up 15 % (lost)": lambda step, steps: warmup_cosine(step, steps, 0.15),
     }
     ways = [
-        (f"{name}, {rate:g}", Descent(rate, plain, shape)) for name, shape in shapes.items() for rate in (1e-3, 3e-3)
+        (f"{name}, {rate:g}", Descent(rate, plain, shape))
+        for name, shape in shapes.items()
+        for rate in (1e-3, 2e-3, 3e-3)
     ]
     yield from _compared(bench, list(seeds), ways)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from inlay.distill.settings import GlobalSettings, LocalSettings
 
-RATES = 5
+RATES = 6
 LOCAL_RATES = 3
 APART = math.sqrt(10.0)
 MOST_STEPS = 32

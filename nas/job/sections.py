@@ -249,7 +249,7 @@ class Recover(Section):
     """Global distillation of the assembled child against the parent."""
 
     tokens: Count = Field(default=4_000_000, ge=0, le=LARGEST_COUNT, description="Training tokens; 0: no training.")
-    learning_rate: Number = Field(default=3e-4, gt=0, le=1, description="Peak rate of AdamW, or the highest tried.")
+    learning_rate: Number = Field(default=3e-3, gt=0, le=1, description="Peak rate of AdamW, or the highest tried.")
     rate: Literal["found", "pinned"] = Field(
         default="found", description="found: a short test picks each model's rate; pinned: it is learning_rate."
     )
