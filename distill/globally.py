@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from inlay.distill.checkpoint import Checkpoint, TrainingState
 from inlay.distill.judge import Judge
 from inlay.distill.objective import Losses, copied, gradients, put_back
-from inlay.distill.optimize import adamw, set_learning_rate, tensor_cores, warmup_cosine
+from inlay.distill.optimize import adamw, set_learning_rate, tensor_cores, warmup_linear
 from inlay.distill.parallel import Ranks, is_sharded, laid_out_like, local
 from inlay.distill.rates import Trial, best_rate, plan_trials, try_rates
 from inlay.distill.settings import GlobalSettings
@@ -222,7 +222,7 @@ class _Run:
         if losses is None:
             self._set_back()
             return
-        share = warmup_cosine(step, self.settings.steps, self.settings.warmup, self.settings.floor)
+        share = warmup_linear(step, self.settings.steps, self.settings.warmup)
         set_learning_rate(self.optimizer, self.rate * share)
         self.optimizer.step()
 

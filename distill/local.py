@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from inlay.distill.branches import Branch, LayerBatch, Targets, layer_behind, layer_targets
-from inlay.distill.optimize import adamw, set_learning_rate, tensor_cores, warmup_cosine
+from inlay.distill.optimize import adamw, set_learning_rate, tensor_cores, warmup_linear
 from inlay.distill.rates import Trial, best_rate, next_rate, plan_local_trials
 from inlay.distill.settings import LocalSettings
 
@@ -203,7 +203,7 @@ class _Trainer:
             self.last_finite = self._copy()
         if self.settings.clip is not None:
             torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip)
-        share = warmup_cosine(step, self.settings.steps, self.settings.warmup, self.settings.floor)
+        share = warmup_linear(step, self.settings.steps, self.settings.warmup)
         set_learning_rate(self.optimizer, self.rate * share)
         self.optimizer.step()
 

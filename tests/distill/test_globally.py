@@ -411,7 +411,7 @@ def test_too_few_batches_are_named() -> None:
         ({"learning_rate": -1.0}, "`learning_rate` is -1.0"),
         ({"clip": 0.0}, "`clip` 0.0"),
         ({"cosine": -1.0}, "`cosine` -1.0"),
-        ({"floor": 2.0}, "`floor` 2.0"),
+        ({"warmup": 2.0}, "`warmup` is 2.0"),
     ],
 )
 def test_settings_out_of_bounds_are_named(change: dict[str, Any], message: str) -> None:
