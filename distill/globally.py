@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from inlay.distill.checkpoint import Checkpoint, TrainingState
 from inlay.distill.judge import Judge
 from inlay.distill.objective import Losses, copied, gradients, put_back
-from inlay.distill.optimize import adamw, set_learning_rate, tensor_cores, warmup_cosine
+from inlay.distill.optimize import adamw, set_learning_rate, tensor_cores, warmup_linear
 from inlay.distill.parallel import Ranks, is_sharded, laid_out_like, local
 from inlay.distill.rates import Trial, best_rate, plan_trials, try_rates
 from inlay.distill.settings import GlobalSettings
@@ -85,11 +85,12 @@ def distill_globally(
     """Trains the child in place against its frozen parent; it ends as it was when its KL on `held_out` was least.
 
     `parent` and `child` have `forward_hidden(ids_BS) -> (layer outputs, a list of [B, S, D]; final normed hidden
-    [B, S, D])` and `head_VD`; `child` is a module in float32. `batches` yields `settings.steps` batches of token ids
-    [B, S], the same ones at every call: with a `checkpoint` that holds a state, training goes on behind it, bit for
-    bit as if it had never stopped. `held_out` has batches that are not among them. `on_step(step, steps, losses)` is
-    called after every step, 1-based, with the losses of the result's curve; `on_trial(done, all)` after every step of a
-    range test; `on_judged(held_out)` with all judgements so far, as the result has them, whenever there is another one.
+    [B, S, D])` and `head_VD`; `child` is a module in float32, of which what requires no gradient stays as it is.
+    `batches` yields `settings.steps` batches of token ids [B, S], the same ones at every call: with a `checkpoint` that
+    holds a state, training goes on behind it, bit for bit as if it had never stopped. `held_out` has batches that are
+    not among them. `on_step(step, steps, losses)` is called after every step, 1-based, with the losses of the result's
+    curve; `on_trial(done, all)` after every step of a range test; `on_judged(held_out)` with all judgements so far, as
+    the result has them, whenever there is another one.
 
     A batch whose loss is not finite takes the child back to the best that it was, once, at a third of the rate; the
     second one ends the training. Beside weights, gradients and two moments it holds a copy of the best weights on the
@@ -106,6 +107,11 @@ def distill_globally(
     """
     parameters = {name: p for name, p in child.named_parameters() if p.requires_grad}
     ranks = ranks or Ranks()
+    if not parameters:
+        result = _untrained(Judge(parent, child, held_out, settings, ranks).kl_nats(), settings)
+        if on_judged is not None:
+            on_judged(result.held_out)
+        return result
     run = _Run(parameters, settings, ranks)
     judge = Judge(parent, child, held_out, settings, ranks)
     coming = iter(batches)
@@ -138,10 +144,10 @@ def distill_globally(
             trying = _Trying(run, parent, child, first, judge, len(plan.rates), on_trial)
             run.trials = try_rates(plan.rates, trying.kl_after)
             last = run.trials[-1]
-            if last.kl_nats is None or best_rate(run.trials) != last.learning_rate:
+            if last.error is None or best_rate(run.trials) != last.learning_rate:
                 run.restart(best_rate(run.trials))
             elif run.done == settings.judged_every:
-                judged(last.kl_nats)
+                judged(last.error)
         coming = chain(first, coming)
         keep(ended=False)
         for number, tried in enumerate(run.curve, start=1):
@@ -160,6 +166,12 @@ def distill_globally(
     if run.done < settings.steps and not run.reason:
         raise ValueError(f"{run.done} batches came but {settings.steps} steps were wanted: give more text or epochs")
     return run.result()
+
+
+def _untrained(kl_nats: float | None, settings: GlobalSettings) -> GlobalResult:
+    """What becomes of a child that has nothing to train."""
+    status: Literal["trained", "failed"] = "failed" if kl_nats is None else "trained"
+    return GlobalResult(status, "nothing of it is trained", 0, 0, [], settings.learning_rate, [], [(0, kl_nats)], 0)
 
 
 @dataclass
@@ -225,7 +237,7 @@ class _Run:
         if losses is None:
             self._set_back()
             return
-        share = warmup_cosine(step, self.settings.steps, self.settings.warmup, self.settings.floor)
+        share = warmup_linear(step, self.settings.steps, self.settings.warmup)
         set_learning_rate(self.optimizer, self.rate * share)
         self.optimizer.step()
 

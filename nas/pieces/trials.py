@@ -16,17 +16,18 @@ import torch
 from torch import Tensor
 
 from inlay.cluster.pieces import PieceContext, PieceOutput
+from inlay.distill.branches import LayerBatch
 from inlay.distill.checkpoint import Checkpoint
 from inlay.distill.globally import distill_globally
 from inlay.distill.judge import Judge
-from inlay.distill.local import LayerBatch, train_layer
+from inlay.distill.local import train_layer
 from inlay.distill.objective import Losses
 from inlay.distill.parallel import Ranks
 from inlay.distill.settings import JUDGED, GlobalSettings, LocalSettings
 from inlay.distill.sweep import SLOTS, add_update
 from inlay.distill.text import training_order
 from inlay.nas.modeling import build_layer
-from inlay.nas.pieces.assembled import build_whole, stored_state
+from inlay.nas.pieces.assembled import build_whole, set_trained, stored_state
 from inlay.nas.pieces.boundaries import embed_rows, micro_batch, worker_source
 from inlay.nas.pieces.library import branch_of, cutter
 from inlay.nas.pieces.shards import shard_ranges
@@ -70,6 +71,7 @@ def _train(arguments: dict[str, Any], context: PieceContext, told: _Told) -> dic
     if arguments["whole"] is None:
         told.judged([(0, Judge(parent, child, judged, settings, Ranks()).kl_nats())], settings)
     else:
+        set_trained(child, source.parent.shape, blocks_of(arguments["architecture"]), arguments["whole"]["train"])
         result = distill_globally(
             parent,
             child,
@@ -81,7 +83,7 @@ def _train(arguments: dict[str, Any], context: PieceContext, told: _Told) -> dic
             on_judged=lambda held_out: told.judged(held_out, settings),
             checkpoint=Checkpoint(Path(arguments["checkpoint"])),
         )
-        if result.reason:
+        if result.reason and result.steps:  # a child of which nothing is trained is what it came as
             raise _DivergedError(result.reason)
     return stored_state(child, getattr(torch, source.parent.shape.dtype))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from inlay.cluster.pieces import Piece
@@ -65,7 +65,7 @@ class Trainer:
             depends["local"] = {
                 "ids": self.texts.distill.digest,
                 "shape": list(self.texts.distill.shape),
-                "settings": asdict(local_settings(replace(search, job=tried), self.texts.distill)),
+                "settings": asdict(local_settings(tried, self.texts.distill.shape[1])),
                 "batch_size": tried.distill.batch_size,
                 "layers": self.child.trained,
             }
@@ -74,6 +74,7 @@ class Trainer:
                 "ids": self.texts.recover.digest,
                 "settings": asdict(global_settings(tried, tried.recover.tokens)),
                 "batch_size": tried.recover.batch_size,
+                "train": tried.recover.train,
                 "sequence_length": self.texts.recover.shape[1],
             }
         piece = search.piece(TUNE, label, {**depends, "store": search.workspace.url}, depends)

@@ -41,6 +41,7 @@ def search_space(job: Job, num_sequences: int, *, local: bool, whole: bool) -> S
     if local:
         batch = job.distill.batch_size
         most = min(job.distill.tokens // (FEWEST_STEPS * length), (num_sequences - 1) // LocalSettings.held_out)
+        space["distill.rate"] = CategoricalDistribution(RATES)
         space["distill.learning_rate"] = _rate(job.distill.learning_rate)
         space["distill.batch_size"] = _batch(batch, most)
         space["distill.warmup"] = _warmup(job.distill.warmup)
