@@ -16,6 +16,7 @@ from inlay.nas.report.figures import PRESET_COLUMNS, evaluation_lines, preset_li
 from inlay.nas.report.pictures import all_pictures
 from inlay.nas.report.promises import broken_promises
 from inlay.nas.report.records import Evaluation, StageRow, read_evaluation, read_solution, stages_of
+from inlay.nas.report.sentences import counted
 from inlay.nas.report.style import CAPTIONS, PAGE
 from inlay.nas.report.summary import failed_sentence
 from inlay.nas.workspace import Workspace
@@ -98,7 +99,16 @@ def _figures(evaluation: Evaluation) -> Iterator[str]:
     yield f"<h2>Figures</h2><table><tr><th></th>{head}</tr>{rows}</table>"
     for sentence in broken_promises(evaluation):
         yield f"<p class=note>{html.escape(sentence)}</p>"
-    yield f"<p class=caption>Quality is on text that nothing has seen; baselines had the same recovery.{scenario}</p>"
+    yield f"<p class=caption>{html.escape(_judged_on(evaluation))}{scenario}</p>"
+
+
+def _judged_on(evaluation: Evaluation) -> str:
+    text = evaluation.raw.get("report_text")
+    judged = "" if text is None else f" ({text['tokens']:,} tokens in {counted(text['documents'], 'document')})"
+    return (
+        f"Quality is on text that nothing has seen{judged}; ± is the 95 % interval by its documents. Baselines had the "
+        "same recovery."
+    )
 
 
 def _presets(evaluation: Evaluation) -> Iterator[str]:

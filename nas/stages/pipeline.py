@@ -18,7 +18,7 @@ from inlay.nas.loop.texts import Packed, pack_texts, store_texts
 from inlay.nas.loop.true_kl import true_scores, true_scores_of_models
 from inlay.nas.pieces.assembled import TrainedModel
 from inlay.nas.pieces.standard_error import Values
-from inlay.nas.pieces.texts import TEXTS, Texts
+from inlay.nas.pieces.texts import Texts
 from inlay.nas.pieces.weights import Library
 from inlay.nas.report.progress import Reporter
 from inlay.nas.stages.assemble import Assembled, assemble
@@ -30,6 +30,7 @@ from inlay.nas.stages.evaluate import side_by_side
 from inlay.nas.stages.measure import cost_rows, costs_origin
 from inlay.nas.stages.outcome import loss_rows
 from inlay.nas.stages.presets import has_presets, preset_rows
+from inlay.nas.stages.quality import above_child, judged_text
 from inlay.nas.stages.recording.record import SearchRecord
 from inlay.nas.stages.recover import recover
 from inlay.nas.stages.score import offered_ends, score_blocks, score_ends
@@ -77,7 +78,7 @@ class Pipeline:
         texts = store_texts(packed, self.place)
         self._tell_sources(packed)
         self.record.tracked.texts(texts)
-        self.place.write_json("texts.json", {name: asdict(getattr(texts, name)) for name in TEXTS})
+        self.place.write_json("texts.json", texts.to_dict())
         tables_costs = self._costs()
         self._warn_of_idle_times(tables_costs)
         self._check_reachable(tables_costs)
@@ -222,7 +223,8 @@ class Pipeline:
             ranked = true_scores_of_models(self.search, texts.score, models, "true KL on the score text")
             presets = {"presets": preset_rows(self.search, texts.report)} if has_presets(self.search) else {}
             self.search.part(1.0, len(set(architectures.values())) * len(self.job.hardware.scenarios))
-            rows = side_by_side(self.search, costs, after, dict(zip(names, before, strict=True)), parent, models)
+            was = dict(zip(names, before, strict=True))
+            rows = side_by_side(self.search, costs, after, was, parent, models, texts.sources)
             allowed = [name for name in names if name == "child" or not rows[name]["over_budget"]]
             # Ranked on the score text: the report text chooses nothing.
             winner = min(allowed, key=lambda name: (ranked[name].kl_nats, name != "child"))
@@ -230,6 +232,8 @@ class Pipeline:
             evaluation = {
                 **rows,
                 **presets,
+                "report_text": judged_text(parent),
+                "above_child": above_child(after),
                 "chosen": winner,
                 "scenario": self.job.hardware.scenarios[0].name,
                 "score_kl_nats": {name: comparison.kl_nats for name, comparison in ranked.items()},

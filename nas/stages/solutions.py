@@ -15,11 +15,12 @@ from inlay.nas.loop.search import Search, SmallSearch, cluster_settings
 from inlay.nas.loop.true_kl import true_scores
 from inlay.nas.pieces.assembled import assemble_state
 from inlay.nas.pieces.boundaries import worker_source
-from inlay.nas.pieces.texts import Ids
+from inlay.nas.pieces.texts import Ids, Texts
 from inlay.nas.pieces.weights import Library
 from inlay.nas.report.progress import Reporter
 from inlay.nas.stages.estimate import START_SECONDS, token_seconds
 from inlay.nas.stages.evaluate import rows_of
+from inlay.nas.stages.quality import judged_text
 from inlay.nas.stages.run import open_job_parent, unpacked_place
 from inlay.nas.tables.architecture import Blocks, blocks_of
 from inlay.nas.tables.costs import CostTable
@@ -47,8 +48,8 @@ def evaluate_solution(place: Workspace, name: str) -> dict[str, Any]:
     stored = find_solution(place, name)
     job, parent = job_of(place)
     architecture = blocks_of(stored["architecture"])
-    report = place.read_json("texts.json")["report"]
-    ids = Ids(report["digest"], (report["shape"][0], report["shape"][1]))
+    texts = Texts.of(place.read_json("texts.json"))
+    ids = texts.report
     with connect(cluster_settings(job, place)) as cluster:
         kind = SmallSearch if _is_small(job, parent, ids) else Search
         search = kind(job, place, parent, cluster, Reporter(), importance=importance_of_workspace(place))
@@ -56,9 +57,14 @@ def evaluate_solution(place: Workspace, name: str) -> dict[str, Any]:
         unchanged: Blocks = tuple([("attention:parent", "ffn:parent")] * parent.shape.num_layers)
         own, base = true_scores(search, ids, library, [architecture, unchanged])
         costs = CostTable(place.read_table("costs"))
-        rows = rows_of(search, costs, {"child": own}, base, {"child": architecture}, {})
+        rows = rows_of(search, costs, {"child": own}, base, {"child": architecture}, {}, texts.sources)
     rows["child"]["before_recover"] = own.kl_nats
-    evaluation = {**rows, "chosen": "child", "scenario": job.hardware.scenarios[0].name}
+    evaluation = {
+        **rows,
+        "report_text": judged_text(base),
+        "chosen": "child",
+        "scenario": job.hardware.scenarios[0].name,
+    }
     place.write_json(f"solutions/{name}.json", {**stored, "evaluation": evaluation})
     return evaluation
 

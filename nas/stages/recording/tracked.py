@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,8 @@ from inlay.nas.report.progress import Reporter
 from inlay.nas.report.records import Evaluation
 from inlay.nas.workspace import Workspace
 
+_NOT_IN_METRICS = re.compile(r"[^\w.\- /]")
+"""Characters that MLflow takes in no metric's name."""
 LIVE_POINTS = 500
 """Of one piece's numbers, at most, that are told while it runs."""
 
@@ -129,15 +132,19 @@ class TrackedSearch:
         self.tracker.json("evaluation.json", evaluation)
         self.tracker.tags({"mlflow.note.content": evaluation_markdown(Evaluation.of(evaluation))})
         for name in (n for n in ("parent", "child", *BASELINES) if n in evaluation):
-            figures = {
-                k: v for k, v in evaluation[name].items() if isinstance(v, int | float) and not isinstance(v, bool)
-            }
-            self.tracker.metrics({f"{name}.{key}": value for key, value in figures.items()})
+            self._metrics_of(name, evaluation[name])
+            for source, figures in evaluation[name].get("sources", {}).items():
+                self._metrics_of(f"{name}.{_NOT_IN_METRICS.sub('_', source)}", figures)
 
     def pictures(self) -> None:
         """Every picture that the workspace has the data for."""
         for name, figure in all_pictures(self.place):
             self.tracker.figure(f"pictures/{name}.png", figure)
+
+    def _metrics_of(self, name: str, figures: Mapping[str, Any]) -> None:
+        """Every number among these figures, once."""
+        known = {k: v for k, v in figures.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+        self.tracker.metrics({f"{name}.{key}": value for key, value in known.items()})
 
     def _metrics(self, series: str, values: Mapping[str, float], step: int) -> None:
         self.tracker.metrics({f"{series}.{key}": value for key, value in values.items()}, step=step)
