@@ -119,6 +119,42 @@ class Preset:
 
 
 @dataclass(frozen=True)
+class PromptRow:
+    """A prompt with what parent and child add to it; their first `same_tokens` tokens are the same."""
+
+    prompt: str
+    parent: str
+    child: str
+    same_tokens: int
+
+
+@dataclass(frozen=True)
+class TaskRow:
+    """A metric of a task for parent and child; `difference` is the child's minus the parent's."""
+
+    task: str
+    metric: str
+    samples: int | None
+    parent: float
+    parent_standard_error: float | None
+    child: float
+    child_standard_error: float | None
+    difference: float
+    difference_standard_error: float | None
+
+
+@dataclass(frozen=True)
+class SensitivityFigures:
+    """How much answers depend on the wording of prompts, nats per token; each figure with its standard error."""
+
+    prompts: int
+    variations: int
+    parent: tuple[float, float | None]
+    child: tuple[float, float | None]
+    difference: tuple[float, float | None]
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """`evaluation.json`: `parent`, `child`, `uniform`, `depth`, of which the first two are always there."""
 
@@ -144,6 +180,27 @@ class Evaluation:
     def presets(self) -> tuple[Preset, ...]:
         """llama.cpp's presets of the parent, where the search chose formats."""
         return tuple(Preset(name=name, **_only(Preset, row)) for name, row in (self.raw.get("presets") or {}).items())
+
+    @property
+    def prompts(self) -> tuple[PromptRow, ...]:
+        """What parent and chosen child make of the same prompts."""
+        return tuple(PromptRow(**row) for row in self.raw.get("prompts") or ())
+
+    @property
+    def tasks(self) -> tuple[TaskRow, ...]:
+        """Tasks, where these were asked for."""
+        return tuple(TaskRow(**row) for row in self.raw.get("tasks") or ())
+
+    @property
+    def sensitivity(self) -> SensitivityFigures | None:
+        """Sensitivity to prompts, where it was asked for."""
+        found = self.raw.get("sensitivity")
+        if found is None:
+            return None
+        parent, child, apart = (
+            (found[name]["nats"], found[name]["standard_error"]) for name in ("parent", "child", "child_above_parent")
+        )
+        return SensitivityFigures(found["prompts"], found["variations"], parent, child, apart)
 
     @property
     def chosen(self) -> str:

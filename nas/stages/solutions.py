@@ -13,9 +13,9 @@ from inlay.nas.families import Parent, unpacked
 from inlay.nas.job import Job
 from inlay.nas.loop.search import Search, SmallSearch, cluster_settings
 from inlay.nas.loop.true_kl import true_scores
-from inlay.nas.pieces.assembled import assemble_state
+from inlay.nas.pieces.assembled import TrainedModel, assemble_state
 from inlay.nas.pieces.boundaries import worker_source
-from inlay.nas.pieces.texts import Ids, Texts
+from inlay.nas.pieces.texts import Texts
 from inlay.nas.pieces.weights import Library
 from inlay.nas.report.progress import Reporter
 from inlay.nas.stages.estimate import START_SECONDS, token_seconds
@@ -51,7 +51,8 @@ def evaluate_solution(place: Workspace, name: str) -> dict[str, Any]:
     texts = Texts.of(place.read_json("texts.json"))
     ids = texts.report
     with connect(cluster_settings(job, place)) as cluster:
-        kind = SmallSearch if _is_small(job, parent, ids) else Search
+        # The solution and the unchanged parent, both beside the parent.
+        kind = SmallSearch if is_small(job, parent, 3 * ids.tokens, ids.shape[1]) else Search
         search = kind(job, place, parent, cluster, Reporter(), importance=importance_of_workspace(place))
         library = library_of_workspace(place)
         unchanged: Blocks = tuple([("attention:parent", "ffn:parent")] * parent.shape.num_layers)
@@ -69,12 +70,24 @@ def evaluate_solution(place: Workspace, name: str) -> dict[str, Any]:
     return evaluation
 
 
-def _is_small(job: Job, parent: Parent, ids: Ids) -> bool:
-    """Whether the comparison takes less time in this process than workers need to start."""
+def is_small(job: Job, parent: Parent, tokens: int, length: int) -> bool:
+    """Whether so many tokens, in sequences of a length, take less time in this process than workers need to start."""
     if job.cluster.address is not None or job.hardware.device != "cpu":
         return False
-    # The solution and the unchanged parent, both beside the parent.
-    return 3 * ids.tokens * token_seconds(parent, ids.shape[1]) < START_SECONDS
+    return tokens * token_seconds(parent, length) < START_SECONDS
+
+
+def model_named(place: Workspace, parent: Parent, name: str) -> TrainedModel:
+    """`child` or a baseline as it was recovered, or a stored solution as assembled.
+
+    Raises:
+        UserError: there is no such solution.
+    """
+    run = place.read_json("run.json")
+    if name in run["models"]:
+        return TrainedModel(blocks_of(run["evaluation"][name]["architecture"]), run["models"][name])
+    architecture = blocks_of(find_solution(place, name)["architecture"])
+    return TrainedModel(architecture, assembled_blob(place, parent, architecture))
 
 
 def assembled_blob(place: Workspace, parent: Parent, architecture: Blocks) -> str:

@@ -17,6 +17,7 @@ from inlay.nas.report.best import Best
 from inlay.nas.report.figures import evaluation_markdown
 from inlay.nas.report.pictures import all_pictures
 from inlay.nas.report.progress import Reporter
+from inlay.nas.report.prompts import prompts_text
 from inlay.nas.report.records import Evaluation
 from inlay.nas.workspace import Workspace
 
@@ -130,11 +131,21 @@ class TrackedSearch:
     def evaluation(self, evaluation: Mapping[str, Any]) -> None:
         """The figures of child, parent and baselines, and their table as the run's description."""
         self.tracker.json("evaluation.json", evaluation)
-        self.tracker.tags({"mlflow.note.content": evaluation_markdown(Evaluation.of(evaluation))})
+        shown = Evaluation.of(evaluation)
+        self.tracker.tags({"mlflow.note.content": evaluation_markdown(shown)})
+        if shown.prompts:
+            self.tracker.text("prompts.txt", prompts_text(shown))
         for name in (n for n in ("parent", "child", *BASELINES) if n in evaluation):
             self._metrics_of(name, evaluation[name])
             for source, figures in evaluation[name].get("sources", {}).items():
                 self._metrics_of(f"{name}.{_NOT_IN_METRICS.sub('_', source)}", figures)
+
+        for row in shown.tasks:
+            metric = _NOT_IN_METRICS.sub("_", f"{row.task}.{row.metric}")
+            self.tracker.metrics({f"parent.{metric}": row.parent, f"child.{metric}": row.child})
+        if found := shown.sensitivity:
+            figures = {"parent": found.parent, "child": found.child}
+            self.tracker.metrics({f"{name}.prompt_sensitivity": value for name, (value, _) in figures.items()})
 
     def pictures(self) -> None:
         """Every picture that the workspace has the data for."""
