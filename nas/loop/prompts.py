@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -28,8 +29,7 @@ def side_by_side_on_prompts(search: Search, texts: Texts, model: TrainedModel) -
         Rows of `prompt`, `parent`, `child` (texts) and `same_tokens`: so many tokens are the same before they part.
     """
     store, tokenizer = search.workspace.store, search.parent.tokenizer()
-    documents_NS, _ = load_documents(store, texts.report.documents)
-    prompts = beginnings(texts.report.load(store), documents_NS)
+    prompts = beginnings(texts.report.load(store), *load_documents(store, texts.report.documents))
     if not prompts:
         return []
     tokens = min(ADDED_TOKENS, search.parent.config.max_position_embeddings - len(prompts[0]))
@@ -64,22 +64,22 @@ def told_of(model: TrainedModel | None) -> dict[str, Any]:
     return {"blob": model.blob, "architecture": [list(block) for block in model.architecture]}
 
 
-def beginnings(ids_NS: NDArray[np.int32], documents_NS: NDArray[np.int32]) -> list[list[int]]:
-    """The first tokens of documents, as many of each, from all over the text.
+def beginnings(ids_NS: NDArray[np.int32], documents_NS: NDArray[np.int32], sources_D: Sequence[int]) -> list[list[int]]:
+    """The first tokens of documents, as many of each, from all over the text and from its sources in proportion.
 
     Documents that begin in one sequence and go on behind the prompt; where most are shorter, half of a middling one.
     """
     length = ids_NS.shape[1]
-    sizes_D = np.bincount(documents_NS.ravel())
+    numbers_D, starts_D, sizes_D = np.unique(documents_NS.ravel(), return_index=True, return_counts=True)
     prompt = min(PROMPT_TOKENS, length // 2, max(2, int(np.median(sizes_D)) // 2))
-    _, starts_D = np.unique(documents_NS.ravel(), return_index=True)
     found = []
-    for size, start in zip(sizes_D, starts_D, strict=True):
+    for number, start, size in zip(numbers_D, starts_D, sizes_D, strict=True):
         row, place = divmod(int(start), length)
         if place + prompt <= length and size > prompt:
-            found.append(ids_NS[row, place : place + prompt].tolist())
+            found.append((sources_D[number], ids_NS[row, place : place + prompt].tolist()))
+    found.sort(key=lambda each: each[0])
     chosen = np.unique(np.linspace(0, len(found) - 1, PROMPTS).round().astype(int)) if found else []
-    return [found[place] for place in chosen]
+    return [found[place][1] for place in chosen]
 
 
 def _same(first: list[int], second: list[int]) -> int:

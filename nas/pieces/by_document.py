@@ -90,44 +90,60 @@ class ByDocument:
     @property
     def kl(self) -> Estimate:
         """KL(parent ‖ child), nats per token."""
-        return mean_of(self.kl_D, self.tokens_D).at_least(0.0)
+        return self._mean(self.kl_D).at_least(0.0)
 
     @property
     def agreement(self) -> Estimate:
         """Share of tokens with the parent's first choice."""
-        return mean_of(self.agree_D, self.tokens_D).share()
+        return self._mean(self.agree_D).share()
 
     @property
     def perplexity(self) -> Estimate:
         """The child's own."""
-        return mean_of(self.child_nll_D, self.tokens_D).exp()
+        return self._mean(self.child_nll_D).exp()
 
     @property
     def perplexity_ratio(self) -> Estimate:
         """Over the parent's on the same tokens: what is hard for both falls out of the error."""
-        return mean_of(self.child_nll_D - self.parent_nll_D, self.tokens_D).exp()
+        return self._mean(self.child_nll_D - self.parent_nll_D).exp()
 
     def above(self, other: ByDocument) -> Estimate:
         """How much more KL it has than another on the same documents."""
-        return mean_of(self.kl_D - other.kl_D, self.tokens_D)
+        return self._mean(self.kl_D - other.kl_D)
+
+    def _mean(self, sums_D: Values) -> Estimate:
+        return mean_of(sums_D, self.tokens_D, self.sources_D)
 
 
-def mean_of(sums_D: Values, tokens_D: Values) -> Estimate:
+def mean_of(sums_D: Values, tokens_D: Values, sources_D: npt.NDArray[np.int64] | None = None) -> Estimate:
     """The mean per token, Σ sums / Σ tokens, with an error by documents.
 
-    The variance is that of a ratio of sums over clusters, D/(D - 1) Σ (s_d - m t_d)² / (Σ t_d)² (Cochran 1977,
-    Sampling Techniques, section 2.11). The interval has the quantile of Student's t for as many documents as there are
-    in effect, (Σ t_d)² / Σ t_d² (Kish 1965, Survey Sampling): a text that is mostly one long document tells little,
-    whatever else stands in it. Unknown of fewer than two documents.
+    The variance is that of a ratio of sums over clusters, D/(D - 1) Σ e_d² / (Σ t_d)² with e_d = s_d - m t_d (Cochran
+    1977, Sampling Techniques, section 2.11). The interval has the quantile of Student's t for as many documents as
+    there are in effect, (Σ t_d)² / Σ t_d² (Kish 1965, Survey Sampling): a text that is mostly one long document tells
+    little, whatever else stands in it. How much there is of each source is no chance: where each has two documents at
+    least, what its documents have in common is left out of the error (strata, Cochran, section 6.11).
+
+    Unknown of fewer than two documents.
     """
     tokens = float(tokens_D.sum())
     value = float(sums_D.sum()) / tokens
-    number = len(tokens_D)
-    if number < 2:
+    if len(tokens_D) < 2:
         return Estimate(value)
     off_D = sums_D - value * tokens_D
-    error = math.sqrt(number / (number - 1) * float(off_D @ off_D)) / tokens
-    return _interval(value, error, tokens**2 / float(tokens_D @ tokens_D) - 1)
+    strata = _strata(len(tokens_D), sources_D)
+    variance = sum(len(off_D[own]) * float(off_D[own].var(ddof=1)) for own in strata)
+    freedom = tokens**2 / float(tokens_D @ tokens_D) - len(strata)
+    return _interval(value, math.sqrt(variance) / tokens, freedom)
+
+
+def _strata(number: int, sources_D: npt.NDArray[np.int64] | None) -> list[npt.NDArray[np.int64]]:
+    """The documents of each source; all together where one has fewer than two."""
+    if sources_D is not None:
+        parts = [np.flatnonzero(sources_D == source) for source in np.unique(sources_D)]
+        if all(len(part) > 1 for part in parts):
+            return parts
+    return [np.arange(number)]
 
 
 def _exp(value: float) -> float:

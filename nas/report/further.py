@@ -53,4 +53,4 @@ def further_tables(evaluation: Evaluation) -> Iterator[Table | str]:
 
 
 def _with_error(value: float, error: float | None, sign: str = "") -> str:
-    return f"{value:{sign}.4g}" + ("" if error is None else f" ± {error:.2g}")
+    return f"{value:{sign}.3g}" + ("" if error is None else f" ± {error:.2g}")

@@ -97,7 +97,7 @@ def _cards(evaluation: Evaluation) -> Iterator[str]:
 
 def _figures(evaluation: Evaluation) -> Iterator[str]:
     head = "".join(f"<th>{html.escape(model.name)}</th>" for model in evaluation.models)
-    rows = _rows((line.name.strip(), *line.values) for line in evaluation_lines(evaluation))
+    rows = _rows((line.name, *line.values) for line in evaluation_lines(evaluation))
     scenario = f" Times are those of the scenario {html.escape(evaluation.scenario)}." if evaluation.scenario else ""
     yield f"<h2>Figures</h2><table><tr><th></th>{head}</tr>{rows}</table>"
     for sentence in broken_promises(evaluation):

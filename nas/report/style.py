@@ -49,7 +49,7 @@ h2 { font-size: 1.15rem; margin: 2.5rem 0 .75rem; padding-top: 1.25rem; border-t
 .cards span { font-size: .82rem; color: #4b5563; }
 table { border-collapse: collapse; width: 100%; font-size: .92rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem .6rem; text-align: right; border-bottom: 1px solid #e4e8ec; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
+th:first-child, td:first-child { text-align: left; white-space: pre; }
 th { font-weight: 600; }
 .texts td, .texts th { text-align: left; vertical-align: top; width: 33.3%; }
 .texts { table-layout: fixed; }

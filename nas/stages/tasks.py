@@ -42,7 +42,7 @@ class Tasks:
             raise UserError(f"--task-folder: {folder} is not a folder; name the one that holds the task files (.yaml)")
         try:
             with _quiet():
-                self.manager = manager_of(include_path=folder, include_defaults=folder is None)
+                self.manager = manager_of(include_path=folder and folder.resolve(), include_defaults=folder is None)
         except Exception as error:  # what reads YAML raises what it likes
             reason = " ".join(str(error).split())
             raise UserError(
@@ -54,7 +54,8 @@ class Tasks:
             raise UserError(f"--task-folder: {folder} has no task files; each is a .yaml file that names its `task`")
         for name in self.names:
             if name not in there:
-                raise UserError(f"--tasks: there is no task `{name}`; {did_you_mean(name, there)}{_listed(there)}")
+                known = f"the harness brings {len(there):,}" if folder is None else _listed(there)
+                raise UserError(f"--tasks: there is no task `{name}`; {did_you_mean(name, there)}{known}")
 
     def run(self, model: Any, tokenizer: Any) -> Mapping[str, Any]:
         """What the harness finds for one model: its `results` and `samples`.
@@ -92,7 +93,7 @@ def task_rows(parent: Mapping[str, Any], child: Mapping[str, Any]) -> list[dict[
     for task, figures in child["results"].items():
         for metric, own, error in _metrics(figures):
             value = parent["results"][task][metric]
-            apart = _paired(parent, child, task, metric.partition(",")[0])
+            apart = _paired(parent, child, task, metric)
             rows.append(
                 {
                     "task": task,
@@ -123,14 +124,17 @@ def _error(figures: Mapping[str, Any], key: str) -> float | None:
     return float(error) if isinstance(error, int | float) and math.isfinite(error) else None
 
 
-def _paired(parent: Mapping[str, Any], child: Mapping[str, Any], task: str, metric: str) -> float | None:
+def _paired(parent: Mapping[str, Any], child: Mapping[str, Any], task: str, key: str) -> float | None:
     """The standard error of the mean difference of samples."""
-    first, second = ({s["doc_id"]: s.get(metric) for s in each["samples"].get(task, ())} for each in (parent, child))
-    pairs = [(second[number], first.get(number)) for number in second]
-    if len(pairs) < 2 or not all(isinstance(v, int | float) for pair in pairs for v in pair):
+    metric, _, kept = key.partition(",")
+    first, second = (
+        {s["doc_id"]: s.get(metric) for s in each["samples"].get(task, ()) if s["filter"] == kept}
+        for each in (parent, child)
+    )
+    apart = [own - first[number] for number, own in second.items() if isinstance(own, int | float)]
+    if len(apart) < max(2, len(second)):
         return None
-    apart = np.array([own - value for own, value in pairs], np.float64)  # type: ignore[operator]
-    return float(apart.std(ddof=1) / math.sqrt(len(apart)))
+    return float(np.std(apart, ddof=1) / math.sqrt(len(apart)))
 
 
 def _shown(key: str) -> str:

@@ -56,6 +56,25 @@ def test_differences_are_paired_and_ratios_leave_out_what_is_hard_for_both() -> 
     assert ratio.high / ratio.low < (better.perplexity.high / better.perplexity.low) ** 0.2
 
 
+def test_how_sources_differ_is_no_chance() -> None:
+    """A loud and a quiet source in fixed shares: 19 of 20 intervals hold the mean of both, and they are narrow."""
+    random = np.random.default_rng(3)
+    held, texts, widths = 0, 1000, []
+    sources_D = np.repeat([0, 1], [20, 10])
+    tokens_D = np.full(30, 50.0)
+    for _ in range(texts):
+        sums_D = 50 * (np.where(sources_D == 0, 0.1, 0.7) + random.normal(0, 0.05, size=30))
+        found = mean_of(sums_D, tokens_D, sources_D)
+        assert found.low is not None
+        assert found.high is not None
+        held += found.low <= 0.3 <= found.high
+        widths.append(found.high - found.low)
+        together = mean_of(sums_D, tokens_D)
+    assert held / texts == pytest.approx(0.95, abs=0.025)
+    assert (together.high or 0) - (together.low or 0) > 4 * np.mean(widths)
+    assert mean_of(sums_D, tokens_D, np.arange(30)) == together, "one document a source tells no spread"
+
+
 def test_intervals_end_where_figures_can_be() -> None:
     tokens_D = np.array([100.0, 120.0, 90.0])
     seen = _seen(tokens_D, tokens_D, np.array([0.0, 0.0, 9.0]), agree_D=tokens_D * np.array([1.0, 1.0, 0.9]))

@@ -53,7 +53,7 @@ def test_the_chosen_and_its_parent_continue_prompts_greedily(finished: Path) -> 
     evaluation = read(finished)
     place = Workspace(finished / "job.search")
     report = Texts.of(place.read_json("texts.json")).report
-    prompts = beginnings(report.load(place.store), load_documents(place.store, report.documents)[0])
+    prompts = beginnings(report.load(place.store), *load_documents(place.store, report.documents))
     assert evaluation["report_text"]["documents"] >= len(evaluation["prompts"]) == len(prompts) > 2
     parent = open_parent(json.loads((finished / "job.search" / "run.json").read_text())["job"]["parent"])
     tokenizer = parent.tokenizer()
@@ -96,19 +96,22 @@ def test_prompts_begin_documents_all_over_the_text() -> None:
     documents_NS = np.repeat(np.arange(100, dtype=np.int32), sizes)[:8192].reshape(-1, 128)
     ids_NS = np.arange(documents_NS.size, dtype=np.int32).reshape(-1, 128)
     starts = np.concatenate([[0], np.cumsum(sizes)])[:100].tolist()
-    found = beginnings(ids_NS, documents_NS)
+    sources_D = [number % 4 == 3 for number in range(100)]
+    found = beginnings(ids_NS, documents_NS, sources_D)
     assert {len(prompt) for prompt in found} == {32}
     places = [starts.index(prompt[0]) for prompt in found]
     assert len(places) == 10
-    assert places == sorted(places)
-    assert places[-1] - places[0] > 50
+    first, second = ([place for place in places if sources_D[place] == source] for source in (False, True))
+    assert (len(first), len(second)) in ((7, 3), (8, 2))
+    assert first + second == [*sorted(first), *sorted(second)] == places
+    assert first[-1] - first[0] > 50
 
 
 def test_short_documents_give_short_prompts_and_nothing_gives_none() -> None:
     documents_NS = np.repeat(np.arange(64, dtype=np.int32), 8).reshape(-1, 32)
     ids_NS = np.arange(512, dtype=np.int32).reshape(-1, 32)
-    assert {len(prompt) for prompt in beginnings(ids_NS, documents_NS)} == {4}
-    assert beginnings(ids_NS[:, :2], np.arange(32, dtype=np.int32).reshape(-1, 2)) == []
+    assert {len(prompt) for prompt in beginnings(ids_NS, documents_NS, [0] * 64)} == {4}
+    assert beginnings(ids_NS[:, :2], np.arange(32, dtype=np.int32).reshape(-1, 2), [0] * 32) == []
 
 
 def test_several_sources_have_their_own_figures(
