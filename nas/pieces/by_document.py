@@ -183,14 +183,15 @@ def by_document(joined: Mapping[str, Tensor], row: int, sources_D: Sequence[int]
     document_K = joined["document"].numpy()
 
     def total(values_K: Tensor) -> Values:
-        found: Values = np.bincount(document_K, weights=values_K.numpy(), minlength=len(sources_D))
-        return found
+        return np.bincount(document_K, weights=values_K.numpy(), minlength=len(sources_D)).astype(np.float64)
 
     tokens_D = total(joined["document_tokens"])
     judged = tokens_D > 0
     return ByDocument(
         tokens_D[judged],
         np.asarray(sources_D, np.int64)[judged],
-        *(total(joined[f"document_{name}"][row])[judged] for name in ("kl", "child_nll", "agree")),
-        total(joined["document_parent_nll"])[judged],
+        kl_D=total(joined["document_kl"][row])[judged],
+        child_nll_D=total(joined["document_child_nll"][row])[judged],
+        agree_D=total(joined["document_agree"][row])[judged],
+        parent_nll_D=total(joined["document_parent_nll"])[judged],
     )
