@@ -75,20 +75,14 @@ def against_presets(search: SmallSearch) -> list[str]:
     }
     wanted = [architecture for pair in found.values() for architecture in pair if architecture is not None]
     kl = quality(search, "report", wanted)
-    search.importance, importance = "", search.importance
-    plain = quality(search, "report", wanted)
-    search.importance = importance
     lines = [
-        f"| preset | MB | its KL | without importance | search at its bytes | of its KL | without importance | "
-        f"search at {LESS} of its bytes | of its KL |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+        f"| preset | MB | its KL | search at its bytes | of its KL | search at {LESS} of its bytes | of its KL |",
+        "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for name, own in presets.items():
         same, less = found[name]
-        cells = [name, f"{own['weights_bytes'] / 1e6:.1f}", f"{own['kl_nats']:.4f}", f"{own['plain_kl_nats']:.4f}"]
-        cells += _beside(kl, same, own["kl_nats"])
-        cells.append("" if same is None else f"{plain[same].kl_nats:.4f}")
-        cells += _beside(kl, less, own["kl_nats"])
+        cells = [name, f"{own['weights_bytes'] / 1e6:.1f}", f"{own['kl_nats']:.4f}"]
+        cells += [*_beside(kl, same, own["kl_nats"]), *_beside(kl, less, own["kl_nats"])]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 

@@ -1,5 +1,6 @@
 """Rounding of torch tensors: as a value, and as a step of training that gradients pass unchanged."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -7,15 +8,25 @@ import torch
 from torch import Tensor
 
 from inlay.nas.formats.format import Format
+from inlay.nas.formats.kept import KeptRounding
 
 
-def rounded(weights: Tensor, form: Format, importance: Tensor | None = None) -> Tensor:
+def rounded(
+    weights: Tensor, form: Format, importance: Tensor | None = None, kept: KeptRounding | None = None
+) -> Tensor:
     """What the engine computes with in place of `weights` [..., row], float32 on their device.
+
+    Args:
+        weights: the numbers as they are stored.
+        form: their format.
+        importance: [row], as `Format.pack` takes it.
+        kept: where what was rounded before lies; None: nothing is kept.
 
     Raises:
         UserError: numbers that are not finite, as `Format.pack`.
     """
-    numbers = form.rounded(_numbers(weights), None if importance is None else _numbers(importance))
+    round_numbers = form.rounded if kept is None else partial(kept.rounded, form)
+    numbers = round_numbers(_numbers(weights), None if importance is None else _numbers(importance))
     return torch.from_numpy(numbers).to(weights.device)
 
 

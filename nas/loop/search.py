@@ -19,6 +19,7 @@ from inlay.cluster.store import Store
 from inlay.nas.engines.engine import Engine, Target
 from inlay.nas.engines.registry import ENGINES, format_of
 from inlay.nas.families import Described, Parent
+from inlay.nas.formats.kept import FOLDER
 from inlay.nas.job import Job
 from inlay.nas.job.locations import is_hub_id
 from inlay.nas.loop.resources import resources_of
@@ -182,6 +183,10 @@ class Search:
     def _made_scratch(self) -> Path:
         self.scratch.mkdir(parents=True, exist_ok=True)
         return self.scratch
+
+    def forget_rounded(self) -> None:
+        """Frees what workers of this machine have kept of rounded weights."""
+        shutil.rmtree(self.cluster.scratch / FOLDER, ignore_errors=True)
 
     def best(self, best: Best) -> None:
         """Tells of the best architecture so far."""

@@ -29,9 +29,10 @@ def estimate_rounding(arguments: dict[str, Any], context: PieceContext) -> Piece
     Arguments: `store, ids, rows` (first, end), `labels` (of each layer). `values["nats"]` has for each layer one number
     a label, `values["tokens"]` the tokens that they are sums over.
     """
-    source = worker_source(arguments, Library({}))
+    source = worker_source(arguments, Library({}), context.scratch)
     first, end = arguments["rows"]
-    ids_NS = torch.from_numpy(load_ids(source.store, arguments["ids"])[first:end].astype("int64")).to(source.device)
+    all_ids_NS = load_ids(source.store, arguments["ids"])
+    ids_NS = torch.from_numpy(all_ids_NS[first:end].astype("int64")).to(source.device)
     model = build_whole(source, tuple([PARENT_BLOCK] * source.num_layers), source.dtype)
     model.requires_grad_(False)
     matrices = {
@@ -51,10 +52,13 @@ def estimate_rounding(arguments: dict[str, Any], context: PieceContext) -> Piece
             squares[name].addcmul_(own.grad, own.grad)
             own.grad = None
         context.progress(0.5 * (number + 1) / len(ids_NS))
-    nats: list[list[float]] = []
-    for index, labels in enumerate(arguments["labels"]):
-        nats.append([_half_sum(source, index, label, squares) for label in labels])
-        context.progress(0.5 + 0.5 * (index + 1) / source.num_layers)
+    nats: list[list[float]] = [[] for _ in range(source.num_layers)]
+    # Shards begin at different layers: what one of them has rounded the others of its machine only read.
+    begun = source.num_layers * first // len(all_ids_NS)
+    for done in range(source.num_layers):
+        index = (begun + done) % source.num_layers
+        nats[index] = [_half_sum(source, index, label, squares) for label in arguments["labels"][index]]
+        context.progress(0.5 + 0.5 * (done + 1) / source.num_layers)
     return PieceOutput(values={"nats": nats, "tokens": len(ids_NS) * (ids_NS.shape[1] - 1)})
 
 
@@ -69,7 +73,7 @@ def _half_sum(source: Any, index: int, label: str, squares: dict[str, Tensor]) -
     variant = parse_variant(label)
     own = source.parent.slot_state(index, variant.slot)
     total = 0.0
-    for name, tensor in rounded_state(own, variant.form, source.weighing(index)).items():
+    for name, tensor in rounded_state(own, variant.form, source.weighing(index), source.kept).items():
         if tensor.ndim == 2:
             error = tensor.to(source.device).float() - own[name].to(source.device).float()
             total += float((squares[f"{layer_prefix(index)}{name}"] * error.square()).sum())

@@ -18,6 +18,7 @@ from inlay.cluster.store import Store
 from inlay.distill.sweep import Slot
 from inlay.nas.families import Parent, layer_prefix, open_parent
 from inlay.nas.formats import FORMATS
+from inlay.nas.formats.kept import KeptRounding
 from inlay.nas.formats.tensors import rounded
 from inlay.nas.hub_ids import has_hub_form
 from inlay.nas.modeling import Ends, InlayLayer, build_layer, make_context
@@ -52,19 +53,21 @@ Weights = Mapping[str, Tensor]
 """How much each input channel of a matrix counts when it is rounded, by the matrix's name."""
 
 
-def rounded_state(state: Mapping[str, Tensor], form: str | None, importance: Weights) -> dict[str, Tensor]:
+def rounded_state(
+    state: Mapping[str, Tensor], form: str | None, importance: Weights, kept: KeptRounding | None
+) -> dict[str, Tensor]:
     """A subblock's tensors as an engine computes with them: matrices rounded by what holds their rows in that format.
 
     None: as they are stored. Matrices of which `importance` does not tell are rounded without.
     """
     if form is None:
         return dict(state)
-    return {
-        name: rounded(tensor, FORMATS[form].holding(tensor.shape[1]), importance_at(importance, name, tensor.shape[1]))
-        if tensor.ndim == 2
-        else tensor
-        for name, tensor in state.items()
-    }
+    found = dict(state)
+    for name, tensor in state.items():
+        if tensor.ndim == 2:
+            row = tensor.shape[1]
+            found[name] = rounded(tensor, FORMATS[form].holding(row), importance_at(importance, name, row), kept)
+    return found
 
 
 def importance_at(importance: Weights, name: str, row: int) -> Tensor | None:
@@ -99,6 +102,7 @@ class WorkerSource:
         dtype: the compute type.
         device: where modules and hidden states live.
         importance: the digest of what rounding is weighed by, "" without.
+        kept: where what was rounded before lies; None: every subblock is rounded anew.
     """
 
     parent: Parent
@@ -107,6 +111,7 @@ class WorkerSource:
     dtype: torch.dtype
     device: torch.device
     importance: str = ""
+    kept: KeptRounding | None = None
     _contexts: dict[tuple[int, int], Any] = field(default_factory=dict)
     _entries: dict[Any, dict[str, Any]] = field(default_factory=dict)
 
@@ -145,7 +150,7 @@ class WorkerSource:
         if slot == "attention":
             self.use(entry)
         attention, ffn = (entry, None) if slot == "attention" else (None, entry)
-        state = rounded_state(state, variant.form, self.weighing(index))
+        state = rounded_state(state, variant.form, self.weighing(index), self.kept)
         layer = build_layer(self.parent.config, index, attention, ffn, state, self.dtype)
         return layer.to(self.device)
 
@@ -170,4 +175,4 @@ class WorkerSource:
     def rounded_ends(self, state: Mapping[str, Tensor], form: str | None) -> dict[str, Tensor]:
         """Their tensors as an engine computes with them."""
         told = importance_of(str(self.store.blob_path(self.importance))) if self.importance else {}
-        return rounded_state(state, form, told)
+        return rounded_state(state, form, told, self.kept)

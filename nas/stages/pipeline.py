@@ -17,6 +17,7 @@ from inlay.nas.loop.sources import changed_sources
 from inlay.nas.loop.texts import Packed, pack_texts, store_texts
 from inlay.nas.loop.true_kl import true_scores, true_scores_of_models
 from inlay.nas.pieces.assembled import TrainedModel
+from inlay.nas.pieces.comparison import Comparison
 from inlay.nas.pieces.standard_error import Values
 from inlay.nas.pieces.texts import TEXTS, Texts
 from inlay.nas.pieces.weights import Library
@@ -90,6 +91,7 @@ class Pipeline:
         winner = str(evaluation["chosen"])
         with self.stage("export"):
             write_model_folder(self.place, self.parent, models[winner], evaluation, self.job, "child")
+            self.search.forget_rounded()
         run = self.record.finish(self.fingerprint, evaluation, lost, models)
         return evaluation, run
 
@@ -216,10 +218,7 @@ class Pipeline:
             asked = [*architectures.values(), parent_blocks]
             self.search.part(0.15, 1)
             *before, parent = true_scores(self.search, texts.report, library, asked, "true KL before recovery")
-            self.search.part(0.3, 1)
-            after = true_scores_of_models(self.search, texts.report, models, "true KL after recovery")
-            self.search.part(0.45, 1)
-            ranked = true_scores_of_models(self.search, texts.score, models, "true KL on the score text")
+            after, ranked = self._models_judged(texts, library, models, before)
             presets = {"presets": preset_rows(self.search, texts.report)} if has_presets(self.search) else {}
             self.search.part(1.0, len(set(architectures.values())) * len(self.job.hardware.scenarios))
             rows = side_by_side(self.search, costs, after, dict(zip(names, before, strict=True)), parent, models)
@@ -243,3 +242,18 @@ class Pipeline:
                 if difference.within_noise and models[name] != models[winner]:
                     told.note += f", not told apart from {name} by the score text"
         return evaluation
+
+    def _models_judged(
+        self, texts: Texts, library: Library, models: dict[str, TrainedModel], before: list[Comparison]
+    ) -> tuple[dict[str, Comparison], dict[str, Comparison]]:
+        """By name on the report text and on the score text; where nothing was recovered both are of the assembled."""
+        told = "true KL on the score text"
+        if not self.job.recover.tokens:
+            self.search.part(0.45, 1)
+            architectures = [model.architecture for model in models.values()]
+            ranked = true_scores(self.search, texts.score, library, architectures, told)
+            return dict(zip(models, before, strict=True)), dict(zip(models, ranked, strict=True))
+        self.search.part(0.3, 1)
+        after = true_scores_of_models(self.search, texts.report, models, "true KL after recovery")
+        self.search.part(0.45, 1)
+        return after, true_scores_of_models(self.search, texts.score, models, told)
