@@ -1,4 +1,4 @@
-"""What is inside a block of ggml's types: a code for each number, and the scale and offset that turn codes into numbers.
+"""What is inside a block of ggml's types: a code for each number, and the scale and offset that make it a number.
 
 A number is `scale * code + offset`; codes are whole numbers between two bounds. Which code a number gets may be chosen
 freely once the scales are known, which is what rounding by least squares does (nas/formats/fitting.py). The layouts are
@@ -120,7 +120,7 @@ class _Q6K(Codes):
         parts = codes.reshape(len(codes), 2, 4, 32)
         low, high = parts & 15, parts >> 4
         found[:, :128].reshape(-1, 2, 2, 32)[:] = low[:, :, :2] | (low[:, :, 2:] << 4)
-        found[:, 128:192].reshape(-1, 2, 32)[:] = sum(high[:, :, each] << (2 * each) for each in range(4))
+        found[:, 128:192] = _four_by_two(high.reshape(len(codes), 256))
         return found
 
 
@@ -179,8 +179,8 @@ def _half(packed: Bytes, start: int) -> Numbers:
 def _four_by_two(codes: Bytes) -> Bytes:
     """The two low bits of 256 codes in 64 bytes: in each half four runs of 32 share their bytes."""
     parts = codes.reshape(len(codes), 2, 4, 32) & 3
-    found: Bytes = sum(parts[:, :, each] << (2 * each) for each in range(4)).reshape(len(codes), 64)
-    return found
+    joined = parts[:, :, 0] | (parts[:, :, 1] << 2) | (parts[:, :, 2] << 4) | (parts[:, :, 3] << 6)
+    return joined.reshape(len(codes), 64)
 
 
 CODES: Final[Mapping[str, Codes]] = MappingProxyType(

@@ -10,12 +10,15 @@ R rows, C input channels.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from inlay.nas.errors import UserError
 from inlay.nas.formats.codes import CODES, Codes
 from inlay.nas.formats.format import Format
 
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
 
 DAMPING = 0.01
 """Of the mean of G's diagonal, added to all of it: a text of few tokens says nothing of some directions."""
+RUN = 32
+"""Columns that are worked on one by one before what they leave reaches all others in one product."""
 
 
 def can_fit(form: Format) -> bool:
@@ -31,52 +36,86 @@ def can_fit(form: Format) -> bool:
     return form.name in CODES
 
 
-def fitted(weights_RC: Tensor, form: Format, gram_CC: Tensor) -> Bytes:
+@dataclass(frozen=True)
+class Inputs:
+    """What is known of the inputs of a matrix: the mean of X'X over a text.
+
+    Args:
+        name: that no other inputs have, for what is kept of their rounding.
+        gram_CC: float32.
+    """
+
+    name: str
+    gram_CC: Tensor
+
+    @cached_property
+    def importance_C(self) -> Tensor:
+        """The mean square of each channel."""
+        return self.gram_CC.diagonal().contiguous()
+
+    @cached_property
+    def factor_CC(self) -> Tensor:
+        """The upper factor U of the inverse of the damped Gram matrix, U'U, float32."""
+        damped = self.gram_CC.double()
+        mean = damped.diagonal().mean()
+        damped = damped + (DAMPING * mean if mean > 0 else 1.0) * torch.eye(len(damped), dtype=torch.float64)
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+        factor: Tensor = torch.linalg.cholesky(inverse, upper=True)
+        return factor.float()
+
+    def harm(self, change_RC: Tensor) -> Tensor:
+        """The mean square of what a change of a matrix changes of each of its outputs, [R]."""
+        return ((change_RC @ self.gram_CC) * change_RC).sum(1)
+
+
+def fitted(weights_RC: Tensor, form: Format, inputs: Inputs) -> Bytes:
     """The packed rows of a matrix, [R, bytes of a row].
 
     Args:
         weights_RC: float32 on the CPU; rows of whole blocks.
         form: one that `can_fit`.
-        gram_CC: X'X of the inputs, or their mean over tokens.
+        inputs: of C channels.
 
     Raises:
         UserError: weights or Gram matrix are not finite, as `Format.pack`.
     """
-    codes = CODES[form.name]
-    gram_CC, factor_CC = _factor(gram_CC)
-    importance = gram_CC.diagonal().numpy()
-    left_RC = weights_RC.clone()
+    if not inputs.gram_CC.isfinite().all():
+        raise UserError(f"{form.name}: what a matrix reads is not finite; gather the statistics anew")
+    codes, factor_CC = CODES[form.name], inputs.factor_CC
+    importance = inputs.importance_C.numpy()
+    left_CR = weights_RC.T.contiguous()
     packed = []
-    for start in range(0, left_RC.shape[1], codes.block):
+    for start in range(0, len(left_CR), codes.block):
         end = start + codes.block
-        own_RB = left_RC[:, start:end]
-        bytes_RB = form.pack(own_RB.numpy(), importance[start:end])
-        chosen_RB, error_RB = _swept(own_RB, codes, bytes_RB, factor_CC[start:end, start:end])
-        packed.append(codes.with_codes(bytes_RB, chosen_RB))
-        left_RC[:, end:] -= error_RB @ factor_CC[start:end, end:]
+        bytes_RB = form.pack(left_CR[start:end].T.contiguous().numpy(), importance[start:end])
+        scale_BR, offset_BR = (torch.from_numpy(part.T.copy()) for part in codes.grid(bytes_RB))
+        chosen_BR, error_BR = torch.empty_like(scale_BR), torch.empty_like(scale_BR)
+        for first in range(0, codes.block, RUN):
+            run, place = slice(first, first + RUN), slice(start + first, start + first + RUN)
+            _sweep(
+                left_CR[place], codes, scale_BR[run], offset_BR[run], factor_CC[place, place],
+                chosen_BR[run], error_BR[run],
+            )  # fmt: skip
+            left_CR[place.stop : end] -= factor_CC[place, place.stop : end].T @ error_BR[run]
+        left_CR[end:] -= factor_CC[start:end, end:].T @ error_BR
+        packed.append(codes.with_codes(bytes_RB, chosen_BR.T.to(torch.uint8).contiguous().numpy()))
     return np.concatenate(packed, axis=1)
 
 
-def _factor(gram_CC: Tensor) -> tuple[Tensor, Tensor]:
-    """The damped Gram matrix, and the upper factor U of its inverse, U'U; both float32."""
-    damped = gram_CC.double()
-    mean = damped.diagonal().mean()
-    damped = damped + (DAMPING * mean if mean > 0 else 1.0) * torch.eye(len(damped), dtype=torch.float64)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-    return damped.float(), torch.linalg.cholesky(inverse, upper=True).float()
-
-
-def _swept(own_RB: Tensor, codes: Codes, packed: Bytes, factor_BB: Tensor) -> tuple[Bytes, Tensor]:
-    """Codes of a block's columns, less the least one, and what each column leaves to those behind it; `own_RB` moves."""
-    scale_RB, offset_RB = map(torch.from_numpy, codes.grid(packed))
+def _sweep(
+    left_BR: Tensor,
+    codes: Codes,
+    scale_BR: Tensor,
+    offset_BR: Tensor,
+    factor_BB: Tensor,
+    chosen_BR: Tensor,
+    error_BR: Tensor,
+) -> None:
+    """Fills in the codes of some columns, less the least one, and the errors that those behind make up for."""
     # Where a scale is nothing every code means the same number.
-    inverse_RB = torch.where(scale_RB == 0, 0.0, 1 / scale_RB)
-    chosen_RB = torch.empty(own_RB.shape)
-    error_RB = torch.empty_like(own_RB)
-    for column in range(own_RB.shape[1]):
-        own_R, scale_R, offset_R = own_RB[:, column], scale_RB[:, column], offset_RB[:, column]
-        code_R = ((own_R - offset_R) * inverse_RB[:, column]).round_().clamp_(codes.least, codes.most)
-        error_R = (own_R - code_R * scale_R - offset_R) / factor_BB[column, column]
-        own_RB[:, column + 1 :] -= error_R[:, None] * factor_BB[column, column + 1 :]
-        chosen_RB[:, column], error_RB[:, column] = code_R - codes.least, error_R
-    return chosen_RB.to(torch.uint8).numpy(), error_RB
+    inverse_BR = torch.where(scale_BR == 0, 0.0, 1 / scale_BR)
+    for column, (left_R, scale_R, offset_R) in enumerate(zip(left_BR, scale_BR, offset_BR, strict=True)):
+        code_R = ((left_R - offset_R) * inverse_BR[column]).round_().clamp_(codes.least, codes.most)
+        torch.div(left_R - torch.addcmul(offset_R, code_R, scale_R), factor_BB[column, column], out=error_BR[column])
+        left_BR[column + 1 :].addr_(factor_BB[column, column + 1 :], error_BR[column], alpha=-1)
+        torch.sub(code_R, codes.least, out=chosen_BR[column])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import shutil
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -35,20 +36,23 @@ class KeptRounding:
 
     folder: Path
 
-    def rounded(self, form: Format, numbers: Numbers, importance: Numbers | None = None) -> Numbers:
-        """`Format.rounded`, bit for bit, packed once a machine; arguments and errors are the same."""
-        import numpy as np
+    def packed(self, numbers: Numbers, form: Format, told: str, pack: Callable[[], Bytes]) -> Bytes:
+        """What `pack` gives, called once a machine.
 
-        numbers = np.ascontiguousarray(numbers, np.float32)
-        row = numbers.shape[-1]
-        if form.block == 1 or not form.fits(row):
-            return form.rounded(numbers, importance)
-        path = self.folder / _name(form, numbers, importance)
-        packed = self._read(path, (*numbers.shape[:-1], row // form.block * form.block_bytes))
-        if packed is None:
-            packed = form.pack(numbers, importance)
-            self._write(path, packed)
-        return form.unpack(packed, row)
+        Args:
+            numbers: what is rounded, [..., row].
+            form: its format.
+            told: all else that the result depends on.
+            pack: makes it.
+        """
+        if form.block == 1:
+            return pack()
+        path = self.folder / _name(numbers, form, told)
+        found = self._read(path, (*numbers.shape[:-1], form.num_bytes((numbers.shape[-1],))))
+        if found is None:
+            found = pack()
+            self._write(path, found)
+        return found
 
     def _read(self, path: Path, shape: tuple[int, ...]) -> Bytes | None:
         import numpy as np
@@ -71,11 +75,7 @@ class KeptRounding:
                     beside.unlink(missing_ok=True)
 
 
-def _name(form: Format, numbers: Numbers, importance: Numbers | None) -> str:
-    import numpy as np
-
-    digest = blake2b(f"{form.name} {numbers.shape}".encode(), digest_size=20)
+def _name(numbers: Numbers, form: Format, told: str) -> str:
+    digest = blake2b(f"{form.name} {numbers.shape} {told}".encode(), digest_size=20)
     digest.update(numbers.data)
-    if importance is not None:
-        digest.update(np.ascontiguousarray(importance, np.float32).data)
     return digest.hexdigest()

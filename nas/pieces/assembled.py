@@ -136,7 +136,7 @@ class StoredModel:
         if slot == "attention":
             self.source.use(entry)
         stored = self._tensors(layer_prefix(index), subblock_tensors(shape, slot, entry))
-        state = rounded_state(stored, variant.form, self.source.weighing(index), self.source.kept)
+        state = rounded_state(stored, variant.form, self.source.matrix_inputs.within(index), self.source.kept)
         attention, ffn = (entry, None) if slot == "attention" else (None, entry)
         return build_layer(self.source.parent.config, index, attention, ffn, state, self.source.dtype).to(self.device)
 

@@ -77,7 +77,7 @@ def worker_source(arguments: dict[str, Any], library: Library, scratch: Path | N
         Store(arguments["store"]),
         getattr(torch, arguments["dtype"]),
         torch.device(arguments["device"]),
-        arguments.get("importance", ""),
+        arguments.get("inputs", ""),
         None if scratch is None else KeptRounding(scratch / FOLDER),
     )
 

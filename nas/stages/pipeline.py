@@ -23,7 +23,7 @@ from inlay.nas.pieces.texts import TEXTS, Texts
 from inlay.nas.pieces.weights import Library
 from inlay.nas.report.progress import Reporter
 from inlay.nas.stages.assemble import Assembled, assemble
-from inlay.nas.stages.calibrate import importance_of
+from inlay.nas.stages.calibrate import inputs_of
 from inlay.nas.stages.distill import build_library, failures, library_of
 from inlay.nas.stages.estimate import stage_seconds
 from inlay.nas.stages.estimates import are_estimated, estimate_blocks
@@ -40,7 +40,7 @@ from inlay.nas.tables.idle_limits import idle_limits
 from inlay.nas.tables.origin import metadata_of
 from inlay.nas.tables.scores import ScoreTable
 from inlay.nas.variants import variants_of
-from inlay.nas.workspace import IMPORTANCE_FILE, Workspace
+from inlay.nas.workspace import INPUTS_FILE, Workspace
 
 STAGES = ("measure", "distill", "score", "assemble", "recover", "evaluate", "export")
 """In their order, as people see them."""
@@ -166,8 +166,8 @@ class Pipeline:
         """Rows of the score table, and the KL of each block sequence by sequence where all of it was taken."""
         with self.stage("score") as told:
             if self.job.space.formats:
-                self.search.importance = importance_of(self.search, texts.distill)
-                self.place.write_json(IMPORTANCE_FILE, self.search.importance)
+                self.search.inputs = inputs_of(self.search, texts.distill)
+                self.place.write_json(INPUTS_FILE, self.search.inputs)
             if are_estimated(self.job):
                 estimated, error = estimate_blocks(self.search, texts.score)
                 ends = score_ends(self.search, texts.score, library)

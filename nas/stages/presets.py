@@ -32,7 +32,7 @@ def has_presets(search: Search) -> bool:
 
 
 def preset_rows(search: Search, ids: Ids) -> dict[str, dict[str, Any]]:
-    """For each preset, large ones first: its KL on a text with the importance that the child is rounded with, exact
+    """For each preset, large ones first: its KL on a text, rounded with an importance of channels, exact
     bytes, and times in the first scenario relative to the parent in the whole file's format."""
     scenario = search.job.hardware.scenarios[0]
     settings = {"target": asdict(search.target), "workload": asdict(workload_of(scenario))}
@@ -62,11 +62,11 @@ def _quality(search: Search, ids: Ids, types: dict[str, dict[str, str]]) -> dict
     pieces = []
     for name, own in types.items():
         for shard, rows in enumerate(ids.shards):
-            depends = {"ids": ids.digest, "rows": list(rows), "types": own, "importance": search.importance}
+            depends = {"ids": ids.digest, "rows": list(rows), "types": own, "inputs": search.inputs}
             arguments = {"store": search.workspace.url, **depends}
             pieces.append(search.piece(PRESET_KL, f"{name} shard {shard:05d}", arguments, depends))
     records = iter(search.run(pieces, "KL of llama.cpp's presets", "shards"))
-    found = {}
+    found: dict[str, Comparison] = {}
     for name in types:
         parts = [tensors_of(search.workspace.store.blob_path(next(records).blobs["sequences"])) for _ in ids.shards]
         found |= summaries([name], parts)

@@ -23,7 +23,7 @@ from inlay.nas.stages.evaluate import rows_of
 from inlay.nas.stages.run import open_job_parent, unpacked_place
 from inlay.nas.tables.architecture import Blocks, blocks_of
 from inlay.nas.tables.costs import CostTable
-from inlay.nas.workspace import IMPORTANCE_FILE, Workspace
+from inlay.nas.workspace import INPUTS_FILE, Workspace
 
 
 def find_solution(place: Workspace, name: str) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def evaluate_solution(place: Workspace, name: str) -> dict[str, Any]:
     ids = Ids(report["digest"], (report["shape"][0], report["shape"][1]))
     with connect(cluster_settings(job, place)) as cluster:
         kind = SmallSearch if _is_small(job, parent, ids) else Search
-        search = kind(job, place, parent, cluster, Reporter(), importance=importance_of_workspace(place))
+        search = kind(job, place, parent, cluster, Reporter(), inputs=inputs_of_workspace(place))
         library = library_of_workspace(place)
         unchanged: Blocks = tuple([("attention:parent", "ffn:parent")] * parent.shape.num_layers)
         own, base = true_scores(search, ids, library, [architecture, unchanged])
@@ -97,9 +97,9 @@ def job_of(place: Workspace) -> tuple[Job, Parent]:
         return job, parent
 
 
-def importance_of_workspace(place: Workspace) -> str:
-    """The digest of what rounding is weighed by; "" where the search chose no formats."""
-    return str(place.find_json(IMPORTANCE_FILE) or "")
+def inputs_of_workspace(place: Workspace) -> str:
+    """The digest of what the parent's matrices read; "" where the search chose no formats."""
+    return str(place.find_json(INPUTS_FILE) or "")
 
 
 def library_of_workspace(place: Workspace) -> Library:
