@@ -27,7 +27,7 @@ from inlay.nas.pieces.comparison import Comparison
 from inlay.nas.pieces.texts import Ids
 from inlay.nas.pieces.weights import Library
 from inlay.nas.report.progress import Reporter
-from inlay.nas.stages.solutions import importance_of_workspace, job_of
+from inlay.nas.stages.solutions import inputs_of_workspace, job_of
 from inlay.nas.tables.architecture import PARENT_BLOCK, Block, Blocks, architecture_of
 from inlay.nas.workspace import Workspace
 from inlay.solver import Limit, solve
@@ -55,7 +55,7 @@ def main() -> None:
 def section(place: Workspace) -> list[str]:
     job, parent = job_of(place)
     nobody: Any = None
-    search = SmallSearch(job, place, parent, nobody, Reporter(), importance=importance_of_workspace(place))
+    search = SmallSearch(job, place, parent, nobody, Reporter(), inputs=inputs_of_workspace(place))
     run = place.read_json("run.json")
     seconds = sum(stage["seconds"] for stage in run["stages"])
     lines = [f"## {Path(job.parent).stem}", "", f"`inlay run` took {seconds / 60:.1f} minutes; {told_of(job)}.", ""]

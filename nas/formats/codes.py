@@ -116,9 +116,11 @@ class _Q6K(Codes):
         return scale, np.zeros_like(scale)
 
     def with_codes(self, packed: Bytes, codes: Bytes) -> Bytes:
+        import numpy as np
+
         found = packed.copy()
         parts = codes.reshape(len(codes), 2, 4, 32)
-        low, high = parts & 15, parts >> 4
+        low, high = parts & 15, (parts >> 4).astype(np.uint8)
         found[:, :128].reshape(-1, 2, 2, 32)[:] = low[:, :, :2] | (low[:, :, 2:] << 4)
         found[:, 128:192] = _four_by_two(high.reshape(len(codes), 256))
         return found
@@ -178,9 +180,11 @@ def _half(packed: Bytes, start: int) -> Numbers:
 
 def _four_by_two(codes: Bytes) -> Bytes:
     """The two low bits of 256 codes in 64 bytes: in each half four runs of 32 share their bytes."""
+    import numpy as np
+
     parts = codes.reshape(len(codes), 2, 4, 32) & 3
     joined = parts[:, :, 0] | (parts[:, :, 1] << 2) | (parts[:, :, 2] << 4) | (parts[:, :, 3] << 6)
-    return joined.reshape(len(codes), 64)
+    return joined.reshape(len(codes), 64).astype(np.uint8)
 
 
 CODES: Final[Mapping[str, Codes]] = MappingProxyType(

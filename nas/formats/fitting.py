@@ -3,7 +3,8 @@
 The error of a matrix is that of its outputs on text, tr(d G d') for the change d and the Gram matrix G of its inputs.
 Column by column each number takes the nearest code, and the columns behind it are moved so that the sum over the text
 changes least: optimal brain quantisation in a fixed order (GPTQ, arXiv 2210.17323). Scales are chosen by ggml, block by
-block, for the numbers as they have become by then, weighed by the diagonal of G.
+block, for the numbers as they have become by then, weighed by the diagonal of G. Then, scales fixed, coordinate descent
+(QuantEase, arXiv 2309.01885): a column may change its code once those behind it are known.
 
 R rows, C input channels.
 """
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 DAMPING = 0.01
 """Of the mean of G's diagonal, added to all of it: a text of few tokens says nothing of some directions."""
+PASSES = 1
+"""Of the coordinate descent over all columns: benchmarks/rounding.py says what they are worth."""
 RUN = 32
 """Columns that are worked on one by one before what they leave reaches all others in one product."""
 
@@ -54,12 +57,15 @@ class Inputs:
         return self.gram_CC.diagonal().contiguous()
 
     @cached_property
+    def damped_CC(self) -> Tensor:
+        """The Gram matrix with a little more on its diagonal."""
+        mean = self.gram_CC.diagonal().mean()
+        return self.gram_CC + (DAMPING * mean if mean > 0 else 1.0) * torch.eye(len(self.gram_CC))
+
+    @cached_property
     def factor_CC(self) -> Tensor:
-        """The upper factor U of the inverse of the damped Gram matrix, U'U, float32."""
-        damped = self.gram_CC.double()
-        mean = damped.diagonal().mean()
-        damped = damped + (DAMPING * mean if mean > 0 else 1.0) * torch.eye(len(damped), dtype=torch.float64)
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+        """The upper factor U of the inverse of `damped_CC`, U'U, float32."""
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(self.damped_CC.double()))
         factor: Tensor = torch.linalg.cholesky(inverse, upper=True)
         return factor.float()
 
@@ -83,22 +89,29 @@ def fitted(weights_RC: Tensor, form: Format, inputs: Inputs) -> Bytes:
         raise UserError(f"{form.name}: what a matrix reads is not finite; gather the statistics anew")
     codes, factor_CC = CODES[form.name], inputs.factor_CC
     importance = inputs.importance_C.numpy()
-    left_CR = weights_RC.T.contiguous()
+    own_CR = weights_RC.T.contiguous()
+    left_CR = own_CR.clone()
+    scale_CR, offset_CR, chosen_CR = (torch.empty_like(left_CR) for _ in range(3))
     packed = []
     for start in range(0, len(left_CR), codes.block):
         end = start + codes.block
-        bytes_RB = form.pack(left_CR[start:end].T.contiguous().numpy(), importance[start:end])
-        scale_BR, offset_BR = (torch.from_numpy(part.T.copy()) for part in codes.grid(bytes_RB))
-        chosen_BR, error_BR = torch.empty_like(scale_BR), torch.empty_like(scale_BR)
-        for first in range(0, codes.block, RUN):
-            run, place = slice(first, first + RUN), slice(start + first, start + first + RUN)
+        packed.append(form.pack(left_CR[start:end].T.contiguous().numpy(), importance[start:end]))
+        for part_CR, part in zip((scale_CR, offset_CR), codes.grid(packed[-1]), strict=True):
+            part_CR[start:end] = torch.from_numpy(part).T
+        error_BR = torch.empty(codes.block, left_CR.shape[1])
+        for first in range(start, end, RUN):
+            place = slice(first, first + RUN)
+            errors = error_BR[first - start : first - start + RUN]
             _sweep(
-                left_CR[place], codes, scale_BR[run], offset_BR[run], factor_CC[place, place],
-                chosen_BR[run], error_BR[run],
+                left_CR[place], codes, scale_CR[place], offset_CR[place], factor_CC[place, place],
+                chosen_CR[place], errors,
             )  # fmt: skip
-            left_CR[place.stop : end] -= factor_CC[place, place.stop : end].T @ error_BR[run]
+            left_CR[place.stop : end] -= factor_CC[place, place.stop : end].T @ errors
         left_CR[end:] -= factor_CC[start:end, end:].T @ error_BR
-        packed.append(codes.with_codes(bytes_RB, chosen_BR.T.to(torch.uint8).contiguous().numpy()))
+    _refine(own_CR, codes, scale_CR, offset_CR, inputs.damped_CC, chosen_CR)
+    for number, bytes_RB in enumerate(packed):
+        own = chosen_CR[number * codes.block : (number + 1) * codes.block]
+        packed[number] = codes.with_codes(bytes_RB, own.T.to(torch.uint8).contiguous().numpy())
     return np.concatenate(packed, axis=1)
 
 
@@ -119,3 +132,28 @@ def _sweep(
         torch.div(left_R - torch.addcmul(offset_R, code_R, scale_R), factor_BB[column, column], out=error_BR[column])
         left_BR[column + 1 :].addr_(factor_BB[column, column + 1 :], error_BR[column], alpha=-1)
         torch.sub(code_R, codes.least, out=chosen_BR[column])
+
+
+def _refine(
+    own_CR: Tensor, codes: Codes, scale_CR: Tensor, offset_CR: Tensor, gram_CC: Tensor, chosen_CR: Tensor
+) -> None:
+    """Coordinate descent: each column in turn takes the codes that are best beside those of all others."""
+    inverse_CR = torch.where(scale_CR == 0, 0.0, 1 / scale_CR)
+    number_CR = torch.addcmul(offset_CR, chosen_CR + codes.least, scale_CR)
+    # Half the gradient of the outputs' square error.
+    pull_CR = gram_CC @ (number_CR - own_CR)
+    for _ in range(PASSES):
+        for start in range(0, len(own_CR), RUN):
+            run = slice(start, start + RUN)
+            before_BR, pull_BR, gram_BB = number_CR[run].clone(), pull_CR[run], gram_CC[run, run]
+            for column in range(len(before_BR)):
+                here = start + column
+                wanted_R = number_CR[here] - pull_BR[column] / gram_BB[column, column]
+                code_R = ((wanted_R - offset_CR[here]) * inverse_CR[here]).round_().clamp_(codes.least, codes.most)
+                number_R = torch.addcmul(offset_CR[here], code_R, scale_CR[here])
+                pull_BR.addr_(gram_BB[:, column], number_R - number_CR[here])
+                number_CR[here] = number_R
+                torch.sub(code_R, codes.least, out=chosen_CR[here])
+            change_BR = number_CR[run] - before_BR
+            pull_CR[:start] += gram_CC[:start, run] @ change_BR
+            pull_CR[run.stop :] += gram_CC[run.stop :, run] @ change_BR

@@ -48,8 +48,9 @@ def test_the_harm_is_what_outputs_change_by(weights_RC: torch.Tensor) -> None:
     torch.testing.assert_close(inputs.harm(change_RC), expected_R, rtol=1e-3, atol=1e-9)
 
 
-def test_every_column_takes_the_code_that_is_best_for_all_that_are_left() -> None:
+def test_every_column_takes_the_code_that_is_best_for_all_that_are_left(monkeypatch: pytest.MonkeyPatch) -> None:
     """Against the same by its definition: after each column the best change of those behind it, solved anew."""
+    monkeypatch.setattr("inlay.nas.formats.fitting.PASSES", 0)
     name, channels = "q4_0", 64
     form, codes, read_ND = GGUF[name], CODES[name], correlated(64).double()
     gram_CC = read_ND.T @ read_ND / len(read_ND)
@@ -71,6 +72,31 @@ def test_every_column_takes_the_code_that_is_best_for_all_that_are_left() -> Non
                 moved_CR = torch.linalg.solve(damped_CC[behind, behind], damped_CC[behind, here, None] * error_R)
                 left_RC[:, behind] += moved_CR.T
     assert np.abs(found_RC - left_RC.numpy()).max() < 1e-4
+
+
+def test_coordinate_descent_ends_where_no_single_code_is_better(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("inlay.nas.formats.fitting.PASSES", 50)
+    form, codes, read_ND = GGUF["q4_0"], CODES["q4_0"], correlated(64)
+    inputs = Inputs("", read_ND.T @ read_ND / len(read_ND))
+    own_RC = torch.randn(6, 64, generator=torch.Generator().manual_seed(3))
+    packed = fitted(own_RC, form, inputs)
+    scale_RC, _ = (
+        torch.from_numpy(np.concatenate(parts, axis=1))
+        for parts in zip(*(codes.grid(packed[:, start : start + 18].copy()) for start in (0, 18)), strict=True)
+    )
+    numbers_RC = torch.from_numpy(form.unpack(packed, 64))
+
+    def harm_R(change_RC: torch.Tensor) -> torch.Tensor:
+        return ((change_RC @ inputs.damped_CC) * change_RC).sum(1)
+
+    least_R = harm_R(numbers_RC - own_RC)
+    for column in range(64):
+        for step in (-1, 1):
+            other_RC = numbers_RC.clone()
+            other_RC[:, column] += step * scale_RC[:, column]
+            code_R = torch.round(other_RC[:, column] / scale_RC[:, column])
+            inside_R = (code_R >= codes.least) & (code_R <= codes.most)
+            assert (harm_R(other_RC - own_RC)[inside_R] >= least_R[inside_R] * (1 - 1e-4)).all()
 
 
 def test_inputs_that_say_nothing_leave_every_number_to_itself(weights_RC: torch.Tensor) -> None:
