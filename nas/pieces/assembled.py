@@ -161,7 +161,8 @@ class StoredModel:
         """The tensors of a variant that stands in the model by layer-local names, as they are computed with."""
         shape = self.source.parent.shape
         names = subblock_tensors(shape, variant.slot, variant.entry(shape, index))
-        return rounded_state(self._tensors(layer_prefix(index), names), variant.form, self.source.weighing(index))
+        stored = self._tensors(layer_prefix(index), names)
+        return rounded_state(stored, variant.form, self.source.matrix_inputs.within(index), self.source.kept)
 
     def ends_state(self) -> dict[str, Tensor]:
         """The tensors of embedding, final norm and head, as they are computed with."""

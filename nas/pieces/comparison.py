@@ -140,7 +140,7 @@ def compare_architectures(arguments: dict[str, Any], context: PieceContext) -> P
     The blob `sequences` holds per-sequence means; `values["labels"]` names its rows.
     """
     library = Library({int(layer): held for layer, held in arguments["library"].items()})
-    source = worker_source(arguments, library)
+    source = worker_source(arguments, library, context.scratch)
     ends = source.ends()
     num_layers, first = source.num_layers, arguments["first_layer"]
     parent_choice: Blocks = tuple([PARENT_BLOCK] * num_layers)
@@ -236,7 +236,7 @@ def documents_of(store: Store, arguments: Mapping[str, Any], rows: Sequence[int]
 @torch.inference_mode()
 def evaluate_model(arguments: dict[str, Any], context: PieceContext) -> PieceOutput:
     """One stored model against the parent on one shard, both carried through layer by layer."""
-    source = worker_source(arguments, Library({}))
+    source = worker_source(arguments, Library({}), context.scratch)
     architecture = blocks_of(arguments["architecture"])
     stored = StoredModel(source, arguments["blob"], architecture)
     first, end = arguments["rows"]

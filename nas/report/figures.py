@@ -69,16 +69,14 @@ def evaluation_table(evaluation: Evaluation) -> Table:
 def preset_lines(evaluation: Evaluation) -> list[Line]:
     """llama.cpp's presets of the parent, one a line, below what was chosen."""
     chosen = evaluation.model(evaluation.chosen) or evaluation.child
-    lines = [
-        Line(chosen.name, (_kl(chosen.kl_nats), "", show_bytes(chosen.weights_bytes), _runtime(chosen.runtime_ratio)))
-    ]
+    lines = [Line(chosen.name, (_kl(chosen.kl_nats), show_bytes(chosen.weights_bytes), _runtime(chosen.runtime_ratio)))]
     for own in evaluation.presets:
-        figures = (_kl(own.kl_nats), _kl(own.plain_kl_nats), show_bytes(own.weights_bytes), _runtime(own.runtime_ratio))
+        figures = (_kl(own.kl_nats), show_bytes(own.weights_bytes), _runtime(own.runtime_ratio))
         lines.append(Line(own.name, figures))
     return lines if evaluation.presets else []
 
 
-PRESET_COLUMNS = ("KL, nats", "without importance", "weights", "runtime")
+PRESET_COLUMNS = ("KL, nats", "weights", "runtime")
 
 
 def preset_table(evaluation: Evaluation) -> Table | None:

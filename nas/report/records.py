@@ -107,13 +107,11 @@ class Preset:
     """The parent in one of llama.cpp's own presets.
 
     Args:
-        kl_nats: rounded with the importance of input channels that the child's formats were rounded with.
-        plain_kl_nats: rounded without any, as the quantiser does unasked.
+        kl_nats: rounded with an importance of input channels.
     """
 
     name: str
     kl_nats: float
-    plain_kl_nats: float
     weights_bytes: int
     runtime_ratio: float
 

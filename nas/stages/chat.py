@@ -17,8 +17,8 @@ from inlay.nas.families import Parent, ends_tensors, layer_prefix, subblock_tens
 from inlay.nas.families.writing import added_text, prompt_ids, stops_of
 from inlay.nas.loop.search import target_of
 from inlay.nas.modeling.subblock_inlay import SLOTS
-from inlay.nas.pieces.weights import importance_of
-from inlay.nas.stages.solutions import importance_of_workspace, job_of, model_named
+from inlay.nas.pieces.matrix_inputs import MatrixInputs
+from inlay.nas.stages.solutions import inputs_of_workspace, job_of, model_named
 from inlay.nas.tables.configs import config_of
 from inlay.nas.workspace import Workspace
 
@@ -212,15 +212,14 @@ def _child(stack: ExitStack, place: Workspace, parent: Parent, name: str) -> Tra
 
     model = model_named(place, parent, name)
     config = config_of(parent.config, parent.shape, model.architecture)
-    digest = importance_of_workspace(place)
-    weighing = importance_of(str(place.store.blob_path(digest))) if digest else {}
+    digest = inputs_of_workspace(place)
     file = stack.enter_context(safe_open(place.store.blob_path(model.blob), framework="pt"))
     return Trained(
         _key(parent, [model.blob, config.blocks, config.ends_format, digest]),
         config,
         parent.folder,
         _Tensors(file.keys(), file.get_tensor),
-        weighing,
+        MatrixInputs.of(place.store, digest).get,
     )
 
 

@@ -24,6 +24,7 @@ from inlay.nas.modeling import build_layer, make_context
 from inlay.nas.pieces.boundaries import micro_batch
 from inlay.nas.pieces.shards import SMALLEST_SHARD
 from inlay.nas.pieces.subblock_times import entry_key
+from inlay.nas.stages.calibrate import INPUT_TOKENS
 from inlay.nas.stages.estimates import CHECKED, are_estimated
 from inlay.nas.tables.idle_limits import parent_sizes
 from inlay.nas.variants import Variant, ends_parameters, parameters, variants_of
@@ -42,6 +43,8 @@ START_SECONDS = 8.0
 SWAPPED = 12
 """Architectures that the swaps and the baselines' choices add to the pool's, about."""
 STORED_BYTES_PER_SECOND = 2e8
+ROUNDED_PER_SECOND = 2e6
+"""Numbers of matrices whose codes one thread chooses (nas/formats/fitting.py)."""
 FORWARD = 2.0
 """Operations for each number and token of a forward; a backward takes twice as many."""
 SLOTS: tuple[Slot, Slot] = ("attention", "ffn")
@@ -89,10 +92,12 @@ def stage_seconds(job: Job, parent: Parent) -> dict[str, float]:
     blocks = scored_blocks(job, space)
     dropped = 0 if job.space.formats_alone else 3 * shape.num_layers
     if are_estimated(job):
-        # One backward pass is two forwards; the blocks that are checked run to the end.
-        scored = score_tokens * (3 + CHECKED) * forward / min(workers, max(1, score_tokens // SMALLEST_SHARD))
+        # The backward pass takes no gradient of weights: one forward more. The blocks that are checked run to the end.
+        scored = score_tokens * (2 + CHECKED) * forward / min(workers, max(1, score_tokens // SMALLEST_SHARD))
     else:
         scored = score_tokens * blocks * FORWARD * (own / 2 + head) / by_layer
+    forms = len(job.space.formats)
+    rounding = forms * own / ROUNDED_PER_SECOND / by_layer + bool(forms) * INPUT_TOKENS * forward / judging / by_layer
     pool = 4 * job.solve.pool + dropped + SWAPPED
     timed = _TimedModels(parent, job, rates[length])
 
@@ -108,7 +113,7 @@ def stage_seconds(job: Job, parent: Parent) -> dict[str, float]:
         **({"sample": START_SECONDS + sum(written.values())} if written else {}),
         "measure": (0 if written else START_SECONDS) + timed.subblocks(space),
         "distill": bool(trained) * job.distill.tokens * (FORWARD * own + variants) / learning / by_layer,
-        "score": scored / judging,
+        "score": scored / judging + rounding,
         "assemble": score_tokens * pool * forward / judging / workers
         + job.recover.probed * whole_training(probe_tokens(job)) / workers
         + timed.beside_parent(1 + job.recover.probed),

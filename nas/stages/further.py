@@ -22,7 +22,7 @@ from inlay.nas.stages.recording.tracked import TrackedSearch
 from inlay.nas.stages.solutions import (
     evaluate_solution,
     find_solution,
-    importance_of_workspace,
+    inputs_of_workspace,
     is_small,
     job_of,
     model_named,
@@ -61,7 +61,7 @@ def evaluate_further(
     what = None if named is None else asked(job, parent, named)
     kind = SmallSearch if what is None or is_small(job, parent, what.effort, what.longest) else Search
     with connect(cluster_settings(job, place)) as cluster:
-        search = kind(job, place, parent, cluster, reporter, importance=importance_of_workspace(place))
+        search = kind(job, place, parent, cluster, reporter, inputs=inputs_of_workspace(place))
         model = model_named(place, parent, solution or str(evaluation["chosen"]))
         if what is not None:
             tell(what.cost())

@@ -19,12 +19,13 @@ from inlay.nas.loop.sources import changed_sources
 from inlay.nas.loop.texts import Packed, pack_texts, store_texts
 from inlay.nas.loop.true_kl import true_scores, true_scores_of_models
 from inlay.nas.pieces.assembled import TrainedModel
+from inlay.nas.pieces.comparison import Comparison
 from inlay.nas.pieces.standard_error import Values
 from inlay.nas.pieces.texts import Texts
 from inlay.nas.pieces.weights import Library
 from inlay.nas.report.progress import Reporter
 from inlay.nas.stages.assemble import Assembled, assemble
-from inlay.nas.stages.calibrate import importance_of
+from inlay.nas.stages.calibrate import inputs_of
 from inlay.nas.stages.distill import build_library, failures, library_of
 from inlay.nas.stages.estimate import stage_seconds
 from inlay.nas.stages.estimates import are_estimated, estimate_blocks
@@ -42,7 +43,7 @@ from inlay.nas.tables.idle_limits import idle_limits
 from inlay.nas.tables.origin import metadata_of
 from inlay.nas.tables.scores import ScoreTable
 from inlay.nas.variants import variants_of
-from inlay.nas.workspace import IMPORTANCE_FILE, Workspace
+from inlay.nas.workspace import INPUTS_FILE, Workspace
 
 STAGES = ("measure", "distill", "score", "assemble", "recover", "evaluate", "export")
 """In their order, as people see them."""
@@ -100,6 +101,7 @@ class Pipeline:
         winner = str(evaluation["chosen"])
         with self.stage("export"):
             write_model_folder(self.place, self.parent, models[winner], evaluation, self.job, "child")
+            self.search.forget_rounded()
         run = self.record.finish(self.fingerprint, evaluation, lost, models)
         return evaluation, run
 
@@ -174,8 +176,8 @@ class Pipeline:
         """Rows of the score table, and the KL of each block sequence by sequence where all of it was taken."""
         with self.stage("score") as told:
             if self.job.space.formats:
-                self.search.importance = importance_of(self.search, texts.distill)
-                self.place.write_json(IMPORTANCE_FILE, self.search.importance)
+                self.search.inputs = inputs_of(self.search, texts.distill)
+                self.place.write_json(INPUTS_FILE, self.search.inputs)
             if are_estimated(self.job):
                 estimated, error = estimate_blocks(self.search, texts.score)
                 ends = score_ends(self.search, texts.score, library)
@@ -226,10 +228,7 @@ class Pipeline:
             asked = [*architectures.values(), parent_blocks]
             self.search.part(0.15, 1)
             *before, parent = true_scores(self.search, texts.report, library, asked, "true KL before recovery")
-            self.search.part(0.3, 1)
-            after = true_scores_of_models(self.search, texts.report, models, "true KL after recovery")
-            self.search.part(0.45, 1)
-            ranked = true_scores_of_models(self.search, texts.score, models, "true KL on the score text")
+            after, ranked = self._models_judged(texts, library, models, before)
             presets = {"presets": preset_rows(self.search, texts.report)} if has_presets(self.search) else {}
             self.search.part(0.95, len(set(architectures.values())) * len(self.job.hardware.scenarios))
             was = dict(zip(names, before, strict=True))
@@ -258,6 +257,21 @@ class Pipeline:
                 if difference.within_noise and models[name] != models[winner]:
                     told.note += f", not told apart from {name} by the score text"
         return evaluation
+
+    def _models_judged(
+        self, texts: Texts, library: Library, models: dict[str, TrainedModel], before: list[Comparison]
+    ) -> tuple[dict[str, Comparison], dict[str, Comparison]]:
+        """By name on the report text and on the score text; where nothing was recovered both are of the assembled."""
+        told = "true KL on the score text"
+        if not self.job.recover.tokens:
+            self.search.part(0.45, 1)
+            architectures = [model.architecture for model in models.values()]
+            ranked = true_scores(self.search, texts.score, library, architectures, told)
+            return dict(zip(models, before, strict=True)), dict(zip(models, ranked, strict=True))
+        self.search.part(0.3, 1)
+        after = true_scores_of_models(self.search, texts.report, models, "true KL after recovery")
+        self.search.part(0.45, 1)
+        return after, true_scores_of_models(self.search, texts.score, models, told)
 
     def _prompts(self, texts: Texts, model: TrainedModel) -> list[dict[str, Any]]:
         """What parent and child make of ten prompts; none, said as a warning, where a worker cannot hold them whole."""

@@ -10,7 +10,8 @@ from typing import Any
 
 from inlay.nas.engines.registry import ENGINES, format_of, storage_of
 from inlay.nas.errors import UserError
-from inlay.nas.families import Parent, Shape, described
+from inlay.nas.families import Parent, Shape, described, subblock_tensors
+from inlay.nas.formats import FORMATS
 from inlay.nas.job import Job, Scenario
 from inlay.nas.job.budget import PEAK
 from inlay.nas.job.judged import judged_length
@@ -23,6 +24,7 @@ from inlay.nas.pieces.shards import shard_ranges
 from inlay.nas.pieces.subblock_times import SubblockBench
 from inlay.nas.quantities import show_bytes
 from inlay.nas.report.sentences import counted
+from inlay.nas.stages.calibrate import INPUT_TOKENS
 from inlay.nas.stages.estimate import (
     SLOTS,
     START_SECONDS,
@@ -81,12 +83,29 @@ def scratch_bytes(job: Job, parent: Parent, trained: int) -> int:
     return _advanced(job, trained)[0] * parent.shape.hidden * (4 if in_float32 else 2) * states
 
 
+def rounding_bytes(shape: Shape, space: Space) -> int:
+    """Of what rounding leaves: what matrices read, in the workspace, and on scratch every matrix in every format."""
+    total = 0
+    for layer, variants in enumerate(space):
+        formed = [variant for variant in variants if variant.form is not None]
+        for variant in formed:
+            sizes = subblock_tensors(shape, variant.slot, variant.entry(shape, layer)).values()
+            form = FORMATS[str(variant.form)]
+            total += sum(form.holding(size[1]).num_bytes(size) for size in sizes if len(size) == 2)
+        # What the first matrix of a subblock reads, and what the last does.
+        for slot in SLOTS if formed else ():
+            sizes = subblock_tensors(shape, slot, shape.parent_entry(layer, slot)).values()
+            rows = [size[1] for size in sizes if len(size) == 2]
+            total += sum(4 * row**2 for row in (*rows[:1], *rows[1:][-1:]))
+    return total
+
+
 def _advanced(job: Job, trained: int) -> tuple[int, int]:
     """Tokens of the longest text whose states lie on scratch, and of each of its sequences."""
     if trained:
         return job.distill.tokens, job.data.distill.sequence_length
     if are_estimated(job):
-        return 0, judged_length(job)
+        return INPUT_TOKENS, job.data.distill.sequence_length
     return judged_tokens(job)[0], judged_length(job)
 
 
@@ -122,6 +141,7 @@ def _stages(job: Job, parent: Parent, space: Space, trained: int) -> list[dict[s
             "what": f"{trained} variants, {job.distill.tokens:,} tokens each" if trained else "nothing to train",
         },
         "score": {
+            **({"bytes": rounded} if (rounded := rounding_bytes(parent.shape, space)) else {}),
             "pieces": len(shard_ranges(score_tokens // length, length)) if are_estimated(job) else shape.num_layers,
             "what": _scored(job, space, score_tokens),
         },

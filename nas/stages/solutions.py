@@ -24,7 +24,7 @@ from inlay.nas.stages.quality import judged_text
 from inlay.nas.stages.run import open_job_parent, unpacked_place
 from inlay.nas.tables.architecture import Blocks, blocks_of
 from inlay.nas.tables.costs import CostTable
-from inlay.nas.workspace import IMPORTANCE_FILE, Workspace
+from inlay.nas.workspace import INPUTS_FILE, Workspace
 
 
 def find_solution(place: Workspace, name: str) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def evaluate_solution(place: Workspace, name: str) -> dict[str, Any]:
     with connect(cluster_settings(job, place)) as cluster:
         # The solution and the unchanged parent, both beside the parent.
         kind = SmallSearch if is_small(job, parent, 3 * ids.tokens, ids.shape[1]) else Search
-        search = kind(job, place, parent, cluster, Reporter(), importance=importance_of_workspace(place))
+        search = kind(job, place, parent, cluster, Reporter(), inputs=inputs_of_workspace(place))
         library = library_of_workspace(place)
         unchanged: Blocks = tuple([("attention:parent", "ffn:parent")] * parent.shape.num_layers)
         own, base = true_scores(search, ids, library, [architecture, unchanged])
@@ -116,9 +116,9 @@ def job_of(place: Workspace) -> tuple[Job, Parent]:
         return job, parent
 
 
-def importance_of_workspace(place: Workspace) -> str:
-    """The digest of what rounding is weighed by; "" where the search chose no formats."""
-    return str(place.find_json(IMPORTANCE_FILE) or "")
+def inputs_of_workspace(place: Workspace) -> str:
+    """The digest of what the parent's matrices read; "" where the search chose no formats."""
+    return str(place.find_json(INPUTS_FILE) or "")
 
 
 def library_of_workspace(place: Workspace) -> Library:
