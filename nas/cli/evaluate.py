@@ -46,7 +46,7 @@ def evaluate_command(
     place = Workspace(workspace)
     place.require()
     if tasks is not None or task_folder is not None or prompts is not None:
-        evaluation = Evaluation.of(_further(place, solution, tasks, task_folder, prompts))
+        evaluation: Evaluation | None = Evaluation.of(_further(place, solution, tasks, task_folder, prompts))
     elif solution is None:
         evaluation = read_evaluation(place)
     else:

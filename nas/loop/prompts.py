@@ -78,8 +78,8 @@ def beginnings(ids_NS: NDArray[np.int32], documents_NS: NDArray[np.int32], sourc
         if place + prompt <= length and size > prompt:
             found.append((sources_D[number], ids_NS[row, place : place + prompt].tolist()))
     found.sort(key=lambda each: each[0])
-    chosen = np.unique(np.linspace(0, len(found) - 1, PROMPTS).round().astype(int)) if found else []
-    return [found[place][1] for place in chosen]
+    places = np.linspace(0, max(0, len(found) - 1), PROMPTS).round().astype(int).tolist()
+    return [found[place][1] for place in dict.fromkeys(places) if place < len(found)]
 
 
 def _same(first: list[int], second: list[int]) -> int:

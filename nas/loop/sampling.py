@@ -37,11 +37,9 @@ def sampled(search: Search, tokenizer: Any) -> dict[str, NDArray[np.int32]]:
 
 def sampled_lengths(job: Job) -> dict[str, tuple[int, int]]:
     """Tokens that the parent writes and those of a sequence, by the part of `data` that names no path."""
-    texts = {
-        "distill": (job.data.distill, job.data.distill.sequence_length),
-        "validate": (job.data.validate, judged_length(job)),
-    }
-    return {part: (text.sample, length) for part, (text, length) in texts.items() if text.sample is not None}
+    lengths = {"distill": job.data.distill.sequence_length, "validate": judged_length(job)}
+    samples: dict[str, int | None] = {part: getattr(job.data, part).sample for part in lengths}
+    return {part: (tokens, lengths[part]) for part, tokens in samples.items() if tokens is not None}
 
 
 def rows_written(tokens: int, length: int) -> tuple[int, int]:

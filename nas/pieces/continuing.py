@@ -34,9 +34,8 @@ def model_of(arguments: dict[str, Any]) -> InlayForCausalLM:
     """The whole model that a piece is told of, as it is computed with, on the search's device."""
     source = worker_source(arguments, Library({}))
     if arguments["blob"]:
-        stored = StoredModel(source, arguments["blob"], blocks_of(arguments["architecture"]))
-        return build_stored(stored).eval()
-    return build_whole(source, (PARENT_BLOCK,) * source.num_layers, source.dtype).eval()
+        return build_stored(StoredModel(source, arguments["blob"], blocks_of(arguments["architecture"])))
+    return build_whole(source, (PARENT_BLOCK,) * source.num_layers, source.dtype)
 
 
 @torch.inference_mode()

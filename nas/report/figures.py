@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from rich.table import Table
 
 from inlay.nas.quantities import show_bytes, show_count, show_seconds
+from inlay.nas.report.further import sensitivity_lines, task_lines
 from inlay.nas.report.records import Evaluation, Figures, Interval
 
 SHOWN = 0.01
@@ -97,10 +98,15 @@ def _runtime(ratio: float | None) -> str:
 
 
 def evaluation_markdown(evaluation: Evaluation) -> str:
-    """The table in Markdown."""
+    """The table in Markdown, and below it those of what was asked for later."""
     head = ["", *(model.name for model in evaluation.models)]
     rows = [[line.name.replace("  ", "&nbsp;&nbsp;"), *line.values] for line in evaluation_lines(evaluation)]
-    rule = ["---", *["---:"] * len(evaluation.models)]
+    later = [lines for lines in (task_lines(evaluation), sensitivity_lines(evaluation)) if lines]
+    return "\n\n".join(_markdown(first, others) for first, *others in ([head, *rows], *later))
+
+
+def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    rule = ["---", *["---:"] * (len(head) - 1)]
     return "\n".join("| " + " | ".join(row) + " |" for row in [head, rule, *rows])
 
 

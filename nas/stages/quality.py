@@ -12,7 +12,7 @@ from inlay.nas.pieces.comparison import Comparison
 def quality_of(comparison: Comparison, sources: Sequence[str]) -> dict[str, Any]:
     """One model's figures; with the same for each of several `sources` of the text by name."""
     seen = documents_of(comparison)
-    figures = {
+    figures: dict[str, Any] = {
         "kl_nats": comparison.kl_nats,
         "kl_standard_error": seen.kl.standard_error,
         "perplexity": comparison.perplexity,

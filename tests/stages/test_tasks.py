@@ -83,6 +83,8 @@ def test_both_models_are_given_the_task_and_their_answers_are_those_of_the_expor
     assert row["difference"] == pytest.approx(row["child"] - row["parent"])
     assert row["difference_standard_error"] < 1.5 * row["child_standard_error"]
     assert "endings" in done.stdout
+    shown = inlay_here("evaluate", "job.search", "--markdown", cwd=searched).stdout
+    assert "| task | metric | samples | parent | child | difference |" in shown
     run_id = json.loads((searched / "job.search" / "run.json").read_text())["mlflow_run_id"]
     metrics = MlflowClient(tracking_uri=f"sqlite:///{searched / 'mlflow.db'}").get_run(run_id).data.metrics
     assert metrics["child.endings.acc"] == row["child"]
