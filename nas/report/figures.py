@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from rich.table import Table
@@ -101,13 +101,14 @@ def evaluation_markdown(evaluation: Evaluation) -> str:
     """The table in Markdown, and below it those of what was asked for later."""
     head = ["", *(model.name for model in evaluation.models)]
     rows = [[line.name.replace("  ", "&nbsp;&nbsp;"), *line.values] for line in evaluation_lines(evaluation)]
-    later = [lines for lines in (task_lines(evaluation), sensitivity_lines(evaluation)) if lines]
-    return "\n\n".join(_markdown(first, others) for first, *others in ([head, *rows], *later))
+    later = (task_lines(evaluation), sensitivity_lines(evaluation))
+    return "\n\n".join([_markdown([head, *rows]), *(_markdown(lines) for lines in later if lines)])
 
 
-def _markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    rule = ["---", *["---:"] * (len(head) - 1)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in [head, rule, *rows])
+def _markdown(lines: Sequence[Sequence[str]]) -> str:
+    """The first line is the head."""
+    rule = ["---", *["---:"] * (len(lines[0]) - 1)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in [lines[0], rule, *lines[1:]])
 
 
 def _kl(value: float) -> str:
