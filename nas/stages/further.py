@@ -57,7 +57,7 @@ def evaluate_further(
     job, parent = job_of(place)
     reporter = Reporter()
     evaluation = _evaluation_of(place, solution)
-    named = None if prompts is None else _prompts(prompts, evaluation)
+    named = None if prompts is None else _prompts(prompts, place)
     what = None if named is None else asked(job, parent, named)
     kind = SmallSearch if what is None or is_small(job, parent, what.effort, what.longest) else Search
     with connect(cluster_settings(job, place)) as cluster:
@@ -82,10 +82,10 @@ def _evaluation_of(place: Workspace, solution: str | None) -> dict[str, Any]:
     return dict(find_solution(place, solution).get("evaluation") or evaluate_solution(place, solution))
 
 
-def _prompts(prompts: str, evaluation: dict[str, Any]) -> list[tuple[str, str]]:
+def _prompts(prompts: str, place: Workspace) -> list[tuple[str, str]]:
     """Prompts, each with what names it where something is wrong with it."""
     if prompts == FROM_REPORT:
-        rows = evaluation.get("prompts") or []
+        rows = place.read_json("evaluation.json")["prompts"]
         if not rows:
             raise UserError("--prompts: the report of this search has no prompts; give a file with one on each line")
         return [(f"--prompts: number {number} of the report's", row["prompt"]) for number, row in enumerate(rows, 1)]

@@ -134,6 +134,20 @@ def test_the_prompts_of_the_report_will_do(searched: Path, inlay_here: Run) -> N
     assert found["sensitivity"]["prompts"] == len(found["prompts"]) > 2
 
 
+def test_a_solution_as_assembled_has_its_intervals_and_is_asked_too(searched: Path, inlay_here: Run) -> None:
+    solved = inlay_here("solve", "job.search", "--limit", "parameters=0.7x", cwd=searched)
+    assert solved.returncode == 0, solved.stderr
+    (file,) = (searched / "job.search" / "solutions").glob("*.json")
+    before = (searched / "job.search" / "evaluation.json").read_bytes()
+    done = inlay_here("evaluate", "job.search", "--solution", file.stem, "--prompts", "report", "--json", cwd=searched)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["child"]["kl_low"] < found["child"]["kl_nats"] < found["child"]["kl_high"]
+    assert found["sensitivity"]["child"]["nats"] > 0
+    assert json.loads(file.read_text())["evaluation"] == found
+    assert (searched / "job.search" / "evaluation.json").read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
