@@ -102,7 +102,11 @@ def _rows(tensor: Stored, read: Read) -> Bytes:
     rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
     expected = (*tensor.shape[:-1], GGUF[tensor.format].num_bytes(tensor.shape[-1:]))
     assert rows.shape == expected, f"{tensor.name}: {rows.shape} for {expected}"
-    return interleaved(rows, tensor.rotated_heads) if tensor.rotated_heads else rows
+    if not tensor.rotated_heads:
+        return rows
+    # A bias is one number a row.
+    by_row = rows.reshape(tensor.shape[0], -1)
+    return interleaved(by_row, tensor.rotated_heads).reshape(rows.shape)
 
 
 def _aligned(size: int) -> int:
