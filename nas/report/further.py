@@ -44,6 +44,7 @@ def further_tables(evaluation: Evaluation) -> Iterator[Table | str]:
     """The same for a terminal."""
     for head, *lines in filter(None, (task_lines(evaluation), sensitivity_lines(evaluation))):
         table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+        table.caption, table.caption_justify = "± is the standard error", "left"
         for place, name in enumerate(head):
             table.add_column(name, justify="right" if place else "left", overflow="fold")
         for line in lines:

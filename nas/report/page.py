@@ -125,7 +125,11 @@ def _presets(evaluation: Evaluation) -> Iterator[str]:
 def _further(evaluation: Evaluation) -> Iterator[str]:
     """What was asked for later."""
     for (head, *lines), title, caption in (
-        (task_lines(evaluation) or [()], "Tasks", "Standard errors; that of a difference is of the paired samples."),
+        (
+            task_lines(evaluation) or [()],
+            "Tasks",
+            "± is the standard error; that of a difference is of the paired samples.",
+        ),
         (sensitivity_lines(evaluation) or [()], "Prompt sensitivity", SENSITIVITY),
     ):
         if head:

@@ -28,7 +28,8 @@ CAPTIONS = {
 
 SENSITIVITY = (
     "POSIX: how much the log-probability of an answer changes, per token, when the prompt is written in another way "
-    "that means the same: with slips of the keyboard, in small letters, behind an empty line. Lower is steadier."
+    "that means the same: with slips of the keyboard, in small letters, behind an empty line. Lower is steadier; ± is the standard "
+    "error over prompts."
 )
 
 PAGE = """<!doctype html>
