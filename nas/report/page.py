@@ -19,7 +19,7 @@ from inlay.nas.report.promises import broken_promises
 from inlay.nas.report.prompts import prompts_html
 from inlay.nas.report.records import Evaluation, StageRow, read_evaluation, read_solution, stages_of
 from inlay.nas.report.sentences import counted
-from inlay.nas.report.style import CAPTIONS, PAGE, SENSITIVITY
+from inlay.nas.report.style import CAPTIONS, PAGE, SENSITIVITY, TASKS
 from inlay.nas.report.summary import failed_sentence
 from inlay.nas.workspace import Workspace
 
@@ -128,7 +128,7 @@ def _further(evaluation: Evaluation) -> Iterator[str]:
         (
             task_lines(evaluation) or [()],
             "Tasks",
-            "± is the standard error; that of a difference is of the paired samples.",
+            TASKS,
         ),
         (sensitivity_lines(evaluation) or [()], "Prompt sensitivity", SENSITIVITY),
     ):

@@ -28,9 +28,10 @@ CAPTIONS = {
 
 SENSITIVITY = (
     "POSIX: how much the log-probability of an answer changes, per token, when the prompt is written in another way "
-    "that means the same: with slips of the keyboard, in small letters, behind an empty line. Lower is steadier; ± is the standard "
-    "error over prompts."
+    "that means the same: with slips of the keyboard, in small letters, behind an empty line. Lower is steadier; ± is "
+    "the standard error over prompts."
 )
+TASKS = "± is the standard error; that of a difference is of the paired samples."
 
 PAGE = """<!doctype html>
 <html lang="en">
