@@ -16,6 +16,8 @@ from inlay.nas.job import Job, Scenario
 from inlay.nas.job.budget import PEAK
 from inlay.nas.job.judged import judged_length
 from inlay.nas.loop.conditions import workload_of
+from inlay.nas.loop.prompts import PROMPTS
+from inlay.nas.loop.sampling import rows_written, sampled_lengths
 from inlay.nas.loop.search import compute_dtype, target_of
 from inlay.nas.pieces.kept_times import kept_sets
 from inlay.nas.pieces.shards import shard_ranges
@@ -123,6 +125,7 @@ def _stages(job: Job, parent: Parent, space: Space, trained: int) -> list[dict[s
         parameters(v.entry(shape, i), v.slot, shape) for i, vs in enumerate(space) for v in vs if v.trained
     )
     told: dict[str, dict[str, Any]] = {
+        **({"sample": _sampled(job)} if sampled_lengths(job) else {}),
         "measure": {
             "pieces": len(job.hardware.scenarios),
             "what": "times of every distinct subblock",
@@ -149,7 +152,7 @@ def _stages(job: Job, parent: Parent, space: Space, trained: int) -> list[dict[s
             "pieces": num_models(job) if job.recover.tokens else 0,
             "what": _recovered(job),
         },
-        "evaluate": {"what": f"{_sequences(job, report_tokens)} that nothing has seen, and times"},
+        "evaluate": {"what": f"{_sequences(job, report_tokens)} that nothing has seen, times, {PROMPTS} prompts"},
         "export": {"what": "a Transformers folder"},
     }
     if job.hardware.costs is not None:
@@ -158,9 +161,18 @@ def _stages(job: Job, parent: Parent, space: Space, trained: int) -> list[dict[s
         wanted = len(job.hardware.scenarios) * (len(_timed(job, parent)) + 1)
         told["measure"]["what"] += f"; of {wanted} times this machine has {known}"
         if "measure" in seconds:
-            # Workers start all the same.
-            seconds["measure"] = START_SECONDS + (seconds["measure"] - START_SECONDS) * (1 - known / wanted)
+            start = 0 if "sample" in seconds else START_SECONDS  # workers start all the same
+            seconds["measure"] = start + (seconds["measure"] - start) * (1 - known / wanted)
     return [{"name": name, "seconds": seconds.get(name), **stage} for name, stage in told.items()]
+
+
+def _sampled(job: Job) -> dict[str, Any]:
+    texts = {part: (*rows_written(*each), each[1]) for part, each in sampled_lengths(job).items()}
+    words = [
+        f"{rows * length:,} tokens ({rows:,} of {length:,}) to {part}" for part, (rows, _, length) in texts.items()
+    ]
+    pieces = sum(-(-rows // at_once) for rows, at_once, _ in texts.values())
+    return {"pieces": pieces, "what": f"the parent writes {' and '.join(words)}"}
 
 
 def _scored(job: Job, space: Space, tokens: int) -> str:
