@@ -9,6 +9,8 @@ import numpy as np
 from inlay.solver import Choice, Limit, Problem
 
 COSTS = ("runtime_ns", "memory_bytes", "parameters")
+PRECISE_COSTS = ("decode_ns", "prefill_ns", "memory_bytes", "weights_bytes")
+PRECISIONS = 4
 GRIDS = {16: (4, 4), 54: (6, 9), 100: (10, 10)}
 """Joint choices of a layer as attention variants x ffn variants."""
 
@@ -43,6 +45,44 @@ def realistic(num_layers: int, num_choices: int, num_limits: int, seed: int) -> 
     shares = rng.uniform(0.5, 0.7, num_limits)
     limits = tuple(Limit(name, upper=int(s * p)) for name, s, p in zip(names, shares, parent, strict=True))
     return Problem(names, tuple(layers), base, limits)
+
+
+def precise(num_layers: int, num_choices: int, num_limits: int, seed: int) -> Problem:
+    """Structure x number formats: the choices of `realistic` layers with each subblock in each of four formats.
+
+    Rounding errors grow fourfold with every bit less and with what is left of the subblock; bytes follow the bits of a
+    number, decode time the bytes, and prefill time has its own factor for each format, which no bytes explain.
+    """
+    assert num_choices % PRECISIONS**2 == 0
+    assert num_limits == len(PRECISE_COSTS)
+    rng = np.random.default_rng(seed)
+    plain = realistic(num_layers, num_choices // PRECISIONS**2, 3, seed)
+    bits = np.array([16.0, 8.5, 6.5625, 4.5])
+    slower = np.array([1.0, 1.15, 1.3, 1.1])
+    layers = []
+    for layer in plain.layers:
+        harm = np.exp(rng.normal(np.log(3e-4), 0.6, 2))
+        choices = []
+        for choice in layer:
+            runtime, memory, parameters = choice.costs
+            # An ffn has twice the parameters and runtime of attention.
+            share = np.array([1 / 3, 2 / 3])
+            for a in range(PRECISIONS):
+                for f in range(PRECISIONS):
+                    own = np.array([a, f])
+                    error = (harm * share * 4.0 ** (4.5 - bits[own]) * (own > 0)).sum() * parameters / 1.85e8
+                    score = choice.score + round(1e9 * error * np.exp(rng.normal(0, 0.1)))
+                    weights = parameters * (share * bits[own]).sum() / 8
+                    decode = 0.2 * runtime + 0.8 * runtime * (share * bits[own]).sum() / 16
+                    prefill = runtime * (share * slower[own]).sum() * np.exp(rng.normal(0, 0.01))
+                    costs = tuple(map(int, (decode, prefill, memory - 2 * parameters + weights, weights)))
+                    choices.append(Choice(f"{choice.label} @ {a}{f}", score, costs))
+        layers.append(tuple(choices))
+    base = (5_000_000, 5_000_000, 1 << 30, 1 << 29)
+    parent = [b + sum(layer[0].costs[k] for layer in layers) for k, b in enumerate(base)]
+    shares = (rng.uniform(0.3, 0.5), rng.uniform(0.7, 0.9), rng.uniform(0.4, 0.6), rng.uniform(0.25, 0.4))
+    limits = tuple(Limit(n, upper=int(s * p)) for n, s, p in zip(PRECISE_COSTS, shares, parent, strict=True))
+    return Problem(PRECISE_COSTS, tuple(layers), base, limits)
 
 
 def uniform(num_layers: int, num_choices: int, num_limits: int, seed: int) -> Problem:

@@ -27,7 +27,7 @@ from inlay.nas.pieces.comparison import Comparison
 from inlay.nas.pieces.texts import Ids
 from inlay.nas.pieces.weights import Library
 from inlay.nas.report.progress import Reporter
-from inlay.nas.stages.solutions import importance_of_workspace, job_of
+from inlay.nas.stages.solutions import inputs_of_workspace, job_of
 from inlay.nas.tables.architecture import PARENT_BLOCK, Block, Blocks, architecture_of
 from inlay.nas.workspace import Workspace
 from inlay.solver import Limit, solve
@@ -55,7 +55,7 @@ def main() -> None:
 def section(place: Workspace) -> list[str]:
     job, parent = job_of(place)
     nobody: Any = None
-    search = SmallSearch(job, place, parent, nobody, Reporter(), importance=importance_of_workspace(place))
+    search = SmallSearch(job, place, parent, nobody, Reporter(), inputs=inputs_of_workspace(place))
     run = place.read_json("run.json")
     seconds = sum(stage["seconds"] for stage in run["stages"])
     lines = [f"## {Path(job.parent).stem}", "", f"`inlay run` took {seconds / 60:.1f} minutes; {told_of(job)}.", ""]
@@ -75,20 +75,14 @@ def against_presets(search: SmallSearch) -> list[str]:
     }
     wanted = [architecture for pair in found.values() for architecture in pair if architecture is not None]
     kl = quality(search, "report", wanted)
-    search.importance, importance = "", search.importance
-    plain = quality(search, "report", wanted)
-    search.importance = importance
     lines = [
-        f"| preset | MB | its KL | without importance | search at its bytes | of its KL | without importance | "
-        f"search at {LESS} of its bytes | of its KL |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+        f"| preset | MB | its KL | search at its bytes | of its KL | search at {LESS} of its bytes | of its KL |",
+        "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for name, own in presets.items():
         same, less = found[name]
-        cells = [name, f"{own['weights_bytes'] / 1e6:.1f}", f"{own['kl_nats']:.4f}", f"{own['plain_kl_nats']:.4f}"]
-        cells += _beside(kl, same, own["kl_nats"])
-        cells.append("" if same is None else f"{plain[same].kl_nats:.4f}")
-        cells += _beside(kl, less, own["kl_nats"])
+        cells = [name, f"{own['weights_bytes'] / 1e6:.1f}", f"{own['kl_nats']:.4f}"]
+        cells += [*_beside(kl, same, own["kl_nats"]), *_beside(kl, less, own["kl_nats"])]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 

@@ -1,6 +1,6 @@
 """The solver's times, gaps and proofs beside the plain program in HiGHS and CBC.
 
-    python benchmarks/solver.py [--part small single pool front large hard shell why]
+    python benchmarks/solver.py [--part small single pool front large hard formats shell why]
 
 Five instances of each kind and size; medians are quoted, then every run. One thread. Results are kept in a JSON file
 between calls, and the page is written from all that is there (`--part` alone: without running anything).
@@ -26,7 +26,7 @@ from typing import Any
 os.environ["OMP_NUM_THREADS"] = "1"
 sys.path.insert(0, str(Path(__file__).parent))
 import pulp
-from instances import Maker, correlated, even_subset_sum, realistic, uniform
+from instances import Maker, correlated, even_subset_sum, precise, realistic, uniform
 from machine import footer
 
 from inlay.solver import Axis, Problem, Solution, front, solve
@@ -35,6 +35,7 @@ RUNS = 5
 KINDS: dict[str, Maker] = {"realistic": realistic, "uniform": uniform}
 ADVERSARIAL: dict[str, Maker] = {"strongly correlated": correlated, "even subset sums": even_subset_sum}
 TINY, SMALL, USUAL, LARGE = (30, 12, 3), (80, 16, 2), (80, 54, 3), (1000, 100, 3)
+FORMATS = (80, 864, 4)
 PLAIN_LIMIT = 10.0
 """Seconds after which a back end on the plain program is stopped."""
 
@@ -106,6 +107,21 @@ def hard() -> list[Row]:
             for seed in range(RUNS):
                 run = functools.partial(solve, make(*size, seed), time_limit=5.0)
                 rows.append(measured(f"{name_of(size)} in 5 s", kind, seed, run))
+    return rows
+
+
+def formats() -> list[Row]:
+    """Structure x number formats: one answer, proven, with HiGHS beside it, and eight that differ in a fifth."""
+    rows = []
+    for seed in range(RUNS):
+        problem = precise(*FORMATS, seed)
+        rows.append(measured(name_of(FORMATS), "formats", seed, functools.partial(solve, problem)))
+        run = functools.partial(solve, problem, backend="highs", time_limit=PLAIN_LIMIT)
+        rows.append(measured(name_of(FORMATS), "formats", seed, run, "highs"))
+        eight = functools.partial(
+            solve, problem, solutions=8, min_difference=0.2, pool_gap=1e-3, time_limit=PLAIN_LIMIT
+        )
+        rows.append(measured(f"pool of 8, {name_of(FORMATS)}", "formats", seed, eight))
     return rows
 
 
@@ -227,6 +243,7 @@ PARTS: dict[str, Callable[[], list[Row]]] = {
     "front": front_of_50,
     "large": large,
     "hard": hard,
+    "formats": formats,
     "shell": shell,
     "why": why,
 }
@@ -236,6 +253,8 @@ ASKED: dict[str, tuple[str, float, float]] = {
     f"pool of 16, {name_of(USUAL)}": ("first proven, others within 0.1 %, in 2 s", 2.0, 1e-3),
     f"front of 50, {name_of(USUAL)}": ("each within 0.01 %, in 10 s", 10.0, 1e-4),
     name_of(LARGE): ("within 0.1 % in 10 s", 10.1, 1e-3),
+    name_of(FORMATS): ("proven in 2 s", 2.0, 0.0),
+    f"pool of 8, {name_of(FORMATS)}": ("first proven, others within 0.1 %, in 10 s", 10.0, 1e-3),
     "inlay solve": ("1.5 s beside the solver", 1.5, 0.0),
 }
 """What each case is asked for, and that as seconds and gap, both of the median run."""
@@ -264,7 +283,9 @@ def page(held: dict[str, Part]) -> str:
         "",
         "Layers x choices x limits; five instances of each kind, one thread. `realistic`: scores of a few early and",
         "late layers ten times the median, convex in width, costs in proportion to width plus a constant, noise.",
-        "`uniform`: everything random. `highs` and `cbc` solve the plain PuLP program of the same instance, to their",
+        "`uniform`: everything random. `formats`: `realistic` with both subblocks of a layer in any of four number",
+        "formats, limits on decode and prefill time, memory and weights. `highs` and `cbc` solve the plain PuLP",
+        "program of the same instance, to their",
         f"own tolerance, stopped after {PLAIN_LIMIT:g} s. Pools and fronts count as proven by their first answer, and",
         "their gap is the largest of all their answers. `inlay solve` is the command's wall time less its `seconds`.",
         "Of adversarial ones an honest status, bound and gap are asked. Written by `benchmarks/solver.py`.",
@@ -324,7 +345,7 @@ def disagreements(rows: list[Row]) -> str:
     """Whether those that call an answer optimal agree to the integer."""
     claims: dict[tuple[str, str, int], dict[str, int]] = {}
     for row in rows:
-        if row["case"] in (name_of(SMALL), name_of(USUAL)) and row["first"] == "optimal":
+        if row["case"] in (name_of(SMALL), name_of(USUAL), name_of(FORMATS)) and row["first"] == "optimal":
             claims.setdefault((row["case"], row["kind"], row["seed"]), {})[row["backend"]] = row["objective"]
     apart = [f"{key}: {told}" for key, told in claims.items() if len(set(told.values())) > 1]
     several = sum(len(told) > 1 for told in claims.values())

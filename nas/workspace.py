@@ -5,7 +5,7 @@
     tables/*.parquet      scores, costs, pool
     solutions/*.json      answers of the solver; solution.json is the chosen one
     library.json          digests of the trained variants by layer; texts.json those of the packed texts;
-                          importance.json the one of what rounding is weighed by
+                          inputs.json     the one of what the parent's matrices read
     sources.json          digest, documents and tokens of each source of text
     evaluation.json       child, parent and baselines side by side
     run.json              stages with time and memory, the MLflow run, what the last run was
@@ -29,7 +29,7 @@ from inlay.cluster.urls import has_password
 from inlay.nas.errors import InlayError, UserError
 
 SCHEMA = 1
-IMPORTANCE_FILE = "importance.json"
+INPUTS_FILE = "inputs.json"
 OWN_BEFORE_CLAIM = frozenset({".tmp", "lock", "scratch"})
 
 

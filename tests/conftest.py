@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
 
 from inlay.nas.embedded import corpus, embedded_parent
 
@@ -18,6 +19,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Tests neither take the times that this machine keeps nor add to them; processes inherit it, as they do the threads.
 _MEASURED = tempfile.TemporaryDirectory(prefix="inlay-measured-", ignore_cleanup_errors=True)
 os.environ["INLAY_MEASURED"] = _MEASURED.name
+
+# `pytest --hypothesis-profile release`: properties are tried on five times as many examples.
+settings.register_profile("release", max_examples=500)
 
 _LONGEST_FIRST = ("stages", "cluster", "solver", "distill", "cli", "embedded")
 _SERVICES = ("test_guide.py", "test_mlflow_auth.py", "test_services.py", "test_several.py", "test_verbs.py")

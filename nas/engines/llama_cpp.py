@@ -283,7 +283,7 @@ def _kept_file(folder: Path, model: Trained, form: str) -> Path:
     packed = packed_of(model.config, form)
 
     def write(path: Path) -> None:
-        write_trained(path, packed, model.config, model.folder, model.tensors.__getitem__, model.importance)
+        write_trained(path, packed, model.config, model.folder, model.tensors.__getitem__, model.inputs)
 
     return written_once(folder / f"{model.key}-{form}-{__version__}.gguf", write)
 

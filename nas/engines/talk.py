@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from inlay.nas.formats.fitting import Inputs
     from inlay.nas.modeling import InlayConfig
 
 
@@ -23,14 +24,14 @@ class Trained:
         config: its shape.
         folder: the model folder with its tokenizer.
         tensors: its weights by whole-model name in the type they are stored in, each read when it is asked for.
-        importance: how much each input channel of a matrix counts when it is rounded, of those where it is known.
+        inputs: what a matrix with such rows reads, by its name, where it is known: rounding is fitted to it.
     """
 
     key: str
     config: InlayConfig
     folder: Path
     tensors: Mapping[str, Tensor]
-    importance: Mapping[str, Tensor] = field(default_factory=dict)
+    inputs: Callable[[str, int], Inputs | None] = lambda name, row: None
 
 
 @dataclass(frozen=True)

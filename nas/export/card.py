@@ -27,9 +27,10 @@ def card(evaluation: Mapping[str, Any], job: Job, library: str, use: Sequence[st
     table = [
         "| | " + " | ".join(names) + " |",
         "|---" * (len(names) + 1) + "|",
-        _line("KL to the parent, nats per token", rows, lambda r: f"{r['kl_nats']:.4f}"),
+        _line("KL to the parent, nats per token", rows, _kl),
         _line("perplexity", rows, lambda r: f"{r['perplexity']:.2f}"),
         _line("same first choice as the parent", rows, lambda r: f"{100 * r['top1_agreement']:.1f} %"),
+        *(each for source in rows[0].get("sources", {}) for each in _of_source(source, rows)),
         _line("parameters", rows, lambda r: f"{r['parameters']:,}"),
         _line("weights, bytes", rows, lambda r: f"{r['weights_bytes']:,}"),
         _line("prefill, tokens per second", rows, lambda r: f"{r['prefill_tokens_per_second']:,.0f}"),
@@ -47,7 +48,7 @@ def card(evaluation: Mapping[str, Any], job: Job, library: str, use: Sequence[st
             "",
             f"Made by inlay {__version__} from `{public_name(job.parent, job)}` under the budget "
             f"`{json.dumps(job.budget.to_dict())}` (this folder holds `{chosen}`). "
-            "Figures are of held-out text and of the machine of the search.",
+            "Figures are of held-out text, with 95 % intervals by its documents, and of the machine of the search.",
             "",
             *table,
             "",
@@ -63,6 +64,21 @@ def card(evaluation: Mapping[str, Any], job: Job, library: str, use: Sequence[st
             "",
         ]
     )
+
+
+def _of_source(name: str, rows: list[Mapping[str, Any]]) -> list[str]:
+    own = [row["sources"][name] for row in rows]
+    return [
+        _line(f"KL to the parent on `{Path(name).name}`", own, _kl),
+        _line(f"perplexity on `{Path(name).name}`", own, lambda r: f"{r['perplexity']:.2f}"),
+    ]
+
+
+def _kl(row: Mapping[str, Any]) -> str:
+    """With the 95 % interval where it is known and not nothing."""
+    low, high = row.get("kl_low"), row.get("kl_high")
+    interval = "" if low is None or low == high else f" ({low:.4f} to {high:.4f})"
+    return f"{row['kl_nats']:.4f}{interval}"
 
 
 def _line(title: str, rows: list[Mapping[str, Any]], show: Any) -> str:

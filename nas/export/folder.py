@@ -77,7 +77,10 @@ def published(job: Job) -> dict[str, Any]:
     values["hardware"]["python"] = None
     values["parent"] = public_name(job.parent, job)
     for text in values["data"].values():
-        text["path"] = public_name(text["path"], job)
+        if isinstance(text["path"], str):
+            text["path"] = public_name(text["path"], job)
+        for source in text["path"] if isinstance(text["path"], list) else ():
+            source["path"] = public_name(source["path"], job)
     if values["hardware"]["costs"] is not None:
         values["hardware"]["costs"] = public_name(values["hardware"]["costs"], job)
     return values

@@ -11,7 +11,6 @@ from typing import Any, Final
 
 from inlay.nas.engines.gguf.packing import Packed
 from inlay.nas.engines.gguf.trained import write_trained
-from inlay.nas.engines.gguf.writer import weighing_of
 from inlay.nas.engines.llama_cpp import LlamaCppEngine, process
 from inlay.nas.engines.llama_files import packed_of
 from inlay.nas.errors import UserError
@@ -23,11 +22,11 @@ from inlay.nas.job import Job
 from inlay.nas.modeling import InlayConfig, InlayForCausalLM
 from inlay.nas.modeling.subblock_inlay import FORMAT, SLOTS
 from inlay.nas.pieces.assembled import TrainedModel
-from inlay.nas.pieces.weights import Weights, importance_of
+from inlay.nas.pieces.matrix_inputs import MatrixInputs
 from inlay.nas.tables.architecture import Blocks
 from inlay.nas.tables.configs import config_of
 from inlay.nas.variants.entries import entries_of
-from inlay.nas.workspace import IMPORTANCE_FILE, Workspace
+from inlay.nas.workspace import INPUTS_FILE, Workspace
 
 COMPARED_TOKENS: Final = 64
 """Tokens of text on which the file is compared with the child."""
@@ -92,18 +91,12 @@ def write_gguf_folder(
         mixed = config.ends_format or any(FORMAT in entry for block in config.blocks for entry in block.values())
         told = "mixed" if mixed else form
         name = f"{Path(job.parent.rpartition(':')[2]).stem}-{told}.gguf"
-        weighing = _weighing(place)
-        _write(folder / name, packed, config, place, parent, model, weighing)
-        difference = _compared(folder / name, packed, place, parent, model, job, weighing)
+        inputs = MatrixInputs.of(place.store, str(place.find_json(INPUTS_FILE) or ""))
+        _write(folder / name, packed, config, place, parent, model, inputs)
+        difference = _compared(folder / name, packed, place, parent, model, job, inputs)
         (folder / "README.md").write_text(card(evaluation, job, "llama.cpp", _use(name, difference)))
         write_recipe(folder, model, job)
     return output
-
-
-def _weighing(place: Workspace) -> Weights:
-    """What the search's rounding was weighed by."""
-    digest = place.find_json(IMPORTANCE_FILE)
-    return importance_of(str(place.store.blob_path(str(digest)))) if digest else {}
 
 
 def _write(
@@ -113,13 +106,13 @@ def _write(
     place: Workspace,
     parent: Parent,
     model: TrainedModel,
-    weighing: Weights,
+    inputs: MatrixInputs,
 ) -> None:
     from safetensors import safe_open
 
     with safe_open(place.store.blob_path(model.blob), framework="pt") as file:
         try:
-            write_trained(path, packed, config, parent.folder, file.get_tensor, weighing)
+            write_trained(path, packed, config, parent.folder, file.get_tensor, inputs.get)
         except ValueError as error:
             raise UserError(f"--format gguf: llama.cpp cannot run the parent: {error}") from None
 
@@ -131,13 +124,13 @@ def _compared(
     parent: Parent,
     model: TrainedModel,
     job: Job,
-    weighing: Weights,
+    inputs: MatrixInputs,
 ) -> Difference:
     """Raises UserError when the file is not the child."""
     ids = _some_text(place, parent)
     child = _child(place, parent, model)
     own = _logits_of(child, ids)
-    _round(child, packed, weighing)
+    _round(child, packed, inputs)
     with _logits(path, ids, job.hardware.python) as theirs:
         difference = _difference(own, _logits_of(child, ids), theirs)
     most = max(MOST_KL.get(tensor.format, MOST_KL_ELSE) for tensor in packed.tensors)
@@ -181,7 +174,7 @@ def _child(place: Workspace, parent: Parent, model: TrainedModel) -> Any:
     return child
 
 
-def _round(child: Any, packed: Packed, weighing: Weights) -> None:
+def _round(child: Any, packed: Packed, inputs: MatrixInputs) -> None:
     """Gives it the weights that the file has."""
     import torch
 
@@ -192,7 +185,8 @@ def _round(child: Any, packed: Packed, weighing: Weights) -> None:
         for tensor in packed.tensors:
             for source in tensor.sources:
                 own = weights[source]
-                own.copy_(rounded(own, GGUF[tensor.format], weighing_of(tensor, weighing)))
+                told = inputs.get(source, own.shape[1]) if own.ndim == 2 else None
+                own.copy_(rounded(own, GGUF[tensor.format], told))
 
 
 def _logits_of(child: Any, ids: list[int]) -> Any:

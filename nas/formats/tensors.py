@@ -1,40 +1,74 @@
-"""Rounding of torch tensors: as a value, and as a step of training that gradients pass unchanged."""
+"""Rounding of torch tensors: to bytes, as a value, and as a step of training that gradients pass unchanged."""
 
-from typing import Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from inlay.nas.formats.fitting import Inputs, can_fit, fitted
 from inlay.nas.formats.format import Format
+from inlay.nas.formats.kept import KeptRounding
+
+if TYPE_CHECKING:
+    from inlay.nas.formats.format import Bytes
 
 
-def rounded(weights: Tensor, form: Format, importance: Tensor | None = None) -> Tensor:
-    """What the engine computes with in place of `weights` [..., row], float32 on their device.
+def packed(weights: Tensor, form: Format, inputs: Inputs | None = None, kept: KeptRounding | None = None) -> Bytes:
+    """The bytes of `weights` [..., row] in a format.
+
+    Args:
+        weights: the numbers as they are stored; a matrix where inputs are given.
+        form: their format.
+        inputs: where they are known, codes are chosen so that the outputs change least; else each by itself.
+        kept: where what was rounded before lies; None: nothing is kept.
 
     Raises:
         UserError: numbers that are not finite, as `Format.pack`.
     """
-    numbers = form.rounded(_numbers(weights), None if importance is None else _numbers(importance))
-    return torch.from_numpy(numbers).to(weights.device)
+    own = weights.detach().float().cpu().contiguous()
+    # What has no codes is rounded number by number, whatever reads it.
+    chosen = inputs if can_fit(form) else None
+
+    def pack() -> Bytes:
+        return form.pack(own.numpy()) if chosen is None else fitted(own, form, chosen)
+
+    return pack() if kept is None else kept.packed(own.numpy(), form, chosen.name if chosen else "", pack)
 
 
-def straight_through(weights: Tensor, form: Format, importance: Tensor | None = None) -> Tensor:
+def rounded(weights: Tensor, form: Format, inputs: Inputs | None = None, kept: KeptRounding | None = None) -> Tensor:
+    """What the engine computes with in place of `weights`, float32 on their device; all else as `packed`."""
+    return _numbers(packed(weights, form, inputs, kept), form, weights)
+
+
+def weighed(weights: Tensor, form: Format, inputs: Inputs, kept: KeptRounding | None = None) -> Tensor:
+    """`rounded` as llama.cpp's own quantiser does with an importance matrix: each block by itself, channels weighed."""
+    own, importance = weights.detach().float().cpu().contiguous().numpy(), inputs.importance_C.numpy()
+
+    def pack() -> Bytes:
+        return form.pack(own, importance)
+
+    return _numbers(pack() if kept is None else kept.packed(own, form, f"weighed {inputs.name}", pack), form, weights)
+
+
+def straight_through(weights: Tensor, form: Format) -> Tensor:
     """`rounded` in the dtype of `weights`, whose gradient is that of what it gives (Bengio et al., arXiv 1308.3432)."""
-    found: Tensor = _StraightThrough.apply(weights, form, importance)  # type: ignore[no-untyped-call]
+    found: Tensor = _StraightThrough.apply(weights, form)  # type: ignore[no-untyped-call]
     return found
 
 
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, weights: Tensor, form: Format, importance: Tensor | None) -> Tensor:
-        return rounded(weights, form, importance).to(weights.dtype)
+    def forward(ctx: Any, weights: Tensor, form: Format) -> Tensor:
+        return rounded(weights, form).to(weights.dtype)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        return gradients[0], None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0], None
 
 
-def _numbers(tensor: Tensor) -> "np.typing.NDArray[np.float32]":
-    numbers: np.typing.NDArray[np.float32] = tensor.detach().float().cpu().numpy()
-    return numbers
+def _numbers(stored: Bytes, form: Format, like: Tensor) -> Tensor:
+    numbers: np.typing.NDArray[np.float32] = form.unpack(stored, like.shape[-1])
+    return torch.from_numpy(np.ascontiguousarray(numbers)).to(like.device)

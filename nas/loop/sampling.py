@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from inlay.distill.text import opening_token
 from inlay.nas.errors import UserError
+from inlay.nas.job import Job
 from inlay.nas.job.judged import judged_length
 from inlay.nas.loop.search import Search
 from inlay.nas.pieces.comparison import tensors_of
@@ -29,13 +30,21 @@ def sampled(search: Search, tokenizer: Any) -> dict[str, NDArray[np.int32]]:
     Raises:
         UserError: the parent repeats one token, or its chat template cannot be taken apart.
     """
-    job = search.job
-    lengths = {"distill": job.data.distill.sequence_length, "validate": judged_length(job)}
     return {
-        part: _sampled(search, part, length, tokenizer)
-        for part, length in lengths.items()
-        if getattr(job.data, part).sample is not None
+        part: _sampled(search, part, length, tokenizer) for part, (_, length) in sampled_lengths(search.job).items()
     }
+
+
+def sampled_lengths(job: Job) -> dict[str, tuple[int, int]]:
+    """Tokens that the parent writes and those of a sequence, by the part of `data` that names no path."""
+    lengths = {"distill": job.data.distill.sequence_length, "validate": judged_length(job)}
+    samples: dict[str, int | None] = {part: getattr(job.data, part).sample for part in lengths}
+    return {part: (tokens, lengths[part]) for part, tokens in samples.items() if tokens is not None}
+
+
+def rows_written(tokens: int, length: int) -> tuple[int, int]:
+    """Sequences of a length that are written for so many tokens, and how many of them one worker writes at once."""
+    return max(4, -(-tokens // length)), max(1, TOKENS_A_PIECE // length)
 
 
 def openings(tokenizer: Any) -> list[list[int]]:
@@ -65,8 +74,7 @@ def _sampled(search: Search, part: str, length: int, tokenizer: Any) -> NDArray[
         turns = openings(tokenizer)
     except ValueError as error:
         raise UserError(f"data.{part}.sample: {error}; give text in data.{part}.path") from None
-    num_rows = max(4, -(-text.sample // length))
-    at_once = max(1, TOKENS_A_PIECE // length)
+    num_rows, at_once = rows_written(text.sample, length)
     pieces = []
     for first in range(0, num_rows, at_once):
         depends = {

@@ -19,6 +19,7 @@ from inlay.cluster.store import Store
 from inlay.nas.engines.engine import Engine, Target
 from inlay.nas.engines.registry import ENGINES, format_of
 from inlay.nas.families import Described, Parent
+from inlay.nas.formats.kept import FOLDER
 from inlay.nas.job import Job
 from inlay.nas.job.locations import is_hub_id
 from inlay.nas.loop.resources import resources_of
@@ -50,7 +51,7 @@ class Search:
     """Device and versions where times are taken, by clock, once a worker was asked."""
     times_read: dict[str, dict[str, Any]] = field(default_factory=dict)
     """What records of measured times hold, by their place in the store, once they were read."""
-    importance: str = ""
+    inputs: str = ""
     """The digest of what rounding is weighed by, once it was gathered; "" where it is not."""
     scratch_peak_bytes: int = 0
     """The largest worker's memory in the stage's pieces whose records are not kept."""
@@ -62,7 +63,7 @@ class Search:
             "parent": self._parent_place,
             "dtype": compute_dtype(self.job, self.parent),
             "device": self.job.hardware.device,
-            "importance": self.importance,
+            "inputs": self.inputs,
         }
 
     @property
@@ -125,7 +126,7 @@ class Search:
     def rounding(self, architectures: Iterable[Iterable[Iterable[str]]]) -> dict[str, str]:
         """What results depend on where subblocks among these labels are rounded."""
         rounded = any("@" in label for blocks in architectures for block in blocks for label in block)
-        return {"importance": self.importance} if rounded and self.importance else {}
+        return {"inputs": self.inputs} if rounded and self.inputs else {}
 
     def part(self, end: float, batches: int | None = None) -> None:
         """Says that what follows takes the stage up to the share `end`, in so many batches where that is known."""
@@ -182,6 +183,10 @@ class Search:
     def _made_scratch(self) -> Path:
         self.scratch.mkdir(parents=True, exist_ok=True)
         return self.scratch
+
+    def forget_rounded(self) -> None:
+        """Frees what workers of this machine have kept of rounded weights."""
+        shutil.rmtree(self.cluster.scratch / FOLDER, ignore_errors=True)
 
     def best(self, best: Best) -> None:
         """Tells of the best architecture so far."""

@@ -91,13 +91,33 @@ def open_sources(job: Job, part: str, tokenizer: Any) -> list[OpenedSource]:
     return opened
 
 
-def mixed(opened: Sequence[OpenedSource], orders: Sequence[NDArray[np.int64]], tokenizer: Any, length: int) -> Mix:
+@dataclass(frozen=True)
+class PartRead:
+    """A document, or a part of a long one, as it was read: its source by place, its number there, its tokens."""
+
+    source: int
+    document: int
+    tokens: int
+
+
+def mixed(
+    opened: Sequence[OpenedSource],
+    orders: Sequence[NDArray[np.int64]],
+    tokenizer: Any,
+    length: int,
+    read: list[PartRead] | None = None,
+) -> Mix:
     """The tokens of the sources' documents in these orders, by weight; each source counts what is read of it.
+
+    What is read is added to `read`, in the order in which it comes.
 
     Raises, while it is read:
         UserError: a source changed meanwhile, or a conversation does not fit the chat template; named by its field.
     """
-    streams = [_stream(one, order, tokenizer, length) for one, order in zip(opened, orders, strict=True)]
+    streams = [
+        _stream(one, order, tokenizer, length, place, read)
+        for place, (one, order) in enumerate(zip(opened, orders, strict=True))
+    ]
     return Mix(streams, [one.weight for one in opened])
 
 
@@ -121,12 +141,16 @@ def _corpus(job: Job, text: DistillText | ValidateText, source: Source, tokenize
     return Corpus(Path(job.resolve(source.path)), text.separator, records)
 
 
-def _stream(one: OpenedSource, order: NDArray[np.int64], tokenizer: Any, length: int) -> Iterator[list[int]]:
+def _stream(
+    one: OpenedSource, order: NDArray[np.int64], tokenizer: Any, length: int, place: int, read: list[PartRead] | None
+) -> Iterator[list[int]]:
     try:
-        for ids in token_lists(one.corpus.texts(one.index, order), tokenizer):
+        for part, ids in zip(order, token_lists(one.corpus.texts(one.index, order), tokenizer), strict=True):
             one.told.read += 1
             one.told.longer += len(ids) > length
             one.told.tokens += len(ids)
+            if read is not None:
+                read.append(PartRead(place, int(one.index.documents_N[part]), len(ids)))
             yield ids
     except (ValueError, OSError) as error:
         raise UserError(f"{one.field}: {error}") from error

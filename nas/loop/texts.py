@@ -9,20 +9,22 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors.numpy import save
 
 from inlay.cluster.pieces import piece_seed
 from inlay.cluster.store import Store
 from inlay.distill.settings import LocalSettings
 from inlay.distill.text import pack
 from inlay.nas.errors import UserError
-from inlay.nas.job import Job
+from inlay.nas.job import Job, sources_by_field
 from inlay.nas.job.judged import judged_length
-from inlay.nas.loop.sources import OpenedSource, mixed, open_sources
+from inlay.nas.loop.sources import OpenedSource, PartRead, mixed, open_sources
 from inlay.nas.pieces.texts import Ids, Texts
 from inlay.nas.workspace import Workspace
 
@@ -32,7 +34,25 @@ HELD_OUT_TOKENS = 2048
 UNTRAINED_TOKENS = 32_768
 """Tokens from which statistics are gathered where no variant trains."""
 
+WRITTEN = "written by the parent"
+"""The name of the source of a text that no file holds."""
+
 _NOTHING: NDArray[np.int32] = np.zeros((0, 0), np.int32)
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Which documents a packed text is of.
+
+    Args:
+        documents_NS: of each token, int32, from 0.
+        sources_D: of each document its source, by the place in `names`, int32.
+        names: of the sources.
+    """
+
+    documents_NS: NDArray[np.int32]
+    sources_D: NDArray[np.int32]
+    names: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -43,11 +63,13 @@ class Packed:
         ids: packed ids [N, S] by name, one for each of `TEXTS`.
         sources: what was found and read of each source, by its field in the job; JSON-able.
         notes: what the user should know of the text, a sentence each.
+        report: the documents of the text that is reported.
     """
 
     ids: dict[str, NDArray[np.int32]]
     sources: dict[str, dict[str, Any]]
     notes: list[str]
+    report: Documents | None = None
 
 
 def pack_texts(job: Job, tokenizer: Any, written: Mapping[str, NDArray[np.int32]] | None = None) -> Packed:
@@ -87,11 +109,16 @@ def pack_texts(job: Job, tokenizer: Any, written: Mapping[str, NDArray[np.int32]
     train = packed[:-held_out]
     if held:
         score, _ = _pack("validate", held, [score for score, _ in parts], tokenizer, judged, tokens * 3 // 4)
-        report, _ = _pack("validate", held, [report for _, report in parts], tokenizer, judged, tokens // 4)
+        read: list[PartRead] = []
+        report, _ = _pack("validate", held, [report for _, report in parts], tokenizer, judged, tokens // 4, read)
+        documents = _documents(read, _names(job), report.shape)
     else:
         reports = np.arange(len(written["validate"])) % 4 == 3
         score = written["validate"][~reports][: -(-tokens * 3 // 4 // judged)]
         report = written["validate"][reports][: -(-tokens // 4 // judged)]
+        # The parent wrote each sequence by itself.
+        rows = np.arange(len(report), dtype=np.int32)
+        documents = Documents(np.repeat(rows[:, None], judged, axis=1), np.zeros_like(rows), (WRITTEN,))
     ids = {
         "distill": train[: max(1, local)],
         "recover": train[:whole],
@@ -102,12 +129,17 @@ def pack_texts(job: Job, tokenizer: Any, written: Mapping[str, NDArray[np.int32]
     told = [f"{one.field}: {'; '.join(found)}" for one in drawn if (found := one.told.told(length))]
     told += [f"{one.field}: {'; '.join(found)}" for one in held if (found := one.told.told(judged))]
     sources = {one.field: one.told.to_dict() for one in (*drawn, *held)}
-    return Packed(ids, sources, told + ([note] if note else []))
+    return Packed(ids, sources, told + ([note] if note else []), documents)
 
 
 def store_texts(packed: Packed, workspace: Workspace) -> Texts:
     """Puts packed texts into the store."""
-    return Texts(**{name: _put(workspace.store, ids) for name, ids in packed.ids.items()})
+    stored = {name: _put(workspace.store, ids) for name, ids in packed.ids.items()}
+    if packed.report is None:
+        return Texts(**stored, sources=())
+    told = save({"documents": packed.report.documents_NS, "sources": packed.report.sources_D})
+    stored["report"] = replace(stored["report"], documents=workspace.store.put_blob(told))
+    return Texts(**stored, sources=packed.report.names)
 
 
 def held_out_batches(job: Job, tokens: int) -> int:
@@ -134,9 +166,10 @@ def _pack(
     tokenizer: Any,
     length: int,
     tokens: int,
+    read: list[PartRead] | None = None,
 ) -> tuple[NDArray[np.int32], str]:
-    """The packed ids, and a sentence where the text ends before so many tokens."""
-    stream = mixed(opened, orders, tokenizer, length)
+    """The packed ids, and a sentence where the text ends before so many tokens; `read` as `mixed` has it."""
+    stream = mixed(opened, orders, tokenizer, length, read)
     try:
         ids = pack(stream, length, tokens=max(tokens, length))
     except ValueError as error:
@@ -148,6 +181,29 @@ def _pack(
     return ids, (
         f"{first.field}: {told}, after {ids.size:,} of {tokens:,}, since the weights would not hold without it; give "
         "more of it, or lower its weight"
+    )
+
+
+def _documents(read: Sequence[PartRead], names: tuple[str, ...], shape: tuple[int, ...]) -> Documents:
+    """Of the tokens that `pack` made of these parts: it asks only how long a part is, so numbers are cut as ids are."""
+    numbers: dict[tuple[int, int], int] = {}
+    for part in read:
+        numbers.setdefault((part.source, part.document), len(numbers))
+    parts = ([numbers[part.source, part.document]] * part.tokens for part in read)
+    packed_NS = pack(parts, shape[1], tokens=shape[0] * shape[1])
+    return Documents(packed_NS, np.array([source for source, _ in numbers], np.int32), names)
+
+
+def _names(job: Job) -> tuple[str, ...]:
+    """What the sources of the text that judges are called: the last part of their paths, or all of it, numbered where
+    one is read twice."""
+    paths = [source.path for source in sources_by_field(job.data.validate, "validate").values()]
+    names = [Path(path).name for path in paths]
+    if len(set(names)) == len(names):
+        return tuple(names)
+    return tuple(
+        path if paths.count(path) == 1 else f"{path} #{paths[: place + 1].count(path)}"
+        for place, path in enumerate(paths)
     )
 
 

@@ -8,7 +8,7 @@ from inlay.nas.loop.search import Search
 from inlay.nas.pieces.assembled import TrainedModel
 from inlay.nas.pieces.comparison import Comparison, compare_architectures, evaluate_model, summaries, tensors_of
 from inlay.nas.pieces.stage import Stage
-from inlay.nas.pieces.texts import Ids
+from inlay.nas.pieces.texts import Ids, load_documents
 from inlay.nas.pieces.weights import Library, used_weights
 from inlay.nas.report.sentences import counted
 from inlay.nas.tables.architecture import Blocks, identify
@@ -41,22 +41,26 @@ def true_scores(
                 "architectures": [[list(block) for block in architecture] for architecture in group],
                 "labels": labels,
                 "library": held,
+                "documents": ids.documents,
             }
             depends = {
                 "ids": ids.digest,
                 "rows": list(rows),
                 "architectures": arguments["architectures"],
                 "library": held,
+                "documents": ids.documents,
                 **search.rounding(group),
             }
             pieces.append(search.piece(TRUE, f"{labels[0]}+{len(labels) - 1} shard {shard:05d}", arguments, depends))
             places.append(first)
     records = search.run(pieces, what, "shards")
+    sources_D = _sources(search, ids)
     found: list[Comparison] = []
     for first in range(0, len(architectures), GROUP):
         parts = [r for r, place in zip(records, places, strict=True) if place == first]
         labels = [str(label) for label in parts[0].values["labels"]]
-        by_label = summaries(labels, [tensors_of(store.blob_path(part.blobs["sequences"])) for part in parts])
+        blobs = [tensors_of(store.blob_path(part.blobs["sequences"])) for part in parts]
+        by_label = summaries(labels, blobs, sources_D)
         found += [by_label[label] for label in labels]
     return found
 
@@ -73,6 +77,7 @@ def true_scores_of_models(
             depends = {
                 "ids": ids.digest,
                 "rows": list(rows),
+                "documents": ids.documents,
                 "blob": model.blob,
                 "architecture": [list(b) for b in model.architecture],
                 **search.rounding([model.architecture]),
@@ -80,8 +85,13 @@ def true_scores_of_models(
             label = f"{identify(model.architecture)} {model.blob[:8]} on {ids.digest[:8]} shard {shard:05d}"
             pieces.append(search.piece(EVALUATE, label, {**depends, "store": search.workspace.url}, depends))
     records = iter(search.run(pieces, what or f"true KL of {counted(len(distinct), 'trained model')}", "shards"))
-    found = {}
+    found, sources_D = {}, _sources(search, ids)
     for model in distinct:
         parts = [tensors_of(search.workspace.store.blob_path(next(records).blobs["sequences"])) for _ in ids.shards]
-        found[model] = summaries(["model"], parts)["model"]
+        found[model] = summaries(["model"], parts, sources_D)["model"]
     return {name: found[model] for name, model in models.items()}
+
+
+def _sources(search: Search, ids: Ids) -> list[int] | None:
+    """The source of each document, where the text tells its documents apart."""
+    return load_documents(search.workspace.store, ids.documents)[1] if ids.documents else None

@@ -18,7 +18,7 @@ from inlay.nas.pieces.boundaries import worker_source
 from inlay.nas.pieces.weights import Library, WorkerSource, rounded_state
 from inlay.nas.tables.architecture import Block, Blocks, ends_form
 from inlay.nas.tables.configs import config_of
-from inlay.nas.variants import parse_variant
+from inlay.nas.variants import Variant, parse_variant
 
 HEAD = "lm_head.weight"
 Trained = Literal["none", "replaced", "all"]
@@ -64,9 +64,27 @@ def layer_state(source: WorkerSource, index: int, block: Block) -> dict[str, Ten
 
 def build_whole(source: WorkerSource, architecture: Blocks, dtype: torch.dtype) -> InlayForCausalLM:
     """The assembled model with weights of `dtype` on the source's device."""
+    return _built(source, architecture, assemble_state(source, architecture), dtype)
+
+
+def build_stored(stored: StoredModel) -> InlayForCausalLM:
+    """A stored model as a whole, with weights as they are computed with, on its source's device."""
+    source = stored.source
+    state = stored.ends_state()
+    for index, block in enumerate(stored.architecture):
+        for variant in map(parse_variant, block[:2]):
+            if not variant.is_absent(source.parent.shape, index):
+                own = stored.slot_state(index, variant)
+                state |= {layer_prefix(index) + name: tensor for name, tensor in own.items()}
+    return _built(source, stored.architecture, state, source.dtype)
+
+
+def _built(
+    source: WorkerSource, architecture: Blocks, state: Mapping[str, Tensor], dtype: torch.dtype
+) -> InlayForCausalLM:
     config = config_of(source.parent.config, source.parent.shape, architecture)
-    state = {name: tensor.to(dtype) for name, tensor in assemble_state(source, architecture).items()}
-    model: Any = InlayForCausalLM.from_pretrained(None, config=config, state_dict=state, dtype=dtype)
+    cast = {name: tensor.to(dtype) for name, tensor in state.items()}
+    model: Any = InlayForCausalLM.from_pretrained(None, config=config, state_dict=cast, dtype=dtype)
     built: InlayForCausalLM = model.to(source.device)
     return built
 
@@ -149,16 +167,25 @@ class StoredModel:
         entry = variant.entry(shape, index)
         if slot == "attention":
             self.source.use(entry)
-        stored = self._tensors(layer_prefix(index), subblock_tensors(shape, slot, entry))
-        state = rounded_state(stored, variant.form, self.source.weighing(index))
+        state = self.slot_state(index, variant)
         attention, ffn = (entry, None) if slot == "attention" else (None, entry)
         return build_layer(self.source.parent.config, index, attention, ffn, state, self.source.dtype).to(self.device)
 
+    def slot_state(self, index: int, variant: Variant) -> dict[str, Tensor]:
+        """The tensors of a variant that stands in the model by layer-local names, as they are computed with."""
+        shape = self.source.parent.shape
+        names = subblock_tensors(shape, variant.slot, variant.entry(shape, index))
+        stored = self._tensors(layer_prefix(index), names)
+        return rounded_state(stored, variant.form, self.source.matrix_inputs.within(index), self.source.kept)
+
+    def ends_state(self) -> dict[str, Tensor]:
+        """The tensors of embedding, final norm and head, as they are computed with."""
+        state = self._tensors("", ends_tensors(self.source.parent.shape))
+        return self.source.rounded_ends(state, ends_form(self.architecture))
+
     def ends(self) -> Ends:
         """The model's own embedding, final norm and head, as they are computed with."""
-        state = self._tensors("", ends_tensors(self.source.parent.shape))
-        state = self.source.rounded_ends(state, ends_form(self.architecture))
-        return Ends(self.source.parent.config, state, self.source.dtype).to(self.device)
+        return Ends(self.source.parent.config, self.ends_state(), self.source.dtype).to(self.device)
 
     def _tensors(self, prefix: str, names: Iterable[str]) -> Mapping[str, Tensor]:
         from safetensors import safe_open

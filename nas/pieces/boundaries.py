@@ -16,6 +16,7 @@ from inlay.cluster.pieces import PieceContext, PieceOutput
 from inlay.cluster.store import Store
 from inlay.distill.boundary import BoundaryScratch
 from inlay.distill.sweep import SLOTS, add_update
+from inlay.nas.formats.kept import FOLDER, KeptRounding
 from inlay.nas.pieces.stage import Stage
 from inlay.nas.pieces.texts import load_ids
 from inlay.nas.pieces.weights import Library, WorkerSource, parent_of
@@ -68,15 +69,16 @@ def _write(
 ADVANCE = Stage("advance", 1, advance_shard)
 
 
-def worker_source(arguments: dict[str, Any], library: Library) -> WorkerSource:
-    """The sweep's source from a piece's arguments."""
+def worker_source(arguments: dict[str, Any], library: Library, scratch: Path | None = None) -> WorkerSource:
+    """The sweep's source from a piece's arguments; what it rounds is kept on a worker's scratch where that is given."""
     return WorkerSource(
         parent_of(arguments["parent"]),
         library,
         Store(arguments["store"]),
         getattr(torch, arguments["dtype"]),
         torch.device(arguments["device"]),
-        arguments.get("importance", ""),
+        arguments.get("inputs", ""),
+        None if scratch is None else KeptRounding(scratch / FOLDER),
     )
 
 

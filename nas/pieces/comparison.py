@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from inlay.cluster.pieces import PieceContext, PieceOutput
+from inlay.cluster.store import Store
 from inlay.distill.boundary import BoundaryScratch
 from inlay.distill.sweep import micro_batches, sweep
 from inlay.kernels import compare_next_token
@@ -22,8 +23,9 @@ from inlay.nas.modeling import Ends
 from inlay.nas.pieces.assembled import StoredModel
 from inlay.nas.pieces.boundaries import embed_rows, micro_batch, worker_source
 from inlay.nas.pieces.boundaries import micro_batch as sequences_at_once
+from inlay.nas.pieces.by_document import ByDocument, by_document, document_sums
 from inlay.nas.pieces.standard_error import Values, standard_error
-from inlay.nas.pieces.texts import load_ids
+from inlay.nas.pieces.texts import load_documents, load_ids
 from inlay.nas.pieces.weights import Library, WorkerSource
 from inlay.nas.tables.architecture import PARENT_BLOCK, Blocks, blocks_of, ends_form
 
@@ -64,6 +66,7 @@ class Comparison:
         top1_agreement: share of tokens where both have the same first choice.
         perplexity: exp of the child's loss.
         kl_N: the KL of each sequence, in the order of the text; for differences on the same text.
+        documents: the same by documents, where the text tells them apart.
     """
 
     kl_nats: float
@@ -72,10 +75,11 @@ class Comparison:
     top1_agreement: float
     perplexity: float
     kl_N: Values = field(repr=False, compare=False)
+    documents: ByDocument | None = field(default=None, repr=False, compare=False)
 
     def figures(self) -> dict[str, float | None]:
-        """What tables and files hold of it: everything but the sequences."""
-        return {name: value for name, value in asdict(self).items() if name != "kl_N"}
+        """What tables and files hold of it: everything but the sequences and the documents."""
+        return {each.name: getattr(self, each.name) for each in fields(self) if each.compare}
 
     def above(self, other: Comparison) -> Difference:
         """How much more KL it has than another on the same text."""
@@ -89,6 +93,7 @@ def compare(
     children: Sequence[Tensor],
     child_ends: Sequence[Ends] | None = None,
     micro_batch: int | None = None,
+    documents_NS: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Per-sequence means of every measure: `kl`, `child_nll`, `agree` [C, N] and `parent_nll` [N], float64.
 
@@ -99,11 +104,12 @@ def compare(
         children: the architectures' last layer outputs.
         child_ends: the children's own norms and heads; by default they keep the parent's.
         micro_batch: sequences compared at a time; by default as many as are computed at a time.
+        documents_NS: the document of each token: then sums by document are there too (`document_sums`).
     """
     num, length = ids_NS.shape
     norms = child_ends if child_ends is not None else [ends] * len(children)
     heads = [own.head_VD for own in child_ends] if child_ends is not None else None
-    rows: dict[str, list[Tensor]] = {name: [] for name in (*MEASURES, "parent_nll")}
+    parts: list[dict[str, Tensor]] = []
     for start, end in micro_batches(num, micro_batch or sequences_at_once(length)):
         labels = ids_NS[start:end, 1:].reshape(-1).to(parent_NSD.device)
         parent_ND, *child_ND = (
@@ -111,12 +117,18 @@ def compare(
             for own, hidden in zip((ends, *norms), (parent_NSD, *children), strict=True)
         )
         result = compare_next_token(parent_ND, child_ND, ends.head_VD, labels, heads)
-        for name in MEASURES:
-            values = getattr(result, name).double().reshape(len(children), end - start, length - 1)
-            rows[name].append(values.mean(-1).cpu())
-        rows["parent_nll"].append(result.parent_nll.double().reshape(end - start, length - 1).mean(-1).cpu())
-    joined = {name: torch.cat(rows[name], dim=1) for name in MEASURES}
-    return {**joined, "parent_nll": torch.cat(rows["parent_nll"])}
+        shape = (end - start, length - 1)
+        values = {name: getattr(result, name).double().reshape(len(children), *shape) for name in MEASURES}
+        values["parent_nll"] = result.parent_nll.double().reshape(shape)
+        means = {name: each.mean(-1).cpu() for name, each in values.items()}
+        own_documents = {} if documents_NS is None else document_sums(values, documents_NS[start:end])
+        parts.append({**means, **own_documents})
+    return joined(parts)
+
+
+def joined(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """What was seen of several runs of sequences, as one."""
+    return {name: torch.cat([part[name] for part in parts], dim=-1) for name in parts[0]}
 
 
 def compare_architectures(arguments: dict[str, Any], context: PieceContext) -> PieceOutput:
@@ -124,10 +136,11 @@ def compare_architectures(arguments: dict[str, Any], context: PieceContext) -> P
 
     Arguments: `store, ids, rows` (one (first, end) a shard), `architectures` (per architecture a list of
     [attention label, ffn label]), `first_layer`, `library` (digests), and for `first_layer` above 0 also `scratch`.
+    With `documents`, the digest of the text's, also sums by document.
     The blob `sequences` holds per-sequence means; `values["labels"]` names its rows.
     """
     library = Library({int(layer): held for layer, held in arguments["library"].items()})
-    source = worker_source(arguments, library)
+    source = worker_source(arguments, library, context.scratch)
     ends = source.ends()
     num_layers, first = source.num_layers, arguments["first_layer"]
     parent_choice: Blocks = tuple([PARENT_BLOCK] * num_layers)
@@ -142,14 +155,16 @@ def compare_architectures(arguments: dict[str, Any], context: PieceContext) -> P
             scratch = BoundaryScratch(Path(arguments["scratch"]), arguments["num_shards"])
             hidden = scratch.read(first, shard).to(source.device)
         ids_NS = torch.from_numpy(load_ids(source.store, arguments["ids"])[rows[0] : rows[1]].astype("int64"))
+        documents_NS = documents_of(source.store, arguments, rows)
         for start, end, size in shares_of(len(ids_NS), ids_NS.shape[1], context.memory_retries):
+            own_NS = None if documents_NS is None else documents_NS[start:end]
             with torch.inference_mode():
                 outputs = _swept(source, architectures, own, ids_NS[start:end], hidden[start:end], first, size)
                 parent, *children = outputs
-                parts.append(compare(ends, ids_NS[start:end], parent, children, [own[form] for form in forms], size))
+                own_ends = [own[form] for form in forms]
+                parts.append(compare(ends, ids_NS[start:end], parent, children, own_ends, size, own_NS))
             context.progress((number + end / len(ids_NS)) / len(arguments["shards"]))
-    joined = {name: torch.cat([part[name] for part in parts], dim=-1) for name in (*MEASURES, "parent_nll")}
-    return PieceOutput(values={"labels": list(arguments["labels"])}, blobs={"sequences": joined})
+    return PieceOutput(values={"labels": list(arguments["labels"])}, blobs={"sequences": joined(parts)})
 
 
 def _swept(
@@ -186,32 +201,42 @@ def shares_of(num: int, length: int, memory_retries: int) -> list[tuple[int, int
     return [(start, min(start + run, num), size) for start in range(0, num, run)]
 
 
-def summaries(labels: Sequence[str], sequences: Sequence[dict[str, Tensor]]) -> dict[str, Comparison]:
-    """Comparisons by label from the blobs of one or several pieces over the same labels, in shard order."""
-    joined = {name: torch.cat([part[name] for part in sequences], dim=-1) for name in (*MEASURES, "parent_nll")}
-    return {
-        label: _summary({name: joined[name][row] for name in MEASURES}, joined["parent_nll"])
-        for row, label in enumerate(labels)
-    }
+def summaries(
+    labels: Sequence[str], sequences: Sequence[dict[str, Tensor]], sources_D: Sequence[int] | None = None
+) -> dict[str, Comparison]:
+    """Comparisons by label from the blobs of one or several pieces over the same labels, in shard order.
+
+    With `sources_D`, the source of each document of the text, also by documents.
+    """
+    found = joined(sequences)
+    return {label: _summary(found, row, sources_D) for row, label in enumerate(labels)}
 
 
-def _summary(measures: dict[str, Tensor], parent_nll: Tensor) -> Comparison:
-    kl_N: Values = measures["kl"].numpy()
-    nll = float(measures["child_nll"].mean())
+def _summary(found: Mapping[str, Tensor], row: int, sources_D: Sequence[int] | None) -> Comparison:
+    kl_N: Values = found["kl"][row].numpy()
+    nll = float(found["child_nll"][row].mean())
     return Comparison(
         kl_nats=float(kl_N.mean()),
         standard_error=standard_error(kl_N),
-        lm_loss_change=nll - float(parent_nll.mean()),
-        top1_agreement=float(measures["agree"].mean()),
+        lm_loss_change=nll - float(found["parent_nll"].mean()),
+        top1_agreement=float(found["agree"][row].mean()),
         perplexity=math.exp(min(nll, 700.0)),
         kl_N=kl_N,
+        documents=None if sources_D is None else by_document(found, row, sources_D),
     )
+
+
+def documents_of(store: Store, arguments: Mapping[str, Any], rows: Sequence[int]) -> Tensor | None:
+    """The document of each token of some sequences, [N, S]; None where the piece is not told of documents."""
+    if not arguments.get("documents"):
+        return None
+    return torch.from_numpy(load_documents(store, arguments["documents"])[0][rows[0] : rows[1]].astype("int64"))
 
 
 @torch.inference_mode()
 def evaluate_model(arguments: dict[str, Any], context: PieceContext) -> PieceOutput:
     """One stored model against the parent on one shard, both carried through layer by layer."""
-    source = worker_source(arguments, Library({}))
+    source = worker_source(arguments, Library({}), context.scratch)
     architecture = blocks_of(arguments["architecture"])
     stored = StoredModel(source, arguments["blob"], architecture)
     first, end = arguments["rows"]
@@ -221,7 +246,8 @@ def evaluate_model(arguments: dict[str, Any], context: PieceContext) -> PieceOut
     (parent_NSD,) = sweep(source, [[PARENT_BLOCK] * source.num_layers], parent_ends.embed(ids_NS), 0, size)
     context.progress(0.5)
     (child_NSD,) = sweep(stored, [architecture], child_ends.embed(ids_NS), 0, size)
-    sequences = compare(parent_ends, ids_NS, parent_NSD, [child_NSD], [child_ends])
+    documents_NS = documents_of(source.store, arguments, (first, end))
+    sequences = compare(parent_ends, ids_NS, parent_NSD, [child_NSD], [child_ends], documents_NS=documents_NS)
     return PieceOutput(values={}, blobs={"sequences": sequences})
 
 

@@ -1,7 +1,7 @@
 """The parent in llama.cpp's own presets: what its quantiser makes of it, its times, and its KL.
 
 The quantiser says which type each tensor gets; rounding is bit for bit ours (nas/formats), so that quality is judged as
-that of every child is, with and without the importance of input channels.
+that of every child is, weighed by the importance of input channels on the text that fits the child's rounding.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ from inlay.nas.engines.timing import Workload, take_rounds
 from inlay.nas.families import layer_prefix
 from inlay.nas.formats import FORMATS
 from inlay.nas.formats.gguf import F16, GGUF
-from inlay.nas.formats.tensors import rounded
+from inlay.nas.formats.tensors import rounded, weighed
 from inlay.nas.modeling import Ends, InlayLayer, build_layer
-from inlay.nas.pieces.boundaries import embed_rows, micro_batch, worker_source
+from inlay.nas.pieces.boundaries import micro_batch, worker_source
 from inlay.nas.pieces.comparison import compare
 from inlay.nas.pieces.measuring import against
 from inlay.nas.pieces.texts import load_ids
-from inlay.nas.pieces.weights import Library, WorkerSource, importance_at, importance_of, parent_of
+from inlay.nas.pieces.weights import Library, WorkerSource, parent_of
+from inlay.nas.tables.architecture import PARENT_BLOCK
 
 PARENT = "parent"
 
@@ -50,7 +51,8 @@ def quantise_presets(arguments: dict[str, Any], context: PieceContext) -> PieceO
 
         def written(form: str) -> Path:
             path = Path(folder) / f"{form}.gguf"
-            write_trained(path, packed_of(parent.config, form), parent.config, parent.folder, parent.tensor, {})
+            made = packed_of(parent.config, form)
+            write_trained(path, made, parent.config, parent.folder, parent.tensor, lambda name, row: None)
             return path
 
         source = written(F16)
@@ -72,25 +74,24 @@ def quantise_presets(arguments: dict[str, Any], context: PieceContext) -> PieceO
 
 
 @torch.inference_mode()
-def compare_presets(arguments: dict[str, Any], context: PieceContext) -> PieceOutput:
-    """A piece: the parent in every preset against the parent, on one shard.
+def compare_preset(arguments: dict[str, Any], context: PieceContext) -> PieceOutput:
+    """A piece: the parent in one preset against the parent, on one shard.
 
-    Arguments: `store, ids, rows`, and `types` by preset as `quantise_presets` gives them; `importance`, "" for none.
+    Arguments: `store, ids, rows, inputs`, and `types` of a preset as `quantise_presets` gives them.
     The blob `sequences` is as `compare_architectures` has it.
     """
-    source = worker_source(arguments, Library({}))
+    source = worker_source(arguments, Library({}), context.scratch)
     first, end = arguments["rows"]
     ids_NS = torch.from_numpy(load_ids(source.store, arguments["ids"])[first:end].astype("int64")).to(source.device)
     size = micro_batch(ids_NS.shape[1], context.memory_retries)
-    own = [("attention:parent", "ffn:parent")] * source.num_layers
-    (parent_NSD,) = sweep(source, [own], embed_rows(source, arguments["ids"], (first, end)), 0, size)
-    children, ends = [], []
-    for number, types in enumerate(arguments["types"].values()):
-        preset = _Preset(source, types)
-        ends.append(preset.ends())
-        children += sweep(preset, [own], ends[-1].embed(ids_NS), 0, size)
-        context.progress((number + 1) / len(arguments["types"]))
-    sequences = compare(source.ends(), ids_NS, parent_NSD, children, ends)
+    own = [PARENT_BLOCK] * source.num_layers
+    parent_ends = source.ends()
+    (parent_NSD,) = sweep(source, [own], parent_ends.embed(ids_NS), 0, size)
+    context.progress(0.3)
+    preset = _Preset(source, arguments["types"])
+    ends = preset.ends()
+    children = sweep(preset, [own], ends.embed(ids_NS), 0, size)
+    sequences = compare(parent_ends, ids_NS, parent_NSD, children, [ends])
     return PieceOutput(values={}, blobs={"sequences": sequences})
 
 
@@ -121,10 +122,13 @@ class _Preset:
         return Ends(self.source.parent.config, state, self.source.dtype).to(self.source.device)
 
     def _rounded(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        told = importance_of(str(self.source.store.blob_path(self.source.importance))) if self.source.importance else {}
-        return {
-            name: rounded(tensor, FORMATS[self.types[name]], importance_at(told, name, tensor.shape[1]))
-            if tensor.ndim == 2
-            else tensor
-            for name, tensor in state.items()
-        }
+        found, told = dict(state), self.source.matrix_inputs
+        for name, tensor in state.items():
+            if tensor.ndim == 2:
+                form, inputs = FORMATS[self.types[name]], told.get(name, tensor.shape[1])
+                found[name] = (
+                    rounded(tensor, form, None, self.source.kept)
+                    if inputs is None
+                    else weighed(tensor, form, inputs, self.source.kept)
+                )
+        return found

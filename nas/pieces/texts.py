@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors.numpy import load_file
 
 from inlay.cluster.store import Store
 from inlay.nas.pieces.shards import shard_ranges
@@ -20,10 +23,12 @@ class Ids:
     Args:
         digest: the blob.
         shape: (N, S).
+        documents: the blob that says which document each token is of; "" where nobody asks.
     """
 
     digest: str
     shape: tuple[int, int]
+    documents: str = ""
 
     @property
     def tokens(self) -> int:
@@ -42,16 +47,37 @@ class Ids:
 
 @dataclass(frozen=True)
 class Texts:
-    """The texts of a search."""
+    """The texts of a search.
+
+    Args:
+        sources: the names of the sources of the text that judges, by the place that its documents tell.
+    """
 
     distill: Ids
     recover: Ids
     held_out: Ids
     score: Ids
     report: Ids
+    sources: tuple[str, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """What texts.json holds."""
+        return asdict(self)
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Texts:
+        """From texts.json."""
+        ids = {name: Ids(**{**values[name], "shape": tuple(values[name]["shape"])}) for name in TEXTS}
+        return cls(**ids, sources=tuple(values["sources"]))
 
 
 def load_ids(store: Store, digest: str) -> NDArray[np.int32]:
     """The packed ids of a blob, [N, S] int32, mapped from disk where the store is a folder."""
     ids: NDArray[np.int32] = np.load(store.blob_path(digest), mmap_mode="r", allow_pickle=False)
     return ids
+
+
+def load_documents(store: Store, digest: str) -> tuple[NDArray[np.int32], list[int]]:
+    """Which document each token of a text is of, [N, S], and the source of each document by its place."""
+    held = load_file(store.blob_path(digest))
+    return held["documents"], held["sources"].tolist()

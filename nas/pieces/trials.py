@@ -114,7 +114,7 @@ def _with_variants(
             held[f"{index} {label}"] = {name: tensor.to(stored).cpu() for name, tensor in state.items()}
     library = Library({index: {label: f"{index} {label}" for label in layers[index]["variants"]} for index in layers})
     return _TrainedSource(
-        source.parent, library, source.store, source.dtype, source.device, source.importance, held=held
+        source.parent, library, source.store, source.dtype, source.device, source.inputs, source.kept, held=held
     )
 
 

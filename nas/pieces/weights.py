@@ -16,12 +16,14 @@ from torch import Tensor
 
 from inlay.cluster.store import Store
 from inlay.distill.sweep import Slot
-from inlay.nas.families import Parent, layer_prefix, open_parent
+from inlay.nas.families import Parent, open_parent
 from inlay.nas.formats import FORMATS
+from inlay.nas.formats.kept import KeptRounding
 from inlay.nas.formats.tensors import rounded
 from inlay.nas.hub_ids import has_hub_form
 from inlay.nas.modeling import Ends, InlayLayer, build_layer, make_context
 from inlay.nas.modeling.kinds_inlay import SUBBLOCKS
+from inlay.nas.pieces.matrix_inputs import MatrixInputs
 from inlay.nas.tables.architecture import Blocks
 from inlay.nas.variants import parse_variant
 
@@ -48,37 +50,21 @@ def used_weights(library: Library, architectures: Sequence[Blocks]) -> dict[str,
     return held
 
 
-Weights = Mapping[str, Tensor]
-"""How much each input channel of a matrix counts when it is rounded, by the matrix's name."""
-
-
-def rounded_state(state: Mapping[str, Tensor], form: str | None, importance: Weights) -> dict[str, Tensor]:
+def rounded_state(
+    state: Mapping[str, Tensor], form: str | None, inputs: MatrixInputs, kept: KeptRounding | None
+) -> dict[str, Tensor]:
     """A subblock's tensors as an engine computes with them: matrices rounded by what holds their rows in that format.
 
-    None: as they are stored. Matrices of which `importance` does not tell are rounded without.
+    None: as they are stored. Matrices whose inputs are not told are rounded number by number.
     """
     if form is None:
         return dict(state)
-    return {
-        name: rounded(tensor, FORMATS[form].holding(tensor.shape[1]), importance_at(importance, name, tensor.shape[1]))
-        if tensor.ndim == 2
-        else tensor
-        for name, tensor in state.items()
-    }
-
-
-def importance_at(importance: Weights, name: str, row: int) -> Tensor | None:
-    """Of one matrix with such rows; None where it is not told: of a variant whose inputs are not the parent's."""
-    found = importance.get(name)
-    return found if found is not None and len(found) == row else None
-
-
-@lru_cache(maxsize=2)
-def importance_of(path: str) -> Weights:
-    """A stored importance, read once a process."""
-    from safetensors.torch import load_file
-
-    return dict(load_file(path))
+    found = dict(state)
+    for name, tensor in state.items():
+        if tensor.ndim == 2:
+            row = tensor.shape[1]
+            found[name] = rounded(tensor, FORMATS[form].holding(row), inputs.get(name, row), kept)
+    return found
 
 
 @lru_cache(maxsize=2)
@@ -98,7 +84,8 @@ class WorkerSource:
         store: the workspace's store.
         dtype: the compute type.
         device: where modules and hidden states live.
-        importance: the digest of what rounding is weighed by, "" without.
+        inputs: the digest of what the parent's matrices read, by which rounding is fitted; "" without.
+        kept: where what was rounded before lies; None: every subblock is rounded anew.
     """
 
     parent: Parent
@@ -106,7 +93,8 @@ class WorkerSource:
     store: Store
     dtype: torch.dtype
     device: torch.device
-    importance: str = ""
+    inputs: str = ""
+    kept: KeptRounding | None = None
     _contexts: dict[tuple[int, int], Any] = field(default_factory=dict)
     _entries: dict[Any, dict[str, Any]] = field(default_factory=dict)
 
@@ -145,16 +133,14 @@ class WorkerSource:
         if slot == "attention":
             self.use(entry)
         attention, ffn = (entry, None) if slot == "attention" else (None, entry)
-        state = rounded_state(state, variant.form, self.weighing(index))
+        state = rounded_state(state, variant.form, self.matrix_inputs.within(index), self.kept)
         layer = build_layer(self.parent.config, index, attention, ffn, state, self.dtype)
         return layer.to(self.device)
 
-    def weighing(self, index: int) -> Weights:
-        """The importance of a layer's matrices by their names within it."""
-        if not self.importance:
-            return {}
-        prefix, told = layer_prefix(index), importance_of(str(self.store.blob_path(self.importance)))
-        return {name.removeprefix(prefix): own for name, own in told.items() if name.startswith(prefix)}
+    @property
+    def matrix_inputs(self) -> MatrixInputs:
+        """What matrices read, by their whole-model names."""
+        return MatrixInputs.of(self.store, self.inputs)
 
     def store_state(self, digest: str) -> dict[str, Tensor]:
         """The tensors of one blob of the library."""
@@ -169,5 +155,4 @@ class WorkerSource:
 
     def rounded_ends(self, state: Mapping[str, Tensor], form: str | None) -> dict[str, Tensor]:
         """Their tensors as an engine computes with them."""
-        told = importance_of(str(self.store.blob_path(self.importance))) if self.importance else {}
-        return rounded_state(state, form, told)
+        return rounded_state(state, form, self.matrix_inputs, self.kept)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from rich.table import Table
 
 from inlay.nas.quantities import show_bytes, show_count, show_seconds
-from inlay.nas.report.records import Evaluation, Figures
+from inlay.nas.report.further import sensitivity_lines, task_lines
+from inlay.nas.report.records import Evaluation, Figures, Interval
 
 SHOWN = 0.01
 """Standard error of a ratio, relative to it, above which it is shown."""
+
+
+LONGEST_NAME = 16
+"""Characters of a source's name that are shown, from its end."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +35,12 @@ def evaluation_lines(evaluation: Evaluation) -> list[Line]:
         return Line(name, tuple(show(model) for model in models))
 
     lines = [
-        line("KL to parent, nats", lambda m: _kl(m.kl_nats)),
+        line("KL to parent, nats", lambda m: _kl(m.kl_nats) + _reach(m.kl_nats, m.kl)),
         line("  before recovery", lambda m: "" if m.before_kl_nats is None else _kl(m.before_kl_nats)),
-        line("same first choice", lambda m: f"{100 * m.top1_agreement:.1f} %"),
+        line("same first choice", _agreement),
         line("perplexity", lambda m: f"{m.perplexity:.3g}"),
+        line("  over the parent's", lambda m: _perplexity_ratio(m, parent)),
+        *(each for name in parent.sources for each in _of_source(name, models)),
         line("parameters", lambda m: _ratio(show_count(m.parameters), m.parameters, parent.parameters)),
         line("weights", lambda m: show_bytes(m.weights_bytes)),
         line("  file", lambda m: _size(m.sizes.get("file"))),
@@ -63,16 +70,14 @@ def evaluation_table(evaluation: Evaluation) -> Table:
 def preset_lines(evaluation: Evaluation) -> list[Line]:
     """llama.cpp's presets of the parent, one a line, below what was chosen."""
     chosen = evaluation.model(evaluation.chosen) or evaluation.child
-    lines = [
-        Line(chosen.name, (_kl(chosen.kl_nats), "", show_bytes(chosen.weights_bytes), _runtime(chosen.runtime_ratio)))
-    ]
+    lines = [Line(chosen.name, (_kl(chosen.kl_nats), show_bytes(chosen.weights_bytes), _runtime(chosen.runtime_ratio)))]
     for own in evaluation.presets:
-        figures = (_kl(own.kl_nats), _kl(own.plain_kl_nats), show_bytes(own.weights_bytes), _runtime(own.runtime_ratio))
+        figures = (_kl(own.kl_nats), show_bytes(own.weights_bytes), _runtime(own.runtime_ratio))
         lines.append(Line(own.name, figures))
     return lines if evaluation.presets else []
 
 
-PRESET_COLUMNS = ("KL, nats", "without importance", "weights", "runtime")
+PRESET_COLUMNS = ("KL, nats", "weights", "runtime")
 
 
 def preset_table(evaluation: Evaluation) -> Table | None:
@@ -93,15 +98,50 @@ def _runtime(ratio: float | None) -> str:
 
 
 def evaluation_markdown(evaluation: Evaluation) -> str:
-    """The table in Markdown."""
+    """The table in Markdown, and below it those of what was asked for later."""
     head = ["", *(model.name for model in evaluation.models)]
     rows = [[line.name.replace("  ", "&nbsp;&nbsp;"), *line.values] for line in evaluation_lines(evaluation)]
-    rule = ["---", *["---:"] * len(evaluation.models)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in [head, rule, *rows])
+    later = (task_lines(evaluation), sensitivity_lines(evaluation))
+    return "\n\n".join([_markdown([head, *rows]), *(_markdown(lines) for lines in later if lines)])
+
+
+def _markdown(lines: Sequence[Sequence[str]]) -> str:
+    """The first line is the head."""
+    rule = ["---", *["---:"] * (len(lines[0]) - 1)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in [lines[0], rule, *lines[1:]])
 
 
 def _kl(value: float) -> str:
     return "0" if value == 0 else f"{value:.3g}" if value >= 0.01 else f"{value:.2e}"
+
+
+def _of_source(name: str, models: Sequence[Figures]) -> Iterator[Line]:
+    shown = name if len(name) <= LONGEST_NAME else f"…{name[1 - LONGEST_NAME :]}"
+    known = [model.sources.get(name) for model in models]
+    yield Line(
+        f"KL, {shown}", tuple("" if own is None else _kl(own.kl_nats) + _reach(own.kl_nats, own.kl) for own in known)
+    )
+    yield Line(f"perplexity, {shown}", tuple("" if own is None else f"{own.perplexity:.3g}" for own in known))
+
+
+def _reach(value: float, interval: Interval | None) -> str:
+    """` ± 0.012`: how far the interval's farther end is."""
+    if interval is None or interval == (value, value):
+        return ""
+    return f" ± {max(value - interval[0], interval[1] - value):.2g}"
+
+
+def _agreement(model: Figures) -> str:
+    value = 100 * model.top1_agreement
+    interval = None if model.agreement is None else (100 * model.agreement[0], 100 * model.agreement[1])
+    return f"{value:.1f}{_reach(value, interval)} %"
+
+
+def _perplexity_ratio(model: Figures, parent: Figures) -> str:
+    if model.perplexity_ratio is None or model.name == parent.name:
+        return ""
+    ratio = model.perplexity / parent.perplexity
+    return f"{ratio:.3g}x{_reach(ratio, model.perplexity_ratio)}"
 
 
 def _ratio(text: str, value: float, of: float) -> str:

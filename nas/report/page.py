@@ -13,10 +13,13 @@ from inlay.nas.errors import InlayError, UserError
 from inlay.nas.quantities import show_bytes, show_count, show_seconds
 from inlay.nas.report.drawing import png_of, svg_of
 from inlay.nas.report.figures import PRESET_COLUMNS, evaluation_lines, preset_lines
+from inlay.nas.report.further import sensitivity_lines, task_lines
 from inlay.nas.report.pictures import all_pictures
 from inlay.nas.report.promises import broken_promises
+from inlay.nas.report.prompts import prompts_html
 from inlay.nas.report.records import Evaluation, StageRow, read_evaluation, read_solution, stages_of
-from inlay.nas.report.style import CAPTIONS, PAGE
+from inlay.nas.report.sentences import counted
+from inlay.nas.report.style import CAPTIONS, PAGE, SENSITIVITY, TASKS
 from inlay.nas.report.summary import failed_sentence
 from inlay.nas.workspace import Workspace
 
@@ -66,8 +69,9 @@ def page_of(workspace: Workspace, pictures: Mapping[str, bytes]) -> str:
         f"<h1>{html.escape(title)}</h1>",
         f"<p class=where>{html.escape(workspace.url)}</p>",
         *(_cards(evaluation) if evaluation else ["<p>This search is not finished: figures come with its end.</p>"]),
-        *([*_figures(evaluation), *_presets(evaluation)] if evaluation else []),
+        *([*_figures(evaluation), *_presets(evaluation), *_further(evaluation)] if evaluation else []),
         *(_picture(name, svg) for name, svg in pictures.items()),
+        *(prompts_html(evaluation) if evaluation else []),
         *_stages(stages_of(run), run.get("failed_variants") or []),
         *([f"<h2>Job</h2><pre>{html.escape(_job_text(job))}</pre>"] if job else []),
     ]
@@ -93,12 +97,21 @@ def _cards(evaluation: Evaluation) -> Iterator[str]:
 
 def _figures(evaluation: Evaluation) -> Iterator[str]:
     head = "".join(f"<th>{html.escape(model.name)}</th>" for model in evaluation.models)
-    rows = _rows((line.name.strip(), *line.values) for line in evaluation_lines(evaluation))
+    rows = _rows((line.name, *line.values) for line in evaluation_lines(evaluation))
     scenario = f" Times are those of the scenario {html.escape(evaluation.scenario)}." if evaluation.scenario else ""
     yield f"<h2>Figures</h2><table><tr><th></th>{head}</tr>{rows}</table>"
     for sentence in broken_promises(evaluation):
         yield f"<p class=note>{html.escape(sentence)}</p>"
-    yield f"<p class=caption>Quality is on text that nothing has seen; baselines had the same recovery.{scenario}</p>"
+    yield f"<p class=caption>{html.escape(_judged_on(evaluation))}{scenario}</p>"
+
+
+def _judged_on(evaluation: Evaluation) -> str:
+    text = evaluation.raw.get("report_text")
+    judged = "" if text is None else f" ({text['tokens']:,} tokens in {counted(text['documents'], 'document')})"
+    return (
+        f"Quality is on text that nothing has seen{judged}; ± is the 95 % interval by its documents. Baselines had the "
+        "same recovery."
+    )
 
 
 def _presets(evaluation: Evaluation) -> Iterator[str]:
@@ -107,6 +120,21 @@ def _presets(evaluation: Evaluation) -> Iterator[str]:
         head = "".join(f"<th>{html.escape(name)}</th>" for name in PRESET_COLUMNS)
         rows = _rows((line.name, *line.values) for line in lines)
         yield f"<h2>llama.cpp's presets</h2><table><tr><th></th>{head}</tr>{rows}</table>"
+
+
+def _further(evaluation: Evaluation) -> Iterator[str]:
+    """What was asked for later."""
+    for (head, *lines), title, caption in (
+        (
+            task_lines(evaluation) or [()],
+            "Tasks",
+            TASKS,
+        ),
+        (sensitivity_lines(evaluation) or [()], "Prompt sensitivity", SENSITIVITY),
+    ):
+        if head:
+            names = "".join(f"<th>{html.escape(name)}</th>" for name in head)
+            yield f"<h2>{title}</h2><table><tr>{names}</tr>{_rows(lines)}</table><p class=caption>{caption}</p>"
 
 
 def _picture(name: str, svg: bytes) -> str:

@@ -27,15 +27,28 @@ SIZES = {
 """Bytes by term: as predicted, and as engine or disk say."""
 
 
+Interval = tuple[float, float]
+"""Between these ends the true figure is, for 95 of 100 texts."""
+
+
+@dataclass(frozen=True)
+class SourceFigures:
+    """One model on the part of the report text that is of one source."""
+
+    kl_nats: float
+    perplexity: float
+    kl: Interval | None
+
+
 @dataclass(frozen=True)
 class Figures:
     """One model of `evaluation.json`: quality on the text kept for the report, exact sizes, speed.
 
-    `before_kl_nats` is the KL before recovery (None: unknown); `runtime_ratio` is to the parent, measured in turns with
-    it, and has its standard error; `ratios` are times over the parent's by term, each as predicted and as measured;
-    `sizes` are bytes by term (`SIZES`), None where one was not found out;
-    `over_budget` has the limits that are missed, each with value over limit (1.07 is
-    7 % over).
+    `kl`, `agreement` and `perplexity_ratio` (to the parent's) are intervals by documents, None where they are unknown;
+    `sources` has the figures of several sources by name. `before_kl_nats` is the KL before recovery (None: unknown);
+    `runtime_ratio` is to the parent, measured in turns with it, and has its standard error; `ratios` are times over the
+    parent's by term, each as predicted and as measured; `sizes` are bytes by term (`SIZES`), None where one was not
+    found out; `over_budget` has the limits that are missed, each with value over limit (1.07 is 7 % over).
     """
 
     name: str
@@ -55,6 +68,10 @@ class Figures:
     ratios: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     sizes: Mapping[str, tuple[int | None, int | None]] = field(default_factory=dict)
     over_budget: Mapping[str, float] = field(default_factory=dict)
+    kl: Interval | None = None
+    agreement: Interval | None = None
+    perplexity_ratio: Interval | None = None
+    sources: Mapping[str, SourceFigures] = field(default_factory=dict)
     architecture: Blocks = ()
 
     @classmethod
@@ -74,6 +91,13 @@ class Figures:
             },
             sizes={term: (values.get(own), values.get(found)) for term, (own, found) in SIZES.items()},
             over_budget=values.get("over_budget") or {},
+            kl=_interval(values, "kl"),
+            agreement=_interval(values, "top1_agreement"),
+            perplexity_ratio=_interval(values, "perplexity_ratio"),
+            sources={
+                name: SourceFigures(own["kl_nats"], own["perplexity"], _interval(own, "kl"))
+                for name, own in values.get("sources", {}).items()
+            },
             architecture=blocks_of(values.get("architecture") or ()),
         )
 
@@ -83,15 +107,49 @@ class Preset:
     """The parent in one of llama.cpp's own presets.
 
     Args:
-        kl_nats: rounded with the importance of input channels that the child's formats were rounded with.
-        plain_kl_nats: rounded without any, as the quantiser does unasked.
+        kl_nats: rounded with an importance of input channels.
     """
 
     name: str
     kl_nats: float
-    plain_kl_nats: float
     weights_bytes: int
     runtime_ratio: float
+
+
+@dataclass(frozen=True)
+class PromptRow:
+    """A prompt with what parent and child add to it; their first `same_tokens` tokens are the same."""
+
+    prompt: str
+    parent: str
+    child: str
+    same_tokens: int
+
+
+@dataclass(frozen=True)
+class TaskRow:
+    """A metric of a task for parent and child; `difference` is the child's minus the parent's."""
+
+    task: str
+    metric: str
+    samples: int | None
+    parent: float
+    parent_standard_error: float | None
+    child: float
+    child_standard_error: float | None
+    difference: float
+    difference_standard_error: float | None
+
+
+@dataclass(frozen=True)
+class SensitivityFigures:
+    """How much answers depend on the wording of prompts, nats per token; each figure with its standard error."""
+
+    prompts: int
+    variations: int
+    parent: tuple[float, float | None]
+    child: tuple[float, float | None]
+    difference: tuple[float, float | None]
 
 
 @dataclass(frozen=True)
@@ -120,6 +178,27 @@ class Evaluation:
     def presets(self) -> tuple[Preset, ...]:
         """llama.cpp's presets of the parent, where the search chose formats."""
         return tuple(Preset(name=name, **_only(Preset, row)) for name, row in (self.raw.get("presets") or {}).items())
+
+    @property
+    def prompts(self) -> tuple[PromptRow, ...]:
+        """What parent and chosen child make of the same prompts."""
+        return tuple(PromptRow(**row) for row in self.raw.get("prompts") or ())
+
+    @property
+    def tasks(self) -> tuple[TaskRow, ...]:
+        """Tasks, where these were asked for."""
+        return tuple(TaskRow(**row) for row in self.raw.get("tasks") or ())
+
+    @property
+    def sensitivity(self) -> SensitivityFigures | None:
+        """Sensitivity to prompts, where it was asked for."""
+        found = self.raw.get("sensitivity")
+        if found is None:
+            return None
+        parent, child, apart = (
+            (found[name]["nats"], found[name]["standard_error"]) for name in ("parent", "child", "child_above_parent")
+        )
+        return SensitivityFigures(found["prompts"], found["variations"], parent, child, apart)
 
     @property
     def chosen(self) -> str:
@@ -282,6 +361,11 @@ def read_rows(workspace: Workspace, table: str) -> list[dict[str, Any]]:
 def _only(record: Any, row: Mapping[str, Any]) -> dict[str, Any]:
     names = record.__dataclass_fields__
     return {name: value for name, value in row.items() if name in names}
+
+
+def _interval(values: Mapping[str, Any], name: str) -> Interval | None:
+    low, high = (values.get(f"{name}_{end}") for end in ("low", "high"))
+    return None if low is None or high is None else (low, high)
 
 
 _REQUIRED = (

@@ -26,6 +26,13 @@ CAPTIONS = {
     "recovery": ("Recovery", "Global distillation of the assembled child, and of the baselines with the same text."),
 }
 
+SENSITIVITY = (
+    "POSIX: how much the log-probability of an answer changes, per token, when the prompt is written in another way "
+    "that means the same: with slips of the keyboard, in small letters, behind an empty line. Lower is steadier; ± is "
+    "the standard error over prompts."
+)
+TASKS = "± is the standard error; that of a difference is of the paired samples."
+
 PAGE = """<!doctype html>
 <html lang="en">
 <head>
@@ -44,8 +51,12 @@ h2 { font-size: 1.15rem; margin: 2.5rem 0 .75rem; padding-top: 1.25rem; border-t
 .cards span { font-size: .82rem; color: #4b5563; }
 table { border-collapse: collapse; width: 100%; font-size: .92rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem .6rem; text-align: right; border-bottom: 1px solid #e4e8ec; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
+th:first-child, td:first-child { text-align: left; white-space: pre; }
 th { font-weight: 600; }
+.texts td, .texts th { text-align: left; vertical-align: top; width: 33.3%; }
+.texts { table-layout: fixed; }
+.texts td { white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.35; font-size: .86rem; }
+mark { background: #fdf0d5; color: inherit; }
 img { max-width: 100%; height: auto; display: block; }
 .caption { color: #4b5563; font-size: .88rem; max-width: 46rem; margin: .4rem 0 0; }
 .note { background: #fff7e6; border-left: 4px solid #d98e04; padding: .5rem .8rem; font-size: .92rem; }

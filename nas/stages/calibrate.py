@@ -1,22 +1,23 @@
 """calibrate: what is summed over text before anything is trained or rounded.
 
 For each layer the sums that start its variants, over all the text that they are trained on; and where a search chooses
-formats, how much the input channels of the parent's matrices count, over the first of it.
+formats, what the parent's matrices read, over the first of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from inlay.cluster.fanout import kept_records
 from inlay.cluster.pieces import Piece, Record
 from inlay.distill.boundary import BoundaryScratch
 from inlay.distill.settings import LocalSettings
 from inlay.distill.text import training_order
 from inlay.nas.loop.search import Search
+from inlay.nas.loop.spans import scratch_of, spans_with_boundaries
 from inlay.nas.pieces.calibration import calibrate_layer, statistics_of
-from inlay.nas.pieces.comparison import tensors_of
-from inlay.nas.pieces.importance import gather_importance, means
-from inlay.nas.pieces.shards import shard_ranges
+from inlay.nas.pieces.inputs import gather_inputs
+from inlay.nas.pieces.matrix_inputs import manifest
 from inlay.nas.pieces.stage import Stage
 from inlay.nas.pieces.texts import Ids
 from inlay.nas.variants import Variant
@@ -50,24 +51,31 @@ def held_out_rows(search: Search, ids: Ids) -> list[int]:
 
 
 CALIBRATE = Stage("calibrate", 4, calibrate_layer)
-IMPORTANCE = Stage("importance", 1, gather_importance)
-IMPORTANCE_TOKENS = 8192
-"""Tokens, whole sequences of them, over which the importance of input channels is the mean."""
+INPUTS = Stage("inputs", 1, gather_inputs)
+INPUT_TOKENS = 8192
+"""Tokens, whole sequences of them, over which what matrices read is summed."""
 
 
-def importance_of(search: Search, ids: Ids) -> str:
-    """The digest of the importance of every input channel of the parent's matrices, by whole-model names."""
-    from safetensors.torch import save
-
-    number, length = max(1, min(ids.shape[0], IMPORTANCE_TOKENS // ids.shape[1])), ids.shape[1]
+def inputs_of(search: Search, ids: Ids) -> str:
+    """The digest of the manifest of what every matrix of the parent reads, by whole-model names."""
+    few = Ids(ids.digest, (max(1, min(ids.shape[0], INPUT_TOKENS // ids.shape[1])), ids.shape[1]))
+    scratch, num_layers = scratch_of(search, few), search.parent.shape.num_layers
     pieces = []
-    for shard, rows in enumerate(shard_ranges(number, length)):
-        depends = {"ids": ids.digest, "rows": list(rows)}
-        arguments = {"store": search.workspace.url, **depends}
-        pieces.append(search.piece(IMPORTANCE, f"shard {shard:05d}", arguments, depends))
-    store = search.workspace.store
-    records = search.run(pieces, "importance of input channels", "shards")
-    return store.put_blob(save(means([tensors_of(store.blob_path(record.blobs["sums"])) for record in records])))
+    for layer in range(num_layers):
+        depends = {"ids": few.digest, "shape": list(few.shape), "layer": layer}
+        handles = {"store": search.workspace.url, "scratch": str(scratch.folder), "ranges": few.shards}
+        pieces.append(search.piece(INPUTS, f"layer {layer:04d}", {**depends, **handles}, depends))
+    kept = kept_records(search.workspace.store, pieces)
+    missing = [layer for layer, piece in enumerate(pieces) if piece.key not in kept]
+    for span in spans_with_boundaries(search, few, missing):
+        search.part(span.share, 1)
+        search.run([pieces[layer] for layer in span.layers if layer in missing], "inputs of matrices", "layers")
+    places = {
+        name: (record.blobs["products"], tensor)
+        for record in search.run(pieces)
+        for name, tensor in record.values["readers"].items()
+    }
+    return search.workspace.store.put_blob(manifest(places))
 
 
 def sums_of(record: Record) -> str:

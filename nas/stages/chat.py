@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -15,12 +14,11 @@ from inlay.nas.engines.registry import ENGINES
 from inlay.nas.engines.talk import Continuation, Talk, Trained
 from inlay.nas.errors import UserError
 from inlay.nas.families import Parent, ends_tensors, layer_prefix, subblock_tensors
+from inlay.nas.families.writing import added_text, prompt_ids, stops_of
 from inlay.nas.loop.search import target_of
 from inlay.nas.modeling.subblock_inlay import SLOTS
-from inlay.nas.pieces.assembled import TrainedModel
-from inlay.nas.pieces.weights import importance_of
-from inlay.nas.stages.solutions import assembled_blob, find_solution, importance_of_workspace, job_of
-from inlay.nas.tables.architecture import blocks_of
+from inlay.nas.pieces.matrix_inputs import MatrixInputs
+from inlay.nas.stages.solutions import inputs_of_workspace, job_of, model_named
 from inlay.nas.tables.configs import config_of
 from inlay.nas.workspace import Workspace
 
@@ -137,11 +135,7 @@ class Chat:
         return Exchange(prompt, len(ids), child, parent)
 
     def _ids(self, prompt: str) -> list[int]:
-        if self.templated:
-            turn = [{"role": "user", "content": prompt}]
-            text = self.tokenizer.apply_chat_template(turn, add_generation_prompt=True, tokenize=False)
-            return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-        return list(self.tokenizer(prompt, verbose=False)["input_ids"])
+        return prompt_ids(self.tokenizer, prompt, templated=self.templated)
 
     def _answer(self, ids: Sequence[int], found: Continuation) -> Answer:
         tokens = len(found.ids)
@@ -197,25 +191,6 @@ def open_chat(place: Workspace, solution: str | None, tokens: int, raw: bool) ->
         )
 
 
-def added_text(tokenizer: Any, prompt: Sequence[int], added: Sequence[int]) -> str:
-    """The text of tokens behind a prompt: by themselves they may lack the space that they begin with."""
-    before, whole = (
-        str(tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
-        for ids in (list(prompt), [*prompt, *added])
-    )
-    return whole.removeprefix(before)
-
-
-def stops_of(parent: Parent) -> frozenset[int]:
-    """Tokens that end a text: generation_config.json's, else the model's, and the tokenizer's."""
-    path = parent.folder / "generation_config.json"
-    given = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.is_file() else None
-    if given is None:
-        given = parent.config.eos_token_id
-    listed = given if isinstance(given, list) else [given]
-    return frozenset(token for token in (*listed, parent.tokenizer().eos_token_id) if token is not None)
-
-
 class _Tensors(Mapping[str, "Tensor"]):
     """Tensors by name, each read when it is asked for."""
 
@@ -235,26 +210,17 @@ class _Tensors(Mapping[str, "Tensor"]):
 def _child(stack: ExitStack, place: Workspace, parent: Parent, name: str) -> Trained:
     from safetensors import safe_open
 
-    model = _trained_model(place, parent, name)
+    model = model_named(place, parent, name)
     config = config_of(parent.config, parent.shape, model.architecture)
-    digest = importance_of_workspace(place)
-    weighing = importance_of(str(place.store.blob_path(digest))) if digest else {}
+    digest = inputs_of_workspace(place)
     file = stack.enter_context(safe_open(place.store.blob_path(model.blob), framework="pt"))
     return Trained(
         _key(parent, [model.blob, config.blocks, config.ends_format, digest]),
         config,
         parent.folder,
         _Tensors(file.keys(), file.get_tensor),
-        weighing,
+        MatrixInputs.of(place.store, digest).get,
     )
-
-
-def _trained_model(place: Workspace, parent: Parent, name: str) -> TrainedModel:
-    run = place.read_json("run.json")
-    if name in run["models"]:
-        return TrainedModel(blocks_of(run["evaluation"][name]["architecture"]), run["models"][name])
-    architecture = blocks_of(find_solution(place, name)["architecture"])
-    return TrainedModel(architecture, assembled_blob(place, parent, architecture))
 
 
 def _parent(parent: Parent) -> Trained:

@@ -16,12 +16,15 @@ from inlay.nas.families import Parent, Slot
 from inlay.nas.job import Job, Scenario
 from inlay.nas.job.judged import judged_length
 from inlay.nas.loop.probes import probe_tokens
+from inlay.nas.loop.prompts import ADDED_TOKENS
+from inlay.nas.loop.sampling import rows_written, sampled_lengths
 from inlay.nas.loop.texts import held_out_batches
 from inlay.nas.loop.training import global_settings
 from inlay.nas.modeling import build_layer, make_context
 from inlay.nas.pieces.boundaries import micro_batch
 from inlay.nas.pieces.shards import SMALLEST_SHARD
 from inlay.nas.pieces.subblock_times import entry_key
+from inlay.nas.stages.calibrate import INPUT_TOKENS
 from inlay.nas.stages.distill import local_settings
 from inlay.nas.stages.estimates import CHECKED, are_estimated
 from inlay.nas.tables.idle_limits import parent_sizes
@@ -41,6 +44,8 @@ START_SECONDS = 8.0
 SWAPPED = 12
 """Architectures that the swaps and the baselines' choices add to the pool's, about."""
 STORED_BYTES_PER_SECOND = 2e8
+ROUNDED_PER_SECOND = 2e6
+"""Numbers of matrices whose codes one thread chooses (nas/formats/fitting.py)."""
 FORWARD = 2.0
 """Operations for each number and token of a forward; a backward takes twice as many."""
 SLOTS: tuple[Slot, Slot] = ("attention", "ffn")
@@ -90,25 +95,43 @@ def stage_seconds(job: Job, parent: Parent) -> dict[str, float]:
     blocks = scored_blocks(job, space)
     dropped = 0 if job.space.formats_alone else 3 * shape.num_layers
     if are_estimated(job):
-        # One backward pass is two forwards; the blocks that are checked run to the end.
-        scored = score_tokens * (3 + CHECKED) * forward / min(workers, max(1, score_tokens // SMALLEST_SHARD))
+        # The backward pass takes no gradient of weights: one forward more. The blocks that are checked run to the end.
+        scored = score_tokens * (2 + CHECKED) * forward / min(workers, max(1, score_tokens // SMALLEST_SHARD))
     else:
         scored = score_tokens * blocks * FORWARD * (own / 2 + head) / by_layer
+    forms = len(job.space.formats)
+    rounding = forms * own / ROUNDED_PER_SECOND / by_layer + bool(forms) * INPUT_TOKENS * forward / judging / by_layer
     pool = 4 * job.solve.pool + dropped + SWAPPED
     timed = _TimedModels(parent, job, rates[length])
+
+    def sampling(tokens: int, length: int) -> float:
+        """Seconds in which the parent writes a text: each piece a token of all its sequences at a time."""
+        rows, at_once = rows_written(tokens, length)
+        step = (shape.num_layers + 1) * STEP * rates[length].step_seconds
+        pieces = -(-rows // at_once)
+        return length * (pieces * step + rows * forward / rates[length].operations_per_second) / min(workers, pieces)
+
+    written = {part: sampling(*each) for part, each in sampled_lengths(job).items()}
     return {
-        "measure": START_SECONDS + timed.subblocks(space),
+        **({"sample": START_SECONDS + sum(written.values())} if written else {}),
+        "measure": (0 if written else START_SECONDS) + timed.subblocks(space),
         "distill": bool(trained) * job.distill.tokens * (FORWARD * own + variants) / learning / by_layer,
-        "score": scored / judging,
+        "score": scored / judging + rounding,
         "assemble": score_tokens * pool * forward / judging / workers
         + job.recover.probed * whole_training(probe_tokens(job)) / workers
         + timed.beside_parent(1 + job.recover.probed),
         "recover": models * whole_training(job.recover.tokens) / by_model,
         # As assembled on the report text; after recovery beside the parent on both; the baselines' times.
         "evaluate": models * (3 * report_tokens + 2 * score_tokens) * forward / judging / workers
-        + timed.beside_parent(models - 1),
+        + timed.beside_parent(models - 1)
+        + _continuing(shape.num_layers, rates[judged]),
         "export": whole * shape.dtype_bytes / STORED_BYTES_PER_SECOND,
     }
+
+
+def _continuing(layers: int, rate: LayerRate) -> float:
+    """Seconds in which parent and child continue the prompts of the report, all of them at once."""
+    return (1 + CHILD) * ADDED_TOKENS * (layers + 1) * STEP * rate.step_seconds
 
 
 def num_models(job: Job) -> int:

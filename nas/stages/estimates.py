@@ -21,7 +21,7 @@ from inlay.nas.pieces.weights import Library
 from inlay.nas.tables.architecture import PARENT_BLOCK, Block, Blocks
 from inlay.nas.variants import parse_variant, variants_of
 
-ESTIMATE = Stage("estimate", 1, estimate_rounding)
+ESTIMATE = Stage("estimate", 2, estimate_rounding)
 CHECKED = 8
 """Blocks whose true KL is taken beside their estimates."""
 
@@ -59,7 +59,7 @@ def estimate_blocks(search: Search, ids: Ids) -> tuple[list[Estimated], float]:
     ]
     pieces = []
     for shard, rows in enumerate(ids.shards):
-        depends = {"ids": ids.digest, "rows": list(rows), "labels": labels, "importance": search.importance}
+        depends = {"ids": ids.digest, "rows": list(rows), "labels": labels, "inputs": search.inputs}
         arguments = {"store": search.workspace.url, **depends}
         pieces.append(search.piece(ESTIMATE, f"shard {shard:05d}", arguments, depends))
     records = search.run(pieces, "estimates of all formats", "shards")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from inlay.nas.job.sections import Scenario
@@ -12,6 +12,7 @@ from inlay.nas.loop.true_times import judged_times, times_are_given
 from inlay.nas.pieces.assembled import TrainedModel
 from inlay.nas.pieces.comparison import Comparison
 from inlay.nas.pieces.measuring import Measured
+from inlay.nas.stages.quality import quality_of
 from inlay.nas.stages.sizes import parent_file_bytes, sizes_of
 from inlay.nas.tables.architecture import PARENT_BLOCK, Blocks
 from inlay.nas.tables.costs import TIMES, CostTable
@@ -25,11 +26,13 @@ def side_by_side(
     before: Mapping[str, Comparison],
     parent: Comparison,
     models: Mapping[str, TrainedModel],
+    sources: Sequence[str],
 ) -> dict[str, Any]:
     """What evaluation.json holds: quality on the report text before and after recovery, sizes, speed."""
     store = search.workspace.store
     stored = {name: store.blob_path(model.blob).stat().st_size for name, model in models.items()}
-    rows = rows_of(search, costs, after, parent, {name: model.architecture for name, model in models.items()}, stored)
+    architectures = {name: model.architecture for name, model in models.items()}
+    rows = rows_of(search, costs, after, parent, architectures, stored, sources)
     for name, was in {"parent": parent, **before}.items():
         rows[name]["before_recover"] = was.kl_nats
     return rows
@@ -42,19 +45,20 @@ def rows_of(
     parent: Comparison,
     architectures: Mapping[str, Blocks],
     stored: Mapping[str, int],
+    sources: Sequence[str],
 ) -> dict[str, Any]:
     """Figures of the parent and of some architectures: quality, exact sizes, speed in the first scenario.
 
     Each row's `times` says whether its speed was `measured` here or is the `given` cost table's. `limits` has every
     limit of the budget with value over limit and its standard error, which is 0 where nothing was measured. `stored`
-    has the bytes of the weights of those that were trained.
+    has the bytes of the weights of those that were trained; `sources` are the names of the report text's.
     """
     scenario = search.job.hardware.scenarios[0]
     judged = judged_times(search, costs, list(architectures.values()), f"times of {', '.join(architectures)}")
     times = dict(zip(architectures, judged, strict=True))
     first = next(iter(times.values()))[scenario.name]
     own, whole = first.parent, tuple([PARENT_BLOCK] * search.parent.shape.num_layers)
-    rows = {"parent": _row(search, costs, scenario, whole, own, parent)}
+    rows = {"parent": _row(search, costs, scenario, whole, own, quality_of(parent, sources))}
     rows["parent"] |= sizes_of(
         search, costs, scenario, whole, first.parent_held, parent_file_bytes(search.parent.folder)
     )
@@ -62,7 +66,7 @@ def rows_of(
         measured = times[name][scenario.name]
         # Every model took turns with the parent; its ratio to it is carried over to the parent's time of one run.
         scaled = {key: round(own[key] * measured.ratios[key.removesuffix("_ns")]) for key in own}
-        rows[name] = _row(search, costs, scenario, architecture, scaled, quality[name])
+        rows[name] = _row(search, costs, scenario, architecture, scaled, quality_of(quality[name], sources))
         rows[name] |= sizes_of(search, costs, scenario, architecture, measured.held, stored.get(name))
         rows[name] |= _promised(costs, scenario.name, architecture, measured)
         rows[name]["runtime_ratio_error"] = measured.ratios["runtime"] * measured.ratio_errors["runtime"]
@@ -88,7 +92,7 @@ def _row(
     scenario: Scenario,
     architecture: Blocks,
     times: Mapping[str, int],
-    comparison: Comparison,
+    quality: Mapping[str, Any],
 ) -> dict[str, Any]:
     total = costs.total(scenario.name, architecture)
     shape = search.parent.shape
@@ -98,10 +102,7 @@ def _row(
     per_sequence = sum(search.storage.kv(entry["attention"], shape, 1, length) for entry in entries)
     return {
         "times": "given" if times_are_given(search) else "measured",
-        "kl_nats": comparison.kl_nats,
-        "kl_standard_error": comparison.standard_error,
-        "perplexity": comparison.perplexity,
-        "top1_agreement": comparison.top1_agreement,
+        **quality,
         "parameters": total["parameters"],
         "kv_bytes_per_token": per_sequence / length,
         "prefill_tokens_per_second": scenario.batch_size * scenario.prefill * 1e9 / times["prefill_ns"],

@@ -6,10 +6,12 @@ from dataclasses import asdict
 from types import TracebackType
 from typing import Any, Self
 
+from inlay.cluster.errors import PieceError
 from inlay.cluster.runtime import Cluster
 from inlay.nas.export.hf import write_model_folder
 from inlay.nas.families import Parent
 from inlay.nas.job import Job
+from inlay.nas.loop.prompts import side_by_side_on_prompts
 from inlay.nas.loop.sampling import sampled
 from inlay.nas.loop.search import Search
 from inlay.nas.loop.solving import Tables, solve_pool
@@ -17,8 +19,9 @@ from inlay.nas.loop.sources import changed_sources
 from inlay.nas.loop.texts import Packed, pack_texts, store_texts
 from inlay.nas.loop.true_kl import true_scores, true_scores_of_models
 from inlay.nas.pieces.assembled import TrainedModel
+from inlay.nas.pieces.comparison import Comparison
 from inlay.nas.pieces.standard_error import Values
-from inlay.nas.pieces.texts import TEXTS, Texts
+from inlay.nas.pieces.texts import Texts
 from inlay.nas.pieces.weights import Library
 from inlay.nas.report.progress import Reporter
 from inlay.nas.stages.assemble import Assembled, assemble
@@ -28,6 +31,7 @@ from inlay.nas.stages.evaluate import side_by_side
 from inlay.nas.stages.measure import cost_rows, costs_origin
 from inlay.nas.stages.outcome import loss_rows
 from inlay.nas.stages.presets import has_presets, preset_rows
+from inlay.nas.stages.quality import above_child, judged_text
 from inlay.nas.stages.recording.record import SearchRecord
 from inlay.nas.stages.recover import recover
 from inlay.nas.stages.score import offered_ends
@@ -42,6 +46,8 @@ from inlay.nas.workspace import Workspace
 
 STAGES = ("measure", "distill", "score", "assemble", "recover", "evaluate", "export")
 """In their order, as people see them."""
+SAMPLE = "sample"
+"""Before them all, where the parent writes a text."""
 
 
 class Pipeline:
@@ -68,15 +74,20 @@ class Pipeline:
     def run(self, packed: Packed | None) -> tuple[dict[str, Any], dict[str, Any]]:
         """All stages; evaluation.json's and run.json's contents. Without a text the parent writes it first."""
         self.search.reporter.search_started(
-            STAGES, stage_seconds(self.job, self.parent), of_this_device=self.job.hardware.device == "cpu"
+            STAGES if packed else (SAMPLE, *STAGES),
+            stage_seconds(self.job, self.parent),
+            of_this_device=self.job.hardware.device == "cpu",
         )
         if packed is None:
             tokenizer = self.parent.tokenizer()
-            packed = pack_texts(self.job, tokenizer, sampled(self.search, tokenizer))
+            with self.stage(SAMPLE) as told:
+                written = sampled(self.search, tokenizer)
+                told.note = f"{sum(ids.size for ids in written.values()):,} tokens"
+            packed = pack_texts(self.job, tokenizer, written)
         texts = store_texts(packed, self.place)
         self._tell_sources(packed)
         self.record.tracked.texts(texts)
-        self.place.write_json("texts.json", {name: asdict(getattr(texts, name)) for name in TEXTS})
+        self.place.write_json("texts.json", texts.to_dict())
         tables_costs = self._costs()
         self._warn_of_idle_times(tables_costs)
         self._check_reachable(tables_costs)
@@ -89,6 +100,7 @@ class Pipeline:
         winner = str(evaluation["chosen"])
         with self.stage("export"):
             write_model_folder(self.place, self.parent, models[winner], evaluation, self.job, "child")
+            self.search.forget_rounded()
         run = self.record.finish(self.fingerprint, evaluation, lost, models)
         return evaluation, run
 
@@ -202,20 +214,22 @@ class Pipeline:
             asked = [*architectures.values(), parent_blocks]
             self.search.part(0.15, 1)
             *before, parent = true_scores(self.search, texts.report, library, asked, "true KL before recovery")
-            self.search.part(0.3, 1)
-            after = true_scores_of_models(self.search, texts.report, models, "true KL after recovery")
-            self.search.part(0.45, 1)
-            ranked = true_scores_of_models(self.search, texts.score, models, "true KL on the score text")
+            after, ranked = self._models_judged(texts, library, models, before)
             presets = {"presets": preset_rows(self.search, texts.report)} if has_presets(self.search) else {}
-            self.search.part(1.0, len(set(architectures.values())) * len(self.job.hardware.scenarios))
-            rows = side_by_side(self.search, costs, after, dict(zip(names, before, strict=True)), parent, models)
+            self.search.part(0.95, len(set(architectures.values())) * len(self.job.hardware.scenarios))
+            was = dict(zip(names, before, strict=True))
+            rows = side_by_side(self.search, costs, after, was, parent, models, texts.sources)
             allowed = [name for name in names if name == "child" or not rows[name]["over_budget"]]
             # Ranked on the score text: the report text chooses nothing.
             winner = min(allowed, key=lambda name: (ranked[name].kl_nats, name != "child"))
             above = {name: ranked[name].above(ranked[winner]) for name in allowed if name != winner}
+            self.search.part(1.0, 1)
             evaluation = {
                 **rows,
                 **presets,
+                "prompts": self._prompts(texts, models[winner]),
+                "report_text": judged_text(parent),
+                "above_child": above_child(after),
                 "chosen": winner,
                 "scenario": self.job.hardware.scenarios[0].name,
                 "score_kl_nats": {name: comparison.kl_nats for name, comparison in ranked.items()},
@@ -229,3 +243,26 @@ class Pipeline:
                 if difference.within_noise and models[name] != models[winner]:
                     told.note += f", not told apart from {name} by the score text"
         return evaluation
+
+    def _models_judged(
+        self, texts: Texts, library: Library, models: dict[str, TrainedModel], before: list[Comparison]
+    ) -> tuple[dict[str, Comparison], dict[str, Comparison]]:
+        """By name on the report text and on the score text; where nothing was recovered both are of the assembled."""
+        told = "true KL on the score text"
+        if not self.job.recover.tokens:
+            self.search.part(0.45, 1)
+            architectures = [model.architecture for model in models.values()]
+            ranked = true_scores(self.search, texts.score, library, architectures, told)
+            return dict(zip(models, before, strict=True)), dict(zip(models, ranked, strict=True))
+        self.search.part(0.3, 1)
+        after = true_scores_of_models(self.search, texts.report, models, "true KL after recovery")
+        self.search.part(0.45, 1)
+        return after, true_scores_of_models(self.search, texts.score, models, told)
+
+    def _prompts(self, texts: Texts, model: TrainedModel) -> list[dict[str, Any]]:
+        """What parent and child make of ten prompts; none, said as a warning, where a worker cannot hold them whole."""
+        try:
+            return side_by_side_on_prompts(self.search, texts, model)
+        except PieceError as error:
+            self.search.reporter.warning(f"no prompts were continued, which changes nothing else: {error}")
+            return []

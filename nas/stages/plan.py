@@ -10,17 +10,21 @@ from typing import Any
 
 from inlay.nas.engines.registry import ENGINES, format_of, storage_of
 from inlay.nas.errors import UserError
-from inlay.nas.families import Parent, Shape, described
+from inlay.nas.families import Parent, Shape, described, subblock_tensors
+from inlay.nas.formats import FORMATS
 from inlay.nas.job import Job, Scenario
 from inlay.nas.job.budget import PEAK
 from inlay.nas.job.judged import judged_length
 from inlay.nas.loop.conditions import workload_of
+from inlay.nas.loop.prompts import PROMPTS
+from inlay.nas.loop.sampling import rows_written, sampled_lengths
 from inlay.nas.loop.search import compute_dtype, target_of
 from inlay.nas.pieces.kept_times import kept_sets
 from inlay.nas.pieces.shards import shard_ranges
 from inlay.nas.pieces.subblock_times import SubblockBench
 from inlay.nas.quantities import show_bytes
 from inlay.nas.report.sentences import counted
+from inlay.nas.stages.calibrate import INPUT_TOKENS
 from inlay.nas.stages.estimate import (
     SLOTS,
     START_SECONDS,
@@ -79,12 +83,29 @@ def scratch_bytes(job: Job, parent: Parent, trained: int) -> int:
     return _advanced(job, trained)[0] * parent.shape.hidden * (4 if in_float32 else 2) * states
 
 
+def rounding_bytes(shape: Shape, space: Space) -> int:
+    """Of what rounding leaves: what matrices read, in the workspace, and on scratch every matrix in every format."""
+    total = 0
+    for layer, variants in enumerate(space):
+        formed = [variant for variant in variants if variant.form is not None]
+        for variant in formed:
+            sizes = subblock_tensors(shape, variant.slot, variant.entry(shape, layer)).values()
+            form = FORMATS[str(variant.form)]
+            total += sum(form.holding(size[1]).num_bytes(size) for size in sizes if len(size) == 2)
+        # What the first matrix of a subblock reads, and what the last does.
+        for slot in SLOTS if formed else ():
+            sizes = subblock_tensors(shape, slot, shape.parent_entry(layer, slot)).values()
+            rows = [size[1] for size in sizes if len(size) == 2]
+            total += sum(4 * row**2 for row in (*rows[:1], *rows[1:][-1:]))
+    return total
+
+
 def _advanced(job: Job, trained: int) -> tuple[int, int]:
     """Tokens of the longest text whose states lie on scratch, and of each of its sequences."""
     if trained:
         return job.distill.tokens, job.data.distill.sequence_length
     if are_estimated(job):
-        return 0, judged_length(job)
+        return INPUT_TOKENS, job.data.distill.sequence_length
     return judged_tokens(job)[0], judged_length(job)
 
 
@@ -104,6 +125,7 @@ def _stages(job: Job, parent: Parent, space: Space, trained: int) -> list[dict[s
         parameters(v.entry(shape, i), v.slot, shape) for i, vs in enumerate(space) for v in vs if v.trained
     )
     told: dict[str, dict[str, Any]] = {
+        **({"sample": _sampled(job)} if sampled_lengths(job) else {}),
         "measure": {
             "pieces": len(job.hardware.scenarios),
             "what": "times of every distinct subblock",
@@ -119,6 +141,7 @@ def _stages(job: Job, parent: Parent, space: Space, trained: int) -> list[dict[s
             "what": f"{trained} variants, {job.distill.tokens:,} tokens each" if trained else "nothing to train",
         },
         "score": {
+            **({"bytes": rounded} if (rounded := rounding_bytes(parent.shape, space)) else {}),
             "pieces": len(shard_ranges(score_tokens // length, length)) if are_estimated(job) else shape.num_layers,
             "what": _scored(job, space, score_tokens),
         },
@@ -129,7 +152,7 @@ def _stages(job: Job, parent: Parent, space: Space, trained: int) -> list[dict[s
             "pieces": num_models(job) if job.recover.tokens else 0,
             "what": _recovered(job),
         },
-        "evaluate": {"what": f"{_sequences(job, report_tokens)} that nothing has seen, and times"},
+        "evaluate": {"what": f"{_sequences(job, report_tokens)} that nothing has seen, times, {PROMPTS} prompts"},
         "export": {"what": "a Transformers folder"},
     }
     if job.hardware.costs is not None:
@@ -138,9 +161,18 @@ def _stages(job: Job, parent: Parent, space: Space, trained: int) -> list[dict[s
         wanted = len(job.hardware.scenarios) * (len(_timed(job, parent)) + 1)
         told["measure"]["what"] += f"; of {wanted} times this machine has {known}"
         if "measure" in seconds:
-            # Workers start all the same.
-            seconds["measure"] = START_SECONDS + (seconds["measure"] - START_SECONDS) * (1 - known / wanted)
+            start = 0 if "sample" in seconds else START_SECONDS  # workers start all the same
+            seconds["measure"] = start + (seconds["measure"] - start) * (1 - known / wanted)
     return [{"name": name, "seconds": seconds.get(name), **stage} for name, stage in told.items()]
+
+
+def _sampled(job: Job) -> dict[str, Any]:
+    texts = {part: (*rows_written(*each), each[1]) for part, each in sampled_lengths(job).items()}
+    words = [
+        f"{rows * length:,} tokens ({rows:,} of {length:,}) to {part}" for part, (rows, _, length) in texts.items()
+    ]
+    pieces = sum(-(-rows // at_once) for rows, at_once, _ in texts.values())
+    return {"pieces": pieces, "what": f"the parent writes {' and '.join(words)}"}
 
 
 def _scored(job: Job, space: Space, tokens: int) -> str:

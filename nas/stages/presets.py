@@ -12,13 +12,13 @@ from inlay.nas.formats.gguf import GGUF
 from inlay.nas.loop.conditions import conditions_of, run_timed, workload_of
 from inlay.nas.loop.search import Search
 from inlay.nas.pieces.comparison import Comparison, summaries, tensors_of
-from inlay.nas.pieces.presets import compare_presets, quantise_presets
+from inlay.nas.pieces.presets import compare_preset, quantise_presets
 from inlay.nas.pieces.stage import Stage
 from inlay.nas.pieces.texts import Ids
 
 Q8_0 = "q8_0"
 QUANTISE = Stage("presets", 1, quantise_presets)
-PRESET_KL = Stage("preset_kl", 1, compare_presets)
+PRESET_KL = Stage("preset_kl", 2, compare_preset)
 
 
 def has_presets(search: Search) -> bool:
@@ -32,23 +32,21 @@ def has_presets(search: Search) -> bool:
 
 
 def preset_rows(search: Search, ids: Ids) -> dict[str, dict[str, Any]]:
-    """For each preset, large ones first: its KL on a text with the importance that the child is rounded with and
-    without any, exact bytes, and times in the first scenario relative to the parent in the whole file's format."""
+    """For each preset, large ones first: its KL on a text, rounded with an importance of channels, exact
+    bytes, and times in the first scenario relative to the parent in the whole file's format."""
     scenario = search.job.hardware.scenarios[0]
     settings = {"target": asdict(search.target), "workload": asdict(workload_of(scenario))}
     depends = {**settings, "conditions": conditions_of(search, scenario, QUANTISE.version)}
     piece = search.piece(QUANTISE, f"in {scenario.name}", settings, depends)
     (record,) = run_timed(search, [(scenario, piece)], "llama.cpp's presets")
     made = record.values["presets"]
-    types = {name: dict(made[name]["types"]) for name in PRESETS}
-    plain, weighed = (_quality(search, ids, types, importance) for importance in ("", search.importance))
+    quality = _quality(search, ids, {name: dict(made[name]["types"]) for name in PRESETS})
     return {
         name: {
-            "kl_nats": weighed[name].kl_nats,
-            "kl_standard_error": weighed[name].standard_error,
-            "plain_kl_nats": plain[name].kl_nats,
-            "top1_agreement": weighed[name].top1_agreement,
-            "perplexity": weighed[name].perplexity,
+            "kl_nats": quality[name].kl_nats,
+            "kl_standard_error": quality[name].standard_error,
+            "top1_agreement": quality[name].top1_agreement,
+            "perplexity": quality[name].perplexity,
             "weights_bytes": made[name]["weights_bytes"],
             "file_bytes": made[name]["file_bytes"],
             **{f"{time}_ratio": ratio for time, ratio in made[name]["measured"]["ratios"].items()},
@@ -59,13 +57,17 @@ def preset_rows(search: Search, ids: Ids) -> dict[str, dict[str, Any]]:
     }
 
 
-def _quality(search: Search, ids: Ids, types: dict[str, dict[str, str]], importance: str) -> dict[str, Comparison]:
+def _quality(search: Search, ids: Ids, types: dict[str, dict[str, str]]) -> dict[str, Comparison]:
+    """By preset: a piece rounds one of them."""
     pieces = []
-    for shard, rows in enumerate(ids.shards):
-        depends = {"ids": ids.digest, "rows": list(rows), "types": types, "importance": importance}
-        told = "weighed" if importance else "plain"
-        arguments = {"store": search.workspace.url, **depends}
-        pieces.append(search.piece(PRESET_KL, f"{told} shard {shard:05d}", arguments, depends))
-    records = search.run(pieces, "KL of llama.cpp's presets", "shards")
-    parts = [tensors_of(search.workspace.store.blob_path(record.blobs["sequences"])) for record in records]
-    return summaries(list(types), parts)
+    for name, own in types.items():
+        for shard, rows in enumerate(ids.shards):
+            depends = {"ids": ids.digest, "rows": list(rows), "types": own, "inputs": search.inputs}
+            arguments = {"store": search.workspace.url, **depends}
+            pieces.append(search.piece(PRESET_KL, f"{name} shard {shard:05d}", arguments, depends))
+    records = iter(search.run(pieces, "KL of llama.cpp's presets", "shards"))
+    found: dict[str, Comparison] = {}
+    for name in types:
+        parts = [tensors_of(search.workspace.store.blob_path(next(records).blobs["sequences"])) for _ in ids.shards]
+        found |= summaries([name], parts)
+    return found

@@ -9,12 +9,12 @@ from inlay.nas.loop.search import Search
 from inlay.nas.pieces.standard_error import Values
 from inlay.nas.pieces.texts import Texts
 from inlay.nas.pieces.weights import Library
-from inlay.nas.stages.calibrate import importance_of
+from inlay.nas.stages.calibrate import inputs_of
 from inlay.nas.stages.estimates import are_estimated, estimate_blocks
 from inlay.nas.stages.score import score_blocks, score_ends
 from inlay.nas.tables.architecture import Block
 from inlay.nas.tables.scores import ScoreTable
-from inlay.nas.workspace import IMPORTANCE_FILE
+from inlay.nas.workspace import INPUTS_FILE
 
 
 @dataclass(frozen=True)
@@ -53,5 +53,5 @@ def score_all(search: Search, texts: Texts, library: Library) -> Scored:
 def weigh_formats(search: Search, texts: Texts) -> None:
     """Gathers what rounding is weighed by, where the job chooses formats."""
     if search.job.space.formats:
-        search.importance = importance_of(search, texts.distill)
-        search.workspace.write_json(IMPORTANCE_FILE, search.importance)
+        search.inputs = inputs_of(search, texts.distill)
+        search.workspace.write_json(INPUTS_FILE, search.inputs)

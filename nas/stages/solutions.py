@@ -13,17 +13,18 @@ from inlay.nas.families import Parent, unpacked
 from inlay.nas.job import Job
 from inlay.nas.loop.search import Search, SmallSearch, cluster_settings
 from inlay.nas.loop.true_kl import true_scores
-from inlay.nas.pieces.assembled import assemble_state
+from inlay.nas.pieces.assembled import TrainedModel, assemble_state
 from inlay.nas.pieces.boundaries import worker_source
-from inlay.nas.pieces.texts import Ids
+from inlay.nas.pieces.texts import Texts
 from inlay.nas.pieces.weights import Library
 from inlay.nas.report.progress import Reporter
 from inlay.nas.stages.estimate import START_SECONDS, token_seconds
 from inlay.nas.stages.evaluate import rows_of
+from inlay.nas.stages.quality import judged_text
 from inlay.nas.stages.run import open_job_parent, unpacked_place
 from inlay.nas.tables.architecture import Blocks, blocks_of
 from inlay.nas.tables.costs import CostTable
-from inlay.nas.workspace import IMPORTANCE_FILE, Workspace
+from inlay.nas.workspace import INPUTS_FILE, Workspace
 
 
 def find_solution(place: Workspace, name: str) -> dict[str, Any]:
@@ -47,28 +48,46 @@ def evaluate_solution(place: Workspace, name: str) -> dict[str, Any]:
     stored = find_solution(place, name)
     job, parent = job_of(place)
     architecture = blocks_of(stored["architecture"])
-    report = place.read_json("texts.json")["report"]
-    ids = Ids(report["digest"], (report["shape"][0], report["shape"][1]))
+    texts = Texts.of(place.read_json("texts.json"))
+    ids = texts.report
     with connect(cluster_settings(job, place)) as cluster:
-        kind = SmallSearch if _is_small(job, parent, ids) else Search
-        search = kind(job, place, parent, cluster, Reporter(), importance=importance_of_workspace(place))
+        # The solution and the unchanged parent, both beside the parent.
+        kind = SmallSearch if is_small(job, parent, 3 * ids.tokens, ids.shape[1]) else Search
+        search = kind(job, place, parent, cluster, Reporter(), inputs=inputs_of_workspace(place))
         library = library_of_workspace(place)
         unchanged: Blocks = tuple([("attention:parent", "ffn:parent")] * parent.shape.num_layers)
         own, base = true_scores(search, ids, library, [architecture, unchanged])
         costs = CostTable(place.read_table("costs"))
-        rows = rows_of(search, costs, {"child": own}, base, {"child": architecture}, {})
+        rows = rows_of(search, costs, {"child": own}, base, {"child": architecture}, {}, texts.sources)
     rows["child"]["before_recover"] = own.kl_nats
-    evaluation = {**rows, "chosen": "child", "scenario": job.hardware.scenarios[0].name}
+    evaluation = {
+        **rows,
+        "report_text": judged_text(base),
+        "chosen": "child",
+        "scenario": job.hardware.scenarios[0].name,
+    }
     place.write_json(f"solutions/{name}.json", {**stored, "evaluation": evaluation})
     return evaluation
 
 
-def _is_small(job: Job, parent: Parent, ids: Ids) -> bool:
-    """Whether the comparison takes less time in this process than workers need to start."""
+def is_small(job: Job, parent: Parent, tokens: int, length: int) -> bool:
+    """Whether so many tokens, in sequences of a length, take less time in this process than workers need to start."""
     if job.cluster.address is not None or job.hardware.device != "cpu":
         return False
-    # The solution and the unchanged parent, both beside the parent.
-    return 3 * ids.tokens * token_seconds(parent, ids.shape[1]) < START_SECONDS
+    return tokens * token_seconds(parent, length) < START_SECONDS
+
+
+def model_named(place: Workspace, parent: Parent, name: str) -> TrainedModel:
+    """`child` or a baseline as it was recovered, or a stored solution as assembled.
+
+    Raises:
+        UserError: there is no such solution.
+    """
+    run = place.read_json("run.json")
+    if name in run["models"]:
+        return TrainedModel(blocks_of(run["evaluation"][name]["architecture"]), run["models"][name])
+    architecture = blocks_of(find_solution(place, name)["architecture"])
+    return TrainedModel(architecture, assembled_blob(place, parent, architecture))
 
 
 def assembled_blob(place: Workspace, parent: Parent, architecture: Blocks) -> str:
@@ -97,9 +116,9 @@ def job_of(place: Workspace) -> tuple[Job, Parent]:
         return job, parent
 
 
-def importance_of_workspace(place: Workspace) -> str:
-    """The digest of what rounding is weighed by; "" where the search chose no formats."""
-    return str(place.find_json(IMPORTANCE_FILE) or "")
+def inputs_of_workspace(place: Workspace) -> str:
+    """The digest of what the parent's matrices read; "" where the search chose no formats."""
+    return str(place.find_json(INPUTS_FILE) or "")
 
 
 def library_of_workspace(place: Workspace) -> Library:

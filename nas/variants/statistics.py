@@ -111,24 +111,6 @@ class ChannelGram(Statistic):
 
 
 @dataclass(frozen=True)
-class InputSquares(Statistic):
-    """Sum of the squares of every input channel of each of a layer's matrices: what rounding them is weighed by."""
-
-    name: str = "inputs.squares"
-
-    def watch(self, layer: "InlayLayer", seen: "dict[str, Tensor]") -> list[Any]:
-        """What its matrices read."""
-        import torch
-
-        linear = [(name, module) for name, module in layer.named_modules() if isinstance(module, torch.nn.Linear)]
-        return [module.register_forward_pre_hook(keep_input(seen, name)) for name, module in linear]
-
-    def sums(self, seen: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
-        """By the names of the modules, [row] each."""
-        return {name: rows_of(inputs).square().sum(0) for name, inputs in seen.items()}
-
-
-@dataclass(frozen=True)
 class Sums:
     """The sums of one layer over a number of tokens, `name.part` by `name.part`; `+` joins those of two chunks."""
 

@@ -85,6 +85,25 @@ def test_more_to_measure_takes_longer_and_a_given_table_nothing(
     assert measuring({"hardware.costs": "costs.csv"}) == 0
 
 
+def test_text_that_the_parent_writes_is_a_stage_of_its_own(
+    inlay: Inlay, write_job: WriteJob, tiny_parent: Callable[..., Path]
+) -> None:
+    def sampled(tokens: int) -> Path:
+        texts = {"distill": {"sample": tokens, "sequence_length": 32}, "validate": {"sample": 320, "tokens": 256}}
+        return write_job({"data": texts, "cluster.max_workers": 1})
+
+    first, *others = plan_of(inlay, sampled(40_000))["stages"]
+    assert (first["name"], first["pieces"]) == ("sample", 4)
+    assert first["what"] == (
+        "the parent writes 40,000 tokens (1,250 of 32) to distill and 320 tokens (10 of 32) to validate"
+    )
+    assert "sample" not in [stage["name"] for stage in others]
+    parent = open_parent(tiny_parent("llama"))
+    few, many = (stage_seconds(Job.load(sampled(tokens)), parent) for tokens in (40_000, 4_000_000))
+    assert few["sample"] > START_SECONDS > few["measure"], "workers start once, to write"
+    assert many["sample"] - START_SECONDS > 20 * (few["sample"] - START_SECONDS)
+
+
 def test_a_limit_above_the_parents_own_value_is_told(inlay: Inlay, write_job: WriteJob) -> None:
     told = "budget.memory: 20MiB limits nothing in default: the parent itself takes "
     job = write_job({"budget": {"memory": "20MiB", "parameters": "0.9x"}})

@@ -51,7 +51,7 @@ SURFACE = {
         "--json",
     },
     "sweep": {"--limit", "--points", "--minimize", "--pairs", "--gap", "--time-limit", "--json"},
-    "evaluate": {"--solution", "--markdown", "--json"},
+    "evaluate": {"--solution", "--tasks", "--task-folder", "--prompts", "--markdown", "--json"},
     "report": {"--output", "-o", "--solution", "--json"},
     "compare": {"--json"},
     "export": {"--output", "-o", "--format", "--for", "--type", "--solution"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,10 +21,18 @@ def square(arguments: dict[str, Any], context: PieceContext) -> PieceOutput:
     return PieceOutput({"square": arguments["x"] ** 2})
 
 
-def timed(arguments: dict[str, Any], context: PieceContext) -> PieceOutput:
-    started = time.time()
+def meet(arguments: dict[str, Any], context: PieceContext) -> PieceOutput:
+    place = Path(arguments["place"])
+    (place / f"{arguments['name']}.here").touch()
+    deadline = time.monotonic() + 60
+    while len(list(place.glob("*.here"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return PieceOutput({"met": len(list(place.glob("*.here"))) == 2})
+
+
+def nap(arguments: dict[str, Any], context: PieceContext) -> PieceOutput:
     time.sleep(arguments["seconds"])
-    return PieceOutput({"started": started, "ended": time.time()})
+    return PieceOutput()
 
 
 def endless(arguments: dict[str, Any], context: PieceContext) -> PieceOutput:
@@ -59,13 +68,18 @@ def test_a_piece_is_made_of_what_those_before_it_came_to(cluster: Cluster, store
     assert [record.label for record in records] == ["square of 3", "square of 9", "square of 81"]
 
 
-def test_as_many_are_drawn_as_have_room(cluster: Cluster, store: Store) -> None:
-    left = [make(timed, f"nap {number}", seconds=1.0) for number in range(4)]
-    records = run_pieces(store, [], cluster, more=lambda: left.pop() if left else None)
-    assert len(records) == 4
-    spans = [(record.values["started"], record.values["ended"]) for record in records]
-    together = [sum(start <= moment < end for start, end in spans) for moment, _ in spans]
-    assert max(together) == 2, "the cluster has two workers"
+def test_as_many_are_drawn_as_have_room(cluster: Cluster, store: Store, tmp_path: Path) -> None:
+    """Each piece waits for another one: with one at a time the first would never end."""
+    drawn: list[Piece] = []
+
+    def more() -> Piece | None:
+        if len(drawn) == 2:
+            return None
+        drawn.append(make(meet, f"guest {len(drawn)}", place=str(tmp_path), name=f"guest {len(drawn)}"))
+        return drawn[-1]
+
+    records = run_pieces(store, [], cluster, more=more)
+    assert [record.values["met"] for record in records] == [True, True]
 
 
 def test_a_piece_that_is_called_off_may_end_early(cluster: Cluster, store: Store) -> None:
@@ -83,7 +97,7 @@ def test_a_piece_that_is_called_off_may_end_early(cluster: Cluster, store: Store
 def test_after_a_failure_none_is_drawn(cluster: Cluster, store: Store) -> None:
     left = [make(square, "never", x=1), make(broken, "broken")]
     with pytest.raises(PieceError, match="no luck") as raised:
-        run_pieces(store, [make(timed, "nap", seconds=3.0)], cluster, more=lambda: left.pop() if left else None)
+        run_pieces(store, [make(nap, "nap", seconds=3.0)], cluster, more=lambda: left.pop() if left else None)
     assert raised.value.label == "broken"
     assert [piece.label for piece in left] == ["never"]
     assert len(store.list("records/drawn/")) == 1, "what had begun was committed"

@@ -284,12 +284,12 @@ def test_what_a_piece_waits_for_is_told_and_only_its_own_time_counts(
 def test_pieces_behind_wider_ones_are_queued_and_not_hung(
     store: Store, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("inlay.cluster.fanout._BEGINNING_SECONDS", 3.0)
+    monkeypatch.setattr("inlay.cluster.fanout._BEGINNING_SECONDS", 7.0)
     cluster.preload()
-    wide = replace(make(slow, "wide", steps=80), resources=Resources(cpus=2))
+    wide = replace(make(slow, "wide", steps=100), resources=Resources(cpus=2))
     events: list[PieceEvent] = []
     records = run_pieces(
-        store, [wide, make(square, "narrow", x=2)], cluster, deadline_seconds=3, on_event=events.append
+        store, [wide, make(square, "narrow", x=2)], cluster, deadline_seconds=7, on_event=events.append
     )
     assert [record.attempts for record in records] == [1, 1]
     assert "retried" not in {event.kind for event in events}

@@ -78,7 +78,7 @@ def made(parent: Any, blocks: list[dict[str, Any]], path: Path, form: str) -> tu
     config = parent.config
     rotation = rotation_of(config.rope_parameters, config.head_dim)
     own = model_fields(packed, rotation, config.max_position_embeddings, config.rms_norm_eps, "child")
-    write_file(path, packed, rotation, [*own, NO_TOKENIZER], lambda name: state[name].numpy(), {})
+    write_file(path, packed, rotation, [*own, NO_TOKENIZER], lambda name, form: form.pack(state[name].numpy()))
     assert path.stat().st_size == file_bytes(packed, rotation, [*own, NO_TOKENIZER])
     return model, packed
 

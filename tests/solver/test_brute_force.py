@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from properties import examples
 
 from inlay.solver import Problem, solve
 
-many = settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck))
-some = settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+many = examples(2)
+some = examples(0.6)
 
 
 def check_best(problem: Problem, feasible) -> None:

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from properties import examples
 
 from inlay.solver import Choice, Limit, Problem, _deep, _exact, solve
 from inlay.solver._plain import Plain
@@ -21,7 +22,7 @@ from inlay.solver._rows import limit_rows
 
 PATIENT = 500.0
 """Seconds for what must be solved to its end, however busy the machine."""
-some = settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+some = examples(0.6)
 
 
 @pytest.fixture
@@ -193,7 +194,8 @@ from inlay.solver._compiled import descend
 assert descend.signatures
 print(*(solution.objective for solution in pool))
 """
-    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(Path(__file__).parent)}
+    own = Path(__file__).parent
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": f"{own}{os.pathsep}{own.parent}"}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     pool = solve(random_problem(num_layers=14, num_choices=8, num_limits=3), solutions=4)

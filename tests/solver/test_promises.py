@@ -7,12 +7,13 @@ import time
 from dataclasses import replace
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from properties import examples
 
 from inlay.solver import Choice, Limit, PairTerm, Problem, explain_infeasible, solve
 
-many = settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck))
+many = examples(2)
 
 
 @pytest.mark.slow

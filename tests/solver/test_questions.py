@@ -6,8 +6,9 @@ from dataclasses import replace
 from fractions import Fraction
 
 import pytest
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
+from properties import examples
 
 from inlay.solver import (
     METHODS,
@@ -27,9 +28,9 @@ from inlay.solver import (
     stack_scenarios,
 )
 
-many = settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck))
-some = settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
-few = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+many = examples(2)
+some = examples(0.8)
+few = examples(0.3)
 STEPS = 10_000
 """In how many parts of itself a limit gives way, as explain_infeasible says."""
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from inlay.cluster import LockedError, Store, locked
+from inlay.nas.export.folder import published
 from inlay.nas.export.hf import write_model_folder
 from inlay.nas.job import Job
 from inlay.nas.pieces.assembled import TrainedModel
@@ -75,6 +76,15 @@ def test_what_is_published_names_nothing_of_the_machine(tmp_path: Path, job: Job
     assert recipe["parent"] == parent.folder.name
     assert recipe["data"]["distill"]["path"] == texts[0].name
     assert recipe["distill"] == values["distill"]
+
+
+def test_texts_of_several_sources_and_of_none_are_published_too(job: Job) -> None:
+    values = job.to_dict()
+    sources = [{"path": "/home/ada/web.txt", "weight": 2}, {"path": "inlay:pystdlib/train"}]
+    values["data"] = {"distill": {"path": sources}, "validate": {"sample": 1024}}
+    texts = published(Job.from_dict(values))["data"]
+    assert [source["path"] for source in texts["distill"]["path"]] == ["web.txt", "inlay:pystdlib/train"]
+    assert (texts["validate"]["path"], texts["validate"]["sample"]) == (None, 1024)
 
 
 @pytest.mark.parametrize("url", ["{folder}/here", "memory://{folder}/there"])

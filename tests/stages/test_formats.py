@@ -13,20 +13,21 @@ import torch
 import yaml
 from gguf import GGMLQuantizationType, GGUFReader
 from gguf.quants import dequantize, quantize
-from safetensors.torch import load_file
 
 from inlay.nas.engines.gguf.packing import pack
 from inlay.nas.engines.registry import ENGINES
 from inlay.nas.families import Parent, layer_prefix, open_parent
 from inlay.nas.formats.gguf import GGUF
+from inlay.nas.formats.tensors import packed
 from inlay.nas.job import Job
 from inlay.nas.loop.search import SmallSearch
 from inlay.nas.loop.texts import pack_texts, store_texts
 from inlay.nas.loop.true_kl import true_scores
 from inlay.nas.modeling import InlayForCausalLM
 from inlay.nas.modeling.subblock_inlay import FORMAT
+from inlay.nas.pieces.matrix_inputs import MatrixInputs
 from inlay.nas.pieces.weights import Library, WorkerSource
-from inlay.nas.stages.calibrate import importance_of
+from inlay.nas.stages.calibrate import inputs_of
 from inlay.nas.stages.distill import build_library
 from inlay.nas.stages.estimates import CHECKED
 from inlay.nas.stages.presets import has_presets, preset_rows
@@ -175,8 +176,8 @@ def test_estimates_rank_as_true_scores_do(
     assert sum(row["standard_error"] is not None for row in rows) == CHECKED
     job = Job.from_dict(yaml.safe_load((untrained / "job.yaml").read_text()))
     search = make_search(job, tmp_path / "w.search")
-    search.importance = search.workspace.store.put_blob(place.store.blob_path(place.read_json("importance.json")))
-    told = store_texts(pack_texts(job, search.parent.tokenizer()), search.workspace).score
+    stored = store_texts(pack_texts(job, search.parent.tokenizer()), search.workspace)
+    told, search.inputs = stored.score, inputs_of(search, stored.distill)
     own = [("attention:parent", "ffn:parent")] * search.parent.shape.num_layers
     changed = [
         tuple((row["attention"], row["ffn"]) if layer == row["layer"] else block for layer, block in enumerate(own))
@@ -198,13 +199,10 @@ def test_llama_cpps_presets_are_measured_beside_the_parent(
     search = make_search(Job.from_dict(formats_alone(parent, texts)), tmp_path / "w.search")
     stored = store_texts(pack_texts(search.job, search.parent.tokenizer()), search.workspace)
     assert has_presets(search)
-    search.importance = importance_of(search, stored.distill)
+    search.inputs = inputs_of(search, stored.distill)
     presets = preset_rows(search, stored.report)
     assert list(presets) == ["Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "Q3_K_M"]
     assert 0 < presets["Q8_0"]["kl_nats"] < presets["Q4_0"]["kl_nats"]
-    # What q8_0 takes has no use of importance; of the others some tensors have.
-    assert presets["Q8_0"]["kl_nats"] == presets["Q8_0"]["plain_kl_nats"]
-    assert presets["Q4_0"]["kl_nats"] != presets["Q4_0"]["plain_kl_nats"]
     shape = search.parent.shape
     assert presets["Q8_0"]["weights_bytes"] == pack(shape, shape.blocks, "q8_0").weights_bytes
     for preset in presets.values():
@@ -216,9 +214,10 @@ def test_where_llama_cpp_cannot_quantise_there_are_no_presets(untrained: Path) -
     assert "presets" not in evaluation(untrained)
 
 
-def test_what_is_judged_and_written_is_rounded_with_the_same_importance(untrained: Path, trained_parent: Path) -> None:
+def test_what_is_judged_and_written_is_fitted_to_what_the_parent_reads(untrained: Path, trained_parent: Path) -> None:
     place, parent = Workspace(untrained / "job.search"), open_parent(trained_parent)
-    importance = load_file(place.store.blob_path(place.read_json("importance.json")))
+    digest = place.read_json("inputs.json")
+    told = MatrixInputs.of(place.store, digest)
     name = "model.layers.1.mlp.down_proj.weight"
     texts = place.read_json("texts.json")
     ids = torch.from_numpy(np.load(place.store.blob_path(texts["distill"]["digest"]))).long()[:64]
@@ -227,24 +226,27 @@ def test_what_is_judged_and_written_is_rounded_with_the_same_importance(untraine
     model.model.layers[1].mlp.down_proj.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     with torch.inference_mode():
         model(ids)
-    torch.testing.assert_close(importance[name], seen[0].flatten(0, -2).square().mean(0), rtol=1e-3, atol=1e-6)
+    rows_ND = seen[0].flatten(0, -2)
+    own = told.get(name, rows_ND.shape[1])
+    assert own is not None
+    torch.testing.assert_close(own.gram_CC, rows_ND.T @ rows_ND / len(rows_ND), rtol=1e-3, atol=1e-4)
+    assert told.get(name, 7) is None
+    queries, keys = (told.places[f"model.layers.0.self_attn.{each}_proj.weight"] for each in "qk")
+    assert queries == keys
     (file,) = (untrained / "out").glob("*-mixed.gguf")
     tensors = {tensor.name: tensor for tensor in GGUFReader(file).tensors}
     architecture = blocks_of(evaluation(untrained)["child"]["architecture"])
     layer = next(index for index, block in enumerate(architecture) if block[1].endswith("q4_0"))
     name = f"model.layers.{layer}.mlp.up_proj.weight"
-    own = GGUF["q4_0"].pack(parent.tensor(name).float().numpy(), importance[name].numpy())
-    plain = GGUF["q4_0"].pack(parent.tensor(name).float().numpy())
-    stored = np.asarray(tensors[f"blk.{layer}.ffn_up.weight"].data).view(np.uint8).reshape(own.shape)
-    assert (stored == own).all()
-    assert (stored != plain).any()
-    source = WorkerSource(
-        parent, Library({}), place.store, torch.float32, torch.device("cpu"), place.read_json("importance.json")
-    )
+    form, weights = GGUF["q4_0"], parent.tensor(name).float()
+    expected = packed(weights, form, told.get(name, weights.shape[1]))
+    stored = np.asarray(tensors[f"blk.{layer}.ffn_up.weight"].data).view(np.uint8).reshape(expected.shape)
+    assert (stored == expected).all()
+    assert (stored != packed(weights, form)).any()
+    source = WorkerSource(parent, Library({}), place.store, torch.float32, torch.device("cpu"), digest)
     judged = source.subblock(layer, "ffn", "ffn:parent@q4_0")
     assert judged is not None
-    expected = GGUF["q4_0"].unpack(own, own.shape[-1] // 18 * 32)
-    assert (judged.mlp.up_proj.weight.numpy() == expected).all()
+    assert (judged.mlp.up_proj.weight.numpy() == form.unpack(expected, weights.shape[1])).all()
 
 
 def test_the_plan_of_a_search_without_training_has_none(untrained: Path, inlay_here: Run) -> None:

@@ -127,6 +127,32 @@ def _codes(characters: str, told: Packed) -> list[int]:
     return [3 + alphabet.index(character) for character in characters]
 
 
+def test_every_token_of_the_report_knows_its_document_and_source(make: Make, folder: Path) -> None:
+    texts = [f"number {number} of the second " + "!" * (3 * number % 70) for number in range(80)]
+    write_jsonl(folder / "second.jsonl", [{"text": text} for text in texts])
+    sources = [{"path": "judge.txt", "weight": 1}, {"path": "second.jsonl", "weight": 2}]
+    data = {"validate": {"path": sources, "tokens": 6000}}
+    job = make("web.parquet")
+    values = job.to_dict()
+    told = packed(Job.from_dict({**values, "data": {**values["data"], **data}}, folder=folder))
+    report = told.report
+    assert report is not None
+    assert report.names == ("judge.txt", "second.jsonl")
+    ids = told.ids["report"]
+    assert report.documents_NS.shape == ids.shape
+    tokenizer = open_parent(folder / "parent").tokenizer()
+    special = tokenizer.bos_token_id
+    read = {0: [], 1: []}
+    for number in range(report.documents_NS.max() + 1):
+        own = ids[report.documents_NS == number]
+        read[int(report.sources_D[number])].append(tokenizer.decode(own[own != special].tolist()))
+    reported = texts[3::4]
+    assert len(read[1]) > 10
+    assert read[1][:-1] == reported[: len(read[1]) - 1]
+    assert reported[len(read[1]) - 1].startswith(read[1][-1])
+    assert read[0][:-1] == [f"{number} judges this\n" for number in range(3, 4 * len(read[0]) - 4, 4)]
+
+
 def test_a_source_of_no_weight_is_not_read(make: Make) -> None:
     one = packed(make([{"path": "web.parquet"}, {"path": "nowhere.txt", "weight": 0}]))
     assert same(one, packed(make("web.parquet")))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,11 @@ from inlay.nas.engines.gguf.writer import write_file
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from inlay.nas.formats.fitting import Inputs
+    from inlay.nas.formats.format import Bytes, Format
     from inlay.nas.modeling import InlayConfig
+
+    InputsOf = Callable[[str, int], Inputs | None]
 
 
 def write_trained(
@@ -23,7 +27,7 @@ def write_trained(
     config: InlayConfig,
     folder: Path,
     read: Callable[[str], Tensor],
-    importance: Mapping[str, Tensor],
+    inputs: InputsOf,
 ) -> None:
     """Writes a model tensor by tensor; its name is the file's, without the ending.
 
@@ -33,13 +37,19 @@ def write_trained(
         config: its shape.
         folder: the model folder with its tokenizer.
         read: a tensor by its whole-model name.
-        importance: how much each input channel of a matrix counts, by the same names; others are rounded without.
+        inputs: what a matrix with such rows reads, by its name: rounding is fitted to it.
 
     Raises:
         UserError: the tokenizer cannot be rebuilt, or the extra `gguf` is not installed.
         ValueError: llama.cpp does not have the rotation of its positions.
     """
     rotation, own = described(packed, config, path.stem)
-    weighing = {name: own.float().numpy() for name, own in importance.items()}
     fields = [*own, *tokenizer_metadata(folder, config.vocab_size)]
-    write_file(path, packed, rotation, fields, lambda name: read(name).float().numpy(), weighing)
+
+    def rows(name: str, form: Format) -> Bytes:
+        from inlay.nas.formats.tensors import packed as packed_rows
+
+        tensor = read(name)
+        return packed_rows(tensor, form, inputs(name, tensor.shape[-1]) if tensor.ndim == 2 else None)
+
+    write_file(path, packed, rotation, fields, rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,17 +19,18 @@ from inlay.nas.formats.gguf import GGUF
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from inlay.nas.formats.format import Bytes
+    from inlay.nas.formats.gguf import GgufFormat
+
     Array = NDArray[np.float32]
-    Read = Callable[[str], Array]
+    Read = Callable[[str, GgufFormat], Bytes]
     Fields = Sequence[Field]
 
 ALIGNMENT = 32
 """Bytes that every tensor's place in a file is a multiple of."""
 
 
-def write_file(
-    path: Path, packed: Packed, rotation: Rotation, fields: Fields, read: Read, importance: Mapping[str, Array]
-) -> None:
+def write_file(path: Path, packed: Packed, rotation: Rotation, fields: Fields, read: Read) -> None:
     """Writes a model.
 
     Args:
@@ -37,23 +38,19 @@ def write_file(
         packed: its layers and tensors.
         rotation: of its positions.
         fields: everything that is not a tensor, the tokenizer's too.
-        read: a tensor of the child in float32 by its whole-model name.
-        importance: of the input channels of its matrices, by the same names.
+        read: a tensor of the child by its whole-model name, as it is stored in a format.
 
     Raises:
         UserError: the extra `gguf` is not installed.
     """
     with _Writer(path, packed, rotation, fields) as writer:
         for tensor in _tensors(packed, rotation):
-            is_own = tensor.name == _DIVISORS
-            numbers = np.asarray(rotation.divisors, np.float32) if is_own else _numbers(tensor, read)
-            writer.tensor(tensor, numbers, weighing_of(tensor, importance))
-
-
-def weighing_of(tensor: Stored, importance: Mapping[str, Any]) -> Any:
-    """The importance of a tensor's input channels, which all its sources read; None where it is not told."""
-    found = importance.get(tensor.sources[0]) if tensor.sources else None
-    return found if found is not None and found.shape == tensor.shape[-1:] else None
+            if tensor.name == _DIVISORS:
+                writer.tensor(tensor, np.asarray(rotation.divisors, np.float32))
+            elif not tensor.sources:
+                writer.tensor(tensor, np.zeros(tensor.shape, np.float32))
+            else:
+                writer.stored(_rows(tensor, read))
 
 
 def write_skeleton(path: Path, packed: Packed, rotation: Rotation, fields: Fields) -> None:
@@ -83,8 +80,8 @@ def file_bytes(packed: Packed, rotation: Rotation, fields: Fields) -> int:
     return _aligned(head) + sum(_aligned(tensor.num_bytes) for tensor in _tensors(packed, rotation))
 
 
-def interleaved(rows: Array, heads: int) -> Array:
-    """Rows of so many heads, whose halves are rotated together in Transformers, as neighbouring pairs."""
+def interleaved(rows: NDArray[Any], heads: int) -> NDArray[Any]:
+    """Rows, packed or not, of heads whose halves are rotated together in Transformers, as neighbouring pairs."""
     by_half = rows.reshape(heads, 2, rows.shape[0] // heads // 2, *rows.shape[1:])
     return by_half.swapaxes(1, 2).reshape(rows.shape)
 
@@ -100,13 +97,16 @@ def _tensors(packed: Packed, rotation: Rotation) -> Iterator[Stored]:
     yield from packed.tensors
 
 
-def _numbers(tensor: Stored, read: Read) -> Array:
-    if not tensor.sources:
-        return np.zeros(tensor.shape, np.float32)
-    parts = [read(source) for source in tensor.sources]
-    numbers = parts[0] if len(parts) == 1 else np.concatenate(parts)
-    assert numbers.shape == tensor.shape, f"{tensor.name}: {numbers.shape} for {tensor.shape}"
-    return interleaved(numbers, tensor.rotated_heads) if tensor.rotated_heads else numbers
+def _rows(tensor: Stored, read: Read) -> Bytes:
+    parts = [read(source, GGUF[tensor.format]) for source in tensor.sources]
+    rows = parts[0] if len(parts) == 1 else np.concatenate(parts)
+    expected = (*tensor.shape[:-1], GGUF[tensor.format].num_bytes(tensor.shape[-1:]))
+    assert rows.shape == expected, f"{tensor.name}: {rows.shape} for {expected}"
+    if not tensor.rotated_heads:
+        return rows
+    # A bias is one number a row.
+    by_row = rows.reshape(tensor.shape[0], -1)
+    return interleaved(by_row, tensor.rotated_heads).reshape(rows.shape)
 
 
 def _aligned(size: int) -> int:
@@ -133,9 +133,13 @@ class _Writer:
     def __exit__(self, *_: object) -> None:
         self._writer.close()
 
-    def tensor(self, tensor: Stored, numbers: Array, importance: Array | None = None) -> None:
+    def tensor(self, tensor: Stored, numbers: Array) -> None:
         """The next one's numbers, rounded to its format."""
-        self._writer.write_tensor_data(GGUF[tensor.format].pack(numbers, importance))
+        self.stored(GGUF[tensor.format].pack(numbers))
+
+    def stored(self, rows: Bytes) -> None:
+        """The next one's bytes."""
+        self._writer.write_tensor_data(rows)
 
     def noise(self, tensor: Stored, generator: np.random.Generator) -> None:
         """The next one's numbers: a few random rows again and again, or ones for a norm."""
@@ -145,4 +149,4 @@ class _Writer:
         rows, row = tensor.shape
         few = generator.normal(0.0, row**-0.5, (min(rows, _NOISE_ROWS), row)).astype(np.float32)
         stored = GGUF[tensor.format].pack(few)
-        self._writer.write_tensor_data(np.resize(stored, (rows, stored.shape[1])))
+        self.stored(np.resize(stored, (rows, stored.shape[1])))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,9 +17,12 @@ from inlay.nas.report.best import Best
 from inlay.nas.report.figures import evaluation_markdown
 from inlay.nas.report.pictures import all_pictures
 from inlay.nas.report.progress import Reporter
+from inlay.nas.report.prompts import prompts_text
 from inlay.nas.report.records import Evaluation
 from inlay.nas.workspace import Workspace
 
+_NOT_IN_METRICS = re.compile(r"[^\w.\- /]")
+"""Characters that MLflow takes in no metric's name."""
 LIVE_POINTS = 500
 """Of one piece's numbers, at most, that are told while it runs."""
 
@@ -127,17 +131,31 @@ class TrackedSearch:
     def evaluation(self, evaluation: Mapping[str, Any]) -> None:
         """The figures of child, parent and baselines, and their table as the run's description."""
         self.tracker.json("evaluation.json", evaluation)
-        self.tracker.tags({"mlflow.note.content": evaluation_markdown(Evaluation.of(evaluation))})
+        shown = Evaluation.of(evaluation)
+        self.tracker.tags({"mlflow.note.content": evaluation_markdown(shown)})
+        if shown.prompts:
+            self.tracker.text("prompts.txt", prompts_text(shown))
         for name in (n for n in ("parent", "child", *BASELINES) if n in evaluation):
-            figures = {
-                k: v for k, v in evaluation[name].items() if isinstance(v, int | float) and not isinstance(v, bool)
-            }
-            self.tracker.metrics({f"{name}.{key}": value for key, value in figures.items()})
+            self._metrics_of(name, evaluation[name])
+            for source, figures in evaluation[name].get("sources", {}).items():
+                self._metrics_of(f"{name}.{_NOT_IN_METRICS.sub('_', source)}", figures)
+
+        for row in shown.tasks:
+            metric = _NOT_IN_METRICS.sub("_", f"{row.task}.{row.metric}")
+            self.tracker.metrics({f"parent.{metric}": row.parent, f"child.{metric}": row.child})
+        if found := shown.sensitivity:
+            figures = {"parent": found.parent, "child": found.child}
+            self.tracker.metrics({f"{name}.prompt_sensitivity": value for name, (value, _) in figures.items()})
 
     def pictures(self) -> None:
         """Every picture that the workspace has the data for."""
         for name, figure in all_pictures(self.place):
             self.tracker.figure(f"pictures/{name}.png", figure)
+
+    def _metrics_of(self, name: str, figures: Mapping[str, Any]) -> None:
+        """Every number among these figures, once."""
+        known = {k: v for k, v in figures.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+        self.tracker.metrics({f"{name}.{key}": value for key, value in known.items()})
 
     def _metrics(self, series: str, values: Mapping[str, float], step: int) -> None:
         self.tracker.metrics({f"{series}.{key}": value for key, value in values.items()}, step=step)

@@ -97,4 +97,5 @@ def compare(trainer: Trainer, own: Mapping[str, Any], tuned: Mapping[str, Any]) 
     kl = {name: tuple(found[f"{name} {seed}"].kl_nats for seed in seeds) for name in both}
     for piece in pieces.values():
         search.workspace.store.delete(piece.record_key)
+    search.forget_rounded()
     return Compared(seeds, kl["the job's"], kl["the best"])

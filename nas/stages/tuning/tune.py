@@ -135,13 +135,6 @@ def _tune(
     output: Path,
 ) -> dict[str, Any]:
     search = Search(job, begun.place, begun.parent, begun.cluster, reporter)
-    packed = begun.packed
-    if packed is None:
-        tokenizer = begun.parent.tokenizer()
-        packed = pack_texts(job, tokenizer, sampled(search, tokenizer))
-    texts = store_texts(packed, begun.place)
-    digests = {name: getattr(texts, name).digest for name in TEXTS}
-    study = Study(job, identity_of(job, begun.place, begun.parent.digest, digests), metric, url)
 
     @contextmanager
     def timed(name: str) -> Iterator[list[str]]:
@@ -151,6 +144,15 @@ def _tune(
         yield notes
         peak = max((record.peak_bytes for record in search.records.values()), default=0)
         reporter.stage_finished(name, time.monotonic() - started, peak or None, ", ".join(notes))
+
+    packed = begun.packed
+    if packed is None:
+        tokenizer = begun.parent.tokenizer()
+        with timed("sample"):
+            packed = pack_texts(job, tokenizer, sampled(search, tokenizer))
+    texts = store_texts(packed, begun.place)
+    digests = {name: getattr(texts, name).digest for name in TEXTS}
+    study = Study(job, identity_of(job, begun.place, begun.parent.digest, digests), metric, url)
 
     known = study.architecture or kept_architecture(search)
     reporter.search_started(STAGES if known is None else GOING_ON, {})
