@@ -26,7 +26,8 @@ from machine import footer
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from inlay.distill.local import Branch, LayerBatch, train_layer
+from inlay.distill.branches import Branch, LayerBatch
+from inlay.distill.local import train_layer
 from inlay.distill.settings import LocalSettings
 from inlay.kernels import compare_next_token, kl_loss
 from inlay.nas.modeling import InlayConfig, build_layer, make_context

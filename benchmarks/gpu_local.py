@@ -18,7 +18,8 @@ from gpu_report import TRAINED_ALIKE, Report, curves_apart, llama, parent_and_id
 from torch import Tensor
 from transformers import LlamaConfig
 
-from inlay.distill.local import Branch, BranchResult, LayerBatch, train_layer
+from inlay.distill.branches import Branch, LayerBatch
+from inlay.distill.local import BranchResult, train_layer
 from inlay.distill.settings import LocalSettings
 from inlay.nas.families import Shape, open_parent
 from inlay.nas.families.reading import shape_of

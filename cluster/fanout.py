@@ -7,7 +7,7 @@ import math
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -16,10 +16,10 @@ from inlay.cluster.errors import PieceError
 from inlay.cluster.events import PieceEvent, TimeLeft
 from inlay.cluster.flights import Flight, completed, has_room, read_progress
 from inlay.cluster.pieces import Piece, Record, Resources, read_record
-from inlay.cluster.ray_private import delete_value
+from inlay.cluster.ray_private import delete_value, put_value
 from inlay.cluster.runtime import Cluster
 from inlay.cluster.store import Store
-from inlay.cluster.worker import PROGRESS_NAMESPACE, Order, execute, execute_on_gpu
+from inlay.cluster.worker import CALLED_OFF, PROGRESS_NAMESPACE, Order, execute, execute_on_gpu
 
 _POLL_SECONDS = 0.5
 _WAITING_SECONDS = 30.0
@@ -38,6 +38,8 @@ def run_pieces(
     on_event: Callable[[PieceEvent], None] | None = None,
     on_record: Callable[[Record], None] | None = None,
     ready: Callable[[Piece], bool] | None = None,
+    more: Callable[[], Piece | None] | None = None,
+    called_off: Container[str] = (),
     deadline_seconds: float | None = None,
     retries: int = 2,
     exclusive: bool = False,
@@ -47,22 +49,27 @@ def run_pieces(
 
     Of pieces that ask for the same, as many are sent as have room, and where nodes may come twice as many. `ready` is
     asked before a piece is sent, and again after every record; `on_record` gets every record once, the committed ones
-    first. A piece that reports no progress for `deadline_seconds`, or that has its worker for so long and does not
-    begin, is ended and tried again; one that waits for what others hold is not. `retries` more attempts follow a lost
-    worker or a missed deadline, twice as many want of memory, ten times as many a lost node. An exception of the
-    function ends the call by PieceError once the pieces that have begun are committed; those still queued are taken
-    back. `exclusive` gives a piece all CPUs of one node, one piece at a time. Pieces may be of several stages. Ray is
-    not started when nothing is missing.
+    first. `more` is asked for another piece whenever there is room for one and none waits, and again later where it has
+    none while others run; their records are given back too. Pieces whose keys stand in `called_off`, which is read
+    while they run, are told that they may end early. A piece that reports no progress for `deadline_seconds`, or that
+    has its worker for so long and does not begin, is ended and tried again; one that waits for what others hold is not.
+    `retries` more attempts follow a lost worker or a missed deadline, twice as many want of memory, ten times as many a
+    lost node. An exception of the function ends the call by PieceError once the pieces that have begun are committed;
+    those still queued are taken back. `exclusive` gives a piece all CPUs of one node, one piece at a time. Pieces may
+    be of several stages. Ray is not started when nothing is missing.
     """
     kept, stale = _survey(store, pieces)
-    fanout = _FanOut(store, pieces, cluster, kept, on_event, on_record, ready, deadline_seconds, retries, exclusive)
+    fanout = _FanOut(
+        store, list(pieces), cluster, kept, on_event, on_record, ready, more, called_off,
+        deadline_seconds, retries, exclusive,
+    )  # fmt: skip
     fanout.tell_kept()
-    if fanout.pending:
+    if fanout.pending or more is not None:
         for record_key in stale:
             store.delete(record_key)
         cluster.start()
         fanout.run()
-    return [fanout.records[piece.key] for piece in pieces]
+    return [fanout.records[piece.key] for piece in fanout.pieces]
 
 
 def kept_records(store: Store, pieces: Sequence[Piece]) -> dict[str, Record]:
@@ -84,12 +91,14 @@ def _survey(store: Store, pieces: Sequence[Piece]) -> tuple[dict[str, Record], l
 @dataclass
 class _FanOut:
     store: Store
-    pieces: Sequence[Piece]
+    pieces: list[Piece]
     cluster: Cluster
     records: dict[str, Record]
     on_event: Callable[[PieceEvent], None] | None
     on_record: Callable[[Record], None] | None
     ready: Callable[[Piece], bool] | None
+    more: Callable[[], Piece | None] | None
+    called_off: Container[str]
     deadline_seconds: float | None
     retries: int
     exclusive: bool
@@ -127,12 +136,14 @@ class _FanOut:
         if not self.cluster.elastic:
             self.check_that_all_fit()
         try:
-            while self.flights or (self.pending and self.failure is None):
+            while self.flights or (self.failure is None and (self.pending or self.more is not None)):
                 if not self.cluster.head.answers():
                     time.sleep(_POLL_SECONDS)
                     continue
                 if self.failure is None:
                     self.send()
+                if not self.flights:
+                    continue
                 over = self.cluster.head.ask(completed, list(self.flights), _POLL_SECONDS)
                 if any(isinstance(outcome, Exception) for _, outcome in over):
                     self.cluster.head.confirm()
@@ -156,7 +167,9 @@ class _FanOut:
                 self.pending.remove(piece)
                 self.waiting[piece.stage] -= 1
                 self.submit(piece)
-        if not self.flights:
+        if not self.pending:
+            self.draw()
+        elif not self.flights:
             raise PieceError(
                 f"{self.pending[0].label}: none of the {len(self.pending)} pieces left may start, and nothing that "
                 "they wait for is under way",
@@ -164,6 +177,26 @@ class _FanOut:
                 len(self.records),
                 "NotReady",
             )
+
+    def draw(self) -> None:
+        """Send pieces that `more` gives as long as there is room; where it has none and none is under way, it is over.
+
+        A piece of another size than those before it may have to wait, and then no more is drawn.
+        """
+        while self.more is not None and not (self.pending or (self.places and all(map(self.is_full, self.places)))):
+            piece = self.more()
+            if piece is None:
+                self.more = self.more if self.flights else None
+                return
+            self.pieces.append(piece)
+            wish = piece.resources
+            if wish not in self.places:
+                self.places[wish] = 1 if self.exclusive else self.cluster.places(wish)
+            if self.is_full(wish):
+                self.pending.append(piece)
+                self.waiting[piece.stage] += 1
+            else:
+                self.submit(piece)
 
     def count_places(self) -> None:
         """Count how many pieces have room at once, by what they ask for: it follows the size of the cluster."""
@@ -242,6 +275,8 @@ class _FanOut:
         self.sent[piece.resources] -= 1
         self.follow(flight, *self.cluster.head.ask(read_progress, [flight.progress_key]))
         self.cluster.head.ask(delete_value, flight.progress_key, PROGRESS_NAMESPACE)
+        if flight.called_off:
+            self.cluster.head.ask(delete_value, flight.progress_key + CALLED_OFF, PROGRESS_NAMESPACE)
         if flight.dropped and isinstance(outcome, Exception):
             return
         try:
@@ -330,6 +365,9 @@ class _FanOut:
         for flight, progress in zip(list(self.flights.values()), told, strict=True):
             if self.follow(flight, progress):
                 self.idle_since = time.monotonic()
+            if flight.piece.key in self.called_off and not flight.called_off:
+                flight.called_off = True
+                self.cluster.head.ask(put_value, flight.progress_key + CALLED_OFF, "1", PROGRESS_NAMESPACE)
 
     def hangs(self, reference: Any, flight: Flight) -> bool:
         """Whether a piece has missed its deadline: no progress, or a worker that has it and does not begin."""

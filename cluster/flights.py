@@ -30,6 +30,8 @@ class Flight:
     numbers: Mapping[str, float] = field(default_factory=dict)
     """What it last reported beside its progress."""
     overdue: bool = False
+    called_off: bool = False
+    """Whether its worker was told that it need not go on."""
     dropped: bool = False
     """Whether it was taken out of the queue, since the call fails."""
 

@@ -40,3 +40,7 @@ class _Silent:
 
     def waits(self, what: str, /) -> None:
         """Says nothing."""
+
+    def called_off(self) -> bool:
+        """Nobody calls anything off."""
+        return False

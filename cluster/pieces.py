@@ -52,6 +52,12 @@ class Progress(Protocol):
         It counts as not begun until then, and has no deadline.
         """
 
+    def called_off(self) -> bool:
+        """Whether the driver has called the piece off: it may then end early, with what it has.
+
+        Cheap enough to call every step: the driver's word is looked for at most twice a second.
+        """
+
 
 @dataclass(frozen=True)
 class PieceContext:

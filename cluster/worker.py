@@ -21,10 +21,12 @@ from typing import Any
 
 from inlay.cluster.errors import StoreError
 from inlay.cluster.pieces import Piece, PieceContext, PieceOutput, Progress, Record, parse_record, read_record
-from inlay.cluster.ray_private import put_value
+from inlay.cluster.ray_private import get_values, put_value
 from inlay.cluster.store import Store
 
 PROGRESS_NAMESPACE = "inlay.progress"
+CALLED_OFF = "/called_off"
+"""What follows a piece's progress key in the name under which the driver says that the piece is called off."""
 _PROGRESS_SECONDS = 0.5
 # Of plain RuntimeErrors, in lower case: torch's allocator on CPUs, CUDA and NCCL calls outside torch's allocator, and
 # cuBLAS, cuDNN and cuSOLVER, which cannot make room for a handle or a workspace.
@@ -237,10 +239,12 @@ class _Progress:
         self._key = key
         self._node = ray.get_runtime_context().get_node_id()
         self._written = -math.inf
+        self._asked = -math.inf
+        self._called_off = False
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the time of the last report behind: the clock of another machine says nothing here."""
-        return {**self.__dict__, "_written": -math.inf}
+        return {**self.__dict__, "_written": -math.inf, "_asked": -math.inf}
 
     def start(self) -> None:
         """Say that the piece left the queue."""
@@ -249,6 +253,12 @@ class _Progress:
     def waits(self, what: str, /) -> None:
         self._write(0.0, waits=what)
         self._written = -math.inf  # that the wait is over is told at once
+
+    def called_off(self) -> bool:
+        if not self._called_off and time.monotonic() - self._asked >= _PROGRESS_SECONDS:
+            self._asked = time.monotonic()
+            self._called_off = get_values([self._key + CALLED_OFF], PROGRESS_NAMESPACE) != [None]
+        return self._called_off
 
     def __call__(self, fraction: float, numbers: Mapping[str, float] | None = None, /) -> None:
         if fraction >= 1 or time.monotonic() - self._written >= _PROGRESS_SECONDS:

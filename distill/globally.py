@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from inlay.distill.checkpoint import Checkpoint, TrainingState
 from inlay.distill.judge import Judge
 from inlay.distill.objective import Losses, copied, gradients, put_back
-from inlay.distill.optimize import adamw, set_learning_rate, tensor_cores, warmup_cosine
+from inlay.distill.optimize import adamw, set_learning_rate, tensor_cores, warmup_linear
 from inlay.distill.parallel import Ranks, is_sharded, laid_out_like, local
 from inlay.distill.rates import Trial, best_rate, plan_trials, try_rates
 from inlay.distill.settings import GlobalSettings
 
 OnStep = Callable[[int, int, Losses], None]
 OnTrial = Callable[[int, int], None]
+OnJudged = Callable[[Sequence[tuple[int, float | None]]], None]
 BEST = "best."
 """What a checkpoint calls the best weights, before their names."""
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -77,17 +78,19 @@ def distill_globally(
     settings: GlobalSettings,
     on_step: OnStep | None = None,
     on_trial: OnTrial | None = None,
+    on_judged: OnJudged | None = None,
     checkpoint: Checkpoint | None = None,
     ranks: Ranks | None = None,
 ) -> GlobalResult:
     """Trains the child in place against its frozen parent; it ends as it was when its KL on `held_out` was least.
 
     `parent` and `child` have `forward_hidden(ids_BS) -> (layer outputs, a list of [B, S, D]; final normed hidden
-    [B, S, D])` and `head_VD`; `child` is a module in float32. `batches` yields `settings.steps` batches of token ids
-    [B, S], the same ones at every call: with a `checkpoint` that holds a state, training goes on behind it, bit for
-    bit as if it had never stopped. `held_out` has batches that are not among them. `on_step(step, steps, losses)` is
-    called after every step, 1-based, with the losses of the result's curve; `on_trial(done, all)` after every step of a
-    range test.
+    [B, S, D])` and `head_VD`; `child` is a module in float32, of which what requires no gradient stays as it is.
+    `batches` yields `settings.steps` batches of token ids [B, S], the same ones at every call: with a `checkpoint` that
+    holds a state, training goes on behind it, bit for bit as if it had never stopped. `held_out` has batches that are
+    not among them. `on_step(step, steps, losses)` is called after every step, 1-based, with the losses of the result's
+    curve; `on_trial(done, all)` after every step of a range test; `on_judged(held_out)` with all judgements so far, as
+    the result has them, whenever there is another one.
 
     A batch whose loss is not finite takes the child back to the best that it was, once, at a third of the rate; the
     second one ends the training. Beside weights, gradients and two moments it holds a copy of the best weights on the
@@ -104,6 +107,11 @@ def distill_globally(
     """
     parameters = {name: p for name, p in child.named_parameters() if p.requires_grad}
     ranks = ranks or Ranks()
+    if not parameters:
+        result = _untrained(Judge(parent, child, held_out, settings, ranks).kl_nats(), settings)
+        if on_judged is not None:
+            on_judged(result.held_out)
+        return result
     run = _Run(parameters, settings, ranks)
     judge = Judge(parent, child, held_out, settings, ranks)
     coming = iter(batches)
@@ -116,21 +124,30 @@ def distill_globally(
         if on_step is not None:
             on_step(step, settings.steps, losses)
 
+    def judged(kl_nats: float | None) -> None:
+        run.judge(kl_nats)
+        tell_judged()
+
+    def tell_judged() -> None:
+        if on_judged is not None:
+            on_judged(run.held_out)
+
     saved = checkpoint.load() if checkpoint is not None else None
     if saved is not None:
         run.restore(saved)
+        tell_judged()
     else:
-        run.judge(judge.kl_nats())
+        judged(judge.kl_nats())
         plan = plan_trials(settings)
         first = list(islice(coming, plan.steps))
         if plan.rates and len(first) == plan.steps:
             trying = _Trying(run, parent, child, first, judge, len(plan.rates), on_trial)
             run.trials = try_rates(plan.rates, trying.kl_after)
             last = run.trials[-1]
-            if last.kl_nats is None or best_rate(run.trials) != last.learning_rate:
+            if last.error is None or best_rate(run.trials) != last.learning_rate:
                 run.restart(best_rate(run.trials))
             elif run.done == settings.judged_every:
-                run.judge(last.kl_nats)
+                judged(last.error)
         coming = chain(first, coming)
         keep(ended=False)
         for number, tried in enumerate(run.curve, start=1):
@@ -143,12 +160,18 @@ def distill_globally(
         losses = gradients(parent, child, parameters, ids_BS, settings, ranks)
         run.advance(step, losses, ids_BS.numel())
         if run.done % settings.judged_every == 0 or run.done == settings.steps:
-            run.judge(judge.kl_nats())
+            judged(judge.kl_nats())
         told(run.done, run.curve[-1])
         keep(ended=run.done == settings.steps or run.reason != "")
     if run.done < settings.steps and not run.reason:
         raise ValueError(f"{run.done} batches came but {settings.steps} steps were wanted: give more text or epochs")
     return run.result()
+
+
+def _untrained(kl_nats: float | None, settings: GlobalSettings) -> GlobalResult:
+    """What becomes of a child that has nothing to train."""
+    status: Literal["trained", "failed"] = "failed" if kl_nats is None else "trained"
+    return GlobalResult(status, "nothing of it is trained", 0, 0, [], settings.learning_rate, [], [(0, kl_nats)], 0)
 
 
 @dataclass
@@ -214,7 +237,7 @@ class _Run:
         if losses is None:
             self._set_back()
             return
-        share = warmup_cosine(step, self.settings.steps, self.settings.warmup, self.settings.floor)
+        share = warmup_linear(step, self.settings.steps, self.settings.warmup)
         set_learning_rate(self.optimizer, self.rate * share)
         self.optimizer.step()
 

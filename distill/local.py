@@ -6,48 +6,22 @@ blockwise local distillation). Shapes: B batch, S sequence, D model width.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from inlay.distill.optimize import adamw, precision, set_learning_rate, tensor_cores, warmup_cosine
-from inlay.distill.settings import LocalSettings, Through
-from inlay.distill.updates import Slot, error_of, slot_input, update_of
-from inlay.kernels import update_mse, update_scale
+from inlay.distill.branches import Branch, LayerBatch, Targets, layer_behind, layer_targets
+from inlay.distill.optimize import adamw, set_learning_rate, tensor_cores, warmup_linear
+from inlay.distill.rates import Trial, best_rate, next_rate, plan_local_trials
+from inlay.distill.settings import LocalSettings
 
 _SNAPSHOT_STEPS = 32
-
-
-@dataclass(frozen=True)
-class LayerBatch:
-    """What the parent's layer reads in one batch and, where it is at hand, what it made of it."""
-
-    hidden_BSD: Tensor
-    """The layer's input."""
-    context: Any
-    """What its attention needs besides."""
-    outcome: tuple[Tensor, Tensor] | None = None
-    """The states behind its attention and behind its ffn, both [B, S, D], float32; None: the layer is run for them."""
-
-
-@dataclass(frozen=True)
-class Branch:
-    """One variant in training."""
-
-    label: str
-    """`attention:kv_heads=1`."""
-    slot: Slot
-    """The subblock that the variant replaces."""
-    layer: Any
-    """A layer that has only this slot, in float32; its parameters are trained in place."""
-    alone: bool = False
-    """Whether an ffn reads what the layer reads and answers for all that the layer adds, attention left out."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +44,10 @@ class BranchResult:
     """Held-out loss of the untrained start."""
     final_loss: float
     """Held-out loss of what was kept."""
+    learning_rate: float
+    """Peak of the schedule; a third of what it began with after a loss was not finite."""
+    trials: list[Trial] = field(repr=False)
+    """What the rate was found by, as they were tried; none where it is pinned or there was no room."""
 
 
 @tensor_cores()
@@ -80,14 +58,16 @@ def train_layer(
     settings: LocalSettings,
     on_step: Callable[[int, int, float], None] | None = None,
     cut: Callable[[LayerBatch], Sequence[LayerBatch]] | None = None,
+    on_trial: Callable[[int, int], None] | None = None,
 ) -> list[BranchResult]:
     """Trains all variants of one layer on the parent's inputs to it; results stand in the order of `branches`.
 
     `parent_layer` has both subblocks and is frozen. `batches` yields `settings.steps` + `settings.held_out` times. A
     variant whose loss stops being finite goes back to its last finite weights once, at a third of the rate; the second
-    time it is failed and the others go on unchanged. `on_step(step, steps, loss)` is called after every step, 1-based,
-    with the mean loss of the variants still in training, NaN when there are none left. `cut` gives a batch as parts,
-    whose gradients add up: the same effective batch in less memory.
+    time it is failed and the others go on unchanged. Where the rate is to be found, each variant's own is, on the first
+    batches, which are kept for it. `on_step(step, steps, loss)` is called after every step, 1-based, with the mean loss
+    of the variants still in training, NaN when there are none left; `on_trial(done, all)` after every step of a range
+    test. `cut` gives a batch as parts, whose gradients add up: the same effective batch in less memory.
 
     Raises:
         ValueError: too few or too many batches.
@@ -95,94 +75,74 @@ def train_layer(
     if not branches:
         return []
     trainers = [_Trainer(branch, settings) for branch in branches]
-    behind = _behind(parent_layer, settings.through)
+    behind = layer_behind(parent_layer, settings.through)
     held_out: deque[LayerBatch] = deque()
-    step = 0
-    for step, batch in enumerate(_held_back(batches, settings.held_out, held_out), start=1):
-        if step > settings.steps:
-            raise ValueError(f"more batches than the {settings.steps} steps and {settings.held_out} held out")
-        targets = _batch_targets(parent_layer, behind, batch, settings.through, cut, branches)
-        live = [trainer for trainer in trainers if not trainer.reason]
-        losses = _values([trainer.backward(targets) for trainer in live])
-        for trainer, loss in zip(live, losses, strict=True):
-            trainer.advance(step - 1, loss)
+    coming = _held_back(batches, settings.held_out, held_out)
+
+    def targets_of(batch: LayerBatch) -> list[Targets]:
+        return layer_targets(parent_layer, behind, batch, settings.through, cut, branches)
+
+    def told(step: int, losses: Sequence[float]) -> None:
         if on_step is not None:
             on_step(step, settings.steps, sum(losses) / len(losses) if losses else math.nan)
+
+    plan = plan_local_trials(settings)
+    # What a rate is judged on is trained on later, whichever it is.
+    first = list(islice(coming, plan.steps + settings.held_out)) if plan.rates else []
+    step = tried = 0
+    if len(first) == plan.steps + settings.held_out:
+        _find_rates(trainers, plan.rates, first[: plan.steps], first[plan.steps :], targets_of, on_trial)
+        step = tried = plan.steps
+        for place in range(tried):
+            told(place + 1, [trainer.curve[place] for trainer in trainers if place < len(trainer.curve)])
+    for step, batch in enumerate(chain(first[tried:], coming), start=tried + 1):
+        if step > settings.steps:
+            raise ValueError(f"more batches than the {settings.steps} steps and {settings.held_out} held out")
+        told(step, _train([trainer for trainer in trainers if not trainer.reason], step - 1, targets_of(batch)))
     if step < settings.steps or len(held_out) < settings.held_out:
         raise ValueError(
             f"{step + len(held_out)} batches came, but {settings.steps} to train on and {settings.held_out} held out "
             "were wanted: give more text or fewer tokens"
         )
-    judged = [_batch_targets(parent_layer, behind, batch, settings.through, cut, branches) for batch in held_out]
+    judged = [targets_of(batch) for batch in held_out]
     return [trainer.result(judged) for trainer in trainers]
 
 
-def _behind(parent_layer: Any, through: Through) -> Any:
-    """The parent's layer whose frozen ffn passes gradients on to an attention variant.
+def _find_rates(
+    trainers: Sequence[_Trainer],
+    rates: Sequence[float],
+    first: Sequence[LayerBatch],
+    judging: Sequence[LayerBatch],
+    targets_of: Callable[[LayerBatch], list[Targets]],
+    on_trial: Callable[[int, int], None] | None,
+) -> None:
+    """Leaves every variant behind the first steps at the rate that suits it; each tries what it needs to."""
+    done = 0
 
-    Of a float16 parent a float32 copy, which computes in bfloat16 as all that is trained does.
-    """
-    if through == "layer" and next(parent_layer.parameters()).dtype == torch.float16:
-        return copy.deepcopy(parent_layer).float()
-    return parent_layer
+    def train(trying: Sequence[_Trainer]) -> None:
+        nonlocal done
+        for step, batch in enumerate(first if trying else ()):
+            _train([trainer for trainer in trying if not trainer.reason], step, targets_of(batch))
+            done += 1
+            if on_trial is not None:
+                on_trial(done, (len(rates) + 1) * len(first))
+
+    while trying := [(each, rate) for each in trainers if (rate := next_rate(rates, each.trials)) is not None]:
+        for trainer, rate in trying:
+            trainer.restart(rate)
+        train([trainer for trainer, _ in trying])
+        judged = [targets_of(batch) for batch in judging]
+        for trainer, rate in trying:
+            trainer.trials.append(Trial(rate, trainer.error(judged)))
+    train([trainer for trainer in trainers if trainer.take_best_rate()])
 
 
-def _batch_targets(
-    parent_layer: Any,
-    behind: Any,
-    batch: LayerBatch,
-    through: Through,
-    cut: Callable[[LayerBatch], Sequence[LayerBatch]] | None,
-    branches: Sequence[Branch],
-) -> list[_Targets]:
-    """The parent's side of a batch, part by part; errors are relative to the whole batch, so that parts' losses add."""
-    parts = [batch] if cut is None else cut(batch)
-    found = [_Targets(parent_layer, behind, part, through, branches) for part in parts]
-    if len(found) > 1:
-        scales = {place: torch.stack([part.scales[place] for part in found]).sum() for place in found[0].scales}
-        for part in found:
-            part.scales = scales
-    return found
-
-
-class _Targets:
-    """The parent's side of one batch, or a part of one: what every variant reads, and what it should answer."""
-
-    def __init__(
-        self, parent_layer: Any, behind: Any, batch: LayerBatch, through: Through, branches: Sequence[Branch]
-    ) -> None:
-        with torch.no_grad():
-            attention = slot_input(parent_layer, "attention", batch.hidden_BSD, batch.context)
-            if batch.outcome is None:
-                attention_BSD = update_of(parent_layer, attention)
-                ffn = slot_input(parent_layer, "ffn", batch.hidden_BSD + attention_BSD, batch.context)
-                ffn_BSD = update_of(parent_layer, ffn)
-            else:
-                middle_BSD, output_BSD = batch.outcome
-                attention_BSD, ffn_BSD = middle_BSD - batch.hidden_BSD, output_BSD - middle_BSD
-                ffn = slot_input(parent_layer, "ffn", middle_BSD, batch.context)
-            # By slot, and whether a branch stands alone in its layer.
-            self.inputs = {("attention", False): attention, ("ffn", False): ffn}
-            self.answers = {("attention", False): attention_BSD, ("ffn", False): ffn_BSD}
-            if through == "layer":
-                self.answers["attention", False] = attention_BSD + ffn_BSD
-            if any(branch.alone for branch in branches):
-                self.inputs["ffn", True] = slot_input(parent_layer, "ffn", batch.hidden_BSD, batch.context)
-                self.answers["ffn", True] = attention_BSD + ffn_BSD
-            self.scales = {place: update_scale(answer) for place, answer in self.answers.items()}
-        self.behind = behind
-        self.through = through
-
-    def loss(self, branch: Branch) -> Tensor:
-        """The normalised error of a variant on this batch."""
-        place = branch.slot, branch.alone
-        given, answer, scale = self.inputs[place], self.answers[place], self.scales[place]
-        with precision(given.hidden_BSD):
-            if branch.slot == "ffn" or self.through == "subblock":
-                return error_of(branch.layer, given, answer, scale)
-            update_BSD = update_of(branch.layer, given)
-            ffn = slot_input(self.behind, "ffn", given.hidden_BSD + update_BSD, given.context)
-            return update_mse(update_BSD + update_of(self.behind, ffn), answer, scale)
+def _train(trainers: Sequence[_Trainer], step: int, targets: list[Targets]) -> list[float]:
+    """One step of each on a batch; the losses before it."""
+    losses = _values([trainer.backward(targets) for trainer in trainers])
+    for trainer, loss in zip(trainers, losses, strict=True):
+        trainer.advance(step, loss)
+    return losses
 
 
 class _Trainer:
@@ -193,14 +153,37 @@ class _Trainer:
         self.settings = settings
         self.parameters = [parameter for parameter in branch.layer.parameters() if parameter.requires_grad]
         self.start = self._copy()
+        self.trials: list[Trial] = []
+        self._begin(settings.learning_rate)
+
+    def _begin(self, rate: float) -> None:
+        self.rate = rate
         self.last_finite = self.start
-        self.rate = settings.learning_rate
         self.optimizer = self._new_optimizer()
         self.curve: list[float] = []
         self.setbacks = 0
         self.reason = ""
 
-    def backward(self, parts: list[_Targets]) -> Tensor:
+    def restart(self, rate: float) -> None:
+        """From the start, at another rate."""
+        self._load(self.start)
+        self._begin(rate)
+
+    @torch.no_grad()
+    def error(self, judged: list[list[Targets]]) -> float | None:
+        """The loss on these batches; None if it, or one before, is not finite."""
+        loss = self._held_out_loss(judged)
+        return None if self.setbacks or not math.isfinite(loss) else loss
+
+    def take_best_rate(self) -> bool:
+        """Back to the start at the rate that was found, and whether that was needed: the last one tried may go on."""
+        last, found = self.trials[-1], best_rate(self.trials)
+        if last.error is not None and found == last.learning_rate:
+            return False
+        self.restart(found)
+        return True
+
+    def backward(self, parts: list[Targets]) -> Tensor:
         """Leaves the gradients of a batch in the parameters; returns its loss."""
         self.optimizer.zero_grad(set_to_none=True)
         losses = []
@@ -220,7 +203,7 @@ class _Trainer:
             self.last_finite = self._copy()
         if self.settings.clip is not None:
             torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.clip)
-        share = warmup_cosine(step, self.settings.steps, self.settings.warmup, self.settings.floor)
+        share = warmup_linear(step, self.settings.steps, self.settings.warmup)
         set_learning_rate(self.optimizer, self.rate * share)
         self.optimizer.step()
 
@@ -249,9 +232,8 @@ class _Trainer:
                 parameter.copy_(value)
 
     @torch.no_grad()
-    def result(self, judged: list[list[_Targets]]) -> BranchResult:
+    def result(self, judged: list[list[Targets]]) -> BranchResult:
         """Start against end on the held-out batches; the better one is kept."""
-        label = self.branch.label
         trained = self._copy()
         final_loss = self._held_out_loss(judged)
         self._load(self.start)
@@ -259,14 +241,27 @@ class _Trainer:
         if not self.reason and not math.isfinite(final_loss):
             self.reason = "loss on the held-out batches was not finite after the last step"
         if self.reason:
-            return BranchResult(label, "failed", self.reason, "start", {}, self.curve, start_loss, final_loss)
+            return self._result("failed", "start", {}, start_loss, final_loss)
         kept: Literal["start", "trained"] = "start" if start_loss <= final_loss else "trained"
         if kept == "trained":
             self._load(trained)
         state = {name: tensor.detach().clone() for name, tensor in self.branch.layer.state_dict().items()}
-        return BranchResult(label, "trained", "", kept, state, self.curve, start_loss, min(start_loss, final_loss))
+        return self._result("trained", kept, state, start_loss, min(start_loss, final_loss))
 
-    def _held_out_loss(self, judged: list[list[_Targets]]) -> float:
+    def _result(
+        self,
+        status: Literal["trained", "failed"],
+        kept: Literal["start", "trained"],
+        state: dict[str, Tensor],
+        start_loss: float,
+        final_loss: float,
+    ) -> BranchResult:
+        return BranchResult(
+            self.branch.label, status, self.reason, kept, state, self.curve, start_loss, final_loss,
+            self.rate, self.trials,
+        )  # fmt: skip
+
+    def _held_out_loss(self, judged: list[list[Targets]]) -> float:
         losses = [_sum([part.loss(self.branch) for part in parts]) for parts in judged]
         return sum(_values(losses)) / len(judged)
 

@@ -11,17 +11,16 @@ import torch
 from torch import Tensor, nn
 
 
-def warmup_cosine(step: int, steps: int, warmup: float, floor: float = 0.0) -> float:
-    """The share of the peak learning rate at `step` (0-based) of `steps`: linear up, then half a cosine down.
+def warmup_linear(step: int, steps: int, warmup: float) -> float:
+    """The share of the peak learning rate at `step` (0-based) of `steps`: a straight line up, then one down to 0.
 
-    `warmup` is the share of steps spent rising, at least one step; `floor` the share of the peak that the fall ends at,
-    one step behind the last: a step at a rate of 0 would be a batch for nothing.
+    `warmup` is the share of steps spent rising, at least one step. 0 is reached one step behind the last: a step at a
+    rate of 0 would be a batch for nothing. A cosine's end, with hardly any rate, leaves the child behind.
     """
     rising = max(1, math.ceil(warmup * steps))
     if step < rising:
         return (step + 1) / rising
-    done = (step - rising + 1) / (steps - rising + 1)
-    return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * done))
+    return 1.0 - (step - rising + 1) / (steps - rising + 1)
 
 
 def adamw(

@@ -22,8 +22,6 @@ class GlobalSettings:
     """`found`: a short range test picks the rate; `pinned`: it is `learning_rate`."""
     warmup: float = 0.05
     """Share of the steps in which the rate rises; 0 to 1."""
-    floor: float = 0.0
-    """Share of the peak rate that the fall ends at; 0 to 1."""
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW's averaging; each in [0, 1)."""
     weight_decay: float = 0.0
@@ -43,8 +41,8 @@ class GlobalSettings:
     def __post_init__(self) -> None:
         if self.steps < 1 or (self.micro_batch is not None and self.micro_batch < 1):
             raise ValueError(f"`steps` is {self.steps}, `micro_batch` {self.micro_batch}: both must be at least 1")
-        if not (0 <= self.warmup <= 1 and 0 <= self.floor <= 1):
-            raise ValueError(f"`warmup` is {self.warmup} and `floor` {self.floor}: both are shares from 0 to 1")
+        if not 0 <= self.warmup <= 1:
+            raise ValueError(f"`warmup` is {self.warmup}: it is a share from 0 to 1")
         if not (self.learning_rate > 0 and self.weight_decay >= 0 and self.clip > 0 and self.cosine >= 0):
             raise ValueError(
                 f"`learning_rate` is {self.learning_rate}, `weight_decay` {self.weight_decay}, `clip` {self.clip}, "
@@ -59,11 +57,11 @@ class LocalSettings:
     steps: int
     """Batches trained on; at least 1."""
     learning_rate: float = 1e-3
-    """Peak rate; above 0."""
+    """Peak rate, or the highest that is tried; above 0."""
+    rate: Literal["found", "pinned"] = "pinned"
+    """`found`: a short range test picks each variant's rate; `pinned`: it is `learning_rate`."""
     warmup: float = 0.05
     """Share of the steps in which the rate rises; 0 to 1."""
-    floor: float = 0.0
-    """Share of the peak rate that the fall ends at; 0 to 1."""
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW's averaging; each in [0, 1)."""
     weight_decay: float = 0.0
@@ -83,7 +81,7 @@ class LocalSettings:
                 f"`learning_rate` is {self.learning_rate} and `weight_decay` {self.weight_decay}: "
                 "the rate must be above 0, the decay at least 0"
             )
-        if not (0 <= self.warmup <= 1 and 0 <= self.floor <= 1):
-            raise ValueError(f"`warmup` is {self.warmup} and `floor` {self.floor}: both are shares from 0 to 1")
+        if not 0 <= self.warmup <= 1:
+            raise ValueError(f"`warmup` is {self.warmup}: it is a share from 0 to 1")
         if self.clip is not None and not self.clip > 0:
             raise ValueError(f"`clip` is {self.clip}: it must be above 0, or None")

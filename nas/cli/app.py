@@ -38,6 +38,7 @@ from inlay.nas.cli.status import status_command
 from inlay.nas.cli.stop import stop_command
 from inlay.nas.cli.submit import submit_command
 from inlay.nas.cli.sweep import sweep_command
+from inlay.nas.cli.tune import tune_command
 from inlay.nas.cli.up import up_command
 from inlay.nas.cli.validate import validate_command
 from inlay.nas.errors import InlayError, UserError
@@ -60,6 +61,7 @@ for name, panel, command in (
     ("plan", JOBS, plan_command),
     ("run", JOBS, run_command),
     ("measure", JOBS, measure_command),
+    ("tune", JOBS, tune_command),
     ("solve", ANSWERS, solve_command),
     ("sweep", ANSWERS, sweep_command),
     ("evaluate", ANSWERS, evaluate_command),

@@ -165,6 +165,9 @@ def _ranks(sections: Mapping[str, Any]) -> list[Problem]:
     if recover.sharding == "full" and ranks == 1:
         text = "'full' has nothing to share the weights with; set recover.workers to at least 2, or leave it out"
         found.append(Problem("recover.sharding", text))
+    if recover.train == "replaced" and "space" in sections and sections["space"].formats_alone:
+        text = "'replaced' would train nothing: with formats alone nothing replaces the parent's; leave it out"
+        found.append(Problem("recover.train", text))
     if ranks > 1 and "hardware" in sections and ":" in (device := sections["hardware"].device):
         text = f"{ranks} ranks cannot all use the device {device}; set hardware.device to cuda, and each gets its own"
         found.append(Problem("recover.workers", text))

@@ -162,7 +162,10 @@ class Distill(Section):
     tokens: Count = Field(
         default=500_000, ge=0, le=LARGEST_COUNT, description="Training tokens for each variant; 0: no training."
     )
-    learning_rate: Number = Field(default=1e-3, gt=0, le=1, description="Peak rate of AdamW.")
+    learning_rate: Number = Field(default=3e-3, gt=0, le=1, description="Peak rate of AdamW, or the highest tried.")
+    rate: Literal["found", "pinned"] = Field(
+        default="found", description="found: a short test picks each variant's rate; pinned: it is learning_rate."
+    )
     batch_size: Count = Field(default=8, ge=1, le=65_536, description="Sequences in a step.")
     warmup: Number = Field(default=0.05, ge=0, lt=1, description="Share of the steps in which the rate climbs.")
     weight_decay: Number = Field(default=0.0, ge=0, lt=1, description="AdamW weight decay, norms and biases excepted.")
@@ -246,13 +249,16 @@ class Recover(Section):
     """Global distillation of the assembled child against the parent."""
 
     tokens: Count = Field(default=4_000_000, ge=0, le=LARGEST_COUNT, description="Training tokens; 0: no training.")
-    learning_rate: Number = Field(default=3e-4, gt=0, le=1, description="Peak rate of AdamW, or the highest tried.")
+    learning_rate: Number = Field(default=3e-3, gt=0, le=1, description="Peak rate of AdamW, or the highest tried.")
     rate: Literal["found", "pinned"] = Field(
         default="found", description="found: a short test picks each model's rate; pinned: it is learning_rate."
     )
     batch_size: Count = Field(default=4, ge=1, le=65_536, description="Sequences in a step.")
     warmup: Number = Field(default=0.05, ge=0, lt=1, description="Share of the steps in which the rate climbs.")
     weight_decay: Number = Field(default=0.0, ge=0, lt=1, description="AdamW weight decay, norms and biases excepted.")
+    train: Literal["all", "replaced"] = Field(
+        default="all", description="replaced: only the subblocks that replace the parent's, in less memory."
+    )
     probes: Count = Field(
         default=8, ge=0, le=1_000, description="Candidates that get a short recovery first; the best one is kept."
     )

@@ -168,6 +168,7 @@ def _piece(search: Search, texts: Texts, library: Library, architecture: Blocks,
         "library": used_weights(library, [architecture]),
         "settings": asdict(global_settings(job, tokens)),
         "batch_size": job.recover.batch_size,
+        "train": job.recover.train,
         "seed": job.seed,
     }
     handles = {"store": search.workspace.url, "sequence_length": texts.recover.shape[1]}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ from torch import Tensor
 from inlay.cluster.pieces import PieceContext, PieceOutput
 from inlay.distill.parallel import shard, world_mesh
 from inlay.distill.sweep import Slot
-from inlay.nas.families import ends_tensors, layer_prefix, subblock_tensors
+from inlay.nas.families import Shape, ends_tensors, layer_prefix, subblock_tensors
 from inlay.nas.modeling import Ends, InlayForCausalLM, InlayLayer, build_layer
 from inlay.nas.pieces.boundaries import worker_source
 from inlay.nas.pieces.weights import Library, WorkerSource, rounded_state
@@ -21,6 +21,8 @@ from inlay.nas.tables.configs import config_of
 from inlay.nas.variants import Variant, parse_variant
 
 HEAD = "lm_head.weight"
+Trained = Literal["none", "replaced", "all"]
+"""What a training changes of a model; `replaced`: the subblocks that are not the parent's own."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +89,20 @@ def _built(
     return built
 
 
-def build_sharded(source: WorkerSource, architecture: Blocks, dtype: torch.dtype, *, trained: bool) -> InlayForCausalLM:
-    """The same model sharded with FSDP2 among the processes of torch.distributed's group; frozen unless `trained`.
+def set_trained(model: InlayForCausalLM, shape: Shape, architecture: Blocks, trained: Trained) -> None:
+    """Says which of a model's weights a training changes."""
+    model.requires_grad_(trained == "all")
+    if trained != "replaced":
+        return
+    for index, (layer, block) in enumerate(zip(model.model.layers, architecture, strict=True)):
+        for variant in map(parse_variant, block[:2]):
+            if not variant.is_own:
+                for name in subblock_tensors(shape, variant.slot, variant.entry(shape, index)):
+                    layer.get_parameter(name).requires_grad_(True)
+
+
+def build_sharded(source: WorkerSource, architecture: Blocks, dtype: torch.dtype, trained: Trained) -> InlayForCausalLM:
+    """The same model sharded with FSDP2 among the processes of torch.distributed's group.
 
     A process reads one layer at a time and keeps its shard of it: it never holds more than its shards, one layer and
     the two ends.
@@ -96,7 +110,7 @@ def build_sharded(source: WorkerSource, architecture: Blocks, dtype: torch.dtype
     config = config_of(source.parent.config, source.parent.shape, architecture)
     with torch.device("meta"):
         model: Any = InlayForCausalLM(config)
-    model.requires_grad_(trained).eval()
+    set_trained(model.eval(), source.parent.shape, architecture, trained)
     # Its frequencies are in no checkpoint, and stay in float32.
     model.model.rotary_emb = type(model.model.rotary_emb)(config=config.family_config()).to(source.device)
     mesh = world_mesh(source.device)

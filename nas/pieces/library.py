@@ -6,15 +6,18 @@ import itertools
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from inlay.cluster.pieces import PieceContext, PieceOutput
+from inlay.cluster.pieces import PieceContext, PieceOutput, Progress
 from inlay.distill.boundary import BoundaryScratch
-from inlay.distill.local import Branch, BranchResult, LayerBatch, train_layer
+from inlay.distill.branches import Branch, LayerBatch
+from inlay.distill.local import BranchResult, train_layer
+from inlay.distill.rates import plan_local_trials
 from inlay.distill.settings import LocalSettings
 from inlay.distill.text import training_order
 from inlay.nas.modeling import build_layer
@@ -41,15 +44,13 @@ def distill_layer(arguments: dict[str, Any], context: PieceContext) -> PieceOutp
     parts = max(1, 2**context.memory_retries // max(1, len(groups)))
     settings = LocalSettings(**arguments["settings"])
     results: list[BranchResult] = []
-    for number, group in enumerate(groups):
-
-        def on_step(step: int, steps: int, loss: float, number: int = number) -> None:
-            done = number * steps + step
-            context.progress(done / (len(groups) * steps), {"step": done, "loss": loss})
-
-        branches = [_branch(source, index, label, state, sums) for label in group]
+    told = _Told(context.progress, len(groups), settings)
+    for group in groups:
+        branches = [branch_of(source, index, label, state, sums) for label in group]
         batches = _Batches(arguments, source.device, source.context)
-        results += train_layer(parent_layer, branches, batches, settings, on_step, _cutter(parts, source))
+        cut = cutter(parts, source)
+        results += train_layer(parent_layer, branches, batches, settings, told.step, cut, told.trial)
+        told.groups_done += 1
     dtype = getattr(torch, parent.shape.dtype)
     values: dict[str, Any] = {"layer": index, "variants": {}}
     blobs: dict[str, Any] = {}
@@ -60,6 +61,8 @@ def distill_layer(arguments: dict[str, Any], context: PieceContext) -> PieceOutp
             "kept": result.kept,
             "start_loss": _finite(result.start_loss),
             "loss": _finite(result.final_loss),
+            "learning_rate": result.learning_rate,
+            "trials": [asdict(trial) for trial in result.trials],
             "curve": [_finite(loss) for loss in result.curve],
         }
         if result.status == "trained":
@@ -67,7 +70,7 @@ def distill_layer(arguments: dict[str, Any], context: PieceContext) -> PieceOutp
     return PieceOutput(values=values, blobs=blobs)
 
 
-def _cutter(parts: int, source: WorkerSource) -> Callable[[LayerBatch], list[LayerBatch]] | None:
+def cutter(parts: int, source: WorkerSource) -> Callable[[LayerBatch], list[LayerBatch]] | None:
     """What cuts batches, None where they stay whole."""
     if parts == 1:
         return None
@@ -91,7 +94,7 @@ def in_groups(labels: Sequence[str], count: int) -> list[list[str]]:
     return [list(labels[start:end]) for start, end in itertools.pairwise(cuts)]
 
 
-def _branch(source: WorkerSource, index: int, label: str, state: Any, sums: Sums) -> Branch:
+def branch_of(source: WorkerSource, index: int, label: str, state: Any, sums: Sums) -> Branch:
     """A variant with its training-free start, in float32."""
     shape, variant = source.parent.shape, parse_variant(label)
     # Copies: training changes them in place, and the parent's own must stay as they are.
@@ -106,6 +109,28 @@ def _branch(source: WorkerSource, index: int, label: str, state: Any, sums: Sums
     start = variant.start(shape, index, own, sums)
     module = build_layer(source.parent.config, index, attention, ffn, start, torch.float32).to(source.device)
     return Branch(label, variant.slot, module.requires_grad_(True), alone=variant.beside is not None)
+
+
+class _Told:
+    """What the training of a layer tells of itself, group by group.
+
+    A range test mostly has two trials, and the training goes on from one of them: one trial is done beside its steps.
+    """
+
+    def __init__(self, progress: Progress, groups: int, settings: LocalSettings) -> None:
+        self.progress, self.groups, self.steps = progress, groups, settings.steps
+        self.tried = plan_local_trials(settings).steps
+        self.groups_done = 0
+
+    def trial(self, done: int, tried: int) -> None:
+        self.progress(self._share(min(done, self.tried)))
+
+    def step(self, step: int, steps: int, loss: float) -> None:
+        told = {"step": self.groups_done * steps + step, "loss": loss}
+        self.progress(self._share(self.tried + step), told)
+
+    def _share(self, done: int) -> float:
+        return (self.groups_done + done / (self.tried + self.steps)) / self.groups
 
 
 def _finite(loss: float) -> float | None:

@@ -27,7 +27,7 @@ from inlay.distill.parallel import Ranks
 from inlay.distill.rates import plan_trials
 from inlay.distill.settings import GlobalSettings
 from inlay.distill.text import training_order
-from inlay.nas.pieces.assembled import build_sharded, build_whole, stored_state
+from inlay.nas.pieces.assembled import assemble_state, build_sharded, build_whole, set_trained, stored_state
 from inlay.nas.pieces.boundaries import worker_source
 from inlay.nas.pieces.texts import load_ids
 from inlay.nas.pieces.weights import Library, WorkerSource
@@ -41,13 +41,14 @@ def recover_model(arguments: dict[str, Any], context: PieceContext) -> PieceOutp
     source, architecture = _source(arguments)
     parent = build_whole(source, (PARENT_BLOCK,) * source.num_layers, source.dtype).requires_grad_(False)
     child = build_whole(source, architecture, torch.float32)
-    settings = _settings(arguments, context.memory_retries)
+    set_trained(child, source.parent.shape, architecture, arguments["train"])
+    settings = settings_of(arguments, context.memory_retries)
     told = _Told(context.progress, arguments, settings)
     result = distill_globally(
         parent,
         child,
-        _batches(source, arguments, settings.steps),
-        _held_out(source, arguments),
+        batches_of(source, arguments, settings.steps),
+        held_out_of(source, arguments),
         settings,
         on_step=told.step,
         on_trial=told.trial,
@@ -69,11 +70,14 @@ def recover_with_ranks(arguments: dict[str, Any], context: PieceContext) -> Piec
     )
     told = {**arguments, "memory_retries": context.memory_retries}
     trained = train(recover_in_rank, told, settings, context.progress)
-    if trained.value["status"] != "trained" or trained.folder is None:
+    if trained.value["status"] != "trained":
         return PieceOutput(values=trained.value, peak_bytes=trained.peak_bytes)
-    dtype = getattr(torch, _source(arguments)[0].parent.shape.dtype)
-    tensors = read_state(_parts(trained.folder)).tensors
-    weights = {name.removeprefix(BEST): tensors[name].to(dtype) for name in tensors if name.startswith(BEST)}
+    source, architecture = _source(arguments)
+    dtype = getattr(torch, source.parent.shape.dtype)
+    tensors = read_state(_parts(trained.folder)).tensors if trained.folder else {}  # none where nothing is trained
+    state = {} if arguments["train"] == "all" else assemble_state(source, architecture)
+    state |= {name.removeprefix(BEST): tensors[name] for name in tensors if name.startswith(BEST)}
+    weights = {name: tensor.to(dtype) for name, tensor in state.items()}
     return PieceOutput(values=trained.value, blobs={"model": weights}, peak_bytes=trained.peak_bytes)
 
 
@@ -83,18 +87,19 @@ def recover_in_rank(arguments: dict[str, Any], rank: Rank) -> dict[str, Any]:
     parents = (PARENT_BLOCK,) * source.num_layers
     ranks = Ranks(rank.index, rank.count, sharded=arguments["sharding"] == "full")
     if ranks.sharded:
-        parent = build_sharded(source, parents, source.dtype, trained=False)
-        child = build_sharded(source, architecture, torch.float32, trained=True)
+        parent = build_sharded(source, parents, source.dtype, "none")
+        child = build_sharded(source, architecture, torch.float32, arguments["train"])
     else:
         parent = build_whole(source, parents, source.dtype).requires_grad_(False)
         child = build_whole(source, architecture, torch.float32)
-    settings = _settings(arguments, arguments["memory_retries"])
+        set_trained(child, source.parent.shape, architecture, arguments["train"])
+    settings = settings_of(arguments, arguments["memory_retries"])
     told = _Told(rank.progress, arguments, settings) if rank.index == 0 else None
     result = distill_globally(
         parent,
         child,
-        _batches(source, arguments, settings.steps),
-        _held_out(source, arguments),
+        batches_of(source, arguments, settings.steps),
+        held_out_of(source, arguments),
         settings,
         on_step=told.step if told else None,
         on_trial=told.trial if told else None,
@@ -130,7 +135,7 @@ def _parts(folder: Path) -> list[Path]:
     return sorted(folder.glob("rank_*.safetensors"))
 
 
-def _batches(source: WorkerSource, arguments: dict[str, Any], steps: int) -> Iterator[Tensor]:
+def batches_of(source: WorkerSource, arguments: dict[str, Any], steps: int) -> Iterator[Tensor]:
     """Batches [B, S] of ids in the training order."""
     ids, batch = load_ids(source.store, arguments["ids"]), arguments["batch_size"]
     length = ids.shape[1]
@@ -139,7 +144,7 @@ def _batches(source: WorkerSource, arguments: dict[str, Any], steps: int) -> Ite
         yield _on_device(ids[order[start : start + batch]], source)
 
 
-def _held_out(source: WorkerSource, arguments: dict[str, Any]) -> list[Tensor]:
+def held_out_of(source: WorkerSource, arguments: dict[str, Any]) -> list[Tensor]:
     """The batches [B, S] that a model is judged on while it trains."""
     batch = arguments["batch_size"]
     ids = load_ids(source.store, arguments["held_out"]["ids"])[: arguments["held_out"]["batches"] * batch]
@@ -155,7 +160,7 @@ def _source(arguments: dict[str, Any]) -> tuple[WorkerSource, Blocks]:
     return worker_source(arguments, library), blocks_of(arguments["architecture"])
 
 
-def _settings(arguments: dict[str, Any], memory_retries: int) -> GlobalSettings:
+def settings_of(arguments: dict[str, Any], memory_retries: int) -> GlobalSettings:
     """The trainer's settings; after every want of memory half as many sequences at once, and the same batch."""
     chosen = arguments["settings"]
     return GlobalSettings(**{**chosen, "micro_batch": max(1, chosen["micro_batch"] >> memory_retries)})

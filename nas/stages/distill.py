@@ -9,6 +9,7 @@ from typing import Any
 from inlay.cluster.fanout import kept_records
 from inlay.cluster.pieces import Piece, Record
 from inlay.distill.settings import LocalSettings
+from inlay.nas.job import Job
 from inlay.nas.loop.search import Search
 from inlay.nas.loop.spans import scratch_of, spans_with_boundaries
 from inlay.nas.pieces.calibration import statistics_of
@@ -75,7 +76,7 @@ def distill_piece(search: Search, ids: Ids, layer: int, variants: Sequence[Varia
     `sums` is a handle to what `calibrate` gave, "" where no start needs any; it is determined by the key.
     """
     job = search.job
-    settings = asdict(local_settings(search, ids))
+    settings = asdict(local_settings(job, ids.shape[1]))
     depends = {
         "ids": ids.digest,
         "layer": layer,
@@ -96,19 +97,20 @@ def distill_piece(search: Search, ids: Ids, layer: int, variants: Sequence[Varia
     return search.piece(DISTILL, f"layer {layer:04d}", {**depends, **handles}, depends)
 
 
-def local_settings(search: Search, ids: Ids) -> LocalSettings:
-    """The trainer's settings from the job; the last batches of the text are held out."""
-    chosen = search.job.distill
+def local_settings(job: Job, length: int) -> LocalSettings:
+    """The trainer's settings from the job, for sequences of a length; the last batches of the text are held out."""
+    chosen = job.distill
     return LocalSettings(
-        steps=max(1, chosen.tokens // (ids.shape[1] * chosen.batch_size)),
+        steps=max(1, chosen.tokens // (length * chosen.batch_size)),
         learning_rate=chosen.learning_rate,
+        rate=chosen.rate,
         warmup=chosen.warmup,
         weight_decay=chosen.weight_decay,
         through=chosen.through,
     )
 
 
-DISTILL = Stage("distill", 4, distill_layer)
+DISTILL = Stage("distill", 5, distill_layer)
 
 
 def library_of(records: Sequence[Record]) -> Library:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from inlay.cluster.capacity import usable_cpus
-from inlay.distill.rates import plan_trials
+from inlay.distill.rates import plan_local_trials, plan_trials
 from inlay.distill.settings import JUDGED
 from inlay.nas.engines.timing import ROUNDS, SAMPLED_STEPS
 from inlay.nas.engines.transformers_engine import COPIES
@@ -25,6 +25,7 @@ from inlay.nas.pieces.boundaries import micro_batch
 from inlay.nas.pieces.shards import SMALLEST_SHARD
 from inlay.nas.pieces.subblock_times import entry_key
 from inlay.nas.stages.calibrate import INPUT_TOKENS
+from inlay.nas.stages.distill import local_settings
 from inlay.nas.stages.estimates import CHECKED, are_estimated
 from inlay.nas.tables.idle_limits import parent_sizes
 from inlay.nas.variants import Variant, ends_parameters, parameters, variants_of
@@ -88,7 +89,9 @@ def stage_seconds(job: Job, parent: Parent) -> dict[str, float]:
         return batch_tokens * forwards * forward / learning
 
     score_tokens, report_tokens = judged_tokens(job)
-    variants = 3 * FORWARD * trained * (own / shape.num_layers) * VARIANT
+    local = local_settings(job, length)
+    tried = 1 + plan_local_trials(local).steps / local.steps  # the steps of one more rate
+    variants = 3 * FORWARD * trained * (own / shape.num_layers) * VARIANT * tried
     blocks = scored_blocks(job, space)
     dropped = 0 if job.space.formats_alone else 3 * shape.num_layers
     if are_estimated(job):

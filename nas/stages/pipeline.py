@@ -25,10 +25,8 @@ from inlay.nas.pieces.texts import Texts
 from inlay.nas.pieces.weights import Library
 from inlay.nas.report.progress import Reporter
 from inlay.nas.stages.assemble import Assembled, assemble
-from inlay.nas.stages.calibrate import inputs_of
 from inlay.nas.stages.distill import build_library, failures, library_of
 from inlay.nas.stages.estimate import stage_seconds
-from inlay.nas.stages.estimates import are_estimated, estimate_blocks
 from inlay.nas.stages.evaluate import side_by_side
 from inlay.nas.stages.measure import cost_rows, costs_origin
 from inlay.nas.stages.outcome import loss_rows
@@ -36,14 +34,15 @@ from inlay.nas.stages.presets import has_presets, preset_rows
 from inlay.nas.stages.quality import above_child, judged_text
 from inlay.nas.stages.recording.record import SearchRecord
 from inlay.nas.stages.recover import recover
-from inlay.nas.stages.score import offered_ends, score_blocks, score_ends
+from inlay.nas.stages.score import offered_ends
+from inlay.nas.stages.scoring import score_all
 from inlay.nas.tables.architecture import PARENT_BLOCK, Block, Blocks, identify
 from inlay.nas.tables.costs import TIMES, CostTable, quantities
 from inlay.nas.tables.idle_limits import idle_limits
 from inlay.nas.tables.origin import metadata_of
 from inlay.nas.tables.scores import ScoreTable
 from inlay.nas.variants import variants_of
-from inlay.nas.workspace import INPUTS_FILE, Workspace
+from inlay.nas.workspace import Workspace
 
 STAGES = ("measure", "distill", "score", "assemble", "recover", "evaluate", "export")
 """In their order, as people see them."""
@@ -175,24 +174,11 @@ class Pipeline:
     def _scored(self, texts: Texts, library: Library) -> tuple[list[dict[str, Any]], dict[tuple[int, Block], Values]]:
         """Rows of the score table, and the KL of each block sequence by sequence where all of it was taken."""
         with self.stage("score") as told:
-            if self.job.space.formats:
-                self.search.inputs = inputs_of(self.search, texts.distill)
-                self.place.write_json(INPUTS_FILE, self.search.inputs)
-            if are_estimated(self.job):
-                estimated, error = estimate_blocks(self.search, texts.score)
-                ends = score_ends(self.search, texts.score, library)
-                rows = [one.row() for one in estimated] + [{**one.row(), "estimated_nats": None} for one in ends]
-                self.record.table("scores", rows)
-                told.note = f"{len(estimated)} estimates, off by {100 * error:.0f} % (median of those checked)"
-                told.metrics["estimate_error"] = error
-                return rows, {}
-            scored = score_blocks(self.search, texts.score, library)
-            rows = [one.row() for one in scored]
-            self.record.table("scores", rows)
-            gammas = ScoreTable.of(rows).gammas
-            told.note = f"{len(rows)} blocks, {gammas}"
-            told.metrics["gamma"] = gammas.common
-        return rows, {(one.layer, one.block): one.comparison.kl_N for one in scored}
+            found = score_all(self.search, texts, library)
+            self.record.table("scores", found.rows)
+            told.note = found.note
+            told.metrics |= found.metrics
+        return found.rows, found.scored
 
     def _assemble(
         self, texts: Texts, library: Library, tables: Tables, scored: dict[tuple[int, Block], Values]

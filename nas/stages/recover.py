@@ -52,9 +52,10 @@ def recover(search: Search, texts: Texts, assembled: Assembled) -> Recovered:
 def advice(name: str, values: Mapping[str, Any], upper: float) -> str:
     """What to try where a training never improved its model.
 
-    Empty where it did, and where nothing was lost: such weights are the parent's own, stored in other formats.
+    Empty where it did, where nothing was lost (such weights are the parent's own, stored in other formats), and where
+    nothing of it is trained.
     """
-    if values["improved"] or values["start_kl_nats"] == 0:
+    if values["improved"] or values["start_kl_nats"] == 0 or not values["tokens"]:
         return ""
     rate = float(values["learning_rate"])
     lower = "lower recover.learning_rate" if rate == upper else f"lower recover.learning_rate, now {upper:g}"

@@ -10,11 +10,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from inlay.cluster.errors import ClusterError, LockedError
 from inlay.cluster.lock import locked
-from inlay.cluster.runtime import check_machine, connect
+from inlay.cluster.runtime import Cluster, check_machine, connect
 from inlay.nas.check import check_job
 from inlay.nas.embedded import embedded_parent
 from inlay.nas.engines.fitting import check_installed
@@ -24,6 +24,9 @@ from inlay.nas.job import Job, sources_by_field
 from inlay.nas.report.progress import Reporter
 from inlay.nas.workspace import Workspace
 from inlay.version import __version__
+
+if TYPE_CHECKING:
+    from inlay.nas.loop.texts import Packed
 
 EMBEDDED = "inlay:"
 IMPORTED_BY_WORKERS = ("inlay.nas.pieces.library", "inlay.nas.pieces.comparison")
@@ -149,6 +152,44 @@ def _run(
     name: str,
     address: str | None,
 ) -> RunResult:
+    with ExitStack() as stack:
+        begun = stack.enter_context(begin(job, place, source, reporter, name, address))
+        from inlay.nas.stages.pipeline import Pipeline  # takes as long as in a worker, and at the same time
+
+        pipeline = Pipeline(job, begun.place, begun.parent, begun.cluster, reporter, fingerprint)
+        evaluation, run = stack.enter_context(pipeline).run(begun.packed)
+    return RunResult(place.url, evaluation, run, False)
+
+
+@dataclass(frozen=True)
+class Begun:
+    """What a run works with once nothing was found to be wrong.
+
+    Args:
+        place: the workspace, locked.
+        parent: open and checked.
+        cluster: connected.
+        packed: the texts; None where the parent is to write one.
+    """
+
+    place: Workspace
+    parent: Parent
+    cluster: Cluster
+    packed: Packed | None
+
+
+@contextmanager
+def begin(
+    job: Job, place: Workspace, source: Parent | GgufFile, reporter: Reporter, name: str, address: str | None
+) -> Iterator[Begun]:
+    """Checks all that can be, takes the workspace's lock and reaches the workers; gives both back at the end.
+
+    Args: as of `run_job`; `source` is the job's parent.
+
+    Raises:
+        UserError: something is wrong, and nothing was written.
+        LockedError: another run has the workspace.
+    """
     from inlay.nas.loop.search import cluster_settings
     from inlay.nas.loop.texts import pack_texts
 
@@ -175,11 +216,7 @@ def _run(
             cluster.check_together(job.recover.workers)
         place.claim(parent.digest, job.parent)
         cluster.preload(*IMPORTED_BY_WORKERS)
-        from inlay.nas.stages.pipeline import Pipeline  # takes as long as in a worker, and at the same time
-
-        pipeline = Pipeline(job, place, parent, cluster, reporter, fingerprint)
-        evaluation, run = stack.enter_context(pipeline).run(packed)
-    return RunResult(place.url, evaluation, run, False)
+        yield Begun(place, parent, cluster, packed)
 
 
 @contextmanager

@@ -24,6 +24,17 @@ SURFACE = {
     "plan": {"--json"},
     "run": {"--workspace", "-w"},
     "measure": {"--output", "-o", "--again", "--list", "--clear", "--json"},
+    "tune": {
+        "--trials",
+        "--timeout",
+        "--metric",
+        "--workspace",
+        "-w",
+        "--storage",
+        "--output",
+        "-o",
+        "--json",
+    },
     "solve": {
         "--limit",
         "--minimize",

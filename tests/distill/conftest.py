@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
-from inlay.distill.local import Branch, LayerBatch
+from inlay.distill.branches import Branch, LayerBatch
 from inlay.nas.modeling import InlayConfig, InlayLayer, build_layer, make_context
 
 SIZES: dict[str, Any] = {

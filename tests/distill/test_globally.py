@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from torch.nn import functional
 from transformers import LlamaConfig
 
 from inlay.distill import judge as judge_module
-from inlay.distill.checkpoint import Checkpoint, TrainingState
+from inlay.distill.checkpoint import Checkpoint, TrainingState, read_state
 from inlay.distill.globally import GlobalResult, distill_globally
 from inlay.distill.judge import Judge
 from inlay.distill.parallel import Ranks
@@ -149,6 +149,29 @@ def test_a_killed_run_goes_on_bit_for_bit(tmp_path: Path, killed_after: int) -> 
     assert told[-1] == 12
     assert result == expected
     assert same(resumed_weights, expected_weights)
+
+
+@pytest.mark.parametrize("rate", ["pinned", "found"])
+def test_every_judgement_is_told_when_it_is_made(tmp_path: Path, rate: Any) -> None:
+    settings = replace(SETTINGS, rate=rate)
+    heard: list[list[tuple[int, float | None]]] = []
+
+    def listen(held_out: Sequence[tuple[int, float | None]]) -> None:
+        heard.append(list(held_out))
+
+    def kill(step: int, steps: int, losses: dict[str, float]) -> None:
+        if step == 7:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(settings, on_judged=listen, on_step=kill, checkpoint=Checkpoint(tmp_path / "c", every_steps=1))
+    before = heard[-1]
+    assert [step for step, _ in before] == [0, 2, 4, 6]
+    heard.clear()
+    result, _ = run(settings, on_judged=listen, checkpoint=Checkpoint(tmp_path / "c", every_steps=1))
+    assert heard[0] == before, "what was judged before a kill is told again"
+    assert heard[-1] == result.held_out
+    assert [len(each) for each in heard] == [4, 5, 6, 7]
 
 
 def test_a_run_that_lacked_memory_goes_on_in_smaller_parts(tmp_path: Path) -> None:
@@ -342,6 +365,61 @@ def test_a_killed_run_keeps_its_best_and_the_rate_that_it_found(
     assert same(resumed_weights, expected_weights)
 
 
+def partly_trained() -> tuple[InlayForCausalLM, InlayForCausalLM, set[str]]:
+    """A parent, a child of which only two subblocks require gradients, and the names of these tensors."""
+    parent, child = models()
+    child.requires_grad_(False)
+    trained = {
+        name for name in child.state_dict() if name.startswith(("model.layers.2.mlp", "model.layers.3.self_attn"))
+    }
+    for name in trained:
+        child.get_parameter(name).requires_grad_(True)
+    return parent, child, trained
+
+
+def test_what_requires_no_gradient_stays_and_takes_no_memory(tmp_path: Path) -> None:
+    parent, child, trained = partly_trained()
+    before = weights(child)
+    result = distill_globally(
+        parent, child, batches(60), held_out(), replace(SETTINGS, steps=60), checkpoint=Checkpoint(tmp_path)
+    )
+    assert result.improved
+    assert {name for name, tensor in weights(child).items() if not torch.equal(tensor, before[name])} == trained
+    held = read_state([tmp_path / "training.safetensors"]).tensors
+    moments = {name.partition(".")[2] for name in held if name.startswith("exp_avg_sq.")}
+    assert moments == trained
+    assert sum(held[name].nbytes for name in held if name.startswith("exp_avg")) == 2 * sum(
+        before[name].nbytes for name in trained
+    )
+
+
+def test_a_killed_run_of_a_part_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    def trained(**options: Any) -> tuple[GlobalResult, dict[str, Tensor]]:
+        parent, child, _ = partly_trained()
+        return distill_globally(parent, child, batches(12), held_out(), SETTINGS, **options), weights(child)
+
+    def kill(step: int, steps: int, losses: dict[str, float]) -> None:
+        if step == 7:
+            raise Killed
+
+    with pytest.raises(Killed):
+        trained(on_step=kill, checkpoint=Checkpoint(tmp_path, every_steps=3))
+    expected, expected_weights = trained()
+    result, resumed_weights = trained(checkpoint=Checkpoint(tmp_path, every_steps=3))
+    assert result == expected
+    assert same(resumed_weights, expected_weights)
+
+
+def test_a_child_with_nothing_to_train_is_only_judged() -> None:
+    parent, child = models()
+    before = weights(child)
+    result = distill_globally(parent, child.requires_grad_(False), batches(12), held_out(), SETTINGS)
+    assert (result.status, result.reason, result.steps) == ("trained", "nothing of it is trained", 0)
+    assert result.best_kl_nats == Judge(parent, child, held_out(), SETTINGS, Ranks()).kl_nats()
+    assert not result.improved
+    assert same(weights(child), before)
+
+
 def test_too_few_batches_are_named() -> None:
     parent, child = models()
     with pytest.raises(ValueError, match="5 batches came but 12 steps were wanted"):
@@ -356,7 +434,7 @@ def test_too_few_batches_are_named() -> None:
         ({"learning_rate": -1.0}, "`learning_rate` is -1.0"),
         ({"clip": 0.0}, "`clip` 0.0"),
         ({"cosine": -1.0}, "`cosine` -1.0"),
-        ({"floor": 2.0}, "`floor` 2.0"),
+        ({"warmup": 2.0}, "`warmup` is 2.0"),
     ],
 )
 def test_settings_out_of_bounds_are_named(change: dict[str, Any], message: str) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from inlay.distill.local import BranchResult, LayerBatch, train_layer
+from inlay.distill.branches import LayerBatch
+from inlay.distill.local import BranchResult, train_layer
 from inlay.distill.settings import LocalSettings, Through
 
 SETTINGS = LocalSettings(steps=60, learning_rate=3e-3)
@@ -257,7 +258,6 @@ def test_too_few_and_too_many_batches_are_named(place: Any) -> None:
         ({"weight_decay": -1.0}, "`weight_decay` -1.0"),
         ({"clip": 0.0}, "`clip` is 0.0"),
         ({"warmup": 1.5}, "`warmup` is 1.5"),
-        ({"floor": -0.1}, "`floor` -0.1"),
     ],
 )
 def test_settings_out_of_bounds_are_named(change: dict[str, Any], message: str) -> None:

@@ -34,7 +34,7 @@ SETTINGS = GlobalSettings(steps=60, learning_rate=1.0, rate="found")
 
 
 @pytest.mark.parametrize(
-    ("steps", "rates", "of_each"), [(6, 0, 0), (7, 5, 2), (30, 5, 5), (160, 5, 27), (10_000, 5, 32)]
+    ("steps", "rates", "of_each"), [(6, 0, 0), (7, 6, 2), (30, 6, 5), (160, 6, 27), (10_000, 6, 32)]
 )
 def test_trials_end_where_the_training_is_judged_first_or_before(steps: int, rates: int, of_each: int) -> None:
     plan = plan_trials(replace(SETTINGS, steps=steps))
@@ -96,10 +96,10 @@ def test_every_trial_is_told_and_then_every_step_once(rate: float) -> None:
         parent, child, SMALL.batches(60), SMALL.held_out(), replace(SETTINGS, learning_rate=rate),
         on_step=lambda step, of, losses: steps.append(step), on_trial=lambda *at: tried.append(at),
     )  # fmt: skip
-    assert tried == [(step, 50) for step in range(1, 10 * len(result.trials) + 1)]
+    assert tried == [(step, 60) for step in range(1, 10 * len(result.trials) + 1)]
     assert steps == list(range(1, 61))
     assert len(result.trials) >= 2
-    start, chosen = result.start_kl_nats, {t.learning_rate: t.kl_nats for t in result.trials}[result.learning_rate]
+    start, chosen = result.start_kl_nats, {t.learning_rate: t.error for t in result.trials}[result.learning_rate]
     assert start is not None
     assert chosen is not None
     assert chosen < start
@@ -126,7 +126,7 @@ def test_a_rate_at_which_nothing_is_finite_is_lowered() -> None:
     parent, child = SMALL.models()
     settings = replace(SETTINGS, learning_rate=1e30)
     result = distill_globally(parent, child, SMALL.batches(60), SMALL.held_out(), settings)
-    assert all(trial.kl_nats is None or trial.kl_nats > 1 for trial in result.trials)
+    assert all(trial.error is None or trial.error > 1 for trial in result.trials)
     assert result.status == "trained"
     assert not result.improved
     assert all(tensor.isfinite().all() for tensor in child.state_dict().values())

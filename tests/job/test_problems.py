@@ -149,6 +149,16 @@ def test_ranks_must_find_their_places(
     assert Job.from_dict(wrong | {"recover": {"workers": 1}}).recover.workers == 1
 
 
+def test_what_is_replaced_must_exist_to_be_trained_alone(values: dict[str, Any]) -> None:
+    wrong = values | {"space": {"formats": ["q8_0"]}, "recover": {"train": "replaced"}}
+    with pytest.raises(UserError) as caught:
+        Job.from_dict(wrong)
+    assert str(caught.value).startswith(
+        "job: recover.train: 'replaced' would train nothing: with formats alone nothing replaces the parent's; leave"
+    )
+    assert Job.from_dict(wrong | {"space": values["space"]}).recover.train == "replaced"
+
+
 _TEXTS = [
     (("parent",), 4096), (("revision",), 200), (("data", "distill", "path"), 4096),
     (("data", "validate", "path"), 4096),

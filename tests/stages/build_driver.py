@@ -49,7 +49,7 @@ def main() -> None:
     ids_BS = torch.arange(24).reshape(2, 12)
     before, peak = anonymous_bytes(), Peak()
     peak.start()
-    model = build_sharded(source, blocks, torch.float32, trained=True)
+    model = build_sharded(source, blocks, torch.float32, trained="all")
     peak.on = False
     held = sum(local(tensor).nbytes for tensor in model.parameters())
     with torch.no_grad():

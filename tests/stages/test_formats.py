@@ -296,9 +296,10 @@ def formats_alone(parent: Path, texts: tuple[Path, Path]) -> dict[str, Any]:
 
 
 def test_no_advice_is_given_on_weights_that_are_the_parents_own() -> None:
-    told = {"improved": False, "learning_rate": 3e-4, "start_kl_nats": 0.0}
+    told = {"improved": False, "learning_rate": 3e-4, "start_kl_nats": 0.0, "tokens": 1024}
     assert advice("child", told, 3e-4) == ""
     assert "no step at a rate of 0.0003 made child better" in advice("child", {**told, "start_kl_nats": 0.1}, 3e-4)
+    assert advice("child", {**told, "start_kl_nats": 0.1, "tokens": 0}, 3e-4) == ""  # nothing of it was to be trained
 
 
 def whole(parent: Parent) -> Any:

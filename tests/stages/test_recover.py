@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 
 from inlay.cluster import Cluster, ClusterSettings, Record, connect
 from inlay.nas.job import Job
@@ -29,6 +29,8 @@ from inlay.nas.pieces.texts import TEXTS
 from inlay.nas.pieces.weights import Library
 from inlay.nas.report.progress import Reporter
 from inlay.nas.stages.run import open_job_parent
+from inlay.nas.variants import Place
+from inlay.nas.variants.linear import linear_from_products
 from inlay.nas.workspace import Workspace
 
 DRIVER = Path(__file__).with_name("build_driver.py")
@@ -118,6 +120,36 @@ def overflow_on(token: int, folder: Path) -> None:
 
 def weights(place: Workspace, record: Record) -> dict[str, torch.Tensor]:
     return dict(load_file(place.store.blob_path(record.blobs["model"])))
+
+
+@pytest.mark.parametrize(
+    "ranks", [{}, pytest.param({"workers": 2, "sharding": "full"}, marks=pytest.mark.slow)], ids=["one", "sharded"]
+)
+def test_only_what_replaces_the_parents_own_is_trained(
+    ranks: dict[str, Any], tmp_path: Path, cluster: Cluster, small_job: Callable[..., Job]
+) -> None:
+    job = small_job(train="replaced", **ranks)
+    parent, place = open_job_parent(job), Workspace(tmp_path)
+    own = parent.slot_state(1, "attention")
+    started = {name: tensor.float() for name, tensor in own.items()}
+    linear = linear_from_products(Place(parent.shape, 1, "attention"), started)
+    library = Library({1: {"attention:linear": place.store.put_blob(save(linear))}})
+    child = (CHILD[0], ("attention:linear", "ffn:parent"), CHILD[0])
+    search = Search(job, place, parent, cluster, Reporter())
+    texts = store_texts(pack_texts(job, parent.tokenizer()), place)
+    # Besides one that has nothing to train.
+    records = recover_models(search, texts, library, {"child": child, "uniform": CHILD})
+    assert records["child"].values["improved"]
+    now, before = weights(place, records["child"]), {**parent.ends_state()}
+    for layer in range(3):
+        before |= {f"model.layers.{layer}.{name}": tensor for name, tensor in parent.layer_state(layer).items()}
+    changed = {name for name, tensor in now.items() if name not in before or not torch.equal(tensor, before[name])}
+    assert changed == {f"model.layers.1.{name}" for name in linear}
+    assert (records["uniform"].values["tokens"], records["uniform"].values["improved"]) == (0, False)
+    as_it_came = weights(place, records["uniform"])
+    assert all(torch.equal(tensor, before[name]) for name, tensor in as_it_came.items())
+    assert "model.layers.0.mlp.down_proj.weight" in as_it_came
+    assert "model.layers.2.mlp.down_proj.weight" not in as_it_came
 
 
 @pytest.mark.slow

@@ -1,0 +1,57 @@
+"""The score table of a search: true scores, or estimates where nothing is trained."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from inlay.nas.loop.search import Search
+from inlay.nas.pieces.standard_error import Values
+from inlay.nas.pieces.texts import Texts
+from inlay.nas.pieces.weights import Library
+from inlay.nas.stages.calibrate import inputs_of
+from inlay.nas.stages.estimates import are_estimated, estimate_blocks
+from inlay.nas.stages.score import score_blocks, score_ends
+from inlay.nas.tables.architecture import Block
+from inlay.nas.tables.scores import ScoreTable
+from inlay.nas.workspace import INPUTS_FILE
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What `score` found.
+
+    Args:
+        rows: of the score table.
+        scored: the KL of each block sequence by sequence, where all of it was taken.
+        note: what people are told.
+        metrics: the same for the tracker.
+    """
+
+    rows: list[dict[str, Any]]
+    scored: dict[tuple[int, Block], Values]
+    note: str
+    metrics: dict[str, float]
+
+
+def score_all(search: Search, texts: Texts, library: Library) -> Scored:
+    """Scores what the solver may choose; where formats are chosen, what they are weighed by is gathered first."""
+    weigh_formats(search, texts)
+    if are_estimated(search.job):
+        estimated, error = estimate_blocks(search, texts.score)
+        ends = score_ends(search, texts.score, library)
+        rows = [one.row() for one in estimated] + [{**one.row(), "estimated_nats": None} for one in ends]
+        note = f"{len(estimated)} estimates, off by {100 * error:.0f} % (median of those checked)"
+        return Scored(rows, {}, note, {"estimate_error": error})
+    found = score_blocks(search, texts.score, library)
+    rows = [one.row() for one in found]
+    gammas = ScoreTable.of(rows).gammas
+    parts = {(one.layer, one.block): one.comparison.kl_N for one in found}
+    return Scored(rows, parts, f"{len(rows)} blocks, {gammas}", {"gamma": gammas.common})
+
+
+def weigh_formats(search: Search, texts: Texts) -> None:
+    """Gathers what rounding is weighed by, where the job chooses formats."""
+    if search.job.space.formats:
+        search.inputs = inputs_of(search, texts.distill)
+        search.workspace.write_json(INPUTS_FILE, search.inputs)

@@ -1,0 +1,1 @@
+"""tune: an Optuna study over how a job trains; `tune.py` is its table of contents."""
