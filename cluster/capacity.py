@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from inlay.cluster.pieces import Resources
+from inlay.cluster.pieces import GPU_TYPE, Resources
 
 Amounts = Mapping[str, float]
 """Resources by Ray's names: CPU, GPU, memory (bytes)."""
@@ -63,14 +63,16 @@ def words(share: Resources) -> str:
 def misfit(nodes: Sequence[Amounts], share: Resources) -> str | None:
     """Return why no node can ever hold a worker with this share, as a sentence without its subject; None when one can.
 
-    The node that is named is the one that has the most of what is asked for first: GPUs, then memory, then CPUs.
+    The node that is named is the one that has the most of what is asked for first: the kind of GPU, GPUs, then memory,
+    then CPUs.
     """
     if any(fits(node, share) for node in nodes):
         return None
     if not nodes:
         return f"a worker needs {words(share)}, and the cluster has no node"
     wanted = _wanted(share)
-    largest = max(nodes, key=lambda node: [node.get(name, 0) for name in _SCARCEST if name in wanted])
+    scarcest = [*share.custom, *(name for name in _SCARCEST if name in wanted)]
+    largest = max(nodes, key=lambda node: [node.get(name, 0) for name in scarcest])
     return f"a worker needs {words(share)}, and the largest node has {_listed({n: largest.get(n, 0) for n in wanted})}"
 
 
@@ -150,7 +152,7 @@ _SCARCEST = ("GPU", "memory", "CPU")
 
 def _wanted(share: Resources) -> dict[str, float]:
     amounts: dict[str, float] = {"CPU": share.cpus, "GPU": share.gpus, "memory": share.memory_bytes}
-    return {name: amount for name, amount in amounts.items() if amount}
+    return {name: amount for name, amount in amounts.items() if amount} | share.custom
 
 
 def _listed(amounts: Amounts) -> str:
@@ -159,6 +161,9 @@ def _listed(amounts: Amounts) -> str:
     ]
     if "memory" in amounts:
         parts.append(f"{amounts['memory'] / 2**30:.3g} GiB of memory")
+    for name in amounts:
+        if name.startswith(GPU_TYPE):
+            parts.append(f"{'' if amounts[name] else 'no '}{name.removeprefix(GPU_TYPE)}")
     return ", ".join(parts)
 
 

@@ -230,6 +230,7 @@ class _FanOut:
         )
         wish = piece.resources
         options = self.alone(wish) if self.exclusive else {"num_cpus": wish.cpus, "memory": wish.memory_bytes or None}
+        options |= {"resources": wish.custom} if wish.custom else {}
         task = self.gpu_task if wish.gpus else self.task
         # What is measured shares its GPU with nobody.
         gpus = math.ceil(wish.gpus) if self.exclusive else wish.gpus
@@ -353,6 +354,8 @@ class _FanOut:
             if self.hangs(reference, flight):
                 flight.overdue = True
                 self.cancel(reference)
+            elif self.waits_too_long(reference, flight):
+                self.give_up(self.never_alone(flight))
         if self.flights and now - self.idle_since > _WAITING_SECONDS:
             self.idle_since = now
             flight = next(iter(self.flights.values()))
@@ -383,6 +386,28 @@ class _FanOut:
             handed_over = self.cluster.handed_over(reference.task_id().hex())
             flight.moved = now if handed_over is None else now - (time.time() - handed_over)
         return now - flight.moved > patience
+
+    def waits_too_long(self, reference: Any, flight: Flight) -> bool:
+        """Whether a piece that is to be alone on its node has waited for one longer than a piece may be silent.
+
+        Others wait as long as it takes: they begin as soon as anything ends, and an idle node there may never be.
+        """
+        if not (self.exclusive and self.cluster.elastic and self.deadline_seconds) or self.failure is not None:
+            return False
+        if flight.started is not None or time.monotonic() - flight.sent <= self.deadline_seconds:
+            return False
+        return self.cluster.handed_over(reference.task_id().hex()) is None
+
+    def never_alone(self, flight: Flight) -> PieceError:
+        piece = flight.piece
+        return PieceError(
+            f"{piece.stage}, {piece.label}: for {self.deadline_seconds:g} s no node with {words(piece.resources)} had "
+            f"nothing else to do, and nothing may run beside what is measured; "
+            f"{self.what_is_waited_for(piece.resources)}; try again when the cluster is less busy, or measure on a "
+            "machine of that kind by itself (`inlay measure`) and name its table in hardware.costs",
+            piece.label,
+            kind="NeverAlone",
+        )
 
     def is_queued(self, flight: Flight) -> bool:
         """Whether a piece is in Ray's queue, as far as is known without asking Ray.

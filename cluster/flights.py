@@ -25,6 +25,8 @@ class Flight:
     """What it says that it waits for, which no deadline counts."""
     moved: float = field(default_factory=time.monotonic)
     """When its progress was last seen to change; until it has started, when its worker got it, as far as is known."""
+    sent: float = field(default_factory=time.monotonic)
+    """When it was given to Ray."""
     fraction: float = 0.0
     node: str = ""
     numbers: Mapping[str, float] = field(default_factory=dict)

@@ -19,6 +19,10 @@ from inlay.cluster.store import Store, digest_of, json_bytes
 RECORD_SCHEMA = 1
 
 
+GPU_TYPE = "accelerator_type:"
+"""What Ray's name for a kind of accelerator begins with."""
+
+
 @dataclass(frozen=True)
 class Resources:
     """What one piece holds while it runs."""
@@ -31,6 +35,13 @@ class Resources:
     """Memory in Ray's books (scheduling only, not a limit); 0 books none."""
     threads: int = 1
     """Threads of OpenMP, MKL and torch inside the worker, at least 1."""
+    gpu_type: str = ""
+    """The kind of GPU that its node must have, by Ray's name for it, such as `H100`; empty: any."""
+
+    @property
+    def custom(self) -> dict[str, float]:
+        """What it asks for beside CPUs, GPUs and memory, by Ray's names; a node with GPUs has 1 of their kind."""
+        return {f"{GPU_TYPE}{self.gpu_type}": 0.001} if self.gpu_type else {}
 
     def __post_init__(self) -> None:
         if self.cpus < 0 or self.gpus < 0 or self.memory_bytes < 0 or self.threads < 1:

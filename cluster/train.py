@@ -132,7 +132,7 @@ def train(
     held = settings.resources
     waited_for = f"room for {settings.ranks} ranks of {words(held)} each"
     run_config: Any = ray.train.RunConfig  # its fields are hidden behind those of the older API
-    wish = {"CPU": held.cpus, "GPU": held.gpus, "memory": held.memory_bytes}
+    wish = {"CPU": held.cpus, "GPU": held.gpus, "memory": held.memory_bytes, **held.custom}
     loop: Any = _run_rank  # its result comes back to us, which the trainer's types leave out
     trainer = TorchTrainer(
         loop,

@@ -34,7 +34,7 @@ def cross_problems(sections: Mapping[str, Any], folder: Path) -> list[Problem]:
         found += _texts(sections["data"], folder)
         found += _token_counts(sections)
     if "hardware" in sections and "cluster" in sections:
-        found += _shares(sections["cluster"], sections["hardware"].device)
+        found += _shares(sections["cluster"], sections["hardware"])
     if "hardware" in sections:
         found += _scenarios(sections["hardware"])
         if "budget" in sections:
@@ -123,11 +123,17 @@ def _token_counts(sections: Mapping[str, Any]) -> list[Problem]:
     ]
 
 
-def _shares(cluster: Any, device: str) -> list[Problem]:
-    if device == "cpu" and cluster.gpus_per_worker:
+def _shares(cluster: Any, hardware: Any) -> list[Problem]:
+    if hardware.device != "cpu":
+        return []
+    found = []
+    if cluster.gpus_per_worker:
         text = f"{cluster.gpus_per_worker:g} books GPUs, but hardware.device is cpu; leave it out, or set the device"
-        return [Problem("cluster.gpus_per_worker", text)]
-    return []
+        found.append(Problem("cluster.gpus_per_worker", text))
+    if hardware.gpu:
+        text = f"{show(hardware.gpu)} is a kind of GPU, but hardware.device is cpu; leave it out, or set the device"
+        found.append(Problem("hardware.gpu", text))
+    return found
 
 
 def _scenarios(hardware: Any) -> list[Problem]:

@@ -219,6 +219,11 @@ class Hardware(Section):
     """Where the child is going to run."""
 
     device: str = Field(default="cpu", pattern=r"^(cpu|cuda|cuda:\d{1,3})$", description="cpu, cuda or cuda:N.")
+    gpu: str | None = Field(
+        default=None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$",
+        description="Kind of GPU, by Ray's name (H100); workers run nowhere else. Default: any.",
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="Number format; auto: float32 on CPUs, the parent's elsewhere."
     )

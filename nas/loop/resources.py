@@ -16,4 +16,5 @@ def resources_of(job: Job) -> Resources:
         gpus=gpus,
         memory_bytes=job.cluster.memory_per_worker or 0,
         threads=job.cluster.cpus_per_worker,
+        gpu_type=job.hardware.gpu or "",
     )

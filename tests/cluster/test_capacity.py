@@ -48,6 +48,21 @@ def test_what_does_not_fit_names_the_share_and_the_node_that_comes_nearest() -> 
     assert misfit([], Resources()) == "a worker needs 1 CPU, and the cluster has no node"
 
 
+def test_a_kind_of_gpu_is_asked_for_by_its_name() -> None:
+    share = Resources(gpus=1, gpu_type="H100")
+    with_h100 = {"CPU": 8, "GPU": 2, "accelerator_type:H100": 1}
+    with_a100 = {"CPU": 64, "GPU": 8, "accelerator_type:A100": 1}
+    assert words(share) == "1 CPU, 1 GPU, H100"
+    assert fits(with_h100, share)
+    assert room([with_h100, with_a100], share) == 2
+    assert misfit([with_a100], share) == (
+        "a worker needs 1 CPU, 1 GPU, H100, and the largest node has 64 CPUs, 8 GPUs, no H100"
+    )
+    assert misfit([with_a100, with_h100], Resources(gpus=4, gpu_type="H100")) == (
+        "a worker needs 1 CPU, 4 GPUs, H100, and the largest node has 8 CPUs, 2 GPUs, H100"
+    )
+
+
 def test_a_cluster_without_kinds_of_nodes_cannot_grow() -> None:
     report = {"autoscaler_report": {"node_type_mapping": {"a1": "node_a1", "b2": "node_b2"}, "pending_launches": {}}}
     assert read_growth(json.dumps(report).encode()) is None

@@ -60,3 +60,41 @@ def test_a_queue_for_the_one_gpu_that_is_longer_than_the_deadline_is_not_hung(tm
     assert one == 1
     assert quarter == min(4, int(of_cpus / 4))
     assert of_cpus >= 4
+
+
+KINDS = """
+import json, sys
+from inlay.cluster import ClusterSettings, Piece, PieceOutput, Resources, Store, connect, run_pieces
+from inlay.cluster.errors import PieceError
+
+def work(arguments, context):
+    return PieceOutput({"done": True})
+
+told = {}
+with connect(ClusterSettings()) as cluster:
+    for kind in ("H100", "A100"):
+        share = Resources(cpus=0.25, gpus=1, gpu_type=kind)
+        try:
+            piece = Piece("0" * 63 + kind[0].lower(), kind, "work", 1, work, {}, share)
+            (record,) = run_pieces(Store(sys.argv[1]), [piece], cluster)
+            told[kind] = record.values
+        except PieceError as error:
+            told[kind] = str(error)
+print(json.dumps(told))
+"""
+
+
+def test_pieces_run_where_the_kind_of_gpu_is_that_they_ask_for(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", KINDS, str(tmp_path / "workspace")],
+        env=os.environ | {"RAY_OVERRIDE_RESOURCES": json.dumps({"GPU": 1, "accelerator_type:H100": 1})},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["H100"] == {"done": True}
+    assert told["A100"].startswith("work, A100: a worker needs 0.25 CPUs, 1 GPU, A100, and the largest node has ")
+    assert told["A100"].endswith("1 GPU, no A100")

@@ -67,3 +67,56 @@ def test_a_worker_that_hangs_between_pieces_is_left(tmp_path: Path) -> None:
 def test_on_a_cluster_where_pieces_are_queued_too(ray_nodes: Nodes, tmp_path: Path) -> None:
     with ray_nodes(cpus=1) as nodes:
         check_that_a_frozen_worker_is_left(tmp_path, nodes.address)
+
+
+ALONE = """
+import json, sys, time
+from inlay.cluster import ClusterSettings, Piece, PieceOutput, Store, connect, run_pieces
+from inlay.cluster.errors import PieceError
+
+def work(arguments, context):
+    print("begun", flush=True)
+    for _ in range(arguments["steps"]):
+        context.progress(0.5)
+        time.sleep(0.5)
+    return PieceOutput()
+
+workspace, address, name = sys.argv[1:]
+alone = name == "times"
+piece = Piece(f"{len(name):064}", name, "measure", 1, work, {"steps": 1 if alone else 400})
+with connect(ClusterSettings(address=address)) as cluster:
+    begun = time.monotonic()
+    try:
+        run_pieces(
+            Store(workspace), [piece], cluster, deadline_seconds=6, exclusive=alone,
+            on_event=lambda event: print(event.kind, flush=True),
+        )
+    except PieceError as error:
+        print(json.dumps({"kind": error.kind, "said": str(error), "seconds": time.monotonic() - begun}))
+"""
+
+
+@pytest.mark.slow
+def test_what_must_be_alone_does_not_wait_for_ever(ray_nodes: Nodes, tmp_path: Path) -> None:
+    def command(name: str) -> list[str]:
+        return [sys.executable, "-c", ALONE, str(tmp_path / "workspace"), nodes.address, name]
+
+    environment = os.environ | {"RAY_AUTH_MODE": "token"}
+    with (
+        ray_nodes(cpus=2) as nodes,
+        subprocess.Popen(command("another job's"), env=environment, stdout=subprocess.PIPE, text=True) as busy,
+    ):
+        assert busy.stdout is not None
+        while "started" not in busy.stdout.readline():
+            assert busy.poll() is None
+        done = subprocess.run(
+            command("times"), env=environment, capture_output=True, text=True, timeout=200, check=False
+        )
+        busy.terminate()
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["kind"] == "NeverAlone"
+    assert told["said"].startswith("measure, times: for 6 s no node with 1 CPU had nothing else to do, and nothing ")
+    assert "every node that has 1 CPU is taken" in told["said"]
+    assert "name its table in hardware.costs" in told["said"]
+    assert 6 <= told["seconds"] < 40
