@@ -24,6 +24,7 @@ def loss_rows(records: Sequence[Record]) -> list[dict[str, Any]]:
             "kept": result["kept"],
             "start_loss": result["start_loss"],
             "loss": result["loss"],
+            "learning_rate": result["learning_rate"],
             "reason": result["reason"],
         }
         for record in records
