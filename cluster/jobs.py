@@ -27,6 +27,8 @@ _AGENT_SECONDS = 90.0
 _REGISTER_SECONDS = 30.0
 _SERVERS_OWN = (" -- Runtime env is setting up.", "Running entrypoint for job ")
 _TAG = "tag."
+OWNER = "owner"
+"""Among the details."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,16 @@ class JobInfo:
     ended: float | None
     tags: dict[str, str]
     details: dict[str, str]
-    """What the submitter noted: workspace, tracking, versions."""
+    """What the submitter noted: workspace, owner, tracking, versions."""
 
     @property
     def is_over(self) -> bool:
         return self.state in ENDED
+
+    @property
+    def owner(self) -> str:
+        """The account that submitted it; empty where that noted none."""
+        return self.details.get(OWNER, "")
 
 
 class JobServer:
@@ -114,15 +121,33 @@ class JobServer:
                     raise
             time.sleep(_POLL_SECONDS)
 
-    def jobs(self, tags: Mapping[str, str] | None = None) -> list[JobInfo]:
-        """Return the submitted jobs that have all of `tags`, the newest first."""
+    def jobs(
+        self,
+        tags: Mapping[str, str | None] | None = None,
+        *,
+        state: str | None = None,
+        owner: str | None = None,
+        limit: int | None = None,
+    ) -> list[JobInfo]:
+        """Return the submitted jobs, the newest first, by one request whatever their number.
+
+        Args:
+            tags: only jobs that have all of them; None stands for any value.
+            state: only jobs in it.
+            owner: only jobs of this account.
+            limit: at most so many, the newest.
+        """
         answer = self._ask("GET", "/api/jobs/")
         with self._understood():
             found = [_job_info(value) for value in answer if value["type"] == "SUBMISSION"]
-        wanted = dict(tags or {}).items()
-        return sorted(
-            (job for job in found if wanted <= job.tags.items()), key=lambda job: (-(job.submitted or 0), job.job_id)
-        )
+        asked = [
+            job
+            for job in found
+            if all(name in job.tags and value in (None, job.tags[name]) for name, value in (tags or {}).items())
+            and state in (None, job.state)
+            and owner in (None, job.owner)
+        ]
+        return sorted(asked, key=lambda job: (-(job.submitted or 0), job.job_id))[:limit]
 
     def job(self, job_id: str) -> JobInfo:
         """Return one job; raises ValueError for an unknown one."""

@@ -40,6 +40,8 @@ class Submission:
 
 def submission(job: Job, workspace: str | None, job_id: str, tags: Mapping[str, str]) -> Submission:
     """Return what runs `job` on a cluster; raises UserError for a job that is too large to travel."""
+    from inlay.cluster.account import account_name
+    from inlay.cluster.jobs import OWNER
     from inlay.cluster.tracking import JOB_TAG, TAGS_VARIABLE
     from inlay.nas.workspace import check_workspace_url
 
@@ -62,7 +64,9 @@ def submission(job: Job, workspace: str | None, job_id: str, tags: Mapping[str, 
         # `inlay up` says which Python it runs on; on other clusters it is the one of the path.
         entrypoint='exec "${INLAY_PYTHON:-python}" -m inlay.nas.driver',
         environment={VARIABLE: packed, TAGS_VARIABLE: json.dumps(all_tags)},
-        details=versions | {"workspace": place, "experiment": job.tracking.experiment, "tracking": _tracking(job)},
+        details=versions
+        | {"workspace": place, "experiment": job.tracking.experiment, "tracking": _tracking(job)}
+        | {OWNER: account_name()},
     )
 
 

@@ -75,6 +75,7 @@ def job_values(job: JobInfo) -> dict[str, Any]:
         "submitted": show_time(job.submitted),
         "ended": show_time(job.ended),
         "workspace": job.details.get("workspace"),
+        "owner": job.owner or None,
         "tags": job.tags,
     }
 

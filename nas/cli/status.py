@@ -33,6 +33,7 @@ def status_command(
         "search": search,
         "submitted": values["submitted"],
         "ended": values["ended"],
+        "owner": values["owner"],
         "workspace": values["workspace"],
         "mlflow": page,
         "tags": ", ".join(f"{name}={value}" for name, value in sorted(job.tags.items())),

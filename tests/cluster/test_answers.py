@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import pwd
 import socketserver
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
 
+from inlay.cluster.account import account_name
 from inlay.cluster.errors import ClusterError
 from inlay.cluster.http import HttpError, is_healthy, request_json
 from inlay.cluster.jobs import JobServer
@@ -72,6 +75,55 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Answers]:
         }
         yield server
         server.shutdown()
+
+
+def job_of(number: int) -> dict[str, Any]:
+    """One of a hundred jobs, each a second younger than the one before."""
+    metadata = {"owner": ("ada", "bob")[number % 2], "tag.team": ("blue", "red", "green")[number % 3]}
+    metadata |= {"tag.night": ""} if number % 10 == 0 else {}
+    state = ("SUCCEEDED", "FAILED", "RUNNING", "PENDING")[number % 4]
+    own = {"submission_id": f"job-{number}", "status": state, "start_time": 1_790_000_000_000 + 1000 * number}
+    return {**JOB, **own, "metadata": metadata}
+
+
+@pytest.mark.parametrize(
+    ("words", "numbers"),
+    [
+        ([], range(100)),
+        (["--state", "failed"], range(1, 100, 4)),
+        (["--tag", "team=red"], range(1, 100, 3)),
+        (["--tag", "night"], range(0, 100, 10)),
+        (["--tag", "night", "--tag", "team=blue"], range(0, 100, 30)),
+        (["--limit", "3"], range(97, 100)),
+        (["--mine"], range(0, 100, 2)),
+        (["--mine", "--state", "RUNNING", "--limit", "2"], (94, 98)),
+        (["--tag", "team=yellow"], ()),
+    ],
+)
+def test_a_hundred_jobs_are_chosen_from_by_one_request(
+    server: Answers,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    numbers: Iterable[int],
+) -> None:
+    monkeypatch.setenv("LOGNAME", "ada")
+    server.answers["/api/jobs/"] = [[job_of(number) for number in range(100)]]
+    assert main(["list", *words, "--json"]) == 0
+    listed = json.loads(capsys.readouterr().out)
+    assert [job["job_id"] for job in listed] == [f"job-{number}" for number in sorted(numbers, reverse=True)]
+    assert all(job["owner"] == ("ada", "bob")[int(job["job_id"][4:]) % 2] for job in listed)
+    assert server.asked == ["/api/jobs/"]
+
+
+def test_an_account_without_a_name_has_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    assert account_name() == pwd.getpwuid(os.getuid()).pw_name
+    monkeypatch.setattr(os, "getuid", lambda: 2**30)
+    assert account_name() == str(2**30)
+    monkeypatch.setenv("LOGNAME", "\x1b[31mada\n")
+    assert account_name() == "[31mada"
 
 
 @pytest.mark.parametrize("value", ["[/x]", "[bold]loud[/bold]", "[link=http://x]y[/link]", "\\[", "[red"])

@@ -44,7 +44,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def environment(home: Path) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_", "INLAY_"))}
-    return kept | {"HOME": str(home), "COLUMNS": "80", "OMP_NUM_THREADS": "1"}
+    return kept | {"HOME": str(home), "LOGNAME": "ada", "COLUMNS": "80", "OMP_NUM_THREADS": "1"}
 
 
 def inlay(home: Path, *arguments: str | Path, **more: str) -> subprocess.CompletedProcess[str]:
@@ -100,6 +100,9 @@ def test_a_failed_job_is_exit_code_4_and_says_why(home: Path, job: Path) -> None
     assert "inlay: the job `fails` is FAILED: the node 127.0.0.1 does not have " in done.stderr
     assert "gone.txt" in inlay(home, "logs", "fails").stdout
     assert "gone.txt" in inlay(home, "status", "fails").stdout
+    assert "  owner      ada\n" in inlay(home, "status", "fails").stdout
+    assert json.loads(inlay(home, "list", "--mine", "--state", "failed", "--json").stdout)[0]["owner"] == "ada"
+    assert inlay(home, "list", "--mine", LOGNAME="bob").stdout == "no jobs\n"
 
 
 @pytest.mark.parametrize("name", ["inlay", "ray", "python"])
@@ -143,7 +146,10 @@ def test_ctrl_c_leaves_the_job_alone(home: Path, job: Path) -> None:
         (("delete", "a/../../b"), 2, "is not the id of a job"),
         (("logs", "a\nb"), 2, r"'a\nb' is not the id of a job"),
         (("stop", "a\x1b[31mb"), 2, r"'a\x1b[31mb' is not the id of a job"),
-        (("list", "--tag", "team"), 2, "is not a tag"),
+        (("list", "--tag", "=blue"), 2, "'=blue' is not a tag: name=value"),
+        (("list", "--tag", "team", "--tag", "team=a"), 2, "the tag `team` is given twice"),
+        (("list", "--state", "done"), 2, "'done' is not one of 'pending', 'running', 'succeeded', 'failed', 'stopped'"),
+        (("list", "--limit", "0"), 2, "invalid value for '--limit': 0 is not in the range x>=1"),
         (("list", "--tag", "team=a\nb"), 2, "has control characters"),
         (("list", "--address", "ray://head:10001"), 2, "is not the address of a job server"),
         (("list", "--address", "http://10.255.255.1:8265"), 2, "is beyond this machine, and no token is to be sent"),
