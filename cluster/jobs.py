@@ -155,16 +155,26 @@ class JobServer:
         with self._understood():
             return _job_info(answer)
 
-    def logs(self, job_id: str) -> str:
-        """Return what a job has written so far, without the lines that the job server puts among it."""
+    def logs(self, job_id: str, tail: int | None = None) -> str:
+        """Return what a job has written so far, or its last `tail` lines, without those that the job server adds."""
         answer = self._ask("GET", f"/api/jobs/{parse_listed_id(job_id)}/logs", job_id=job_id)
         with self._understood():
             lines = str(answer["logs"] or "").splitlines(keepends=True)
-        return "".join(line for line in lines if not any(text in line for text in _SERVERS_OWN))
+        own = [line for line in lines if not any(text in line for text in _SERVERS_OWN)]
+        return "".join(own if tail is None else own[max(0, len(own) - tail) :])
 
-    def follow(self, job_id: str, on_wait: Callable[[str], None] = lambda reason: None) -> Iterator[str]:
-        """Give what a job writes, as it comes, until it ends; `on_wait` is told what it waits for, at every change."""
+    def follow(
+        self, job_id: str, on_wait: Callable[[str], None] = lambda reason: None, tail: int | None = None
+    ) -> Iterator[str]:
+        """Give what a job writes, as it comes, until it ends; of what is there already only the last `tail` lines.
+
+        `on_wait` is told what it waits for, at every change.
+        """
         written, reason = 0, ""
+        if tail is not None:
+            text = self.logs(job_id)
+            lines = text.splitlines(keepends=True)
+            written = len("".join(lines[: max(0, len(lines) - tail)]))
         while True:
             job = self.job(job_id)
             over = job.is_over

@@ -40,6 +40,7 @@ from inlay.nas.cli.submit import submit_command
 from inlay.nas.cli.sweep import sweep_command
 from inlay.nas.cli.up import up_command
 from inlay.nas.cli.validate import validate_command
+from inlay.nas.cli.wait import wait_command
 from inlay.nas.errors import InlayError, UserError
 from inlay.version import __version__
 
@@ -72,6 +73,7 @@ for name, panel, command in (
     ("submit", CLUSTER, submit_command),
     ("status", CLUSTER, status_command),
     ("logs", CLUSTER, logs_command),
+    ("wait", CLUSTER, wait_command),
     ("stop", CLUSTER, stop_command),
     ("list", CLUSTER, list_command),
     ("delete", CLUSTER, delete_command),

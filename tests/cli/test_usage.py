@@ -47,14 +47,15 @@ SURFACE: dict[str, set[str]] = {
     "chat": {"--prompt", "--tokens", "--solution", "--raw", "--json"},
     "submit": {"--workspace", "-w", "--id", "--tag", "--wait"},
     "status": set(),
-    "logs": {"--follow", "-f"},
+    "logs": {"--follow", "-f", "--tail"},
+    "wait": {"--timeout"},
     "stop": set(),
     "list": {"--state", "--tag", "--limit", "--mine"},
     "delete": set(),
     "doctor": {"--json"},
     "clean": {"--yes", "-y", "--json"},
 }
-OF_A_JOB_SERVER = ("submit", "status", "logs", "stop", "list", "delete")
+OF_A_JOB_SERVER = ("submit", "status", "logs", "wait", "stop", "list", "delete")
 """They have three options more."""
 
 

@@ -148,6 +148,40 @@ def test_following_a_job_that_did_not_succeed_says_so(
         assert told.err == "inlay: the job `first` is FAILED: no room\n"
 
 
+@pytest.mark.parametrize(("tail", "shown"), [("0", ""), ("1", "two\n"), ("2", "one\ntwo\n"), ("9", "one\ntwo\n")])
+def test_the_tail_of_a_log_and_what_comes_after_it(
+    server: Answers, capsys: pytest.CaptureFixture[str], tail: str, shown: str
+) -> None:
+    log = "one\ntwo\n"
+    server.answers["/api/jobs/first/logs"] = [{"logs": log}]
+    assert main(["logs", "first", "--tail", tail]) == 0
+    assert capsys.readouterr().out == shown
+    assert main(["logs", "first", "--tail", tail, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"job_id": "first", "log": shown}
+    server.answers["/api/jobs/first"] = [{**JOB, "status": "RUNNING"}, JOB]
+    server.answers["/api/jobs/first/logs"] = [{"logs": log}, {"logs": log}, {"logs": f"{log}three\n"}]
+    assert main(["logs", "-f", "first", "--tail", tail]) == 0
+    assert capsys.readouterr().out == f"{shown}three\n"
+
+
+@pytest.mark.parametrize(("state", "code"), [("SUCCEEDED", 0), ("FAILED", 4), ("STOPPED", 4)])
+def test_waiting_ends_with_the_job(server: Answers, capsys: pytest.CaptureFixture[str], state: str, code: int) -> None:
+    server.answers["/api/jobs/first"] = [{**JOB, "status": "RUNNING"}, {**JOB, "status": state}]
+    server.answers["/api/jobs/first/logs"] = [{"logs": "inlay: no room\n"}]
+    assert main(["wait", "first", "--json"]) == code
+    told = capsys.readouterr()
+    assert json.loads(told.out)["state"] == state
+    reason = ": no room" if state == "FAILED" else ""
+    assert told.err == ("" if code == 0 else f"inlay: the job `first` is {state}{reason}\n")
+
+
+def test_waiting_no_longer_than_asked(server: Answers, capsys: pytest.CaptureFixture[str]) -> None:
+    server.answers["/api/jobs/first"] = [{**JOB, "status": "RUNNING"}]
+    assert main(["wait", "first", "--timeout", "10ms"]) == 1
+    told = capsys.readouterr()
+    assert (told.out, told.err) == ("", "inlay: the job `first` is still RUNNING after 10ms; it goes on\n")
+
+
 BROKEN = [
     b"garbage\r\n\r\n",
     b"",

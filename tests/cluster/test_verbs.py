@@ -98,7 +98,11 @@ def test_a_failed_job_is_exit_code_4_and_says_why(home: Path, job: Path) -> None
     done = inlay(home, "submit", job, "--id", "fails", "--wait")
     assert done.returncode == 4
     assert "inlay: the job `fails` is FAILED: the node 127.0.0.1 does not have " in done.stderr
-    assert "gone.txt" in inlay(home, "logs", "fails").stdout
+    log = inlay(home, "logs", "fails").stdout
+    assert "gone.txt" in log
+    assert inlay(home, "logs", "fails", "--tail", "1").stdout == log.splitlines(keepends=True)[-1]
+    waited = inlay(home, "wait", "fails", "--timeout", "1min")
+    assert (waited.returncode, waited.stderr) == (4, done.stderr.splitlines(keepends=True)[-1])
     assert "gone.txt" in inlay(home, "status", "fails").stdout
     assert "  owner      ada\n" in inlay(home, "status", "fails").stdout
     assert json.loads(inlay(home, "list", "--mine", "--state", "failed", "--json").stdout)[0]["owner"] == "ada"
@@ -146,6 +150,10 @@ def test_ctrl_c_leaves_the_job_alone(home: Path, job: Path) -> None:
         (("delete", "a/../../b"), 2, "is not the id of a job"),
         (("logs", "a\nb"), 2, r"'a\nb' is not the id of a job"),
         (("stop", "a\x1b[31mb"), 2, r"'a\x1b[31mb' is not the id of a job"),
+        (("wait", "nobody"), 2, "has no job `nobody`"),
+        (("wait", "nobody", "--timeout", "soon"), 2, "--timeout: 'soon' is not a number; write a time such as 60s"),
+        (("wait", "nobody", "--timeout", "0s"), 2, "--timeout: '0s' is not above 0"),
+        (("logs", "nobody", "--tail", "-1"), 2, "invalid value for '--tail': -1 is not in the range x>=0"),
         (("list", "--tag", "=blue"), 2, "'=blue' is not a tag: name=value"),
         (("list", "--tag", "team", "--tag", "team=a"), 2, "the tag `team` is given twice"),
         (("list", "--state", "done"), 2, "'done' is not one of 'pending', 'running', 'succeeded', 'failed', 'stopped'"),
@@ -294,7 +302,7 @@ def test_the_fields_of_json_are_those_of_the_document(home: Path, job: Path, tmp
     values = yaml.safe_load(job.read_text())
     values["distill"]["tokens"] = "20M"
     job.write_text(yaml.safe_dump(values))
-    of_job = documented("`submit`, `stop`, each job of `list`")
+    of_job = documented("`submit`, `wait`, `stop`, each job of `list`")
     assert keys("up") == documented("`up`")
     assert keys("submit", job, "--id", "fields", "-w", tmp_path / "w") == of_job
     _wait_for_text(home, "fields", "started")
