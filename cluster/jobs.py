@@ -10,7 +10,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from inlay.cluster.capacity import Amounts, Growth, crowded, live_resources, misfit, read_growth, read_status_text
@@ -45,6 +45,8 @@ class JobInfo:
     tags: dict[str, str]
     details: dict[str, str]
     """What the submitter noted: workspace, owner, tracking, versions."""
+    environment: dict[str, str] = field(repr=False)
+    """The variables that it was submitted with."""
 
     @property
     def is_over(self) -> bool:
@@ -300,6 +302,7 @@ class JobServer:
 def _job_info(value: Mapping[str, Any]) -> JobInfo:
     metadata = {str(name): str(text) for name, text in (value.get("metadata") or {}).items()}
     message = str(value.get("message") or "").partition(", last available logs")[0]
+    variables = (value.get("runtime_env") or {}).get("env_vars") or {}
     return JobInfo(
         job_id=str(value.get("submission_id") or value.get("job_id")),
         state=str(value["status"]),
@@ -309,6 +312,7 @@ def _job_info(value: Mapping[str, Any]) -> JobInfo:
         ended=_seconds(value.get("end_time")),
         tags={name.removeprefix(_TAG): text for name, text in metadata.items() if name.startswith(_TAG)},
         details={name: text for name, text in metadata.items() if not name.startswith(_TAG)},
+        environment={str(name): str(text) for name, text in variables.items()},
     )
 
 

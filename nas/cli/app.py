@@ -32,7 +32,9 @@ from inlay.nas.cli.logs import logs_command
 from inlay.nas.cli.measure import measure_command
 from inlay.nas.cli.plan import plan_command
 from inlay.nas.cli.report import report_command
+from inlay.nas.cli.resubmit import resubmit_command
 from inlay.nas.cli.run import run_command
+from inlay.nas.cli.show import show_command
 from inlay.nas.cli.solve import solve_command
 from inlay.nas.cli.status import status_command
 from inlay.nas.cli.stop import stop_command
@@ -76,6 +78,8 @@ for name, panel, command in (
     ("wait", CLUSTER, wait_command),
     ("stop", CLUSTER, stop_command),
     ("list", CLUSTER, list_command),
+    ("show", CLUSTER, show_command),
+    ("resubmit", CLUSTER, resubmit_command),
     ("delete", CLUSTER, delete_command),
     ("doctor", CARE, doctor_command),
     ("clean", CARE, clean_command),

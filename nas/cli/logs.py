@@ -12,10 +12,9 @@ from inlay.nas.cli.service_shared import (
     AddressOption,
     InsecureOption,
     JobIdArgument,
-    check_succeeded,
-    explained,
     job_server,
 )
+from inlay.nas.client import check_succeeded, explained
 
 
 def logs_command(

@@ -11,11 +11,10 @@ from inlay.nas.cli.service_shared import (
     AddressOption,
     InsecureOption,
     JobIdArgument,
-    check_succeeded,
-    explained,
     job_server,
     job_values,
 )
+from inlay.nas.client import check_succeeded, explained
 from inlay.nas.errors import InlayError
 
 

@@ -51,11 +51,13 @@ SURFACE: dict[str, set[str]] = {
     "wait": {"--timeout"},
     "stop": set(),
     "list": {"--state", "--tag", "--limit", "--mine"},
+    "show": {"--job"},
+    "resubmit": {"--id"},
     "delete": set(),
     "doctor": {"--json"},
     "clean": {"--yes", "-y", "--json"},
 }
-OF_A_JOB_SERVER = ("submit", "status", "logs", "wait", "stop", "list", "delete")
+OF_A_JOB_SERVER = ("submit", "status", "logs", "wait", "stop", "list", "show", "resubmit", "delete")
 """They have three options more."""
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import pwd
 import socketserver
 import threading
+import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -180,6 +182,22 @@ def test_waiting_no_longer_than_asked(server: Answers, capsys: pytest.CaptureFix
     assert main(["wait", "first", "--timeout", "10ms"]) == 1
     told = capsys.readouterr()
     assert (told.out, told.err) == ("", "inlay: the job `first` is still RUNNING after 10ms; it goes on\n")
+
+
+PACKED = base64.b64encode(zlib.compress(b'{"job": "seed: 1"}')).decode()
+
+
+@pytest.mark.parametrize(
+    "environment", [{}, {"INLAY_SUBMISSION": "<redacted>"}, {"INLAY_SUBMISSION": "AAAA"}, {"INLAY_SUBMISSION": PACKED}]
+)
+@pytest.mark.parametrize("verb", ["show", "resubmit"])
+def test_what_inlay_did_not_submit_has_no_job_file(
+    server: Answers, capsys: pytest.CaptureFixture[str], verb: str, environment: dict[str, str]
+) -> None:
+    server.answers["/api/jobs/first"] = [{**JOB, "runtime_env": {"env_vars": environment}}]
+    assert main([verb, "first"]) == 2
+    said = "inlay: the job `first` has no job file with it: something else than inlay submitted it\n"
+    assert capsys.readouterr() == ("", said)
 
 
 BROKEN = [

@@ -109,6 +109,34 @@ def test_a_failed_job_is_exit_code_4_and_says_why(home: Path, job: Path) -> None
     assert inlay(home, "list", "--mine", LOGNAME="bob").stdout == "no jobs\n"
 
 
+def test_a_job_is_shown_as_it_was_submitted_and_submitted_again(home: Path, job: Path, tmp_path: Path) -> None:
+    text = f"# for the demo\n{job.read_text().replace('train.txt', 'gone.txt')}"
+    job.write_text(text)
+    place = tmp_path / "place"
+    assert inlay(home, "submit", job, "--id", "shown", "-w", place, "--tag", "demo=two").returncode == 0
+    job.unlink()
+    assert inlay(home, "show", "shown", "--job").stdout == text
+    shown = json.loads(inlay(home, "show", "shown", "--json").stdout)
+    assert set(shown) == documented("`show`")
+    assert (shown["owner"], shown["folder"], shown["workspace"]) == ("ada", str(tmp_path), str(place))
+    assert f"  workspace  {place}\n" in inlay(home, "show", "shown").stdout
+    done = inlay(home, "resubmit", "shown", LOGNAME="bob")
+    assert done.returncode == 0, done.stderr
+    assert re.match(
+        "inlay: the job `shown` of ada is (PENDING|RUNNING) and has the same workspace, where one runs at a time: "
+        "whichever starts while the other runs fails; stop one \\(`inlay stop shown`\\), or name another workspace\n",
+        done.stderr,
+    )
+    again = done.stdout.strip()
+    assert re.fullmatch("shown-[0-9a-f]{8}", again)
+    status = json.loads(inlay(home, "status", again, "--json").stdout)
+    assert (status["owner"], status["workspace"], status["tags"]) == ("bob", str(place), {"demo": "two"})
+    assert inlay(home, "show", again, "--job").stdout == text
+    refused(inlay(home, "resubmit", "shown", "--id", again), 2, f"there is a job `{again}` already")
+    said = [inlay(home, "wait", name).stderr.partition("is FAILED: ")[2] for name in ("shown", again)]
+    assert all("gone.txt" in sentence or "is in use by the job" in sentence for sentence in said), said
+
+
 @pytest.mark.parametrize("name", ["inlay", "ray", "python"])
 def test_a_node_of_another_version_refuses_the_job(name: str) -> None:
     here = {"inlay": version("inlay"), "ray": version("ray"), "python": ".".join(map(str, sys.version_info[:2]))}
@@ -150,14 +178,16 @@ def test_ctrl_c_leaves_the_job_alone(home: Path, job: Path) -> None:
         (("delete", "a/../../b"), 2, "is not the id of a job"),
         (("logs", "a\nb"), 2, r"'a\nb' is not the id of a job"),
         (("stop", "a\x1b[31mb"), 2, r"'a\x1b[31mb' is not the id of a job"),
+        (("show", "nobody"), 2, "has no job `nobody`"),
+        (("resubmit", "nobody"), 2, "has no job `nobody`"),
         (("wait", "nobody"), 2, "has no job `nobody`"),
         (("wait", "nobody", "--timeout", "soon"), 2, "--timeout: 'soon' is not a number; write a time such as 60s"),
         (("wait", "nobody", "--timeout", "0s"), 2, "--timeout: '0s' is not above 0"),
-        (("logs", "nobody", "--tail", "-1"), 2, "invalid value for '--tail': -1 is not in the range x>=0"),
+        (("logs", "nobody", "--tail", "-1"), 2, "invalid value for '--tail': Input should be greater than or equal to 0"),
         (("list", "--tag", "=blue"), 2, "'=blue' is not a tag: name=value"),
         (("list", "--tag", "team", "--tag", "team=a"), 2, "the tag `team` is given twice"),
         (("list", "--state", "done"), 2, "'done' is not one of 'pending', 'running', 'succeeded', 'failed', 'stopped'"),
-        (("list", "--limit", "0"), 2, "invalid value for '--limit': 0 is not in the range x>=1"),
+        (("list", "--limit", "0"), 2, "invalid value for '--limit': Input should be greater than or equal to 1"),
         (("list", "--tag", "team=a\nb"), 2, "has control characters"),
         (("list", "--address", "ray://head:10001"), 2, "is not the address of a job server"),
         (("list", "--address", "http://10.255.255.1:8265"), 2, "is beyond this machine, and no token is to be sent"),
