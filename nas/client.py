@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import posixpath
 import re
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from inlay.cluster.jobs import JobInfo, JobServer
     from inlay.nas.job import Job
 
+_PATIENCE_SECONDS = 30.0
+_PENDING_SECONDS = 3.0
+"""A job that has not begun by then waits for its turn; Ray takes it from the queue when that comes."""
 _NUMBERED = re.compile(r"-[0-9a-f]{8}$")
 
 
@@ -147,6 +151,18 @@ class JobHandle:
         check_succeeded(job)
         return job
 
+    def stop(self) -> JobInfo:
+        """Asks it to stop and returns it as it is then; what it finished is kept.
+
+        Raises:
+            InlayError: it has not ended half a minute later.
+        """
+        with user_errors():
+            ((job, _),) = stop_jobs(self.server, [self.job_id])
+        if still_goes(job):
+            raise InlayError(f"the job `{self.job_id}` was asked to stop and is still {job.state}")
+        return job
+
     def evaluation(self) -> dict[str, Any]:
         """Quality, size and speed of child, parent and baselines: `evaluation.json` of its workspace, read from here.
 
@@ -163,7 +179,7 @@ class JobHandle:
         if found is None:
             raise UserError(
                 f"the job `{self.job_id}` is {job.state}, and there is no evaluation.json in {place} as this side "
-                "sees it; wait for the job, or read it where that folder is"
+                "sees it; wait for it, or read it where the job ran"
             )
         return dict(found)
 
@@ -192,6 +208,28 @@ def check_succeeded(job: JobInfo) -> None:
     """Raises JobFailedError, exit code 4, for a job that ended in another way; `job` is an explained one."""
     if job.state != "SUCCEEDED":
         raise JobFailedError(f"the job `{job.job_id}` is {job.state}{f': {job.message}' if job.message else ''}")
+
+
+def stop_jobs(server: JobServer, job_ids: Sequence[str]) -> list[tuple[JobInfo, bool]]:
+    """Asks jobs to stop, all before any is waited for; each as it is then, and False where it was over already."""
+    from inlay.cluster.tracking_link import end_job_run
+
+    asked = [(job_id, server.stop(job_id)) for job_id in job_ids]
+    began = time.monotonic()
+    stopped = []
+    for job_id, in_time in asked:
+        job = server.wait(job_id, began + _PENDING_SECONDS - time.monotonic())
+        if job.state != "PENDING":
+            job = server.wait(job_id, began + _PATIENCE_SECONDS - time.monotonic())
+        if in_time and job.is_over:
+            end_job_run(job.details.get("tracking", ""), job.details.get("experiment", ""), job_id)
+        stopped.append((job, in_time))
+    return stopped
+
+
+def still_goes(job: JobInfo) -> bool:
+    """Whether a job that `stop_jobs` gives did not heed; one that waits for its turn ends when that comes."""
+    return not job.is_over and job.state != "PENDING"
 
 
 def submitted_values(job: JobInfo) -> dict[str, Any]:

@@ -49,7 +49,7 @@ SURFACE: dict[str, set[str]] = {
     "status": set(),
     "logs": {"--follow", "-f", "--tail"},
     "wait": {"--timeout"},
-    "stop": set(),
+    "stop": {"--tag"},
     "list": {"--state", "--tag", "--limit", "--mine"},
     "show": {"--job"},
     "resubmit": {"--id"},

@@ -22,8 +22,9 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
+from inlay.nas.client import Client
 from inlay.nas.driver import VARIABLE, check_versions, submission
-from inlay.nas.errors import UserError
+from inlay.nas.errors import JobFailedError, UserError
 from inlay.nas.job import Job
 
 COMMAND = [sys.executable, "-m", "inlay.nas.cli"]
@@ -52,13 +53,15 @@ def inlay(home: Path, *arguments: str | Path, **more: str) -> subprocess.Complet
 
 
 @pytest.mark.slow
-def test_a_new_users_path(home: Path, job: Path, tmp_path: Path) -> None:
+def test_a_new_users_path(home: Path, client: Client, job: Path, tmp_path: Path) -> None:
     done = inlay(home, "submit", job, "--tag", "team=blue", "--wait")
     assert done.returncode == 0, done.stderr
     (first,) = done.stdout.split()
     assert first.startswith("stories-")
     assert (tmp_path / "stories.search" / "evaluation.json").exists()
     recorded = json.loads((tmp_path / "stories.search" / "run.json").read_text())["job"]
+    evaluation = json.loads((tmp_path / "stories.search" / "evaluation.json").read_text())
+    assert client.job(first).evaluation() == evaluation
     assert recorded["cluster"]["address"] is None, "evaluate and export would look for a cluster later"
     assert inlay(home, "export", tmp_path / "stories.search", "-o", tmp_path / "exported").returncode == 0
     status = json.loads(inlay(home, "status", first, "--json").stdout)
@@ -137,6 +140,66 @@ def test_a_job_is_shown_as_it_was_submitted_and_submitted_again(home: Path, job:
     assert all("gone.txt" in sentence or "is in use by the job" in sentence for sentence in said), said
 
 
+@pytest.fixture
+def client(home: Path, monkeypatch: pytest.MonkeyPatch) -> Client:
+    """From this process, as the same user."""
+    monkeypatch.setenv("INLAY_SERVICES", str(home / ".local" / "state" / "inlay"))
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(home / ".ray" / "auth_token"))
+    monkeypatch.setenv("LOGNAME", "ada")
+    return Client()
+
+
+def test_a_job_from_python(client: Client, job: Path, tmp_path: Path) -> None:
+    loaded = Job.load(job)
+    lost = loaded.data.distill.path[0].model_copy(update={"path": "gone.txt"})
+    changed = loaded.data.distill.model_copy(update={"path": [lost]})
+    broken = loaded.model_copy(update={"data": loaded.data.model_copy(update={"distill": changed})})
+    handle = client.submit(broken, job_id="from-python", workspace=tmp_path / "place", tags={"team": "green"})
+    assert handle.notes == ()
+    status = handle.status()
+    assert (status.job_id, status.owner, status.tags) == ("from-python", "ada", {"team": "green"})
+    with pytest.raises(JobFailedError, match=r"the job `from-python` is FAILED: .*gone\.txt"):
+        handle.wait()
+    assert handle.stop().state == "FAILED"
+    assert "gone.txt" in handle.logs(tail=1)
+    with pytest.raises(UserError, match=r"the job `from-python` is FAILED, and there is no evaluation\.json in"):
+        handle.evaluation()
+    again = client.resubmit("from-python", new_id="from-python-2")
+    assert client.job("from-python-2").status().details["workspace"] == str(tmp_path / "place")
+    assert again.stop().state in ("STOPPED", "PENDING", "FAILED")
+    with pytest.raises(UserError, match="has no job `nobody`"):
+        client.job("nobody")
+    with pytest.raises(UserError, match="there is a job `from-python` already"):
+        client.submit(job, job_id="from-python")
+
+
+def test_all_jobs_of_a_tag_are_stopped_and_no_others(home: Path, job: Path, tmp_path: Path) -> None:
+    values = yaml.safe_load(job.read_text())
+    values["distill"]["tokens"] = "20M"
+    job.write_text(yaml.safe_dump(values))
+    for name, night in (("n-one", "1"), ("n-two", "1"), ("n-three", "1"), ("n-other", "2")):
+        words = ("--id", name, "-w", tmp_path / name, "--tag", f"night={night}")
+        assert inlay(home, "submit", job, *words).returncode == 0
+    deadline = time.monotonic() + 120
+    while json.loads(inlay(home, "status", "n-one", "--json").stdout)["state"] != "RUNNING":
+        assert time.monotonic() < deadline
+    done = inlay(home, "stop", "--tag", "night=1")
+    assert done.returncode == 0, done.stderr
+    told = sorted(line.split()[0] for line in done.stdout.splitlines())
+    assert told == ["n-one", "n-three", "n-two"]
+    assert "n-one is STOPPED; its workspace can be resumed: " in done.stdout
+    states = {job["job_id"]: job["state"] for job in json.loads(inlay(home, "list", "--tag", "night", "--json").stdout)}
+    assert states["n-other"] in ("PENDING", "RUNNING")
+    assert not {states[name] for name in told} & {"RUNNING", "SUCCEEDED", "FAILED"}
+    (other,) = json.loads(inlay(home, "stop", "--tag", "night=2", "--json").stdout)
+    assert other["job_id"] == "n-other"
+    assert inlay(home, "wait", "n-three").stderr.startswith("inlay: the job `n-three` is STOPPED")
+    none = inlay(home, "stop", "--tag", "night=1")
+    assert (none.returncode, none.stdout) == (0, "")
+    assert none.stderr == "inlay: no job with night=1 runs or waits\n"
+
+
 @pytest.mark.parametrize("name", ["inlay", "ray", "python"])
 def test_a_node_of_another_version_refuses_the_job(name: str) -> None:
     here = {"inlay": version("inlay"), "ray": version("ray"), "python": ".".join(map(str, sys.version_info[:2]))}
@@ -178,12 +241,19 @@ def test_ctrl_c_leaves_the_job_alone(home: Path, job: Path) -> None:
         (("delete", "a/../../b"), 2, "is not the id of a job"),
         (("logs", "a\nb"), 2, r"'a\nb' is not the id of a job"),
         (("stop", "a\x1b[31mb"), 2, r"'a\x1b[31mb' is not the id of a job"),
+        (("stop",), 2, "name one job by its ID, or several by --tag NAME=VALUE; `inlay list` shows both"),
+        (("stop", "nobody", "--tag", "a=b"), 2, "name one job by its ID, or several by --tag"),
+        (("stop", "--tag", "night"), 2, "'night' is not a tag: name=value"),
         (("show", "nobody"), 2, "has no job `nobody`"),
         (("resubmit", "nobody"), 2, "has no job `nobody`"),
         (("wait", "nobody"), 2, "has no job `nobody`"),
         (("wait", "nobody", "--timeout", "soon"), 2, "--timeout: 'soon' is not a number; write a time such as 60s"),
         (("wait", "nobody", "--timeout", "0s"), 2, "--timeout: '0s' is not above 0"),
-        (("logs", "nobody", "--tail", "-1"), 2, "invalid value for '--tail': Input should be greater than or equal to 0"),
+        (
+            ("logs", "nobody", "--tail", "-1"),
+            2,
+            "invalid value for '--tail': Input should be greater than or equal to 0",
+        ),
         (("list", "--tag", "=blue"), 2, "'=blue' is not a tag: name=value"),
         (("list", "--tag", "team", "--tag", "team=a"), 2, "the tag `team` is given twice"),
         (("list", "--state", "done"), 2, "'done' is not one of 'pending', 'running', 'succeeded', 'failed', 'stopped'"),
