@@ -10,15 +10,18 @@ import socketserver
 import threading
 import zlib
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import inlay
 from inlay.cluster.account import account_name
 from inlay.cluster.errors import ClusterError
 from inlay.cluster.http import HttpError, is_healthy, request_json
 from inlay.cluster.jobs import JobServer
 from inlay.nas.cli.app import main
+from inlay.nas.errors import InlayError, UserError
 
 JOB: dict[str, Any] = {
     "type": "SUBMISSION",
@@ -182,6 +185,29 @@ def test_waiting_no_longer_than_asked(server: Answers, capsys: pytest.CaptureFix
     assert main(["wait", "first", "--timeout", "10ms"]) == 1
     told = capsys.readouterr()
     assert (told.out, told.err) == ("", "inlay: the job `first` is still RUNNING after 10ms; it goes on\n")
+
+
+def test_a_handle_reads_what_its_job_found(server: Answers, tmp_path: Path) -> None:
+    details = {"workspace": str(tmp_path), "owner": "ada", "tag.team": "blue"}
+    ended = {**JOB, "metadata": details}
+    server.answers["/api/jobs/first"] = [ended, {**ended, "status": "RUNNING"}, ended]
+    handle = inlay.Client(server.url).job("first")
+    with pytest.raises(UserError, match=r"`first` is RUNNING, and there is no evaluation\.json in .* wait for it"):
+        handle.evaluation()
+    (tmp_path / "evaluation.json").write_text('{"child": {"kl": 0.5}}')
+    assert handle.wait().state == "SUCCEEDED"
+    assert handle.evaluation() == {"child": {"kl": 0.5}}
+    assert (handle.status().owner, handle.status().tags) == ("ada", {"team": "blue"})
+    assert (handle.logs(), handle.logs(tail=0)) == ("one\n", "")
+    server.answers["/api/jobs/first"] = [{**JOB, "metadata": {}}]
+    with pytest.raises(UserError, match="the job `first` names no workspace: something else than inlay submitted it"):
+        handle.evaluation()
+
+
+def test_a_handle_waits_no_longer_than_asked(server: Answers) -> None:
+    server.answers["/api/jobs/first"] = [{**JOB, "status": "RUNNING"}]
+    with pytest.raises(InlayError, match=r"the job `first` is still RUNNING after 0\.01 s; it goes on"):
+        inlay.Client().job("first").wait(0.01)
 
 
 PACKED = base64.b64encode(zlib.compress(b'{"job": "seed: 1"}')).decode()
