@@ -372,8 +372,9 @@ def test_a_second_job_on_a_workspace_is_told_whose_it_is(home: Path, job: Path, 
         assert time.monotonic() < deadline, inlay(home, "logs", "holder").stdout
         time.sleep(0.5)
     refused(inlay(home, "delete", "holder"), 2, "the job `holder` is RUNNING; stop it first: inlay stop holder")
-    done = inlay(home, "submit", job, "--id", "second", "-w", tmp_path / "one", "--wait")
+    done = inlay(home, "submit", job, "--id", "second", "-w", f"{tmp_path}/./one/", "--wait")
     assert done.returncode == 4
+    assert done.stderr.startswith("inlay: the job `holder` of ada is RUNNING and has the same workspace, ")
     assert re.search(
         r"the job `second` is FAILED: workspace: .* is in use by the job holder \(process \d+ on", done.stderr
     )
