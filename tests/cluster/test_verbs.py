@@ -403,7 +403,7 @@ def test_the_fields_of_json_are_those_of_the_document(home: Path, job: Path, tmp
     values = yaml.safe_load(job.read_text())
     values["distill"]["tokens"] = "20M"
     job.write_text(yaml.safe_dump(values))
-    of_job = documented("`submit`, `wait`, `stop`, each job of `list`")
+    of_job = documented("`submit`, `resubmit`, `wait`, `stop`, each job of `list`")
     assert keys("up") == documented("`up`")
     assert keys("submit", job, "--id", "fields", "-w", tmp_path / "w") == of_job
     _wait_for_text(home, "fields", "started")
