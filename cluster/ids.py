@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 _JOB_ID = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _LISTED_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _TAG_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,98}[A-Za-z0-9])?")
+_TAG_RULE = "name=value, the name of letters, digits and _.- in between"
 _LONGEST_TAG = 500
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
@@ -39,16 +40,32 @@ def new_job_id(name: str) -> str:
 def parse_tags(texts: Sequence[str]) -> dict[str, str]:
     """Return `name=value` texts as a mapping; raises ValueError with the rule."""
     tags: dict[str, str] = {}
-    for text in texts:
-        name, separator, value = text.partition("=")
-        if not separator or not _TAG_NAME.fullmatch(name):
-            raise ValueError(f"{text[:80]!r} is not a tag: name=value, the name of letters, digits and _.- in between")
-        if len(value) > _LONGEST_TAG or any(ord(character) < 32 for character in value):
-            raise ValueError(f"the value of the tag `{name}` is longer than {_LONGEST_TAG} or has control characters")
+    for name, value in map(_tag, texts):
+        if value is None:
+            raise ValueError(f"{name[:80]!r} is not a tag: {_TAG_RULE}")
         if name in tags:
             raise ValueError(f"the tag `{name}` is given twice")
         tags[name] = value
     return tags
+
+
+def parse_wanted_tags(texts: Sequence[str]) -> dict[str, str | None]:
+    """Return `name=value` texts, and names alone, as a mapping; None is any value; raises ValueError with the rule."""
+    wanted: dict[str, str | None] = {}
+    for name, value in map(_tag, texts):
+        if name in wanted:
+            raise ValueError(f"the tag `{name}` is given twice, and jobs must have all that are given")
+        wanted[name] = value
+    return wanted
+
+
+def _tag(text: str) -> tuple[str, str | None]:
+    name, separator, value = text.partition("=")
+    if not _TAG_NAME.fullmatch(name):
+        raise ValueError(f"{text[:80]!r} is not a tag: {_TAG_RULE}")
+    if len(value) > _LONGEST_TAG or any(ord(character) < 32 for character in value):
+        raise ValueError(f"the value of the tag `{name}` is longer than {_LONGEST_TAG} or has control characters")
+    return name, value if separator else None
 
 
 def parse_server(text: str) -> str:

@@ -10,7 +10,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from inlay.cluster.capacity import Amounts, Growth, crowded, live_resources, misfit, read_growth, read_status_text
@@ -27,6 +27,8 @@ _AGENT_SECONDS = 90.0
 _REGISTER_SECONDS = 30.0
 _SERVERS_OWN = (" -- Runtime env is setting up.", "Running entrypoint for job ")
 _TAG = "tag."
+OWNER = "owner"
+"""Among the details."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,18 @@ class JobInfo:
     ended: float | None
     tags: dict[str, str]
     details: dict[str, str]
-    """What the submitter noted: workspace, tracking, versions."""
+    """What the submitter noted: workspace, owner, tracking, versions."""
+    environment: dict[str, str] = field(repr=False)
+    """The variables that it was submitted with."""
 
     @property
     def is_over(self) -> bool:
         return self.state in ENDED
+
+    @property
+    def owner(self) -> str:
+        """The account that submitted it; empty where that noted none."""
+        return self.details.get(OWNER, "")
 
 
 class JobServer:
@@ -114,15 +123,33 @@ class JobServer:
                     raise
             time.sleep(_POLL_SECONDS)
 
-    def jobs(self, tags: Mapping[str, str] | None = None) -> list[JobInfo]:
-        """Return the submitted jobs that have all of `tags`, the newest first."""
+    def jobs(
+        self,
+        tags: Mapping[str, str | None] | None = None,
+        *,
+        state: str | None = None,
+        owner: str | None = None,
+        limit: int | None = None,
+    ) -> list[JobInfo]:
+        """Return the submitted jobs, the newest first, by one request whatever their number.
+
+        Args:
+            tags: only jobs that have all of them; None stands for any value.
+            state: only jobs in it.
+            owner: only jobs of this account.
+            limit: at most so many, the newest.
+        """
         answer = self._ask("GET", "/api/jobs/")
         with self._understood():
             found = [_job_info(value) for value in answer if value["type"] == "SUBMISSION"]
-        wanted = dict(tags or {}).items()
-        return sorted(
-            (job for job in found if wanted <= job.tags.items()), key=lambda job: (-(job.submitted or 0), job.job_id)
-        )
+        asked = [
+            job
+            for job in found
+            if all(name in job.tags and value in (None, job.tags[name]) for name, value in (tags or {}).items())
+            and state in (None, job.state)
+            and owner in (None, job.owner)
+        ]
+        return sorted(asked, key=lambda job: (-(job.submitted or 0), job.job_id))[:limit]
 
     def job(self, job_id: str) -> JobInfo:
         """Return one job; raises ValueError for an unknown one."""
@@ -130,16 +157,26 @@ class JobServer:
         with self._understood():
             return _job_info(answer)
 
-    def logs(self, job_id: str) -> str:
-        """Return what a job has written so far, without the lines that the job server puts among it."""
+    def logs(self, job_id: str, tail: int | None = None) -> str:
+        """Return what a job has written so far, or its last `tail` lines, without those that the job server adds."""
         answer = self._ask("GET", f"/api/jobs/{parse_listed_id(job_id)}/logs", job_id=job_id)
         with self._understood():
             lines = str(answer["logs"] or "").splitlines(keepends=True)
-        return "".join(line for line in lines if not any(text in line for text in _SERVERS_OWN))
+        own = [line for line in lines if not any(text in line for text in _SERVERS_OWN)]
+        return "".join(own if tail is None else own[max(0, len(own) - tail) :])
 
-    def follow(self, job_id: str, on_wait: Callable[[str], None] = lambda reason: None) -> Iterator[str]:
-        """Give what a job writes, as it comes, until it ends; `on_wait` is told what it waits for, at every change."""
+    def follow(
+        self, job_id: str, on_wait: Callable[[str], None] = lambda reason: None, tail: int | None = None
+    ) -> Iterator[str]:
+        """Give what a job writes, as it comes, until it ends; of what is there already only the last `tail` lines.
+
+        `on_wait` is told what it waits for, at every change.
+        """
         written, reason = 0, ""
+        if tail is not None:
+            text = self.logs(job_id)
+            lines = text.splitlines(keepends=True)
+            written = len("".join(lines[: max(0, len(lines) - tail)]))
         while True:
             job = self.job(job_id)
             over = job.is_over
@@ -265,6 +302,7 @@ class JobServer:
 def _job_info(value: Mapping[str, Any]) -> JobInfo:
     metadata = {str(name): str(text) for name, text in (value.get("metadata") or {}).items()}
     message = str(value.get("message") or "").partition(", last available logs")[0]
+    variables = (value.get("runtime_env") or {}).get("env_vars") or {}
     return JobInfo(
         job_id=str(value.get("submission_id") or value.get("job_id")),
         state=str(value["status"]),
@@ -274,6 +312,7 @@ def _job_info(value: Mapping[str, Any]) -> JobInfo:
         ended=_seconds(value.get("end_time")),
         tags={name.removeprefix(_TAG): text for name, text in metadata.items() if name.startswith(_TAG)},
         details={name: text for name, text in metadata.items() if not name.startswith(_TAG)},
+        environment={str(name): str(text) for name, text in variables.items()},
     )
 
 

@@ -4,6 +4,9 @@
     result = inlay.run(job)
     model = inlay.load_child(result.workspace)
 
+    handle = inlay.Client().submit(job)  # the same on a cluster
+    handle.wait()
+
 Importing this package registers the exported model type with Transformers as soon as Transformers is imported; it
 imports neither torch nor Transformers itself.
 """
@@ -18,11 +21,14 @@ from inlay.version import __version__
 
 if TYPE_CHECKING:
     from inlay.nas.api import load_child, run, solve
+    from inlay.nas.client import Client, JobHandle
     from inlay.nas.job import Job
 
-__all__ = ["Job", "__version__", "load_child", "run", "solve"]
+__all__ = ["Client", "Job", "JobHandle", "__version__", "load_child", "run", "solve"]
 
 _PLACES = {
+    "Client": "inlay.nas.client",
+    "JobHandle": "inlay.nas.client",
     "Job": "inlay.nas.job",
     "run": "inlay.nas.api",
     "solve": "inlay.nas.api",

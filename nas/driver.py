@@ -1,6 +1,7 @@
 """The driver of a submitted job: what travels with the job, and what runs on the cluster when its turn comes.
 
-The job travels as JSON in an environment variable, so nothing is uploaded; paths mean what they mean on the nodes.
+The job travels as its own text in an environment variable, so nothing is uploaded; paths mean what they mean on the
+nodes. The job server keeps the variable, and `unpacked` gives the text back.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 VARIABLE = "INLAY_SUBMISSION"
 # One environment variable holds at most 128 KiB, and Ray puts it into another one once more.
 LARGEST_BYTES = 60_000
+LARGEST_UNPACKED = 4_000_000
+"""A job file has at most 1 MB, of which JSON may make some times as much."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,8 @@ class Submission:
 
 def submission(job: Job, workspace: str | None, job_id: str, tags: Mapping[str, str]) -> Submission:
     """Return what runs `job` on a cluster; raises UserError for a job that is too large to travel."""
+    from inlay.cluster.account import account_name
+    from inlay.cluster.jobs import OWNER
     from inlay.cluster.tracking import JOB_TAG, TAGS_VARIABLE
     from inlay.nas.workspace import check_workspace_url
 
@@ -52,7 +57,7 @@ def submission(job: Job, workspace: str | None, job_id: str, tags: Mapping[str, 
     check_workspace_url(place)
     if "://" not in place:
         place = str(Path(place).expanduser().absolute())
-    values = {"job": job.to_dict(), "folder": str(job.folder), "workspace": place, "versions": versions}
+    values = {"job": job.text, "folder": str(job.folder), "workspace": place, "versions": versions}
     values["job_id"] = job_id
     packed = base64.b64encode(zlib.compress(json.dumps(values).encode(), 9)).decode()
     if len(packed) > LARGEST_BYTES:
@@ -62,14 +67,32 @@ def submission(job: Job, workspace: str | None, job_id: str, tags: Mapping[str, 
         # `inlay up` says which Python it runs on; on other clusters it is the one of the path.
         entrypoint='exec "${INLAY_PYTHON:-python}" -m inlay.nas.driver',
         environment={VARIABLE: packed, TAGS_VARIABLE: json.dumps(all_tags)},
-        details=versions | {"workspace": place, "experiment": job.tracking.experiment, "tracking": _tracking(job)},
+        details=versions
+        | {"workspace": place, "experiment": job.tracking.experiment, "tracking": _tracking(job)}
+        | {OWNER: account_name()},
     )
+
+
+def unpacked(environment: Mapping[str, str]) -> dict[str, Any]:
+    """Return what `submission` packed: `job` (its text), `folder`, `workspace`, `versions`, `job_id`.
+
+    Raises ValueError where that is not there, or is no more than looks like it.
+    """
+    content = base64.b64decode(environment.get(VARIABLE, ""), validate=True)
+    try:
+        values = json.loads(zlib.decompressobj().decompress(content, LARGEST_UNPACKED))
+    except (zlib.error, RecursionError) as error:
+        raise ValueError(f"{VARIABLE} is damaged: {error}") from None
+    texts = [values.get(name) for name in ("job", "folder", "workspace", "job_id")] if isinstance(values, dict) else []
+    if not texts or not all(isinstance(text, str) for text in texts) or not isinstance(values.get("versions"), dict):
+        raise ValueError(f"{VARIABLE} does not hold a job")
+    return dict(values)
 
 
 def main() -> int:
     """Run the submitted job here, on a node of the cluster; every failure is one sentence in its log, the last one."""
     try:
-        values = json.loads(zlib.decompress(base64.b64decode(os.environ[VARIABLE])))
+        values = unpacked(os.environ)
         check_versions(values["versions"])
         run(values)
     except InlayError as error:
@@ -108,7 +131,7 @@ def run(values: dict[str, Any]) -> None:
     from inlay.nas.job import Job
     from inlay.nas.report.progress import Reporter
 
-    job = Job.from_dict(values["job"], values["folder"])
+    job = Job.parse(values["job"], values["folder"])
     scratch = job.resolve(job.cluster.scratch) if job.cluster.scratch else None
     with connect(ClusterSettings(workers=1, address="auto")) as cluster:
         problems = probe_nodes(cluster, named_paths(job), values["workspace"], values["versions"]["inlay"], scratch)

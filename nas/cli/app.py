@@ -32,7 +32,9 @@ from inlay.nas.cli.logs import logs_command
 from inlay.nas.cli.measure import measure_command
 from inlay.nas.cli.plan import plan_command
 from inlay.nas.cli.report import report_command
+from inlay.nas.cli.resubmit import resubmit_command
 from inlay.nas.cli.run import run_command
+from inlay.nas.cli.show import show_command
 from inlay.nas.cli.solve import solve_command
 from inlay.nas.cli.status import status_command
 from inlay.nas.cli.stop import stop_command
@@ -41,6 +43,7 @@ from inlay.nas.cli.sweep import sweep_command
 from inlay.nas.cli.tune import tune_command
 from inlay.nas.cli.up import up_command
 from inlay.nas.cli.validate import validate_command
+from inlay.nas.cli.wait import wait_command
 from inlay.nas.errors import InlayError, UserError
 from inlay.version import __version__
 
@@ -74,8 +77,11 @@ for name, panel, command in (
     ("submit", CLUSTER, submit_command),
     ("status", CLUSTER, status_command),
     ("logs", CLUSTER, logs_command),
+    ("wait", CLUSTER, wait_command),
     ("stop", CLUSTER, stop_command),
     ("list", CLUSTER, list_command),
+    ("show", CLUSTER, show_command),
+    ("resubmit", CLUSTER, resubmit_command),
     ("delete", CLUSTER, delete_command),
     ("doctor", CARE, doctor_command),
     ("clean", CARE, clean_command),

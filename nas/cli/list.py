@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from typing import Annotated
 
 import typer
@@ -10,19 +11,35 @@ from inlay.nas.cli.output import JsonOption, print_json, print_rich
 from inlay.nas.cli.service_shared import AddressOption, InsecureOption, job_server, job_values
 
 
+class State(StrEnum):
+    """States of a job, as Ray names them."""
+
+    PENDING = "PENDING"
+    RUNNING = "RUNNING"
+    SUCCEEDED = "SUCCEEDED"
+    FAILED = "FAILED"
+    STOPPED = "STOPPED"
+
+
 def list_command(
+    state: Annotated[State | None, typer.Option("--state", case_sensitive=False, help="Only jobs in it.")] = None,
     tag: Annotated[
-        list[str] | None, typer.Option("--tag", metavar="NAME=VALUE", help="Only jobs with it; may be given again.")
+        list[str] | None,
+        typer.Option("--tag", metavar="NAME[=VALUE]", help="Only jobs with it; may be given again: with all of them."),
     ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", min=1, metavar="N", help="Only the newest N.")] = None,
+    mine: Annotated[bool, typer.Option("--mine", help="Only jobs that this account submitted.")] = False,
     address: AddressOption = None,
     insecure: InsecureOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """List jobs, the newest first."""
-    from inlay.cluster.ids import parse_tags
+    from inlay.cluster.account import account_name
+    from inlay.cluster.ids import parse_wanted_tags
 
     with job_server(address, insecure) as server:
-        jobs = server.jobs(parse_tags(tag or []))
+        owner = account_name() if mine else None
+        jobs = server.jobs(parse_wanted_tags(tag or []), state=state, owner=owner, limit=limit)
     if as_json:
         print_json([job_values(job) for job in jobs])
         return
@@ -33,11 +50,11 @@ def list_command(
     from rich.text import Text
 
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    for name in ("id", "state", "submitted", "tags"):
+    for name in ("id", "state", "submitted", "owner", "tags"):
         table.add_column(name, overflow="fold")
     for job in jobs:
         values = job_values(job)
         tags = " ".join(f"{name}={value}" for name, value in sorted(job.tags.items()))
         # Text, since rich takes brackets in a plain string for its markup, and the words are other people's.
-        table.add_row(*map(Text, (job.job_id, job.state, values["submitted"] or "", tags)))
+        table.add_row(*map(Text, (job.job_id, job.state, values["submitted"] or "", job.owner, tags)))
     print_rich(table)

@@ -12,10 +12,9 @@ from inlay.nas.cli.service_shared import (
     AddressOption,
     InsecureOption,
     JobIdArgument,
-    check_succeeded,
-    explained,
     job_server,
 )
+from inlay.nas.client import check_succeeded, explained
 
 
 def logs_command(
@@ -23,6 +22,9 @@ def logs_command(
     follow_it: Annotated[
         bool, typer.Option("--follow", "-f", help="Go on until the job ends; exit code 4 when it fails.")
     ] = False,
+    tail: Annotated[
+        int | None, typer.Option("--tail", min=0, metavar="N", help="Only the last N lines of what is there.")
+    ] = None,
     address: AddressOption = None,
     insecure: InsecureOption = False,
     as_json: JsonOption = False,
@@ -32,10 +34,10 @@ def logs_command(
 
     with job_server(address, insecure) as server:
         if follow_it and not as_json:
-            follow(server, job_id, sys.stdout)
+            follow(server, job_id, sys.stdout, tail)
             check_succeeded(explained(server, server.job(job_id)))
             return
-        text = server.logs(job_id)
+        text = server.logs(job_id, tail)
         job = server.job(job_id) if not text else None
         if job is not None and job.state == "PENDING":
             print(f"inlay: the job `{job_id}` has not started: {server.waits_for(job)}", file=sys.stderr)

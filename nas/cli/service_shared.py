@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,10 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from inlay.nas.errors import JobFailedError, UserError
+from inlay.nas.cli.output import print_json
+from inlay.nas.client import user_errors
 
 if TYPE_CHECKING:
     from inlay.cluster.jobs import JobInfo, JobServer
+    from inlay.nas.client import JobHandle
 
 AddressOption = Annotated[
     str | None,
@@ -29,15 +32,6 @@ FolderOption = Annotated[
 
 
 @contextmanager
-def user_errors() -> Iterator[None]:
-    """Turn the ValueErrors of the cluster room, which are the user's mistakes, into user errors."""
-    try:
-        yield
-    except ValueError as error:
-        raise UserError(str(error)) from error
-
-
-@contextmanager
 def job_server(address: str | None, insecure: bool) -> Iterator[JobServer]:
     """Give the job server, with its complaints as user errors."""
     from inlay.cluster.jobs import JobServer
@@ -46,23 +40,25 @@ def job_server(address: str | None, insecure: bool) -> Iterator[JobServer]:
         yield JobServer(address, allow_insecure=insecure)
 
 
-def explained(server: JobServer, job: JobInfo) -> JobInfo:
-    """Return the job with a message in our words: what it waits for, or the sentence that it failed with."""
-    from dataclasses import replace
+def tell_submitted(handle: JobHandle, *, as_json: bool, wait: bool = False) -> None:
+    """Print the id of what was just submitted, or its JSON, and follow it where that is asked for."""
+    from inlay.nas.cli.following import follow
+    from inlay.nas.client import check_succeeded
 
-    if job.state == "PENDING":
-        return replace(job, message=server.waits_for(job))
-    if job.state == "FAILED":
-        lines = [line.strip() for line in server.logs(job.job_id).splitlines()]
-        said = next((line.removeprefix("inlay: ") for line in reversed(lines) if line.startswith("inlay: ")), None)
-        return replace(job, message=said or job.message)
-    return job
-
-
-def check_succeeded(job: JobInfo) -> None:
-    """Raise JobFailedError, exit code 4, for a job that ended in another way; `job` is an explained one."""
-    if job.state != "SUCCEEDED":
-        raise JobFailedError(f"the job `{job.job_id}` is {job.state}{f': {job.message}' if job.message else ''}")
+    for note in handle.notes:
+        print(f"inlay: {note}", file=sys.stderr)
+    name = handle.job_id
+    if not as_json:
+        print(name, flush=True)
+        print(f"inlay: `inlay status {name}` shows it, `inlay stop {name}` ends it", file=sys.stderr)
+    if wait:
+        with user_errors():
+            follow(handle.server, name, sys.stderr)
+    state = handle.status()
+    if as_json:
+        print_json(job_values(state))
+    if wait:
+        check_succeeded(state)
 
 
 def job_values(job: JobInfo) -> dict[str, Any]:
@@ -75,6 +71,7 @@ def job_values(job: JobInfo) -> dict[str, Any]:
         "submitted": show_time(job.submitted),
         "ended": show_time(job.ended),
         "workspace": job.details.get("workspace"),
+        "owner": job.owner or None,
         "tags": job.tags,
     }
 

@@ -162,17 +162,17 @@ def _store(subject: Any, problem: Any, solutions: list[Any], scenario: str | Non
     return [store_solution(subject.place, problem, each) if each.status in kept else "" for each in solutions]
 
 
-def seconds_of(time_limit: str) -> float:
-    """The `--time-limit` in seconds; UserError when it is no time above 0."""
+def seconds_of(text: str, option: str = "--time-limit") -> float:
+    """The time that an option gives, in seconds; UserError when it is none above 0."""
     from inlay.nas.errors import UserError
     from inlay.nas.quantities import parse_seconds
 
     try:
-        seconds = parse_seconds(time_limit)
+        seconds = parse_seconds(text)
     except ValueError as error:
-        raise UserError(f"--time-limit: {time_limit!r} {error}") from error
+        raise UserError(f"{option}: {text!r} {error}") from error
     if not seconds > 0:
-        raise UserError(f"--time-limit: {time_limit!r} is not above 0; write a time such as 60s or 2min")
+        raise UserError(f"{option}: {text!r} is not above 0; write a time such as 60s or 2min")
     return seconds
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from inlay.nas.cli.output import JsonOption, print_json
-from inlay.nas.cli.service_shared import AddressOption, InsecureOption, JobIdArgument, explained, job_server, job_values
+from inlay.nas.cli.service_shared import AddressOption, InsecureOption, JobIdArgument, job_server, job_values
+from inlay.nas.client import explained
 
 
 def status_command(
@@ -33,6 +34,7 @@ def status_command(
         "search": search,
         "submitted": values["submitted"],
         "ended": values["ended"],
+        "owner": values["owner"],
         "workspace": values["workspace"],
         "mlflow": page,
         "tags": ", ".join(f"{name}={value}" for name, value in sorted(job.tags.items())),

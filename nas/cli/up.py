@@ -9,7 +9,8 @@ from typing import Annotated
 import typer
 
 from inlay.nas.cli.output import JsonOption, print_json
-from inlay.nas.cli.service_shared import FolderOption, user_errors
+from inlay.nas.cli.service_shared import FolderOption
+from inlay.nas.client import user_errors
 from inlay.nas.errors import UserError
 
 

@@ -15,8 +15,8 @@ LARGEST_BYTES = 1_000_000
 MOST_VALUES = 20_000
 
 
-def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The mapping in a YAML file; raises UserError for a file that is missing, too large, not UTF-8 or not YAML."""
+def read_text(path: str | os.PathLike[str]) -> str:
+    """The text of a job file; raises UserError for a file that is missing, too large or not UTF-8."""
     file = Path(path)
     try:
         with file.open("rb") as stream:
@@ -30,7 +30,7 @@ def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
     if len(content) > LARGEST_BYTES:
         raise UserError(f"{file} is larger than {LARGEST_BYTES} bytes; a job file is a page, name texts by their path")
     try:
-        return parse_yaml(content.decode("utf-8-sig"), str(file))
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{file} is not UTF-8 at byte {error.start}; save it as UTF-8") from None
 

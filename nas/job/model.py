@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Self
 
+import yaml
 from pydantic import (
     Field,
     ModelWrapValidatorHandler,
@@ -30,7 +31,7 @@ from inlay.nas.errors import UserError
 from inlay.nas.job.budget import Budget, parse_budget
 from inlay.nas.job.cross import cross_problems
 from inlay.nas.job.fields import Count, Section
-from inlay.nas.job.load import read_yaml
+from inlay.nas.job.load import parse_yaml, read_text
 from inlay.nas.job.locations import resolve
 from inlay.nas.job.problems import list_problems, problems_of
 from inlay.nas.job.sections import (
@@ -92,12 +93,20 @@ class Job(Section):
 
     _folder: Path = PrivateAttr(default_factory=Path.cwd)
     _file: Path | None = PrivateAttr(default=None)
+    _text: str | None = PrivateAttr(default=None)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Self:
         """Reads a YAML job file; raises UserError with all its problems."""
-        file = Path(path).absolute()
-        return cls.model_validate(read_yaml(path), context=_Origin(file.parent, file, str(path)))
+        file, text = Path(path).absolute(), read_text(path)
+        return cls.model_validate(parse_yaml(text, str(path)), context=_Origin(file.parent, file, str(path), text))
+
+    @classmethod
+    def parse(cls, text: str, folder: str | os.PathLike[str], name: str = "job") -> Self:
+        """The job of a YAML text as `text` gives it; relative paths start at `folder`, errors call it `name`."""
+        return cls.model_validate(
+            parse_yaml(text, name), context=_Origin(Path(folder).absolute(), name=name, text=text)
+        )
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], folder: str | os.PathLike[str] | None = None) -> Self:
@@ -108,6 +117,13 @@ class Job(Section):
     def file(self) -> Path | None:
         """The file that it was read from, if it was."""
         return self._file
+
+    @property
+    def text(self) -> str:
+        """Its YAML: word for word what it was read from, all fields where that was none or is no longer this job."""
+        if self._text is not None and type(self).parse(self._text, self._folder).to_dict() == self.to_dict():
+            return self._text
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True)
 
     @property
     def folder(self) -> Path:
@@ -166,7 +182,7 @@ class Job(Section):
         problems += cross_problems(sections, origin.folder)
         if job is None or problems:
             raise JobError.of(problems, sections, origin.name)
-        job._folder, job._file = origin.folder, origin.file
+        job._folder, job._file, job._text = origin.folder, origin.file, origin.text
         return job
 
 
@@ -177,6 +193,7 @@ class _Origin:
     folder: Path
     file: Path | None = None
     name: str = "job"
+    text: str | None = None
 
 
 def _sections(job: Job) -> dict[str, Any]:

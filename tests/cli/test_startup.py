@@ -41,6 +41,13 @@ def test_validate_loads_nothing_heavy(write_job: Callable[..., Path]) -> None:
     assert heavy_after("validate", write_job()) == []
 
 
+def test_the_client_loads_nothing_heavy() -> None:
+    """Which is checked with an address that nothing listens on: it is not asked before it has to be."""
+    script = f"import sys, inlay; inlay.Client('127.0.0.1:9'); print([n for n in {HEAVY!r} if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    assert done.stdout == "[]\n"
+
+
 def test_help_loads_few_modules() -> None:
     """What its start takes, whatever else the machine does: Typer, rich and what is ours of it."""
     script = "import sys; from inlay.nas.cli import main\nassert main(['--help']) == 0\nprint(len(sys.modules))"

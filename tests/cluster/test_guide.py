@@ -27,7 +27,7 @@ class User:
         self.folder.mkdir(parents=True)
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_", "INLAY_"))}
         path = os.pathsep.join([str(Path(sys.executable).parent), kept["PATH"]])
-        self.variables = kept | {"HOME": str(home), "PATH": path, "OMP_NUM_THREADS": "1"}
+        self.variables = kept | {"HOME": str(home), "LOGNAME": "ada", "PATH": path, "OMP_NUM_THREADS": "1"}
 
     def gives(self, command: str, interrupted_after: float | None = None) -> str:
         """What a command prints; it succeeds, or is interrupted by Ctrl-C."""

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inlay.cluster.ids import is_loopback, new_job_id, parse_job_id, parse_server, parse_tags
+from inlay.cluster.ids import is_loopback, new_job_id, parse_job_id, parse_server, parse_tags, parse_wanted_tags
 
 
 @given(st.text(max_size=80))
@@ -49,6 +49,14 @@ def test_tags() -> None:
         parse_tags(["team"])
     with pytest.raises(ValueError, match="control characters"):
         parse_tags(["a=1\n2"])
+
+
+def test_wanted_tags_may_be_names_alone() -> None:
+    assert parse_wanted_tags(["team=blue", "night", "empty="]) == {"team": "blue", "night": None, "empty": ""}
+    with pytest.raises(ValueError, match="the tag `a` is given twice"):
+        parse_wanted_tags(["a=1", "a"])
+    with pytest.raises(ValueError, match="is not a tag: name=value"):
+        parse_wanted_tags(["a b"])
 
 
 @pytest.mark.parametrize(

@@ -22,8 +22,9 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
+from inlay.nas.client import Client
 from inlay.nas.driver import VARIABLE, check_versions, submission
-from inlay.nas.errors import UserError
+from inlay.nas.errors import JobFailedError, UserError
 from inlay.nas.job import Job
 
 COMMAND = [sys.executable, "-m", "inlay.nas.cli"]
@@ -44,7 +45,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def environment(home: Path) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_", "INLAY_"))}
-    return kept | {"HOME": str(home), "COLUMNS": "80", "OMP_NUM_THREADS": "1"}
+    return kept | {"HOME": str(home), "LOGNAME": "ada", "COLUMNS": "80", "OMP_NUM_THREADS": "1"}
 
 
 def inlay(home: Path, *arguments: str | Path, **more: str) -> subprocess.CompletedProcess[str]:
@@ -52,13 +53,15 @@ def inlay(home: Path, *arguments: str | Path, **more: str) -> subprocess.Complet
 
 
 @pytest.mark.slow
-def test_a_new_users_path(home: Path, job: Path, tmp_path: Path) -> None:
+def test_a_new_users_path(home: Path, client: Client, job: Path, tmp_path: Path) -> None:
     done = inlay(home, "submit", job, "--tag", "team=blue", "--wait")
     assert done.returncode == 0, done.stderr
     (first,) = done.stdout.split()
     assert first.startswith("stories-")
     assert (tmp_path / "stories.search" / "evaluation.json").exists()
     recorded = json.loads((tmp_path / "stories.search" / "run.json").read_text())["job"]
+    evaluation = json.loads((tmp_path / "stories.search" / "evaluation.json").read_text())
+    assert client.job(first).evaluation() == evaluation
     assert recorded["cluster"]["address"] is None, "evaluate and export would look for a cluster later"
     assert inlay(home, "export", tmp_path / "stories.search", "-o", tmp_path / "exported").returncode == 0
     status = json.loads(inlay(home, "status", first, "--json").stdout)
@@ -98,8 +101,103 @@ def test_a_failed_job_is_exit_code_4_and_says_why(home: Path, job: Path) -> None
     done = inlay(home, "submit", job, "--id", "fails", "--wait")
     assert done.returncode == 4
     assert "inlay: the job `fails` is FAILED: the node 127.0.0.1 does not have " in done.stderr
-    assert "gone.txt" in inlay(home, "logs", "fails").stdout
+    log = inlay(home, "logs", "fails").stdout
+    assert "gone.txt" in log
+    assert inlay(home, "logs", "fails", "--tail", "1").stdout == log.splitlines(keepends=True)[-1]
+    waited = inlay(home, "wait", "fails", "--timeout", "1min")
+    assert (waited.returncode, waited.stderr) == (4, done.stderr.splitlines(keepends=True)[-1])
     assert "gone.txt" in inlay(home, "status", "fails").stdout
+    assert "  owner      ada\n" in inlay(home, "status", "fails").stdout
+    assert json.loads(inlay(home, "list", "--mine", "--state", "failed", "--json").stdout)[0]["owner"] == "ada"
+    assert inlay(home, "list", "--mine", LOGNAME="bob").stdout == "no jobs\n"
+
+
+def test_a_job_is_shown_as_it_was_submitted_and_submitted_again(home: Path, job: Path, tmp_path: Path) -> None:
+    text = f"# for the demo\n{job.read_text().replace('train.txt', 'gone.txt')}"
+    job.write_text(text)
+    place = tmp_path / "place"
+    assert inlay(home, "submit", job, "--id", "shown", "-w", place, "--tag", "demo=two").returncode == 0
+    job.unlink()
+    assert inlay(home, "show", "shown", "--job").stdout == text
+    shown = json.loads(inlay(home, "show", "shown", "--json").stdout)
+    assert set(shown) == documented("`show`")
+    assert (shown["owner"], shown["folder"], shown["workspace"]) == ("ada", str(tmp_path), str(place))
+    assert f"  workspace  {place}\n" in inlay(home, "show", "shown").stdout
+    done = inlay(home, "resubmit", "shown", LOGNAME="bob")
+    assert done.returncode == 0, done.stderr
+    assert re.match(
+        "inlay: the job `shown` of ada is (PENDING|RUNNING) and has the same workspace, where one runs at a time: "
+        "whichever starts while the other runs fails; stop one \\(`inlay stop shown`\\), or name another workspace\n",
+        done.stderr,
+    )
+    again = done.stdout.strip()
+    assert re.fullmatch("shown-[0-9a-f]{8}", again)
+    status = json.loads(inlay(home, "status", again, "--json").stdout)
+    assert (status["owner"], status["workspace"], status["tags"]) == ("bob", str(place), {"demo": "two"})
+    assert inlay(home, "show", again, "--job").stdout == text
+    refused(inlay(home, "resubmit", "shown", "--id", again), 2, f"there is a job `{again}` already")
+    said = [inlay(home, "wait", name).stderr.partition("is FAILED: ")[2] for name in ("shown", again)]
+    assert all("gone.txt" in sentence or "is in use by the job" in sentence for sentence in said), said
+
+
+@pytest.fixture
+def client(home: Path, monkeypatch: pytest.MonkeyPatch) -> Client:
+    """From this process, as the same user."""
+    monkeypatch.setenv("INLAY_SERVICES", str(home / ".local" / "state" / "inlay"))
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(home / ".ray" / "auth_token"))
+    monkeypatch.setenv("LOGNAME", "ada")
+    return Client()
+
+
+def test_a_job_from_python(client: Client, job: Path, tmp_path: Path) -> None:
+    loaded = Job.load(job)
+    lost = loaded.data.distill.path[0].model_copy(update={"path": "gone.txt"})
+    changed = loaded.data.distill.model_copy(update={"path": [lost]})
+    broken = loaded.model_copy(update={"data": loaded.data.model_copy(update={"distill": changed})})
+    handle = client.submit(broken, job_id="from-python", workspace=tmp_path / "place", tags={"team": "green"})
+    assert handle.notes == ()
+    status = handle.status()
+    assert (status.job_id, status.owner, status.tags) == ("from-python", "ada", {"team": "green"})
+    with pytest.raises(JobFailedError, match=r"the job `from-python` is FAILED: .*gone\.txt"):
+        handle.wait()
+    assert handle.stop().state == "FAILED"
+    assert "gone.txt" in handle.logs(tail=1)
+    with pytest.raises(UserError, match=r"the job `from-python` is FAILED, and there is no evaluation\.json in"):
+        handle.evaluation()
+    again = client.resubmit("from-python", new_id="from-python-2")
+    assert client.job("from-python-2").status().details["workspace"] == str(tmp_path / "place")
+    assert again.stop().state in ("STOPPED", "PENDING", "FAILED")
+    with pytest.raises(UserError, match="has no job `nobody`"):
+        client.job("nobody")
+    with pytest.raises(UserError, match="there is a job `from-python` already"):
+        client.submit(job, job_id="from-python")
+
+
+def test_all_jobs_of_a_tag_are_stopped_and_no_others(home: Path, job: Path, tmp_path: Path) -> None:
+    values = yaml.safe_load(job.read_text())
+    values["distill"]["tokens"] = "20M"
+    job.write_text(yaml.safe_dump(values))
+    for name, night in (("n-one", "1"), ("n-two", "1"), ("n-three", "1"), ("n-other", "2")):
+        words = ("--id", name, "-w", tmp_path / name, "--tag", f"night={night}")
+        assert inlay(home, "submit", job, *words).returncode == 0
+    deadline = time.monotonic() + 120
+    while json.loads(inlay(home, "status", "n-one", "--json").stdout)["state"] != "RUNNING":
+        assert time.monotonic() < deadline
+    done = inlay(home, "stop", "--tag", "night=1")
+    assert done.returncode == 0, done.stderr
+    told = sorted(line.split()[0] for line in done.stdout.splitlines())
+    assert told == ["n-one", "n-three", "n-two"]
+    assert "n-one is STOPPED; its workspace can be resumed: " in done.stdout
+    states = {job["job_id"]: job["state"] for job in json.loads(inlay(home, "list", "--tag", "night", "--json").stdout)}
+    assert states["n-other"] in ("PENDING", "RUNNING")
+    assert not {states[name] for name in told} & {"RUNNING", "SUCCEEDED", "FAILED"}
+    (other,) = json.loads(inlay(home, "stop", "--tag", "night=2", "--json").stdout)
+    assert other["job_id"] == "n-other"
+    assert inlay(home, "wait", "n-three").stderr.startswith("inlay: the job `n-three` is STOPPED")
+    none = inlay(home, "stop", "--tag", "night=1")
+    assert (none.returncode, none.stdout) == (0, "")
+    assert none.stderr == "inlay: no job with night=1 runs or waits\n"
 
 
 @pytest.mark.parametrize("name", ["inlay", "ray", "python"])
@@ -143,7 +241,23 @@ def test_ctrl_c_leaves_the_job_alone(home: Path, job: Path) -> None:
         (("delete", "a/../../b"), 2, "is not the id of a job"),
         (("logs", "a\nb"), 2, r"'a\nb' is not the id of a job"),
         (("stop", "a\x1b[31mb"), 2, r"'a\x1b[31mb' is not the id of a job"),
-        (("list", "--tag", "team"), 2, "is not a tag"),
+        (("stop",), 2, "name one job by its ID, or several by --tag NAME=VALUE; `inlay list` shows both"),
+        (("stop", "nobody", "--tag", "a=b"), 2, "name one job by its ID, or several by --tag"),
+        (("stop", "--tag", "night"), 2, "'night' is not a tag: name=value"),
+        (("show", "nobody"), 2, "has no job `nobody`"),
+        (("resubmit", "nobody"), 2, "has no job `nobody`"),
+        (("wait", "nobody"), 2, "has no job `nobody`"),
+        (("wait", "nobody", "--timeout", "soon"), 2, "--timeout: 'soon' is not a number; write a time such as 60s"),
+        (("wait", "nobody", "--timeout", "0s"), 2, "--timeout: '0s' is not above 0"),
+        (
+            ("logs", "nobody", "--tail", "-1"),
+            2,
+            "invalid value for '--tail': Input should be greater than or equal to 0",
+        ),
+        (("list", "--tag", "=blue"), 2, "'=blue' is not a tag: name=value"),
+        (("list", "--tag", "team", "--tag", "team=a"), 2, "the tag `team` is given twice"),
+        (("list", "--state", "done"), 2, "'done' is not one of 'pending', 'running', 'succeeded', 'failed', 'stopped'"),
+        (("list", "--limit", "0"), 2, "invalid value for '--limit': Input should be greater than or equal to 1"),
         (("list", "--tag", "team=a\nb"), 2, "has control characters"),
         (("list", "--address", "ray://head:10001"), 2, "is not the address of a job server"),
         (("list", "--address", "http://10.255.255.1:8265"), 2, "is beyond this machine, and no token is to be sent"),
@@ -258,8 +372,9 @@ def test_a_second_job_on_a_workspace_is_told_whose_it_is(home: Path, job: Path, 
         assert time.monotonic() < deadline, inlay(home, "logs", "holder").stdout
         time.sleep(0.5)
     refused(inlay(home, "delete", "holder"), 2, "the job `holder` is RUNNING; stop it first: inlay stop holder")
-    done = inlay(home, "submit", job, "--id", "second", "-w", tmp_path / "one", "--wait")
+    done = inlay(home, "submit", job, "--id", "second", "-w", f"{tmp_path}/./one/", "--wait")
     assert done.returncode == 4
+    assert done.stderr.startswith("inlay: the job `holder` of ada is RUNNING and has the same workspace, ")
     assert re.search(
         r"the job `second` is FAILED: workspace: .* is in use by the job holder \(process \d+ on", done.stderr
     )
@@ -288,7 +403,7 @@ def test_the_fields_of_json_are_those_of_the_document(home: Path, job: Path, tmp
     values = yaml.safe_load(job.read_text())
     values["distill"]["tokens"] = "20M"
     job.write_text(yaml.safe_dump(values))
-    of_job = documented("`submit`, `stop`, each job of `list`")
+    of_job = documented("`submit`, `resubmit`, `wait`, `stop`, each job of `list`")
     assert keys("up") == documented("`up`")
     assert keys("submit", job, "--id", "fields", "-w", tmp_path / "w") == of_job
     _wait_for_text(home, "fields", "started")

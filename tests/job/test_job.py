@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from inlay.nas.errors import UserError
 from inlay.nas.job import Budget, BudgetLimit, Job
 
 
@@ -76,6 +77,24 @@ def test_goes_round(values: dict[str, Any], tmp_path: Path) -> None:
     assert again.digest() == job.digest()
     assert pickle.loads(pickle.dumps(job)) == job
     assert Job(**job.to_dict()).to_dict() == job.to_dict()
+
+
+def test_the_text_of_a_file_is_kept_word_for_word(values: dict[str, Any], tmp_path: Path) -> None:
+    text = f"# ours, since Monday\r\n{yaml.safe_dump(values)}# end"
+    (tmp_path / "job.yaml").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    job = Job.load(tmp_path / "job.yaml")
+    assert job.text == text
+    again = Job.parse(job.text, tmp_path)
+    assert (again.to_dict(), again.folder, again.text) == (job.to_dict(), tmp_path, text)
+    changed = job.model_copy(update={"seed": 7})
+    assert Job.parse(changed.text, tmp_path).to_dict() == changed.to_dict() != job.to_dict()
+
+
+def test_a_job_made_in_python_has_a_text_too(values: dict[str, Any], tmp_path: Path) -> None:
+    job = Job.from_dict(values | {"distill": {"tokens": 1024, "learning_rate": 1e-5}}, tmp_path)
+    assert Job.parse(job.text, tmp_path).to_dict() == job.to_dict()
+    with pytest.raises(UserError, match=r"the job `x`: .*seed"):
+        Job.parse(job.text.replace("seed: 0", "seed: -1"), tmp_path, "the job `x`")
 
 
 def test_sections_are_canonical(values: dict[str, Any]) -> None:

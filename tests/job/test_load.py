@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from inlay.nas.errors import UserError
-from inlay.nas.job.load import LARGEST_BYTES, parse_yaml, read_yaml
+from inlay.nas.job.load import LARGEST_BYTES, parse_yaml, read_text
 
 BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 12)
@@ -62,16 +62,16 @@ def test_plain_things_are_read() -> None:
 def test_files(tmp_path: Path) -> None:
     file = tmp_path / "job.yaml"
     with pytest.raises(UserError, match=r"there is no job file .*; `inlay init"):
-        read_yaml(file)
+        read_text(file)
     with pytest.raises(UserError, match="is a folder"):
-        read_yaml(tmp_path)
+        read_text(tmp_path)
     file.write_bytes(b"parent: \xff\xfe")
     with pytest.raises(UserError, match="is not UTF-8 at byte 8"):
-        read_yaml(file)
+        read_text(file)
     file.write_bytes(b"#" * (LARGEST_BYTES + 1))
     with pytest.raises(UserError, match="is larger than 1000000 bytes"):
-        read_yaml(file)
+        read_text(file)
     file.write_bytes(b"\xef\xbb\xbfseed: 1\n")
-    assert read_yaml(file) == {"seed": 1}
+    assert read_text(file) == "seed: 1\n"
     with pytest.raises(UserError, match="cannot be read"):
-        read_yaml("a\0b")
+        read_text("a\0b")
