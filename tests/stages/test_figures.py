@@ -114,6 +114,7 @@ def test_short_documents_give_short_prompts_and_nothing_gives_none() -> None:
     assert beginnings(ids_NS[:, :2], np.arange(32, dtype=np.int32).reshape(-1, 2), [0] * 32) == []
 
 
+@pytest.mark.slow
 def test_several_sources_have_their_own_figures(
     searched_again: Callable[[Callable[[Path, dict[str, Any]], None]], Path], texts: tuple[Path, Path]
 ) -> None:
