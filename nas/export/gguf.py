@@ -92,6 +92,7 @@ def write_gguf_folder(
         told = "mixed" if mixed else form
         name = f"{Path(job.parent.rpartition(':')[2]).stem}-{told}.gguf"
         inputs = MatrixInputs.of(place.store, str(place.find_json(INPUTS_FILE) or ""))
+        inputs = inputs.where_own(parent.shape, model.architecture)
         _write(folder / name, packed, config, place, parent, model, inputs)
         difference = _compared(folder / name, packed, place, parent, model, job, inputs)
         (folder / "README.md").write_text(card(evaluation, job, "llama.cpp", _use(name, difference)))

@@ -176,7 +176,7 @@ class StoredModel:
         shape = self.source.parent.shape
         names = subblock_tensors(shape, variant.slot, variant.entry(shape, index))
         stored = self._tensors(layer_prefix(index), names)
-        return rounded_state(stored, variant.form, self.source.matrix_inputs.within(index), self.source.kept)
+        return rounded_state(stored, variant.form, self.source.matrix_inputs.within(index, variant), self.source.kept)
 
     def ends_state(self) -> dict[str, Tensor]:
         """The tensors of embedding, final norm and head, as they are computed with."""

@@ -73,7 +73,8 @@ def _backward(model: Any, ids_S: Tensor, drawn: torch.Generator) -> None:
 
 
 def _half_sum(source: WorkerSource, index: int, label: str, squares: dict[str, Tensor]) -> float:
-    variant, told = parse_variant(label), source.matrix_inputs.within(index)
+    variant = parse_variant(label)
+    told = source.matrix_inputs.within(index, variant)
     own = source.parent.slot_state(index, variant.slot)
     total = 0.0
     for name, tensor in rounded_state(own, variant.form, told, source.kept).items():

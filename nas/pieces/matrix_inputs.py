@@ -9,8 +9,10 @@ from functools import lru_cache
 from pathlib import Path
 
 from inlay.cluster.store import Store
-from inlay.nas.families.shape import layer_prefix
+from inlay.nas.families.shape import Shape, layer_prefix, subblock_tensors
 from inlay.nas.formats.fitting import Inputs
+from inlay.nas.tables.architecture import Blocks
+from inlay.nas.variants import Variant, parse_variant
 
 Places = Mapping[str, tuple[str, str]]
 """By a matrix's whole-model name: the blob, and the name of its tensor there."""
@@ -40,9 +42,21 @@ class MatrixInputs:
         """Those of a manifest; "" is of none."""
         return MatrixInputs(store, _places(str(store.blob_path(digest))) if digest else {})
 
-    def within(self, layer: int) -> MatrixInputs:
-        """By the names within a layer."""
-        return replace(self, prefix=layer_prefix(layer))
+    def within(self, layer: int, variant: Variant) -> MatrixInputs:
+        """By the names within a layer, for what stands there; none for a trained variant, as `where_own` says."""
+        return replace(self, prefix=layer_prefix(layer), places=self.places if variant.is_own else {})
+
+    def where_own(self, shape: Shape, architecture: Blocks) -> MatrixInputs:
+        """Without those of trained variants: merged heads have another order, and what stands alone reads something
+        else, though their rows are as long as the parent's."""
+        others = {
+            layer_prefix(layer) + name
+            for layer, block in enumerate(architecture)
+            for variant in map(parse_variant, block[:2])
+            if not variant.is_own
+            for name in subblock_tensors(shape, variant.slot, shape.parent_entry(layer, variant.slot))
+        }
+        return replace(self, places={name: place for name, place in self.places.items() if name not in others})
 
     def get(self, name: str, row: int) -> Inputs | None:
         """Of a matrix with such rows; None where it is not told: of a variant whose inputs are not the parent's."""

@@ -133,7 +133,7 @@ class WorkerSource:
         if slot == "attention":
             self.use(entry)
         attention, ffn = (entry, None) if slot == "attention" else (None, entry)
-        state = rounded_state(state, variant.form, self.matrix_inputs.within(index), self.kept)
+        state = rounded_state(state, variant.form, self.matrix_inputs.within(index, variant), self.kept)
         layer = build_layer(self.parent.config, index, attention, ffn, state, self.dtype)
         return layer.to(self.device)
 

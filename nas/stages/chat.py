@@ -219,7 +219,7 @@ def _child(stack: ExitStack, place: Workspace, parent: Parent, name: str) -> Tra
         config,
         parent.folder,
         _Tensors(file.keys(), file.get_tensor),
-        MatrixInputs.of(place.store, digest).get,
+        MatrixInputs.of(place.store, digest).where_own(parent.shape, model.architecture).get,
     )
 
 

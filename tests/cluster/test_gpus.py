@@ -8,11 +8,24 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-# Ray takes this machine to have one GPU, which the pieces book and never touch.
-ONE_GPU = {"RAY_OVERRIDE_RESOURCES": json.dumps({"GPU": 1})}
+
+def told_by(program: str, folder: Path, has: dict[str, int]) -> Any:
+    """What a program says; Ray takes this machine to have what `has` says, which the pieces book and never touch."""
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(folder / "workspace")],
+        env=os.environ | {"RAY_OVERRIDE_RESOURCES": json.dumps(has)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
 
 PIECES = """
 import json, sys, time
@@ -44,16 +57,7 @@ print(json.dumps({
 
 @pytest.mark.slow
 def test_a_queue_for_the_one_gpu_that_is_longer_than_the_deadline_is_not_hung(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", PIECES, str(tmp_path / "workspace")],
-        env=os.environ | ONE_GPU,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
+    told = told_by(PIECES, tmp_path, {"GPU": 1})
     assert told["took"] > 12, "the last piece waited longer than the deadline"
     assert (told["attempts"], told["notes"], told["apart"]) == ([1] * 5, [], True)
     one, quarter, of_cpus = told["places"]
@@ -85,16 +89,7 @@ print(json.dumps(told))
 
 
 def test_pieces_run_where_the_kind_of_gpu_is_that_they_ask_for(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", KINDS, str(tmp_path / "workspace")],
-        env=os.environ | {"RAY_OVERRIDE_RESOURCES": json.dumps({"GPU": 1, "accelerator_type:H100": 1})},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
+    told = told_by(KINDS, tmp_path, {"GPU": 1, "accelerator_type:H100": 1})
     assert told["H100"] == {"done": True}
     assert told["A100"].startswith("work, A100: a worker needs 0.25 CPUs, 1 GPU, A100, and the largest node has ")
     assert told["A100"].endswith("1 GPU, no A100")
