@@ -24,8 +24,8 @@ from inlay.nas.stages.run import run_job
 BUDGETS = ({"runtime": "0.6x"}, {"parameters": "0.7x"})
 MODELS = ("child", "uniform", "depth")
 SETTINGS: dict[str, dict[str, Any]] = {
-    "stories260K": {"kv_heads": [2, 1], "distill": 100_000, "recover": 200_000, "validate": 16_000, "rate": 2e-3},
-    "stories3M": {"kv_heads": [1], "distill": 60_000, "recover": 100_000, "validate": 16_000, "rate": 1e-3},
+    "stories260K": {"kv_heads": [2, 1], "distill": 100_000, "recover": 200_000, "validate": 16_000},
+    "stories3M": {"kv_heads": [1], "distill": 60_000, "recover": 100_000, "validate": 16_000},
 }
 
 
@@ -44,7 +44,7 @@ def job_of(parent: str, budget: dict[str, str], seed: int, folder: Path) -> inla
                 "ffn": [{"width": 0.75}, {"width": 0.5}, {"width": 0.25}, "linear", "no_op"],
             },
             "distill": {"tokens": own["distill"]},
-            "recover": {"tokens": own["recover"], "learning_rate": own["rate"]},
+            "recover": {"tokens": own["recover"]},
             "hardware": {"scenarios": [{"name": "chat", "batch_size": 4, "prefill": 128, "generate": 32}]},
             "budget": budget,
             "tracking": {"experiment": "searches", "uri": f"sqlite:///{folder / 'mlflow.db'}"},
