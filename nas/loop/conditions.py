@@ -10,6 +10,7 @@ from inlay.cluster.store import digest_of
 from inlay.nas.engines.timing import Workload
 from inlay.nas.job.sections import Scenario
 from inlay.nas.loop.search import Search
+from inlay.nas.loop.together import Question, Records, answer_of
 from inlay.nas.pieces.measuring import describe_device
 from inlay.nas.pieces.stage import Stage
 
@@ -55,10 +56,16 @@ def run_timed(search: Search, pieces: Sequence[tuple[Scenario, Piece]], what: st
 
     Nothing else may run beside one that reads the wall clock; a thread's own clock stands still while others run.
     """
-    found: dict[str, Record] = {}
-    for clock in ("thread", "wall"):
-        own = [piece for scenario, piece in pieces if clock_of(search, scenario) == clock]
-        if own:
-            records = search.run(own, what, "scenarios", exclusive=clock == "wall")
-            found |= {record.key: record for record in records}
-    return [found[piece.key] for _, piece in pieces]
+    return answer_of(search, timed_question(search, pieces), what, "scenarios")
+
+
+def timed_question(search: Search, pieces: Sequence[tuple[Scenario, Piece]]) -> Question[list[Record]]:
+    """What `run_timed` asks."""
+    by_clock: dict[str, list[Piece]] = {"thread": [], "wall": []}
+    for scenario, piece in pieces:
+        by_clock[clock_of(search, scenario)].append(piece)
+
+    def read(records: Records) -> list[Record]:
+        return [records[piece.key] for _, piece in pieces]
+
+    return Question(by_clock["thread"], read, by_clock["wall"])

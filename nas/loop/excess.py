@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from inlay.nas.job.budget import PEAK, BudgetLimit
@@ -41,7 +41,7 @@ class Excess:
 
 
 def excess_of(
-    search: Search, costs: CostTable, architecture: Blocks, measured: dict[str, Measured] | None
+    search: Search, costs: CostTable, architecture: Blocks, measured: Mapping[str, Measured] | None
 ) -> list[Excess]:
     """Every limit of the job with measured (or, without `measured`, predicted) value over limit; 1 or less is within.
 
@@ -59,6 +59,11 @@ def excess_of(
             ratio, error = _over(limit, own, parent, times, tokens)
             found.append(Excess(f"{scenario.name}.{limit.name}", limit.name, ratio, error))
     return found
+
+
+def is_measured(limit: BudgetLimit) -> bool:
+    """Whether only a run of the whole model tells what it is judged by."""
+    return limit.name in (*TIMED, PEAK)
 
 
 def within(excesses: Sequence[Excess]) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from inlay.nas.loop.baselines import BASELINES
-from inlay.nas.loop.excess import Excess, excess_of, within
+from inlay.nas.loop.excess import Excess, excess_of, is_measured, within
 from inlay.nas.loop.ridge import fit_factors
 from inlay.nas.loop.search import Search
 from inlay.nas.loop.solving import Tables, solve_pool
@@ -176,9 +176,16 @@ class Pool:
         return sorted(self.candidates, key=lambda c: (c.true.kl_nats, c.id))
 
     def judge(self, candidates: Sequence[Candidate]) -> None:
-        """Measures those that were not: in turns with one parent, beside the baselines, which are timed anyhow."""
+        """Measures those that were not: in turns with one parent, beside the baselines, which are timed anyhow.
+
+        Under limits on sizes alone, which are exact, nothing is timed before the end.
+        """
         new = [c for c in candidates if c.excesses is None]
         if not new:
+            return
+        if not any(is_measured(limit) for limit in self.search.job.budget):
+            for candidate in new:
+                candidate.excesses = excess_of(self.search, self.tables.costs, candidate.architecture, None)
             return
         new += [c for c in self.candidates if c.origin in BASELINES and c.excesses is None and c not in new]
         costs = self.tables.costs

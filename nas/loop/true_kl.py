@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from inlay.cluster.pieces import Piece
 from inlay.nas.loop.search import Search
+from inlay.nas.loop.together import Question, Records, answer_of
 from inlay.nas.pieces.assembled import TrainedModel
 from inlay.nas.pieces.comparison import Comparison, compare_architectures, evaluate_model, summaries, tensors_of
 from inlay.nas.pieces.stage import Stage
@@ -23,13 +25,21 @@ def true_scores(
     search: Search, ids: Ids, library: Library, architectures: Sequence[Blocks], what: str = ""
 ) -> list[Comparison]:
     """The true KL of whole architectures on a text, in the order given; `what` is what people are told of it."""
-    what = what or f"true KL of {counted(len(architectures), 'candidate')}"
-    store = search.workspace.store
-    pieces, places = [], []
+    told = what or f"true KL of {counted(len(architectures), 'candidate')}"
+    return answer_of(search, true_scores_question(search, ids, library, architectures), told, "shards")
+
+
+def true_scores_question(
+    search: Search, ids: Ids, library: Library, architectures: Sequence[Blocks]
+) -> Question[list[Comparison]]:
+    """What `true_scores` asks."""
+    pieces: list[Piece] = []
+    by_group: list[list[Piece]] = []
     for first in range(0, len(architectures), GROUP):
         group = list(architectures[first : first + GROUP])
         labels = [identify(architecture) for architecture in group]
         held = used_weights(library, group)
+        by_group.append([])
         for shard, rows in enumerate(ids.shards):
             arguments = {
                 "store": search.workspace.url,
@@ -51,28 +61,38 @@ def true_scores(
                 "documents": ids.documents,
                 **search.rounding(group),
             }
-            pieces.append(search.piece(TRUE, f"{labels[0]}+{len(labels) - 1} shard {shard:05d}", arguments, depends))
-            places.append(first)
-    records = search.run(pieces, what, "shards")
-    sources_D = _sources(search, ids)
-    found: list[Comparison] = []
-    for first in range(0, len(architectures), GROUP):
-        parts = [r for r, place in zip(records, places, strict=True) if place == first]
-        labels = [str(label) for label in parts[0].values["labels"]]
-        blobs = [tensors_of(store.blob_path(part.blobs["sequences"])) for part in parts]
-        by_label = summaries(labels, blobs, sources_D)
-        found += [by_label[label] for label in labels]
-    return found
+            label = f"{labels[0]}+{len(labels) - 1} shard {shard:05d}"
+            by_group[-1].append(search.piece(TRUE, label, arguments, depends))
+        pieces += by_group[-1]
+
+    def read(records: Records) -> list[Comparison]:
+        store, sources_D = search.workspace.store, _sources(search, ids)
+        found: list[Comparison] = []
+        for own in by_group:
+            parts = [records[piece.key] for piece in own]
+            labels = [str(label) for label in parts[0].values["labels"]]
+            blobs = [tensors_of(store.blob_path(part.blobs["sequences"])) for part in parts]
+            by_label = summaries(labels, blobs, sources_D)
+            found += [by_label[label] for label in labels]
+        return found
+
+    return Question(pieces, read)
 
 
 def true_scores_of_models(
     search: Search, ids: Ids, models: Mapping[str, TrainedModel], what: str = ""
 ) -> dict[str, Comparison]:
     """Each stored model against the parent on a text, by name; `what` is what people are told of it."""
+    told = what or f"true KL of {counted(len(set(models.values())), 'trained model')}"
+    return answer_of(search, models_question(search, ids, models), told, "shards")
+
+
+def models_question(search: Search, ids: Ids, models: Mapping[str, TrainedModel]) -> Question[dict[str, Comparison]]:
+    """What `true_scores_of_models` asks."""
     # Models of the same weights in other formats have one blob.
     distinct = list(dict.fromkeys(models.values()))
-    pieces = []
-    for model in distinct:
+    by_model: dict[TrainedModel, list[Piece]] = {model: [] for model in distinct}
+    for model, pieces in by_model.items():
         for shard, rows in enumerate(ids.shards):
             depends = {
                 "ids": ids.digest,
@@ -84,12 +104,15 @@ def true_scores_of_models(
             }
             label = f"{identify(model.architecture)} {model.blob[:8]} on {ids.digest[:8]} shard {shard:05d}"
             pieces.append(search.piece(EVALUATE, label, {**depends, "store": search.workspace.url}, depends))
-    records = iter(search.run(pieces, what or f"true KL of {counted(len(distinct), 'trained model')}", "shards"))
-    found, sources_D = {}, _sources(search, ids)
-    for model in distinct:
-        parts = [tensors_of(search.workspace.store.blob_path(next(records).blobs["sequences"])) for _ in ids.shards]
-        found[model] = summaries(["model"], parts, sources_D)["model"]
-    return {name: found[model] for name, model in models.items()}
+
+    def read(records: Records) -> dict[str, Comparison]:
+        store, found, sources_D = search.workspace.store, {}, _sources(search, ids)
+        for model, own in by_model.items():
+            parts = [tensors_of(store.blob_path(records[piece.key].blobs["sequences"])) for piece in own]
+            found[model] = summaries(["model"], parts, sources_D)["model"]
+        return {name: found[model] for name, model in models.items()}
+
+    return Question([piece for own in by_model.values() for piece in own], read)
 
 
 def _sources(search: Search, ids: Ids) -> list[int] | None:

@@ -7,8 +7,9 @@ from dataclasses import asdict
 
 from inlay.cluster.pieces import Piece, read_record
 from inlay.nas.job.sections import Scenario
-from inlay.nas.loop.conditions import conditions_of, run_timed, workload_of
+from inlay.nas.loop.conditions import conditions_of, timed_question, workload_of
 from inlay.nas.loop.search import Search
+from inlay.nas.loop.together import Question, Records, answer_of
 from inlay.nas.pieces.measuring import Measured, time_architectures
 from inlay.nas.pieces.stage import Stage
 from inlay.nas.report.sentences import counted
@@ -31,12 +32,21 @@ def judged_times(
 
     `what` is what people are told of it; by default the number of candidates.
     """
+    what = what or f"times of {counted(len(architectures), 'candidate')}"
+    return answer_of(search, times_question(search, costs, architectures), what, "scenarios")
+
+
+def times_question(
+    search: Search, costs: CostTable, architectures: Sequence[Blocks]
+) -> Question[list[dict[str, Measured]]]:
+    """What `judged_times` asks: nothing where the times are given."""
     if not times_are_given(search):
-        return measure(search, architectures, what or f"times of {counted(len(architectures), 'candidate')}")
-    return [
+        return _measure_question(search, architectures)
+    given = [
         {s.name: _summed(costs, s.name, architecture) for s in search.job.hardware.scenarios}
         for architecture in architectures
     ]
+    return Question([], lambda records: given)
 
 
 def _summed(costs: CostTable, scenario: str, architecture: Blocks) -> Measured:
@@ -60,6 +70,10 @@ def measure(search: Search, architectures: Sequence[Blocks], what: str) -> list[
 
     What was never measured under a scenario's conditions is, all of it in turns with one parent.
     """
+    return answer_of(search, _measure_question(search, architectures), what, "scenarios")
+
+
+def _measure_question(search: Search, architectures: Sequence[Blocks]) -> Question[list[dict[str, Measured]]]:
     scenarios = search.job.hardware.scenarios
     conditions = {scenario.name: conditions_of(search, scenario, TRUE_TIMES.version) for scenario in scenarios}
     known = _known(search, conditions.values())
@@ -69,11 +83,16 @@ def measure(search: Search, architectures: Sequence[Blocks], what: str) -> list[
         new = {name: a for a in architectures if (name := identify(a)) not in held}
         if new:
             pieces.append((scenario, _piece(search, scenario, conditions[scenario.name], new)))
-    for (scenario, _), record in zip(pieces, run_timed(search, pieces, what), strict=True):
-        known[conditions[scenario.name]] |= {
-            name: Measured(**found) for name, found in record.values["measured"].items()
-        }
-    return [{s.name: known[conditions[s.name]][identify(a)] for s in scenarios} for a in architectures]
+    timed = timed_question(search, pieces)
+
+    def read(records: Records) -> list[dict[str, Measured]]:
+        for (scenario, _), record in zip(pieces, timed.read(records), strict=True):
+            known[conditions[scenario.name]] |= {
+                name: Measured(**found) for name, found in record.values["measured"].items()
+            }
+        return [{s.name: known[conditions[s.name]][identify(a)] for s in scenarios} for a in architectures]
+
+    return Question(timed.pieces, read, timed.alone)
 
 
 def _known(search: Search, conditions: Iterable[str]) -> dict[str, dict[str, Measured]]:

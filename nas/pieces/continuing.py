@@ -6,6 +6,7 @@ Shapes: N prompts of one length, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,15 +25,18 @@ def continue_prompts(arguments: dict[str, Any], context: PieceContext) -> PieceO
     Arguments: `store, prompts` (token ids), `tokens` (at most), `stops` (tokens that end a text), and `blob` with
     `architecture` of the model; the parent without a blob. `values["added"]` has the tokens added to each.
     """
-    model = model_of(arguments)
+    model = model_of(arguments, context.scratch)
     found = greedy(model, arguments["prompts"], arguments["tokens"], arguments["stops"])
     context.progress(1.0)
     return PieceOutput(values={"added": found}, blobs={})
 
 
-def model_of(arguments: dict[str, Any]) -> InlayForCausalLM:
-    """The whole model that a piece is told of, as it is computed with, on the search's device."""
-    source = worker_source(arguments, Library({}))
+def model_of(arguments: dict[str, Any], scratch: Path | None) -> InlayForCausalLM:
+    """The whole model that a piece is told of, as it is computed with, on the search's device.
+
+    On `scratch` lies what was rounded before, if anywhere.
+    """
+    source = worker_source(arguments, Library({}), scratch)
     if arguments["blob"]:
         return build_stored(StoredModel(source, arguments["blob"], blocks_of(arguments["architecture"])))
     return build_whole(source, (PARENT_BLOCK,) * source.num_layers, source.dtype)

@@ -36,6 +36,8 @@ from inlay.nas.pieces.weights import Library, WorkerSource, parent_of
 from inlay.nas.tables.architecture import PARENT_BLOCK
 
 PARENT = "parent"
+PATIENCE_SECONDS = 60.0
+"""Wall clock after which no more rounds are begun: seven models take turns, and nothing is decided by their times."""
 
 
 def quantise_presets(arguments: dict[str, Any], context: PieceContext) -> PieceOutput:
@@ -67,7 +69,9 @@ def quantise_presets(arguments: dict[str, Any], context: PieceContext) -> PieceO
             files[name] = str(path)
         shape = Workload(**workload)
         bench = ProcessBench(engine, files, shape, target.device, parent.shape.vocab, {})
-        rounds = take_rounds(list(files), bench, shape, context.progress, together=not context.memory_retries)
+        rounds = take_rounds(
+            list(files), bench, shape, context.progress, PATIENCE_SECONDS, together=not context.memory_retries
+        )
     for name, own in found.items():
         own["measured"] = asdict(against(rounds[PARENT], rounds[name], shape))
     return PieceOutput(values={"presets": found})

@@ -25,7 +25,7 @@ def prompt_sensitivity(arguments: dict[str, Any], context: PieceContext) -> Piec
     ψ is the mean over ordered pairs of prompts i ≠ j of |log P(y_j|x_i) - log P(y_j|x_j)| / L_j, where y_j is the
     model's own greedy answer of L_j tokens to x_j (POSIX, arXiv 2410.02185, equation 1).
     """
-    model = model_of(arguments)
+    model = model_of(arguments, context.scratch)
     found = []
     for number, prompts in enumerate(arguments["sets"], start=1):
         answers = greedy(model, prompts, arguments["tokens"], arguments["stops"])

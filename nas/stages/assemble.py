@@ -22,6 +22,7 @@ from inlay.nas.loop.search import Search
 from inlay.nas.loop.solving import Tables
 from inlay.nas.loop.spending import spend
 from inlay.nas.loop.swaps import neighbours
+from inlay.nas.pieces.comparison import Comparison
 from inlay.nas.pieces.standard_error import Values
 from inlay.nas.pieces.texts import Texts
 from inlay.nas.pieces.weights import Library
@@ -44,6 +45,12 @@ class Assembled:
     baselines: dict[str, Baseline]
     pool: Pool
     most_kl: float
+
+    def seen(self, architectures: Mapping[str, Blocks]) -> dict[str, Comparison]:
+        """What candidates and baselines were seen as on the score text, as assembled."""
+        known = {baseline.architecture: baseline.comparison for baseline in self.baselines.values()}
+        known |= {candidate.architecture: candidate.true for candidate in self.pool.candidates}
+        return {name: known[architecture] for name, architecture in architectures.items()}
 
 
 def assemble(

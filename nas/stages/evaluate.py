@@ -3,37 +3,83 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from inlay.nas.job.sections import Scenario
 from inlay.nas.loop.excess import excess_of, over_budget
 from inlay.nas.loop.search import Search
-from inlay.nas.loop.true_times import judged_times, times_are_given
+from inlay.nas.loop.together import Together
+from inlay.nas.loop.true_kl import models_question, true_scores_question
+from inlay.nas.loop.true_times import times_are_given, times_question
 from inlay.nas.pieces.assembled import TrainedModel
 from inlay.nas.pieces.comparison import Comparison
 from inlay.nas.pieces.measuring import Measured
+from inlay.nas.pieces.texts import Texts
+from inlay.nas.pieces.weights import Library
+from inlay.nas.stages.presets import has_presets, preset_quality_question, preset_rows, presets_question
 from inlay.nas.stages.quality import quality_of
+from inlay.nas.stages.recover import Recovered
 from inlay.nas.stages.sizes import parent_file_bytes, sizes_of
 from inlay.nas.tables.architecture import PARENT_BLOCK, Blocks
 from inlay.nas.tables.costs import TIMES, CostTable
 from inlay.nas.variants.entries import entries_of
 
 
+@dataclass(frozen=True)
+class Judged:
+    """What was seen of all models, by name: on the report text `before` and `after` recovery, on the score text
+    (`ranked`), their times by scenario, and llama.cpp's presets of the parent, if any."""
+
+    parent: Comparison
+    before: Mapping[str, Comparison]
+    after: Mapping[str, Comparison]
+    ranked: Mapping[str, Comparison]
+    times: Mapping[str, Mapping[str, Measured]]
+    presets: Mapping[str, Mapping[str, Any]]
+
+
+def judge(search: Search, texts: Texts, library: Library, costs: CostTable, recovered: Recovered) -> Judged:
+    """Judges all models on texts and by the clock, in two batches: presets are rounded once their types are known."""
+    models = recovered.models
+    architectures = {name: model.architecture for name, model in models.items()}
+    whole: Blocks = tuple([PARENT_BLOCK] * search.parent.shape.num_layers)
+    search.part(0.5, 1)
+    together = Together(search)
+    untrained = together.ask(true_scores_question(search, texts.report, library, [*architectures.values(), whole]))
+    made = together.ask(presets_question(search)) if has_presets(search) else None
+    trained = None
+    if search.job.recover.tokens:
+        trained = together.ask(models_question(search, texts.report, models))
+        on_score = together.ask(models_question(search, texts.score, models))
+    together.run("true KL before and after recovery" if trained else "true KL", "pieces")
+    *seen, parent = untrained.value
+    before = dict(zip(models, seen, strict=True))
+    ranked = on_score.value if trained else recovered.assembled.seen(architectures)
+    search.part(0.95, 1)
+    together = Together(search)
+    times = together.ask(times_question(search, costs, list(architectures.values())))
+    rounded = together.ask(preset_quality_question(search, texts.report, made.value)) if made else None
+    together.run(f"times of {', '.join(models)}{' and KL of presets' if made else ''}", "pieces")
+    return Judged(
+        parent,
+        before,
+        trained.value if trained else before,
+        ranked,
+        dict(zip(models, times.value, strict=True)),
+        preset_rows(made.value, rounded.value) if made and rounded else {},
+    )
+
+
 def side_by_side(
-    search: Search,
-    costs: CostTable,
-    after: Mapping[str, Comparison],
-    before: Mapping[str, Comparison],
-    parent: Comparison,
-    models: Mapping[str, TrainedModel],
-    sources: Sequence[str],
+    search: Search, costs: CostTable, judged: Judged, models: Mapping[str, TrainedModel], sources: Sequence[str]
 ) -> dict[str, Any]:
     """What evaluation.json holds: quality on the report text before and after recovery, sizes, speed."""
     store = search.workspace.store
     stored = {name: store.blob_path(model.blob).stat().st_size for name, model in models.items()}
     architectures = {name: model.architecture for name, model in models.items()}
-    rows = rows_of(search, costs, after, parent, architectures, stored, sources)
-    for name, was in {"parent": parent, **before}.items():
+    rows = rows_of(search, costs, judged.after, judged.parent, architectures, judged.times, stored, sources)
+    for name, was in {"parent": judged.parent, **judged.before}.items():
         rows[name]["before_recover"] = was.kl_nats
     return rows
 
@@ -44,6 +90,7 @@ def rows_of(
     quality: Mapping[str, Comparison],
     parent: Comparison,
     architectures: Mapping[str, Blocks],
+    times: Mapping[str, Mapping[str, Measured]],
     stored: Mapping[str, int],
     sources: Sequence[str],
 ) -> dict[str, Any]:
@@ -54,8 +101,6 @@ def rows_of(
     has the bytes of the weights of those that were trained; `sources` are the names of the report text's.
     """
     scenario = search.job.hardware.scenarios[0]
-    judged = judged_times(search, costs, list(architectures.values()), f"times of {', '.join(architectures)}")
-    times = dict(zip(architectures, judged, strict=True))
     first = next(iter(times.values()))[scenario.name]
     own, whole = first.parent, tuple([PARENT_BLOCK] * search.parent.shape.num_layers)
     rows = {"parent": _row(search, costs, scenario, whole, own, quality_of(parent, sources))}

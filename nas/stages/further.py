@@ -111,7 +111,7 @@ def _tasks(search: Search, tasks: Tasks, model: TrainedModel) -> list[dict[str, 
     found = []
     for each in (None, model):
         arguments = {**search.base, **told_of(each), "store": search.workspace.url, "device": device}
-        found.append(tasks.run(model_of(arguments), tokenizer))
+        found.append(tasks.run(model_of(arguments, None), tokenizer))
     return task_rows(*found)
 
 

@@ -17,9 +17,7 @@ from inlay.nas.loop.search import Search
 from inlay.nas.loop.solving import Tables, solve_pool
 from inlay.nas.loop.sources import changed_sources
 from inlay.nas.loop.texts import Packed, pack_texts, store_texts
-from inlay.nas.loop.true_kl import true_scores, true_scores_of_models
 from inlay.nas.pieces.assembled import TrainedModel
-from inlay.nas.pieces.comparison import Comparison
 from inlay.nas.pieces.standard_error import Values
 from inlay.nas.pieces.texts import Texts
 from inlay.nas.pieces.weights import Library
@@ -27,16 +25,15 @@ from inlay.nas.report.progress import Reporter
 from inlay.nas.stages.assemble import Assembled, assemble
 from inlay.nas.stages.distill import build_library, failures, library_of
 from inlay.nas.stages.estimate import stage_seconds
-from inlay.nas.stages.evaluate import side_by_side
+from inlay.nas.stages.evaluate import judge, side_by_side
 from inlay.nas.stages.measure import cost_rows, costs_origin
 from inlay.nas.stages.outcome import loss_rows
-from inlay.nas.stages.presets import has_presets, preset_rows
 from inlay.nas.stages.quality import above_child, judged_text
 from inlay.nas.stages.recording.record import SearchRecord
-from inlay.nas.stages.recover import recover
+from inlay.nas.stages.recover import Recovered, recover
 from inlay.nas.stages.score import offered_ends
 from inlay.nas.stages.scoring import score_all
-from inlay.nas.tables.architecture import PARENT_BLOCK, Block, Blocks, identify
+from inlay.nas.tables.architecture import PARENT_BLOCK, Block, identify
 from inlay.nas.tables.costs import TIMES, CostTable, quantities
 from inlay.nas.tables.idle_limits import idle_limits
 from inlay.nas.tables.origin import metadata_of
@@ -95,8 +92,9 @@ class Pipeline:
         scores, scored = self._scored(texts, library)
         tables = Tables(ScoreTable.of(scores), tables_costs, self._tokens())
         assembled = self._assemble(texts, library, tables, scored)
-        models = self._recover(texts, assembled, tables)
-        evaluation = self._evaluate(texts, library, tables_costs, models)
+        recovered = self._recover(texts, assembled, tables)
+        models = recovered.models
+        evaluation = self._evaluate(texts, library, tables_costs, recovered)
         winner = str(evaluation["chosen"])
         with self.stage("export"):
             write_model_folder(self.place, self.parent, models[winner], evaluation, self.job, "child")
@@ -193,7 +191,7 @@ class Pipeline:
             )
         return assembled
 
-    def _recover(self, texts: Texts, assembled: Assembled, tables: Tables) -> dict[str, TrainedModel]:
+    def _recover(self, texts: Texts, assembled: Assembled, tables: Tables) -> Recovered:
         with self.stage("recover") as told:
             named = {name: baseline.architecture for name, baseline in assembled.baselines.items()}
             named = {"child": assembled.kept.architecture, **named}
@@ -202,24 +200,16 @@ class Pipeline:
             self.record.curves(recovered.curves)
             told.note = recovered.note
         self.record.assembled(recovered.assembled, tables)
-        return recovered.models
+        return recovered
 
-    def _evaluate(
-        self, texts: Texts, library: Library, costs: CostTable, models: dict[str, TrainedModel]
-    ) -> dict[str, Any]:
+    def _evaluate(self, texts: Texts, library: Library, costs: CostTable, recovered: Recovered) -> dict[str, Any]:
+        models = recovered.models
         with self.stage("evaluate") as told:
-            names = list(models)
-            architectures = {name: models[name].architecture for name in names}
-            parent_blocks: Blocks = tuple([PARENT_BLOCK] * self.parent.shape.num_layers)
-            asked = [*architectures.values(), parent_blocks]
-            self.search.part(0.15, 1)
-            *before, parent = true_scores(self.search, texts.report, library, asked, "true KL before recovery")
-            after, ranked = self._models_judged(texts, library, models, before)
-            presets = {"presets": preset_rows(self.search, texts.report)} if has_presets(self.search) else {}
-            self.search.part(0.95, len(set(architectures.values())) * len(self.job.hardware.scenarios))
-            was = dict(zip(names, before, strict=True))
-            rows = side_by_side(self.search, costs, after, was, parent, models, texts.sources)
-            allowed = [name for name in names if name == "child" or not rows[name]["over_budget"]]
+            judged = judge(self.search, texts, library, costs, recovered)
+            ranked, parent, after = judged.ranked, judged.parent, judged.after
+            presets = {"presets": judged.presets} if judged.presets else {}
+            rows = side_by_side(self.search, costs, judged, models, texts.sources)
+            allowed = [name for name in models if name == "child" or not rows[name]["over_budget"]]
             # Ranked on the score text: the report text chooses nothing.
             winner = min(allowed, key=lambda name: (ranked[name].kl_nats, name != "child"))
             above = {name: ranked[name].above(ranked[winner]) for name in allowed if name != winner}
@@ -243,21 +233,6 @@ class Pipeline:
                 if difference.within_noise and models[name] != models[winner]:
                     told.note += f", not told apart from {name} by the score text"
         return evaluation
-
-    def _models_judged(
-        self, texts: Texts, library: Library, models: dict[str, TrainedModel], before: list[Comparison]
-    ) -> tuple[dict[str, Comparison], dict[str, Comparison]]:
-        """By name on the report text and on the score text; where nothing was recovered both are of the assembled."""
-        told = "true KL on the score text"
-        if not self.job.recover.tokens:
-            self.search.part(0.45, 1)
-            architectures = [model.architecture for model in models.values()]
-            ranked = true_scores(self.search, texts.score, library, architectures, told)
-            return dict(zip(models, before, strict=True)), dict(zip(models, ranked, strict=True))
-        self.search.part(0.3, 1)
-        after = true_scores_of_models(self.search, texts.report, models, "true KL after recovery")
-        self.search.part(0.45, 1)
-        return after, true_scores_of_models(self.search, texts.score, models, told)
 
     def _prompts(self, texts: Texts, model: TrainedModel) -> list[dict[str, Any]]:
         """What parent and child make of ten prompts; none, said as a warning, where a worker cannot hold them whole."""

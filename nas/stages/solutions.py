@@ -13,6 +13,7 @@ from inlay.nas.families import Parent, unpacked
 from inlay.nas.job import Job
 from inlay.nas.loop.search import Search, SmallSearch, cluster_settings
 from inlay.nas.loop.true_kl import true_scores
+from inlay.nas.loop.true_times import judged_times
 from inlay.nas.pieces.assembled import TrainedModel, assemble_state
 from inlay.nas.pieces.boundaries import worker_source
 from inlay.nas.pieces.texts import Texts
@@ -58,7 +59,8 @@ def evaluate_solution(place: Workspace, name: str) -> dict[str, Any]:
         unchanged: Blocks = tuple([("attention:parent", "ffn:parent")] * parent.shape.num_layers)
         own, base = true_scores(search, ids, library, [architecture, unchanged])
         costs = CostTable(place.read_table("costs"))
-        rows = rows_of(search, costs, {"child": own}, base, {"child": architecture}, {}, texts.sources)
+        times = {"child": judged_times(search, costs, [architecture], "times of it")[0]}
+        rows = rows_of(search, costs, {"child": own}, base, {"child": architecture}, times, {}, texts.sources)
     rows["child"]["before_recover"] = own.kl_nats
     evaluation = {
         **rows,

@@ -25,7 +25,15 @@ def test_every_sequence_is_in_one_shard_and_shards_are_even(num_sequences: int, 
 
 @pytest.mark.parametrize(
     ("num_sequences", "length", "count"),
-    [(3, 256, 1), (8, 256, 2), (23, 256, SHARDS_WANTED), (256, 256, SHARDS_WANTED), (257, 256, 5), (4, 16_384, 4)],
+    [
+        (3, 256, 1),
+        (8, 256, 2),
+        (12, 256, 2),
+        (23, 256, SHARDS_WANTED),
+        (256, 256, SHARDS_WANTED),
+        (257, 256, 5),
+        (4, 16_384, 4),
+    ],
 )
 def test_short_texts_are_shared_but_not_cut_to_crumbs(num_sequences: int, length: int, count: int) -> None:
     assert len(shard_ranges(num_sequences, length)) == count

@@ -22,6 +22,7 @@ from inlay.nas.formats.tensors import packed
 from inlay.nas.job import Job
 from inlay.nas.loop.search import SmallSearch
 from inlay.nas.loop.texts import pack_texts, store_texts
+from inlay.nas.loop.together import answer_of
 from inlay.nas.loop.true_kl import true_scores
 from inlay.nas.modeling import InlayForCausalLM
 from inlay.nas.modeling.subblock_inlay import FORMAT
@@ -30,7 +31,7 @@ from inlay.nas.pieces.weights import Library, WorkerSource
 from inlay.nas.stages.calibrate import inputs_of
 from inlay.nas.stages.distill import build_library
 from inlay.nas.stages.estimates import CHECKED
-from inlay.nas.stages.presets import has_presets, preset_rows
+from inlay.nas.stages.presets import has_presets, preset_quality_question, preset_rows, presets_question
 from inlay.nas.stages.recover import advice
 from inlay.nas.stages.score import score_blocks
 from inlay.nas.tables.architecture import blocks_of
@@ -200,7 +201,8 @@ def test_llama_cpps_presets_are_measured_beside_the_parent(
     stored = store_texts(pack_texts(search.job, search.parent.tokenizer()), search.workspace)
     assert has_presets(search)
     search.inputs = inputs_of(search, stored.distill)
-    presets = preset_rows(search, stored.report)
+    made = answer_of(search, presets_question(search), "", "pieces")
+    presets = preset_rows(made, answer_of(search, preset_quality_question(search, stored.report, made), "", "pieces"))
     assert list(presets) == ["Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_0", "Q3_K_M"]
     assert 0 < presets["Q8_0"]["kl_nats"] < presets["Q4_0"]["kl_nats"]
     shape = search.parent.shape
