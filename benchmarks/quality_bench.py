@@ -148,10 +148,10 @@ class Bench:
         return [self.trained_at(layer, [label], state, settings)[0].state for layer, state in enumerate(states)]
 
     def trained_at(
-        self, layer: int, labels: Sequence[str], state: State, settings: dict[str, Any]
+        self, layer: int, labels: Sequence[str], state: State, settings: dict[str, Any], batch: int = 8
     ) -> list[BranchResult]:
         """Variants of one layer after local distillation on the calibration text; `state` holds all their starts."""
-        batch, branches, seen = 8, [], []
+        branches, seen = [], []
         steps = CALIBRATED // LENGTH // batch - LocalSettings.held_out
         for variant in map(parse_variant, labels):
             entry = variant.entry(self.shape, layer)

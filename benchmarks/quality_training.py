@@ -48,7 +48,9 @@ def kept_like(bench: Bench) -> Architecture:
 MIXED = "several kinds"
 
 
-def library(bench: Bench, architecture: Architecture, settings: dict[str, Any]) -> tuple[list[State], float]:
+def library(
+    bench: Bench, architecture: Architecture, settings: dict[str, Any], batch: int = 8
+) -> tuple[list[State], float]:
     """The blocks of an architecture after local distillation, and the seconds of that."""
     states, seconds = [], 0.0
     for layer, block in enumerate(architecture):
@@ -61,7 +63,7 @@ def library(bench: Bench, architecture: Architecture, settings: dict[str, Any]) 
             continue
         bench.boundaries  # noqa: B018 (made before the clock runs)
         begun = time.process_time()
-        results = bench.trained_at(layer, labels, started, settings)
+        results = bench.trained_at(layer, labels, started, settings, batch)
         seconds += time.process_time() - begun
         states.append({name: tensor for result in results for name, tensor in result.state.items()})
     return states, seconds
@@ -100,6 +102,38 @@ def highest(bench: Bench, seeds: Iterable[int]) -> Iterator[Row]:
                 after = bench.recover(child, seed, BATCH, 3.0, learning_rate=rate)
                 yield {"child": MIXED, "lever": lever, "seed": seed, "before": before, "after": after} | {
                     "seconds": time.process_time() - begun
+                }
+
+
+def recovery_batches(bench: Bench, seeds: Iterable[int]) -> Iterator[Row]:
+    """How many sequences a step of recovery has: the fewer, the more steps the same tokens are."""
+    architecture = kept_like(bench)
+    states, _ = library(bench, architecture, FOUND)
+    before = bench.kl(bench.assembled(architecture, states))
+    for batch in (8, 4, 2, 1):
+        for seed in seeds:
+            if bench.wanted(MIXED, lever := f"batches of {batch}", seed):
+                begun = time.process_time()
+                after = bench.recover(bench.assembled(architecture, states), seed, batch, 3.0, learning_rate=3e-3)
+                yield {"child": MIXED, "lever": lever, "seed": seed, "before": before, "after": after} | {
+                    "seconds": time.process_time() - begun
+                }
+
+
+def local_batches(bench: Bench, seeds: Iterable[int]) -> Iterator[Row]:
+    """How many sequences a step of local distillation has; recovery is the same in all rows."""
+    architecture = kept_like(bench)
+    for batch in (8, 4, 2, 1):
+        lever = f"batches of {batch}"
+        if not any(bench.wanted(MIXED, lever, seed) for seed in seeds):
+            continue
+        states, seconds = library(bench, architecture, FOUND, batch)
+        before = bench.kl(bench.assembled(architecture, states))
+        for seed in seeds:
+            if bench.wanted(MIXED, lever, seed):
+                after = bench.recover(bench.assembled(architecture, states), seed, BATCH, 3.0, learning_rate=3e-3)
+                yield {"child": MIXED, "lever": lever, "seed": seed, "before": before, "after": after} | {
+                    "seconds": seconds
                 }
 
 
@@ -343,6 +377,8 @@ def _passes(
 TRAINING = {
     "rates": rates,
     "highest": highest,
+    "recovery_batches": recovery_batches,
+    "local_batches": local_batches,
     "optimizers": optimizers,
     "untouched": untouched,
     "schedules": schedules,
@@ -351,6 +387,8 @@ TRAINING = {
 TITLES = {
     "rates": "Rates of local distillation; recovery is the same in all rows; seconds are those of local distillation",
     "highest": "The highest rate that recovery's range test may take; blocks were trained locally",
+    "recovery_batches": "Sequences in a step of recovery; blocks were trained locally",
+    "local_batches": "Sequences in a step of local distillation; seconds are those of it",
     "optimizers": "Optimizers of recovery; blocks were trained locally",
     "untouched": "What recovery trains, and how fast; blocks were trained locally",
     "schedules": "How recovery's rate rises and falls; blocks were trained locally",

@@ -165,7 +165,7 @@ def _ranks(sections: Mapping[str, Any]) -> list[Problem]:
     recover = sections["recover"]
     ranks = recover.workers
     found = []
-    if recover.batch_size % ranks:
+    if recover.batch_size is not None and recover.batch_size % ranks:
         text = f"{ranks} ranks cannot share a batch of {recover.batch_size} sequences evenly; make it a divisor of"
         found.append(Problem("recover.workers", f"{text} recover.batch_size"))
     if recover.sharding == "full" and ranks == 1:

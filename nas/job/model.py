@@ -140,6 +140,11 @@ class Job(Section):
         python = self.hardware.python
         return self.resolve(python) if python is not None and "/" in python else python
 
+    @property
+    def recover_batch(self) -> int:
+        """Sequences in a step of recovery."""
+        return self.recover.step_sequences(self.data.distill.sequence_length)
+
     def default_workspace(self) -> Path:
         """`<job stem>.search` beside the job file; `inlay.search` in the current folder for a job made in Python."""
         return self._file.with_suffix(".search") if self._file else self._folder / "inlay.search"

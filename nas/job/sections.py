@@ -250,6 +250,10 @@ class Hardware(Section):
     )
 
 
+STEPS_WANTED = 400
+LARGEST_BATCH = 8
+
+
 class Recover(Section):
     """Global distillation of the assembled child against the parent."""
 
@@ -258,7 +262,9 @@ class Recover(Section):
     rate: Literal["found", "pinned"] = Field(
         default="found", description="found: a short test picks each model's rate; pinned: it is learning_rate."
     )
-    batch_size: Count = Field(default=4, ge=1, le=65_536, description="Sequences in a step.")
+    batch_size: Count | None = Field(
+        default=None, ge=1, le=65_536, description="Sequences in a step; default: 1 to 8, at least 400 steps."
+    )
     warmup: Number = Field(default=0.05, ge=0, lt=1, description="Share of the steps in which the rate climbs.")
     weight_decay: Number = Field(default=0.0, ge=0, lt=1, description="AdamW weight decay, norms and biases excepted.")
     train: Literal["all", "replaced"] = Field(
@@ -271,6 +277,16 @@ class Recover(Section):
     sharding: Literal["none", "full"] = Field(
         default="none", description="full: each rank holds its share of the weights (FSDP2); none: all of them."
     )
+
+    def step_sequences(self, sequence_length: int) -> int:
+        """Sequences in a step: those of the job, or as many as leave `STEPS_WANTED` steps, the same for each rank.
+
+        Few are better for the same tokens (benchmarks/results/quality.md); where tokens are many, more are faster.
+        """
+        if self.batch_size is not None:
+            return self.batch_size
+        wanted = min(LARGEST_BATCH, max(1, self.tokens // (sequence_length * STEPS_WANTED)))
+        return -(-wanted // self.workers) * self.workers
 
     @property
     def probed(self) -> int:

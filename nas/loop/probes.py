@@ -217,7 +217,7 @@ class Probes:
 def probe_tokens(job: Job) -> int:
     """What one probe trains on."""
     recover = job.recover
-    least = PROBE_STEPS * recover.batch_size * job.data.distill.sequence_length
+    least = PROBE_STEPS * job.recover_batch * job.data.distill.sequence_length
     return max(1, recover.tokens // PROBE_SHARE, min(recover.tokens // 2, least))
 
 

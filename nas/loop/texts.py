@@ -84,7 +84,7 @@ def pack_texts(job: Job, tokenizer: Any, written: Mapping[str, NDArray[np.int32]
     local_held_out = LocalSettings.held_out * job.distill.batch_size if job.distill.tokens else 0
     local = (job.distill.tokens or UNTRAINED_TOKENS) // length + local_held_out
     whole = max(1, job.recover.tokens // length)
-    batch = job.recover.batch_size if job.recover.tokens else 1
+    batch = job.recover_batch if job.recover.tokens else 1
     judging = held_out_batches(job, job.recover.tokens)
     written = written or {}
     held = open_sources(job, "validate", tokenizer)
@@ -147,7 +147,7 @@ def held_out_batches(job: Job, tokens: int) -> int:
 
     A 128th of what it trains on, for short trainings `HELD_OUT_TOKENS`, at most a sixteenth, and one at least.
     """
-    batch_tokens = job.recover.batch_size * job.data.distill.sequence_length
+    batch_tokens = job.recover_batch * job.data.distill.sequence_length
     steps = tokens // batch_tokens
     return max(1, min(steps // 16, max(steps // 128, -(-HELD_OUT_TOKENS // batch_tokens))))
 

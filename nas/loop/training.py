@@ -107,12 +107,12 @@ def global_settings(job: Job, tokens: int) -> GlobalSettings:
     """The trainer's settings from the job, for so many tokens."""
     chosen, length = job.recover, job.data.distill.sequence_length
     return GlobalSettings(
-        steps=max(1, tokens // (chosen.batch_size * length)),
+        steps=max(1, tokens // (job.recover_batch * length)),
         learning_rate=chosen.learning_rate,
         rate=chosen.rate,
         warmup=chosen.warmup,
         weight_decay=chosen.weight_decay,
-        micro_batch=max(1, min(chosen.batch_size, MICRO_TOKENS // length)),
+        micro_batch=max(1, min(job.recover_batch, MICRO_TOKENS // length)),
     )
 
 
@@ -167,7 +167,7 @@ def _piece(search: Search, texts: Texts, library: Library, architecture: Blocks,
         "architecture": [list(block) for block in architecture],
         "library": used_weights(library, [architecture]),
         "settings": asdict(global_settings(job, tokens)),
-        "batch_size": job.recover.batch_size,
+        "batch_size": job.recover_batch,
         "train": job.recover.train,
         "seed": job.seed,
     }

@@ -82,7 +82,7 @@ def stage_seconds(job: Job, parent: Parent) -> dict[str, float]:
         if not tokens:
             return 0.0
         settings = global_settings(job, tokens)
-        batch_tokens = job.recover.batch_size * length
+        batch_tokens = job.recover_batch * length
         steps = settings.steps + plan_trials(settings).steps
         judged = held_out_batches(job, tokens)  # by the parent once, and at the start and in the range test too
         forwards = steps * (1 + 3 * CHILD) + judged * (1 + (JUDGED + 2) * CHILD)

@@ -53,7 +53,7 @@ class Trainer:
             "held_out": {
                 "ids": self.texts.held_out.digest,
                 "batches": batches,
-                "batch_size": job.recover.batch_size if job.recover.tokens else 1,
+                "batch_size": job.recover_batch if job.recover.tokens else 1,
             },
             "library": {} if self.local else used_weights(self.child.library, [self.child.architecture]),
             "local": None,
@@ -73,7 +73,7 @@ class Trainer:
             depends["whole"] = {
                 "ids": self.texts.recover.digest,
                 "settings": asdict(global_settings(tried, tried.recover.tokens)),
-                "batch_size": tried.recover.batch_size,
+                "batch_size": tried.recover_batch,
                 "train": tried.recover.train,
                 "sequence_length": self.texts.recover.shape[1],
             }

@@ -49,20 +49,20 @@ def search_space(job: Job, num_sequences: int, *, local: bool, whole: bool) -> S
         space["recover.rate"] = CategoricalDistribution(RATES)
         space["recover.learning_rate"] = _rate(job.recover.learning_rate)
         most = job.recover.tokens // (FEWEST_STEPS * length)
-        space["recover.batch_size"] = _batch(job.recover.batch_size, most)
+        space["recover.batch_size"] = _batch(job.recover_batch, most)
         space["recover.warmup"] = _warmup(job.recover.warmup)
     return space
 
 
 def own_settings(job: Job, space: Space) -> dict[str, Any]:
     """The job's own point of the space."""
-    values = job.to_dict()
+    values = _values(job)
     return {name: _field(values, name) for name in space}
 
 
 def settings_of(job: Job, params: Mapping[str, Any]) -> dict[str, Any]:
     """What a point of the space says, with numbers as short as a person would write them."""
-    own = job.to_dict()
+    own = _values(job)
 
     def written(name: str, value: Any) -> Any:
         return value if value == _field(own, name) or not isinstance(value, float) else float(f"{value:.3g}")
@@ -81,6 +81,13 @@ def job_with(job: Job, settings: Mapping[str, Any]) -> Job:
         section, field = name.split(".")
         values[section][field] = value
     return Job.from_dict(values, job.folder)
+
+
+def _values(job: Job) -> dict[str, Any]:
+    """The job's fields, the batch that it leaves open as it is chosen."""
+    values = job.to_dict()
+    values["recover"]["batch_size"] = job.recover_batch
+    return values
 
 
 def _field(values: Mapping[str, Any], name: str) -> Any:
