@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import sys
 from collections.abc import Callable, Iterator
@@ -50,9 +51,13 @@ LONG_ROPE = {
 }
 
 
-@pytest.fixture(scope="module")
-def llama() -> Iterator[EngineProcess]:
-    with process(None) as engine:
+OTHER = os.environ.get("INLAY_LLAMA_PYTHON")
+"""An interpreter with another binding of llama.cpp, such as llama-cpp-python."""
+
+
+@pytest.fixture(scope="module", params=[None, *([OTHER] if OTHER else [])], ids=lambda python: "other" if python else "")
+def llama(request: pytest.FixtureRequest) -> Iterator[EngineProcess]:
+    with process(request.param) as engine:
         yield engine
 
 

@@ -1,7 +1,8 @@
 """llama.cpp in a process of its own: loads files, and times or runs them as it is told, a line of JSON at a time.
 
 It is started by its path, by any interpreter that has a binding of llama.cpp, and imports nothing of inlay's: a bad
-file may abort the process, and bindings pin what they need. `answering.py` beside it says how it is asked.
+file may abort the process, and bindings pin what they need. `answering.py` beside it says how it is asked,
+`llama_bindings.py` what it asks in turn.
 """
 
 from __future__ import annotations
@@ -14,69 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from inlay.nas.engines.workers.answering import InTurns, Missing, Refused, answer_requests
+    from inlay.nas.engines.workers.llama_bindings import BINDINGS
 else:
     from answering import InTurns, Missing, Refused, answer_requests
-
-Row = tuple[int, int, int, bool]  # token, position, sequence, whether its logits are wanted
-
+    from llama_bindings import BINDINGS
 
 ERROR = 4
 """ggml's level of what went wrong."""
-
-
-class Cyllama:
-    """The binding `cyllama`: llama.cpp's own interface, its library inside the wheel."""
-
-    def __init__(self, take: Callable[[int, str], None]) -> None:
-        from cyllama import __version__
-        from cyllama.llama import llama_cpp
-
-        class WithVocabulary(llama_cpp.LlamaModel):  # type: ignore[misc]
-            """Its `get_logits_ith` asks the model for what 0.2.18 has only in the vocabulary."""
-
-            @property
-            def n_vocab(self) -> int:
-                return int(self.get_vocab().n_vocab)
-
-        self._lib: Any = llama_cpp
-        self._model = WithVocabulary
-        llama_cpp.set_log_callback(lambda level, text: take(int(level), text))
-        llama_cpp.llama_backend_init()
-        self.version = f"cyllama {__version__}, ggml {llama_cpp.ggml_version()} ({llama_cpp.ggml_commit()})"
-
-    def model(self, path: str) -> Any:
-        """The model in a file. Raises ValueError."""
-        return self._model(path, self._lib.LlamaModelParams(), verbose=True)
-
-    def context(self, model: Any, tokens: int, sequences: int, threads: int, exact: bool) -> Any:
-        """What holds its cache."""
-        params = self._lib.LlamaContextParams()
-        params.n_ctx = tokens * sequences
-        params.n_seq_max = sequences
-        params.n_threads = params.n_threads_batch = threads
-        if exact:
-            params.type_k = params.type_v = 0
-            params.flash_attn_type = 0
-        return self._lib.LlamaContext(model, params, verbose=True)
-
-    def batch(self, rows: Sequence[Row]) -> Any:
-        """What one call decodes."""
-        batch = self._lib.LlamaBatch(n_tokens=len(rows), embd=0, n_seq_max=1)
-        for token, position, sequence, wanted in rows:
-            batch.add(token, position, [sequence], wanted)
-        return batch
-
-    def quantise(self, source: str, output: str, file_type: int) -> None:
-        """Rewrites a file by its quantiser, on one thread."""
-        how = self._lib.LlamaModelQuantizeParams()
-        how.ftype, how.nthread = file_type, 1
-        self._lib.model_quantize(source, output, how)
-
-    def sampler(self) -> Any:
-        """What chooses greedily."""
-        sampler = self._lib.LlamaSampler()
-        sampler.add_greedy()
-        return sampler
 
 
 class Model:
@@ -185,10 +130,16 @@ class Worker(InTurns):
     def __init__(self) -> None:
         self._said: list[tuple[int, str]] = []
         super().__init__()
-        try:
-            self.binding = Cyllama(lambda level, text: self._said.append((level, text)))
-        except ImportError as error:
-            raise Missing(f"{sys.executable} has no binding of llama.cpp ({error})") from None
+        self.binding = self._binding()
+
+    def _binding(self) -> Any:
+        absent = []
+        for binding in BINDINGS:
+            try:
+                return binding(lambda level, text: self._said.append((level, text)))
+            except ImportError as error:
+                absent.append(str(error))
+        raise Missing(f"{sys.executable} has no binding of llama.cpp ({'; '.join(absent)})")
 
     def load(self, path: str) -> Any:
         """The model in a file."""
