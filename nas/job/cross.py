@@ -189,10 +189,11 @@ def _untrained(space: Any) -> list[Problem]:
     found = []
     for slot in SLOTS:
         for place, item in enumerate(getattr(space, slot)):
-            name = item if isinstance(item, str) else next(iter(item))
-            if KINDS[name].trained:
+            names = [item] if isinstance(item, str) else list(item)
+            if any(KINDS[name].trained for name in names):
                 text = (
-                    f"{name} is nothing before it is trained, and distill.tokens is 0; leave it out, or give it tokens"
+                    f"{' with '.join(names)} is nothing before it is trained, and distill.tokens is 0; leave it out, "
+                    "or give it tokens"
                 )
                 found.append(Problem(f"space.{slot}[{place}]", text))
     return found

@@ -62,7 +62,15 @@ CASES: list[tuple[Path, object, str]] = [
     (("space", "attention", 4), "no_op", "space.attention[4]: 'no_op' is there twice"),
     (("space", "attention", 4), "lineer", "space.attention[4]: 'lineer' is no attention alternative; did you mean"),
     (("space", "attention", 4), "parent", "space.attention[4]: 'parent' is always among the alternatives"),
-    (("space", "attention", 4), {"kv_heads": 1, "window": 2}, "space.attention[4]: {'kv_heads': 1, 'window': 2} is"),
+    (
+        ("space", "attention", 4),
+        {"kv_heads": 1, "heads": 2},
+        "space.attention[4]: {'kv_heads': 1, 'heads': 2} is not one alternative; write one of [kv_heads: 1, heads: 4, "
+        "window: 128, linear, no_op], or {kv_heads: 1, window: 128}, or {heads: 4, window: 128}",
+    ),
+    (("space", "attention", 4), {"kv_heads": 1, "window": 0}, "space.attention[4].window: 0 is out of range"),
+    (("space", "attention", 4), {"heads": 0}, "space.attention[4].heads: 0 is out of range"),
+    (("space", "attention", 4), {"kv_heads": 1, "no_op": 1}, "space.attention[4]: `no_op` takes no value"),
     (("space", "ffn", 4), {"width": 0}, "space.ffn[4].width: 0 is not a width"),
     (("space", "ffn", 4), {"width": 1.5}, "space.ffn[4].width: 1.5 is more than the parent has"),
     (("space", "ffn", 4), {"width": -0.5}, "space.ffn[4].width: -0.5 is not a width"),
