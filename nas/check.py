@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 
 from inlay.distill.corpus import SUFFIXES, Corpus
 from inlay.distill.records import NO_TEMPLATE, Message, Records, contents
+from inlay.distill.settings import NO_PEFT
 from inlay.nas.embedded import embedded_parent
 from inlay.nas.engines.fitting import budget_problems, hardware_problems, shape_problems
 from inlay.nas.engines.registry import format_of, storage_of
@@ -131,6 +133,8 @@ def check_sections(sections: Mapping[str, Any], folder: Path) -> Checked:
         found += _texts(sections["data"], scenarios, parent, folder)
     if "hardware" in sections and sections["hardware"].costs is not None:
         found += _costs(sections, parent, folder)
+    if "recover" in sections and sections["recover"].train == "adapters" and find_spec("peft") is None:
+        found.append(Problem("recover.train", f"'adapters' needs {NO_PEFT}"))
     return Checked(found, warnings)
 
 

@@ -261,8 +261,8 @@ class Recover(Section):
     batch_size: Count = Field(default=4, ge=1, le=65_536, description="Sequences in a step.")
     warmup: Number = Field(default=0.05, ge=0, lt=1, description="Share of the steps in which the rate climbs.")
     weight_decay: Number = Field(default=0.0, ge=0, lt=1, description="AdamW weight decay, norms and biases excepted.")
-    train: Literal["all", "replaced"] = Field(
-        default="all", description="replaced: only the subblocks that replace the parent's, in less memory."
+    train: Literal["all", "replaced", "adapters"] = Field(
+        default="all", description="replaced: only what replaces the parent's; adapters: LoRA. Both in less memory."
     )
     probes: Count = Field(
         default=8, ge=0, le=1_000, description="Candidates that get a short recovery first; the best one is kept."

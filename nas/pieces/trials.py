@@ -71,7 +71,8 @@ def _train(arguments: dict[str, Any], context: PieceContext, told: _Told) -> dic
     if arguments["whole"] is None:
         told.judged([(0, Judge(parent, child, judged, settings, Ranks()).kl_nats())], settings)
     else:
-        set_trained(child, source.parent.shape, blocks_of(arguments["architecture"]), arguments["whole"]["train"])
+        blocks, trained = blocks_of(arguments["architecture"]), arguments["whole"]["train"]
+        set_trained(child, source.parent.shape, blocks, trained, arguments["seed"])
         result = distill_globally(
             parent,
             child,
