@@ -21,7 +21,7 @@ _NAME = "default"
 _DOWN, _UP, _BASE = f".lora_A.{_NAME}.weight", f".lora_B.{_NAME}.weight", ".base_layer."
 
 
-def add_adapters(module: nn.Module, seed: int) -> None:
+def add_adapters(module: nn.Module, seed: int, rank: int = RANK) -> None:
     """Puts an adapter on every linear layer in a module, in place; nothing else of it requires a gradient then.
 
     It computes what it did before: B is zeros. A is drawn from the seed alone.
@@ -34,7 +34,7 @@ def add_adapters(module: nn.Module, seed: int) -> None:
     if not names:
         return
     peft = _peft()
-    config = peft.LoraConfig(r=RANK, lora_alpha=SCALE * RANK, lora_dropout=0.0, target_modules=names)
+    config = peft.LoraConfig(r=rank, lora_alpha=SCALE * rank, lora_dropout=0.0, target_modules=names)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         peft.inject_adapter_in_model(config, module, _NAME)

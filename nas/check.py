@@ -204,6 +204,10 @@ def _against_shape(sections: Mapping[str, Any], shape: Shape) -> Iterator[Proble
         if (length := getattr(sections["data"], part).sequence_length) is not None and length > context:
             text = f"{length} is longer than the parent's context; it must be at most {context}"
             yield Problem(f"data.{part}.sequence_length", text)
+    tail = sections["recover"].tail if "recover" in sections else None
+    if tail is not None and tail.tokens and tail.sequence_length > context:
+        text = f"{tail.sequence_length} is longer than the parent's context; it must be at most {context}"
+        yield Problem("recover.tail.sequence_length", text)
     for place, scenario in enumerate(sections["hardware"].scenarios if "hardware" in sections else ()):
         if (total := scenario.prefill + scenario.generate) > context:
             text = f"prefill {scenario.prefill} and generate {scenario.generate} make {total} tokens; the parent's"

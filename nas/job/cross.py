@@ -41,6 +41,8 @@ def cross_problems(sections: Mapping[str, Any], folder: Path) -> list[Problem]:
             found += _budget(sections["budget"], [scenario.name for scenario in sections["hardware"].scenarios])
     if "recover" in sections:
         found += _ranks(sections)
+        if "data" in sections and sections["recover"].tail.tokens:
+            found += _tail(sections["recover"], sections["data"].distill)
     if "space" in sections and "distill" in sections and not sections["distill"].tokens:
         found += _untrained(sections["space"])
     return found
@@ -181,6 +183,23 @@ def _ranks(sections: Mapping[str, Any]) -> list[Problem]:
     if most is not None and ranks > 1 and most < ranks:
         text = f"{ranks} ranks need as many of the job's workers, and cluster.max_workers is {most}; raise it"
         found.append(Problem("recover.workers", text))
+    return found
+
+
+def _tail(recover: Any, text: Any) -> list[Problem]:
+    tail, found = recover.tail, []
+    if tail.tokens > recover.tokens:
+        told = f"{tail.tokens} is more than recover.tokens, {recover.tokens}, of which they are the last; lower it"
+        found.append(Problem("recover.tail.tokens", told))
+    if tail.sequence_length <= text.sequence_length:
+        told = f"{tail.sequence_length} is not more than data.distill.sequence_length, {text.sequence_length}; raise it"
+        found.append(Problem("recover.tail.sequence_length", told))
+    if (batch := recover.tail_batch(text.sequence_length)) % recover.workers:
+        told = f"{recover.workers} ranks cannot share the tail's batches of {_sequences(batch)} evenly; lower it, or"
+        found.append(Problem("recover.tail.sequence_length", f"{told} raise recover.batch_size"))
+    if not text.path:
+        told = "the parent writes no longer sequences for a tail; name a text in data.distill.path, or leave it out"
+        found.append(Problem("recover.tail.tokens", told))
     return found
 
 

@@ -250,6 +250,15 @@ class Hardware(Section):
     )
 
 
+class Tail(Section):
+    """The end of recovery, in longer sequences."""
+
+    tokens: Count = Field(
+        default=0, ge=0, le=LARGEST_COUNT, description="The last so many of recover.tokens; 0: there is no tail."
+    )
+    sequence_length: Count = Field(default=1024, ge=8, le=2**20, description="Tokens in a sequence of the tail.")
+
+
 class Recover(Section):
     """Global distillation of the assembled child against the parent."""
 
@@ -264,6 +273,7 @@ class Recover(Section):
     train: Literal["all", "replaced", "adapters"] = Field(
         default="all", description="replaced: only what replaces the parent's; adapters: LoRA. Both in less memory."
     )
+    tail: Tail = Field(default=Tail(), description="The end of the training, in longer sequences.")
     probes: Count = Field(
         default=8, ge=0, le=1_000, description="Candidates that get a short recovery first; the best one is kept."
     )
@@ -271,6 +281,10 @@ class Recover(Section):
     sharding: Literal["none", "full"] = Field(
         default="none", description="full: each rank holds its share of the weights (FSDP2); none: all of them."
     )
+
+    def tail_batch(self, length: int) -> int:
+        """Sequences of the tail in a step, where other sequences have `length` tokens: as many tokens as there."""
+        return max(1, self.batch_size * length // self.tail.sequence_length)
 
     @property
     def probed(self) -> int:

@@ -137,18 +137,21 @@ def _parts(folder: Path) -> list[Path]:
 
 
 def batches_of(source: WorkerSource, arguments: dict[str, Any], steps: int) -> Iterator[Tensor]:
-    """Batches [B, S] of ids in the training order."""
-    ids, batch = load_ids(source.store, arguments["ids"]), arguments["batch_size"]
-    length = ids.shape[1]
-    order = training_order(len(ids), steps * batch * length, length, arguments["seed"])
-    for start in range(0, steps * batch, batch):
-        yield _on_device(ids[order[start : start + batch]], source)
+    """Batches [B, S] of ids in the training order, those of the tail behind the others."""
+    tail = arguments["tail"] or {**arguments, "steps": 0}
+    for text, count in ((arguments, steps - tail["steps"]), (tail, tail["steps"])):
+        ids, batch = load_ids(source.store, text["ids"]), text["batch_size"]
+        length = ids.shape[1]
+        order = training_order(len(ids), count * batch * length, length, arguments["seed"])
+        for start in range(0, count * batch, batch):
+            yield _on_device(ids[order[start : start + batch]], source)
 
 
 def held_out_of(source: WorkerSource, arguments: dict[str, Any]) -> list[Tensor]:
     """The batches [B, S] that a model is judged on while it trains."""
-    batch = arguments["batch_size"]
-    ids = load_ids(source.store, arguments["held_out"]["ids"])[: arguments["held_out"]["batches"] * batch]
+    held_out = arguments["held_out"]
+    batch = held_out["batch_size"]
+    ids = load_ids(source.store, held_out["ids"])[: held_out["batches"] * batch]
     return [_on_device(ids[start : start + batch], source) for start in range(0, len(ids), batch)]
 
 

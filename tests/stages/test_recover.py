@@ -24,9 +24,11 @@ from inlay.cluster import Cluster, ClusterSettings, Record, connect
 from inlay.nas.job import Job
 from inlay.nas.loop.search import Search
 from inlay.nas.loop.texts import Packed, held_out_batches, pack_texts, store_texts
-from inlay.nas.loop.training import recover_models
+from inlay.nas.loop.training import RECOVER, held_out_for, recover_models, tail_for
 from inlay.nas.modeling import InlayForCausalLM
+from inlay.nas.pieces.boundaries import worker_source
 from inlay.nas.pieces.texts import TEXTS
+from inlay.nas.pieces.training import batches_of, held_out_of
 from inlay.nas.pieces.weights import Library
 from inlay.nas.report.progress import Reporter
 from inlay.nas.stages.run import open_job_parent
@@ -104,6 +106,26 @@ def test_one_loss_that_is_not_finite_is_survived_and_recorded(
     assert found["improved"]
     assert found["best_kl_nats"] < found["start_kl_nats"]
     assert all(tensor.isfinite().all() for tensor in weights(place, record).values())
+
+
+def test_a_tail_is_trained_in_longer_sequences(tmp_path: Path, cluster: Cluster, small_job: Callable[..., Job]) -> None:
+    """The same number of tokens, other batches at the end, and judged on text of the tail's length."""
+    job, place = small_job(tail={"tokens": 1280, "sequence_length": 64}, rate="pinned"), Workspace(tmp_path)
+    record = trained(place, job, cluster)
+    assert (record.values["status"], record.values["tokens"]) == ("trained", 2560)
+    search = Search(job, place, open_job_parent(job), cluster, Reporter())
+    texts = store_texts(pack_texts(job, search.parent.tokenizer()), place)
+    source = worker_source(search.piece(RECOVER, "x", {"store": place.url}, {}).arguments, Library({}))
+    told = {
+        "ids": texts.recover.digest,
+        "batch_size": 4,
+        "seed": job.seed,
+        "tail": tail_for(job, texts, 2560),
+        "held_out": held_out_for(job, texts, 2560),
+    }
+    shapes = [tuple(batch.shape) for batch in batches_of(source, told, 20)]
+    assert shapes == [(4, 32)] * 10 + [(2, 64)] * 10
+    assert {tuple(batch.shape) for batch in held_out_of(source, told)} == {(2, 64)}
 
 
 def overflow_on(token: int, folder: Path) -> None:
