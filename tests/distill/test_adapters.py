@@ -103,9 +103,11 @@ def test_merging_is_pefts_own() -> None:
         torch.testing.assert_close(ours[name], tensor, rtol=1e-5, atol=1e-6)
 
 
-def test_only_adapters_are_trained_and_kept(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_only_adapters_are_trained_and_kept(tmp_path: Path, dtype: torch.dtype) -> None:
     """Two matrices of `RANK` for each linear layer of each layer; moments and the best state are theirs alone."""
     parent, child = models()
+    parent = parent.to(dtype)
     before = {name: tensor.clone() for name, tensor in child.state_dict().items()}
     adapted(child)
     checkpoint = Checkpoint(tmp_path, every_steps=1)
