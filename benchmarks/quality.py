@@ -33,8 +33,8 @@ from inlay.nas.modeling.full_inlay import KEY, VALUE
 from inlay.nas.modeling.gated_inlay import DOWN, GATE, UP
 from inlay.nas.variants import Place, parse_variant
 from inlay.nas.variants.kv_heads import MergedHeads
+from inlay.nas.variants.least_squares import refitted
 from inlay.nas.variants.statistics import ChannelGram
-from inlay.nas.variants.width import refitted
 
 TODAY = {"batch": 8, "cosine": None}
 """How children were recovered before any lever: cosines summed over the layers."""

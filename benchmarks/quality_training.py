@@ -16,6 +16,7 @@ import torch
 from quality_bench import LENGTH, Bench, Row, State
 from torch import Tensor, nn
 
+from inlay.distill.adapters import RANK, add_adapters
 from inlay.distill.judge import Judge
 from inlay.distill.objective import copied, gradients, put_back
 from inlay.distill.optimize import adamw, warmup_linear
@@ -150,6 +151,7 @@ class Descent:
     schedule: Schedule
     trained: Callable[[str], bool] = lambda name: True
     tokens: int | None = None
+    prepare: Callable[[Any], None] = lambda child: None
 
 
 def linear(step: int, steps: int) -> float:
@@ -167,6 +169,7 @@ def descend(bench: Bench, child: Any, seed: int, how: Descent) -> float:
     tokens = bench.tokens if how.tokens is None else how.tokens
     steps = tokens // (BATCH * LENGTH)
     settings = GlobalSettings(steps, learning_rate=how.rate, micro_batch=BATCH)
+    how.prepare(child)
     for name, parameter in child.named_parameters():
         parameter.requires_grad_(how.trained(name))
     parameters = {name: p for name, p in child.named_parameters() if p.requires_grad}
@@ -282,6 +285,49 @@ def untouched(bench: Bench, seeds: Iterable[int]) -> Iterator[Row]:
     yield from _compared(bench, list(seeds), ways)
 
 
+def adapters(bench: Bench, seeds: Iterable[int]) -> Iterator[Row]:
+    """Low-rank adapters on every linear layer, alone, with norms, or beside replaced subblocks that train whole."""
+    names = replaced_names(kept_like(bench))
+    whole = sum(p.numel() for p in bench.assembled(kept_like(bench)).parameters())
+    sets: dict[str, Callable[[str], bool]] = {
+        "adapters": is_adapter,
+        "adapters and norms (lost)": lambda name: is_adapter(name) or "norm" in name,
+        # A replaced subblock's own weights; its adapters stay zeros.
+        "replaced whole, adapters beside (lost)": lambda name: is_adapter(name) != name.startswith(names),
+    }
+    ways = []
+    for rank in (4, RANK, 32):
+        for lever, trained in sets.items():
+            if lever != "adapters" and rank != RANK:
+                continue
+            child = bench.assembled(kept_like(bench))
+            adapted(rank)(child)
+            share = sum(p.numel() for name, p in child.named_parameters() if trained(name)) / whole
+            ways += [
+                (
+                    f"{lever}, rank {rank}, {rate:g}: {share:.0%} of the gradients and moments",
+                    Descent(rate, plain, linear, trained, prepare=adapted(rank)),
+                )
+                for rate in (3e-3, 1e-2, 3e-2)
+            ]
+    yield from _compared(bench, list(seeds), ways)
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a parameter is an adapter's."""
+    return ".lora_" in name
+
+
+def adapted(rank: int) -> Callable[[Any], None]:
+    """What puts adapters of a rank on a child."""
+
+    def prepare(child: Any) -> None:
+        for index, layer in enumerate(child.model.layers):
+            add_adapters(layer, index, rank)
+
+    return prepare
+
+
 def falling(warmup: float, end: Callable[[float], float]) -> Schedule:
     """A linear rise over a share of the steps, then what `end` makes of the share of the rest that is done."""
 
@@ -381,6 +427,7 @@ TRAINING = {
     "local_batches": local_batches,
     "optimizers": optimizers,
     "untouched": untouched,
+    "adapters": adapters,
     "schedules": schedules,
     "winner": winner,
 }
@@ -391,6 +438,7 @@ TITLES = {
     "local_batches": "Sequences in a step of local distillation; seconds are those of it",
     "optimizers": "Optimizers of recovery; blocks were trained locally",
     "untouched": "What recovery trains, and how fast; blocks were trained locally",
+    "adapters": "Recovery through adapters; blocks were trained locally",
     "schedules": "How recovery's rate rises and falls; blocks were trained locally",
     "winner": "A pass on the winner, within the same tokens; blocks were trained locally",
 }

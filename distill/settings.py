@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Through = Literal["subblock", "layer"]
+NO_PEFT = "PEFT, which is not installed here; install inlay with its extra: pip install 'inlay[adapters]'"
 JUDGED = 6
 """How often a whole model is judged on its way, its start not counted."""
 

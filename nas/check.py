@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 
 from inlay.distill.corpus import SUFFIXES, Corpus
 from inlay.distill.records import NO_TEMPLATE, Message, Records, contents
+from inlay.distill.settings import NO_PEFT
 from inlay.nas.embedded import embedded_parent
 from inlay.nas.engines.fitting import budget_problems, hardware_problems, shape_problems
 from inlay.nas.engines.registry import format_of, storage_of
@@ -131,6 +133,8 @@ def check_sections(sections: Mapping[str, Any], folder: Path) -> Checked:
         found += _texts(sections["data"], scenarios, parent, folder)
     if "hardware" in sections and sections["hardware"].costs is not None:
         found += _costs(sections, parent, folder)
+    if "recover" in sections and sections["recover"].train == "adapters" and find_spec("peft") is None:
+        found.append(Problem("recover.train", f"'adapters' needs {NO_PEFT}"))
     return Checked(found, warnings)
 
 
@@ -200,6 +204,10 @@ def _against_shape(sections: Mapping[str, Any], shape: Shape) -> Iterator[Proble
         if (length := getattr(sections["data"], part).sequence_length) is not None and length > context:
             text = f"{length} is longer than the parent's context; it must be at most {context}"
             yield Problem(f"data.{part}.sequence_length", text)
+    tail = sections["recover"].tail if "recover" in sections else None
+    if tail is not None and tail.tokens and tail.sequence_length > context:
+        text = f"{tail.sequence_length} is longer than the parent's context; it must be at most {context}"
+        yield Problem("recover.tail.sequence_length", text)
     for place, scenario in enumerate(sections["hardware"].scenarios if "hardware" in sections else ()):
         if (total := scenario.prefill + scenario.generate) > context:
             text = f"prefill {scenario.prefill} and generate {scenario.generate} make {total} tokens; the parent's"

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from typing import Any, Final, TypeAlias
 
 from inlay.nas.families.shape import Entry, Shape
-from inlay.nas.modeling.full_inlay import FullAttention
+from inlay.nas.modeling.full_inlay import FullAttention, query_heads
 from inlay.nas.modeling.gated_inlay import GatedFfn
 from inlay.nas.modeling.kinds_inlay import SUBBLOCKS
 from inlay.nas.modeling.linear_inlay import Linear
@@ -146,6 +146,8 @@ def _choice(*, absent: bool = False, linear: bool = False, **sizes: float | None
 
 
 def _attention(entry: Entry, shape: Shape) -> Choice:
+    if (heads := query_heads(entry, shape)) < shape.q_heads:
+        raise UnfitError(f"DeciLM models have one count of query heads, here {shape.q_heads}, and it has {heads}")
     return _choice(n_heads_in_group=shape.q_heads // int(entry["kv_heads"]))
 
 

@@ -41,6 +41,8 @@ def cross_problems(sections: Mapping[str, Any], folder: Path) -> list[Problem]:
             found += _budget(sections["budget"], [scenario.name for scenario in sections["hardware"].scenarios])
     if "recover" in sections:
         found += _ranks(sections)
+        if "data" in sections and sections["recover"].tail.tokens:
+            found += _tail(sections["recover"], sections["data"].distill)
     if "space" in sections and "distill" in sections and not sections["distill"].tokens:
         found += _untrained(sections["space"])
     return found
@@ -184,15 +186,33 @@ def _ranks(sections: Mapping[str, Any]) -> list[Problem]:
     return found
 
 
+def _tail(recover: Any, text: Any) -> list[Problem]:
+    tail, found = recover.tail, []
+    if tail.tokens > recover.tokens:
+        told = f"{tail.tokens} is more than recover.tokens, {recover.tokens}, of which they are the last; lower it"
+        found.append(Problem("recover.tail.tokens", told))
+    if tail.sequence_length <= text.sequence_length:
+        told = f"{tail.sequence_length} is not more than data.distill.sequence_length, {text.sequence_length}; raise it"
+        found.append(Problem("recover.tail.sequence_length", told))
+    if (batch := recover.tail_batch(text.sequence_length)) % recover.workers:
+        told = f"{recover.workers} ranks cannot share the tail's batches of {_sequences(batch)} evenly; lower it, or"
+        found.append(Problem("recover.tail.sequence_length", f"{told} raise recover.batch_size"))
+    if not text.path:
+        told = "the parent writes no longer sequences for a tail; name a text in data.distill.path, or leave it out"
+        found.append(Problem("recover.tail.tokens", told))
+    return found
+
+
 def _untrained(space: Any) -> list[Problem]:
     """Alternatives that local distillation makes, where the job has none."""
     found = []
     for slot in SLOTS:
         for place, item in enumerate(getattr(space, slot)):
-            name = item if isinstance(item, str) else next(iter(item))
-            if KINDS[name].trained:
+            names = [item] if isinstance(item, str) else list(item)
+            if any(KINDS[name].trained for name in names):
                 text = (
-                    f"{name} is nothing before it is trained, and distill.tokens is 0; leave it out, or give it tokens"
+                    f"{' with '.join(names)} is nothing before it is trained, and distill.tokens is 0; leave it out, "
+                    "or give it tokens"
                 )
                 found.append(Problem(f"space.{slot}[{place}]", text))
     return found

@@ -254,6 +254,15 @@ STEPS_WANTED = 400
 LARGEST_BATCH = 8
 
 
+class Tail(Section):
+    """The end of recovery, in longer sequences."""
+
+    tokens: Count = Field(
+        default=0, ge=0, le=LARGEST_COUNT, description="The last so many of recover.tokens; 0: there is no tail."
+    )
+    sequence_length: Count = Field(default=1024, ge=8, le=2**20, description="Tokens in a sequence of the tail.")
+
+
 class Recover(Section):
     """Global distillation of the assembled child against the parent."""
 
@@ -267,9 +276,10 @@ class Recover(Section):
     )
     warmup: Number = Field(default=0.05, ge=0, lt=1, description="Share of the steps in which the rate climbs.")
     weight_decay: Number = Field(default=0.0, ge=0, lt=1, description="AdamW weight decay, norms and biases excepted.")
-    train: Literal["all", "replaced"] = Field(
-        default="all", description="replaced: only the subblocks that replace the parent's, in less memory."
+    train: Literal["all", "replaced", "adapters"] = Field(
+        default="all", description="replaced: only what replaces the parent's; adapters: LoRA. Both in less memory."
     )
+    tail: Tail = Field(default=Tail(), description="The end of the training, in longer sequences.")
     probes: Count = Field(
         default=8, ge=0, le=1_000, description="Candidates that get a short recovery first; the best one is kept."
     )
@@ -281,12 +291,18 @@ class Recover(Section):
     def step_sequences(self, sequence_length: int) -> int:
         """Sequences in a step: those of the job, or as many as leave `STEPS_WANTED` steps, the same for each rank.
 
-        Few are better for the same tokens (benchmarks/results/quality.md); where tokens are many, more are faster.
+        Few are better for the same tokens (benchmarks/results/quality.md); where tokens are many, more are faster. They
+        have the tokens of one sequence of the tail at least.
         """
         if self.batch_size is not None:
             return self.batch_size
-        wanted = min(LARGEST_BATCH, max(1, self.tokens // (sequence_length * STEPS_WANTED)))
+        least = -(-self.tail.sequence_length // sequence_length) if self.tail.tokens else 1
+        wanted = max(least, min(LARGEST_BATCH, self.tokens // (sequence_length * STEPS_WANTED)))
         return -(-wanted // self.workers) * self.workers
+
+    def tail_batch(self, sequence_length: int) -> int:
+        """Sequences of the tail in a step, where others have `sequence_length` tokens: as many tokens as there."""
+        return max(1, self.step_sequences(sequence_length) * sequence_length // self.tail.sequence_length)
 
     @property
     def probed(self) -> int:

@@ -17,10 +17,10 @@ from inlay.nas.job.fields import Count, Section
 from inlay.nas.modeling.subblock_inlay import Slot
 from inlay.nas.problems import FieldProblems, did_you_mean, plain_key, show
 from inlay.nas.variants.kind import Kind
-from inlay.nas.variants.registry import KINDS
+from inlay.nas.variants.registry import KINDS, kind_with
 
 Alternative = str | dict[str, int | float]
-"""`"linear"`, `"no_op"`, `{"kv_heads": 2}`, `{"window": 128}`, `{"width": 256}` or `{"width": 0.5}`."""
+"""`"linear"`, `"no_op"`, `{"kv_heads": 2}`, `{"window": 128}`, both in one, `{"width": 256}` or `{"width": 0.5}`."""
 
 
 def parse_alternatives(slot: Slot, value: object) -> tuple[Alternative, ...]:
@@ -72,14 +72,25 @@ def _kinds(slot: Slot) -> list[Kind]:
 
 
 def _forms(slot: Slot) -> str:
-    return ", ".join(kind.forms or kind.name for kind in _kinds(slot))
+    return ", ".join(kind.forms or kind.name for kind in _single(slot))
+
+
+def _single(slot: Slot) -> list[Kind]:
+    """Those that are not two in one."""
+    return [kind for kind in _kinds(slot) if len(kind.keys) == 1]
+
+
+def _both(slot: Slot) -> str:
+    """Those that are, as they may stand beside the others."""
+    pairs = [kind for kind in _kinds(slot) if len(kind.keys) > 1]
+    return "".join(f", or {{{', '.join(str(KINDS[key].example) for key in kind.keys)}}}" for kind in pairs)
 
 
 class Space(Section):
     """The alternatives allowed at every layer; the parent's own subblock is always among them."""
 
     attention: Annotated[tuple[Alternative, ...], BeforeValidator(_attention)] = Field(
-        default=(), description=f"Alternatives to attention: {_forms('attention')}."
+        default=(), description=f"Alternatives to attention: {_forms('attention')}; also {{kv_heads: N, window: N}}."
     )
     ffn: Annotated[tuple[Alternative, ...], BeforeValidator(_ffn)] = Field(
         default=(), description=f"Alternatives to the ffn: {_forms('ffn')}."
@@ -110,20 +121,27 @@ def _parse(slot: Slot, item: object) -> Alternative:
         if item in words:
             return item
         raise FieldProblems([("", _unknown_word(slot, item))])
-    if not isinstance(item, Mapping) or len(item) != 1:
+    if not isinstance(item, Mapping) or not item:
         raise FieldProblems([("", f"{show(item)} is not one alternative; write one of {_example(slot)}")])
-    key, value = next(iter(item.items()))
-    if key not in valued:
-        raise FieldProblems([("", _unknown_parameter(slot, plain_key(str(key))))])
+    for key in item:
+        if key not in valued:
+            raise FieldProblems([("", _unknown_parameter(slot, plain_key(str(key))))])
+    kind = kind_with(item, slot)
+    if kind is None:
+        raise FieldProblems([("", f"{show(item)} is not one alternative; write one of {_example(slot)}{_both(slot)}")])
+    return {key: _read(key, item[key]) for key in kind.keys}
+
+
+def _read(key: str, value: object) -> int | float:
     try:
-        return {key: KINDS[key].read(value)}
+        return KINDS[key].read(value)
     except ValueError as error:
         raise FieldProblems([(f".{key}", f"{show(value)} {error}")]) from None
 
 
 def _names(slot: Slot) -> tuple[list[str], list[str]]:
     """The kinds whose name alone is an item, and those that take a value."""
-    kinds = _kinds(slot)
+    kinds = _single(slot)
     words = [kind.name for kind in kinds if kind.example is None]
     return words, [kind.name for kind in kinds if kind.example is not None]
 
@@ -147,4 +165,4 @@ def _unknown_parameter(slot: Slot, key: str) -> str:
 
 
 def _example(slot: Slot) -> str:
-    return f"[{', '.join(kind.example or kind.name for kind in _kinds(slot))}]"
+    return f"[{', '.join(kind.example or kind.name for kind in _single(slot))}]"

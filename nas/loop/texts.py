@@ -3,6 +3,7 @@
 `distill` starts and trains variants, `recover` trains whole models; what these read is drawn from the whole file.
 `held_out` is drawn with them and judges whole models while they train; `score` ranks; `report` is the quarter of the
 validation text that nothing else sees. Sequences that score and report are as long as what the child will serve.
+Where recovery has a tail, `tail` is what `recover` is of, in longer sequences, and `held_out` has such sequences too.
 """
 
 from __future__ import annotations
@@ -126,6 +127,8 @@ def pack_texts(job: Job, tokenizer: Any, written: Mapping[str, NDArray[np.int32]
         "score": score,
         "report": report,
     }
+    if job.recover.tail.tokens:
+        ids["tail"], ids["held_out"] = _longer(job, drawn, orders, tokenizer, len(train), len(packed))
     told = [f"{one.field}: {'; '.join(found)}" for one in drawn if (found := one.told.told(length))]
     told += [f"{one.field}: {'; '.join(found)}" for one in held if (found := one.told.told(judged))]
     sources = {one.field: one.told.to_dict() for one in (*drawn, *held)}
@@ -140,6 +143,38 @@ def store_texts(packed: Packed, workspace: Workspace) -> Texts:
     told = save({"documents": packed.report.documents_NS, "sources": packed.report.sources_D})
     stored["report"] = replace(stored["report"], documents=workspace.store.put_blob(told))
     return Texts(**stored, sources=packed.report.names)
+
+
+def _longer(
+    job: Job,
+    drawn: Sequence[OpenedSource],
+    orders: Sequence[NDArray[np.int64]],
+    tokenizer: Any,
+    trained: int,
+    packed: int,
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """The same documents in the same order as sequences of the tail: of what is trained on, and of what is held out.
+
+    `trained` of `packed` sequences were the first. A sequence of S tokens opens with one that may be no document's, so
+    it holds S - 1 tokens of the text at least, which leaves a gap between the two.
+    """
+    length, longer, batch = job.data.distill.sequence_length, job.recover.tail.sequence_length, tail_batch(job)
+    again = [replace(one, told=replace(one.told)) for one in drawn]  # they count what was read, which is not more
+    ids, _ = _pack("distill", again, orders, tokenizer, longer, packed * length * longer // (longer - 1) + longer)
+    train, held_out = ids[: trained * (length - 1) // longer], ids[-(-trained * length // (longer - 1)) :]
+    held_out = held_out[: len(held_out) // batch * batch]
+    if not (len(train) and len(held_out)):
+        raise UserError(
+            f"data.distill.path: the text gives {len(train)} sequences of {longer} tokens to train on and "
+            f"{len(held_out)} to hold out, and recover.tail needs {batch} of each; give more text, or a smaller "
+            "recover.tail.sequence_length"
+        )
+    return train, held_out
+
+
+def tail_batch(job: Job) -> int:
+    """Sequences of the tail in a step: as many tokens as in any other, in whole sequences."""
+    return job.recover.tail_batch(job.data.distill.sequence_length)
 
 
 def held_out_batches(job: Job, tokens: int) -> int:

@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from heapq import heapreplace
+from typing import Any
 
 from inlay.cluster.fanout import kept_records
 from inlay.cluster.pieces import Piece, Record, Resources
@@ -18,7 +19,7 @@ from inlay.nas.errors import InlayError
 from inlay.nas.job import Job
 from inlay.nas.loop.resources import resources_of
 from inlay.nas.loop.search import Search
-from inlay.nas.loop.texts import held_out_batches
+from inlay.nas.loop.texts import held_out_batches, tail_batch
 from inlay.nas.pieces.assembled import TrainedModel, store_assembled
 from inlay.nas.pieces.stage import Stage
 from inlay.nas.pieces.texts import Texts
@@ -26,7 +27,7 @@ from inlay.nas.pieces.training import recover_model, recover_with_ranks
 from inlay.nas.pieces.weights import Library, used_weights
 from inlay.nas.tables.architecture import Blocks, identify
 
-RECOVER = Stage("recover", 5, recover_model)
+RECOVER = Stage("recover", 6, recover_model)
 ASSEMBLED = Stage("assembled", 1, store_assembled)
 MICRO_TOKENS = 2048
 """Tokens of a micro-batch; gradients add up to the effective batch."""
@@ -106,14 +107,34 @@ def train_models(
 def global_settings(job: Job, tokens: int) -> GlobalSettings:
     """The trainer's settings from the job, for so many tokens."""
     chosen, length = job.recover, job.data.distill.sequence_length
+    longest = chosen.tail.sequence_length if chosen.tail.tokens else length
     return GlobalSettings(
         steps=max(1, tokens // (job.recover_batch * length)),
         learning_rate=chosen.learning_rate,
         rate=chosen.rate,
         warmup=chosen.warmup,
         weight_decay=chosen.weight_decay,
-        micro_batch=max(1, min(job.recover_batch, MICRO_TOKENS // length)),
+        micro_batch=max(1, min(job.recover_batch, MICRO_TOKENS // longest)),
     )
+
+
+def held_out_for(job: Job, texts: Texts, tokens: int) -> dict[str, Any]:
+    """What judges a training on so many tokens, as its piece has it."""
+    batch = job.recover_batch if job.recover.tokens else 1
+    return {
+        "ids": texts.held_out.digest,
+        "batches": held_out_batches(job, tokens),
+        "batch_size": batch if texts.tail is None else tail_batch(job),
+    }
+
+
+def tail_for(job: Job, texts: Texts, tokens: int) -> dict[str, Any] | None:
+    """What a training on so many tokens ends with: as large a share of its steps as of the whole one's."""
+    if texts.tail is None:
+        return None
+    share = job.recover.tail.tokens / job.recover.tokens
+    steps = round(global_settings(job, tokens).steps * share)
+    return {"ids": texts.tail.digest, "batch_size": tail_batch(job), "steps": steps}
 
 
 def most_ahead(places: int, trainings: int, share: float, later: int) -> int:
@@ -163,7 +184,8 @@ def _piece(search: Search, texts: Texts, library: Library, architecture: Blocks,
     job = search.job
     depends = {
         "ids": texts.recover.digest,
-        "held_out": {"ids": texts.held_out.digest, "batches": held_out_batches(job, tokens)},
+        "held_out": held_out_for(job, texts, tokens),
+        "tail": tail_for(job, texts, tokens),
         "architecture": [list(block) for block in architecture],
         "library": used_weights(library, [architecture]),
         "settings": asdict(global_settings(job, tokens)),

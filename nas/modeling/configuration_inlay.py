@@ -131,7 +131,7 @@ class InlayConfig(PreTrainedConfig):
 
     @property
     def num_attention_heads(self) -> int:
-        """Query heads of every layer that has attention."""
+        """Query heads of every attention whose block does not say fewer."""
         return int(self.base["num_attention_heads"])
 
     @property

@@ -1,4 +1,4 @@
-"""`full`: the family's attention over all tokens before, with KV heads of its own (`kv_heads`).
+"""`full`: the family's attention over all tokens before, with KV heads of its own (`kv_heads`), and maybe query heads.
 
 This file is copied beside exported weights, so it imports only torch, transformers and its neighbours.
 """
@@ -22,6 +22,8 @@ VALUE = "self_attn.v_proj"
 OUTPUT = "self_attn.o_proj"
 QUERY_NORM = "self_attn.q_norm"
 KEY_NORM = "self_attn.k_norm"
+HEADS = "heads"
+"""Query heads of an attention that has fewer than its model."""
 
 
 class FullAttention(SubblockKind):
@@ -31,15 +33,19 @@ class FullAttention(SubblockKind):
     slots = ("attention",)
     is_plain = True
     fields: ClassVar[Mapping[str, int]] = {"kv_heads": 1}
+    optional: ClassVar[Mapping[str, int]] = {HEADS: 1}
 
     def problem(self, entry: Entry, base: Mapping[str, Any]) -> str | None:
-        """KV heads must divide the query heads."""
-        heads, q_heads = entry["kv_heads"], base["num_attention_heads"]
-        return f"kv_heads is {heads}; it must divide the {q_heads} query heads" if q_heads % heads else None
+        """Query heads are the model's or fewer, and KV heads must divide them."""
+        kv_heads, most = entry["kv_heads"], base["num_attention_heads"]
+        heads = entry.get(HEADS, most)
+        if HEADS in entry and heads >= most:
+            return f"{HEADS} is {heads}; it must be fewer than the {most} query heads of the model, or be left out"
+        return f"kv_heads is {kv_heads}; it must divide the {heads} query heads" if heads % kv_heads else None
 
     def tensors(self, entry: Entry, slot: Slot, sizes: Sizes) -> Tensors:
         """The norm, four projections and, in families that norm their heads, two norms more."""
-        q_width, kv_width = sizes.q_heads * sizes.head_dim, int(entry["kv_heads"]) * sizes.head_dim
+        q_width, kv_width = query_heads(entry, sizes) * sizes.head_dim, int(entry["kv_heads"]) * sizes.head_dim
         tensors = norm_tensors(slot, sizes)
         for name, width in ((QUERY, q_width), (KEY, kv_width), (VALUE, kv_width)):
             tensors |= projection(name, width, sizes.hidden, sizes.qkv_bias)
@@ -62,6 +68,7 @@ class FullAttention(SubblockKind):
         from .families_inlay import FAMILY_MODULES
 
         shape = config.family_config()
+        shape.num_attention_heads = entry.get(HEADS, shape.num_attention_heads)
         shape.num_key_value_heads = entry["kv_heads"]
         attention = FAMILY_MODULES[config.family].attention(shape, layer_index)
         # The family's attention reads its implementation from here at every call; a copy would go stale.
@@ -81,3 +88,8 @@ class FullAttention(SubblockKind):
         if context.attentions is not None:
             context.attentions[layer.layer_index] = weights
         return update_BSD
+
+
+def query_heads(entry: Entry, sizes: Sizes) -> int:
+    """Query heads of an attention: the model's, unless it has fewer."""
+    return int(entry.get(HEADS, sizes.q_heads))

@@ -50,11 +50,13 @@ class SubblockKinds:
         kind = self._kinds[name]
         if not isinstance(entry.get(FORMAT, ""), str) or (kind.absent and FORMAT in entry):
             raise ValueError(f"{where}: {entry!r} has a format that is no name, or nothing to store")
-        if set(structure(entry)) != {"kind", *kind.fields}:
+        bounds = {**kind.fields, **kind.optional}
+        if not {"kind", *kind.fields} <= set(structure(entry)) <= {"kind", *bounds}:
             takes = ", ".join(kind.fields) or "nothing else"
-            raise ValueError(f"{where}: kind {name!r} takes {takes}; given {dict(entry)!r}")
-        for field, least in kind.fields.items():
-            value = entry[field]
+            may = f", and may have {', '.join(kind.optional)}" if kind.optional else ""
+            raise ValueError(f"{where}: kind {name!r} takes {takes}{may}; given {dict(entry)!r}")
+        for field, least in bounds.items():
+            value = entry.get(field, least)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise ValueError(f"{where}: {field} is {value!r}; it must be an integer of at least {least}")
         if (problem := kind.problem(entry, base)) is not None:

@@ -45,7 +45,7 @@ class Sizes(Protocol):
 
     @property
     def q_heads(self) -> int:
-        """Query heads of every attention."""
+        """Query heads of every attention that does not have fewer."""
 
     @property
     def head_dim(self) -> int:
@@ -77,6 +77,8 @@ class SubblockKind(ABC):
     """The subblocks that it can be."""
     fields: ClassVar[Mapping[str, int]] = {}
     """The other fields of its entries, whole numbers, and the least value of each."""
+    optional: ClassVar[Mapping[str, int]] = {}
+    """Fields that entries may leave out, likewise."""
     is_plain: ClassVar[bool] = False
     """Whether its update is nothing but what the family's own modules, or one matrix, make of the normed input:
     training may then compute it in another order."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from inlay.cluster.pieces import PieceContext, PieceOutput
+from inlay.distill.adapters import add_adapters, merged
 from inlay.distill.parallel import shard, world_mesh
 from inlay.distill.sweep import Slot
 from inlay.nas.families import Shape, ends_tensors, layer_prefix, subblock_tensors
@@ -21,8 +22,9 @@ from inlay.nas.tables.configs import config_of
 from inlay.nas.variants import Variant, parse_variant
 
 HEAD = "lm_head.weight"
-Trained = Literal["none", "replaced", "all"]
-"""What a training changes of a model; `replaced`: the subblocks that are not the parent's own."""
+Trained = Literal["none", "replaced", "adapters", "all"]
+"""What a training changes of a model; `replaced`: the subblocks that are not the parent's own; `adapters`: all linear
+layers of all subblocks, by low-rank adapters."""
 
 
 @dataclass(frozen=True)
@@ -89,9 +91,16 @@ def _built(
     return built
 
 
-def set_trained(model: InlayForCausalLM, shape: Shape, architecture: Blocks, trained: Trained) -> None:
-    """Says which of a model's weights a training changes."""
+def set_trained(model: InlayForCausalLM, shape: Shape, architecture: Blocks, trained: Trained, seed: int = 0) -> None:
+    """Says which of a model's weights a training changes; adapters are added, drawn from the seed.
+
+    Raises:
+        ImportError: adapters are wanted, and PEFT is not installed.
+    """
     model.requires_grad_(trained == "all")
+    if trained == "adapters":
+        for index, layer in enumerate(model.model.layers):
+            add_adapters(layer, seed + index)
     if trained != "replaced":
         return
     for index, (layer, block) in enumerate(zip(model.model.layers, architecture, strict=True)):
@@ -101,8 +110,10 @@ def set_trained(model: InlayForCausalLM, shape: Shape, architecture: Blocks, tra
                     layer.get_parameter(name).requires_grad_(True)
 
 
-def build_sharded(source: WorkerSource, architecture: Blocks, dtype: torch.dtype, trained: Trained) -> InlayForCausalLM:
-    """The same model sharded with FSDP2 among the processes of torch.distributed's group.
+def build_sharded(
+    source: WorkerSource, architecture: Blocks, dtype: torch.dtype, trained: Trained, seed: int = 0
+) -> InlayForCausalLM:
+    """The same model sharded with FSDP2 among the processes of torch.distributed's group; `seed` as of `set_trained`.
 
     A process reads one layer at a time and keeps its shard of it: it never holds more than its shards, one layer and
     the two ends.
@@ -110,12 +121,16 @@ def build_sharded(source: WorkerSource, architecture: Blocks, dtype: torch.dtype
     config = config_of(source.parent.config, source.parent.shape, architecture)
     with torch.device("meta"):
         model: Any = InlayForCausalLM(config)
-    set_trained(model.eval(), source.parent.shape, architecture, trained)
+    # Adapters are added to weights that are there.
+    first = "none" if trained == "adapters" else trained
+    set_trained(model.eval(), source.parent.shape, architecture, first)
     # Its frequencies are in no checkpoint, and stay in float32.
     model.model.rotary_emb = type(model.model.rotary_emb)(config=config.family_config()).to(source.device)
     mesh = world_mesh(source.device)
     for index, (layer, block) in enumerate(zip(model.model.layers, architecture, strict=True)):
         layer.load_state_dict(_moved(layer_state(source, index, block), dtype, source.device), strict=True, assign=True)
+        if trained == "adapters":
+            add_adapters(layer, seed + index)
         shard(layer, mesh)
     model.load_state_dict(_moved(source.parent.ends_state(), dtype, source.device), strict=False, assign=True)
     if config.tie_word_embeddings:
@@ -130,8 +145,9 @@ def _moved(state: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device
 
 
 def stored_state(model: InlayForCausalLM, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The model's tensors as they are stored: in the parent's dtype, a tied head left out."""
-    state = {name: tensor.detach().to(dtype).cpu().contiguous() for name, tensor in model.state_dict().items()}
+    """The model's tensors as they are stored: in the parent's dtype, adapters merged, a tied head left out."""
+    tensors = merged({name: tensor.detach() for name, tensor in model.state_dict().items()})
+    state = {name: tensor.to(dtype).cpu().contiguous() for name, tensor in tensors.items()}
     if model.config.tie_word_embeddings:
         state.pop(HEAD, None)
     return state

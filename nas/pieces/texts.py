@@ -14,6 +14,7 @@ from inlay.cluster.store import Store
 from inlay.nas.pieces.shards import shard_ranges
 
 TEXTS = ("distill", "recover", "held_out", "score", "report")
+TAIL = "tail"
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Texts:
 
     Args:
         sources: the names of the sources of the text that judges, by the place that its documents tell.
+        tail: what recovery ends with; None without a tail.
     """
 
     distill: Ids
@@ -59,6 +61,13 @@ class Texts:
     score: Ids
     report: Ids
     sources: tuple[str, ...]
+    tail: Ids | None = None
+
+    @property
+    def by_name(self) -> dict[str, Ids]:
+        """All that there are."""
+        found = {name: getattr(self, name) for name in TEXTS}
+        return found if self.tail is None else {**found, TAIL: self.tail}
 
     def to_dict(self) -> dict[str, Any]:
         """What texts.json holds."""
@@ -67,7 +76,8 @@ class Texts:
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> Texts:
         """From texts.json."""
-        ids = {name: Ids(**{**values[name], "shape": tuple(values[name]["shape"])}) for name in TEXTS}
+        names = [name for name in (*TEXTS, TAIL) if values.get(name) is not None]
+        ids = {name: Ids(**{**values[name], "shape": tuple(values[name]["shape"])}) for name in names}
         return cls(**ids, sources=tuple(values["sources"]))
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from inlay.cluster.pieces import PieceContext, PieceOutput, Progress
 from inlay.cluster.train import Rank, TrainSettings, train
+from inlay.distill.adapters import merged
 from inlay.distill.checkpoint import Checkpoint, TrainingState, read_state, write_state
 from inlay.distill.globally import BEST, GlobalResult, distill_globally
 from inlay.distill.objective import Losses
@@ -41,7 +42,7 @@ def recover_model(arguments: dict[str, Any], context: PieceContext) -> PieceOutp
     source, architecture = _source(arguments)
     parent = build_whole(source, (PARENT_BLOCK,) * source.num_layers, source.dtype).requires_grad_(False)
     child = build_whole(source, architecture, torch.float32)
-    set_trained(child, source.parent.shape, architecture, arguments["train"])
+    set_trained(child, source.parent.shape, architecture, arguments["train"], arguments["seed"])
     settings = settings_of(arguments, context.memory_retries)
     told = _Told(context.progress, arguments, settings)
     result = distill_globally(
@@ -77,7 +78,7 @@ def recover_with_ranks(arguments: dict[str, Any], context: PieceContext) -> Piec
     tensors = read_state(_parts(trained.folder)).tensors if trained.folder else {}  # none where nothing is trained
     state = {} if arguments["train"] == "all" else assemble_state(source, architecture)
     state |= {name.removeprefix(BEST): tensors[name] for name in tensors if name.startswith(BEST)}
-    weights = {name: tensor.to(dtype) for name, tensor in state.items()}
+    weights = {name: tensor.to(dtype) for name, tensor in merged(state).items()}
     return PieceOutput(values=trained.value, blobs={"model": weights}, peak_bytes=trained.peak_bytes)
 
 
@@ -88,11 +89,11 @@ def recover_in_rank(arguments: dict[str, Any], rank: Rank) -> dict[str, Any]:
     ranks = Ranks(rank.index, rank.count, sharded=arguments["sharding"] == "full")
     if ranks.sharded:
         parent = build_sharded(source, parents, source.dtype, "none")
-        child = build_sharded(source, architecture, torch.float32, arguments["train"])
+        child = build_sharded(source, architecture, torch.float32, arguments["train"], arguments["seed"])
     else:
         parent = build_whole(source, parents, source.dtype).requires_grad_(False)
         child = build_whole(source, architecture, torch.float32)
-        set_trained(child, source.parent.shape, architecture, arguments["train"])
+        set_trained(child, source.parent.shape, architecture, arguments["train"], arguments["seed"])
     settings = settings_of(arguments, arguments["memory_retries"])
     told = _Told(rank.progress, arguments, settings) if rank.index == 0 else None
     result = distill_globally(
@@ -136,18 +137,21 @@ def _parts(folder: Path) -> list[Path]:
 
 
 def batches_of(source: WorkerSource, arguments: dict[str, Any], steps: int) -> Iterator[Tensor]:
-    """Batches [B, S] of ids in the training order."""
-    ids, batch = load_ids(source.store, arguments["ids"]), arguments["batch_size"]
-    length = ids.shape[1]
-    order = training_order(len(ids), steps * batch * length, length, arguments["seed"])
-    for start in range(0, steps * batch, batch):
-        yield _on_device(ids[order[start : start + batch]], source)
+    """Batches [B, S] of ids in the training order, those of the tail behind the others."""
+    tail = arguments["tail"] or {**arguments, "steps": 0}
+    for text, count in ((arguments, steps - tail["steps"]), (tail, tail["steps"])):
+        ids, batch = load_ids(source.store, text["ids"]), text["batch_size"]
+        length = ids.shape[1]
+        order = training_order(len(ids), count * batch * length, length, arguments["seed"])
+        for start in range(0, count * batch, batch):
+            yield _on_device(ids[order[start : start + batch]], source)
 
 
 def held_out_of(source: WorkerSource, arguments: dict[str, Any]) -> list[Tensor]:
     """The batches [B, S] that a model is judged on while it trains."""
-    batch = arguments["batch_size"]
-    ids = load_ids(source.store, arguments["held_out"]["ids"])[: arguments["held_out"]["batches"] * batch]
+    held_out = arguments["held_out"]
+    batch = held_out["batch_size"]
+    ids = load_ids(source.store, held_out["ids"])[: held_out["batches"] * batch]
     return [_on_device(ids[start : start + batch], source) for start in range(0, len(ids), batch)]
 
 

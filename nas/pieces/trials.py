@@ -65,13 +65,14 @@ def _train(arguments: dict[str, Any], context: PieceContext, told: _Told) -> dic
         source = _with_variants(source, arguments, context, told)
     parent = build_whole(source, (PARENT_BLOCK,) * source.num_layers, source.dtype).requires_grad_(False)
     child = build_whole(source, blocks_of(arguments["architecture"]), torch.float32)
-    judged = held_out_of(source, {**arguments, "batch_size": arguments["held_out"]["batch_size"]})
+    judged = held_out_of(source, arguments)
     whole = {**arguments, **(arguments["whole"] or {"settings": {"steps": 1, "micro_batch": 1}})}
     settings = settings_of(whole, context.memory_retries)
     if arguments["whole"] is None:
         told.judged([(0, Judge(parent, child, judged, settings, Ranks()).kl_nats())], settings)
     else:
-        set_trained(child, source.parent.shape, blocks_of(arguments["architecture"]), arguments["whole"]["train"])
+        blocks, trained = blocks_of(arguments["architecture"]), arguments["whole"]["train"]
+        set_trained(child, source.parent.shape, blocks, trained, arguments["seed"])
         result = distill_globally(
             parent,
             child,

@@ -6,6 +6,8 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 
+from inlay.nas.variants.kind import parted
+
 Block = tuple[str, ...]
 """The labels of an attention variant and an ffn variant; in the last layer a third may say what embedding and head are
 stored in, where that is another format than the whole file's."""
@@ -33,7 +35,7 @@ def identify(architecture: Sequence[Sequence[str]]) -> str:
 
 def kind_of(label: str) -> str:
     """`attention:kv_heads` of `attention:kv_heads=2` and of `attention:kv_heads=2@q8_0`."""
-    return label.partition("@")[0].partition("=")[0]
+    return parted(label.partition("@")[0])[0]
 
 
 def blocks_of(value: Iterable[Iterable[str]]) -> Blocks:

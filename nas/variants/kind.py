@@ -7,8 +7,8 @@ starts. Nothing of it needs torch but a start, and statistics while they are gat
 
 import re
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias
 
 from inlay.nas.families.shape import Entry, Shape, subblock_tensors
 from inlay.nas.modeling.kinds_inlay import SUBBLOCKS
@@ -19,8 +19,10 @@ if TYPE_CHECKING:
 
     from inlay.nas.variants.statistics import Statistic, Sums
 
-Value: TypeAlias = int | tuple[int, ...] | None
-"""What a kind takes: a number, several (a window and its sinks), or nothing."""
+Value: TypeAlias = "int | tuple[Value, ...] | None"
+"""What a kind takes: a number, several (a window and its sinks), those of two kinds, or nothing."""
+JOIN: Final = "+"
+"""What stands between two kinds in one slot."""
 
 _WHOLE = re.compile(r"0|[1-9][0-9]*")
 
@@ -43,6 +45,12 @@ class Place:
         """Whether the parent has nothing here: a child of another search may have left it out."""
         return SUBBLOCKS.of(self.own).absent
 
+    def having(self, entry: Entry) -> "Place":
+        """The same place of a parent that has `entry` there."""
+        blocks = list(self.shape.blocks)
+        blocks[self.layer] = {**blocks[self.layer], self.slot: entry}
+        return replace(self, shape=replace(self.shape, blocks=tuple(blocks)))
+
     def tensors(self, state: "dict[str, Tensor]") -> "dict[str, Tensor]":
         """The parent's own tensors here, of the state of its layer."""
         return {name: state[name] for name in subblock_tensors(self.shape, self.slot, self.own)}
@@ -51,11 +59,11 @@ class Place:
 class Kind(ABC):
     """One kind of replacement for a subblock; unless it says otherwise it takes no value."""
 
-    name: ClassVar[str]
+    name: str
     """As it stands in labels and in the job file."""
-    slots: ClassVar[tuple[Slot, ...]]
+    slots: tuple[Slot, ...]
     """The subblocks that it can replace."""
-    trained: ClassVar[bool]
+    trained: bool
     """Whether it has weights of its own that local distillation trains."""
     is_parent: ClassVar[bool] = False
     """Whether it is the parent's own subblock: always allowed, never written in a job."""
@@ -68,6 +76,11 @@ class Kind(ABC):
     """How an item with a value may stand in the job's space: `kv_heads: 1`. None: its name alone is the item."""
     forms: ClassVar[str] = ""
     """All forms of such an item, as the job's reference lists them: `{kv_heads: N}`."""
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """What an item of the job's space names, in the order in which the value has it."""
+        return (self.name,)
 
     def read(self, value: object) -> int | float:
         """The number behind the kind's name in a job. Raises `ValueError`, whose text follows the value given."""
@@ -118,6 +131,12 @@ class Kind(ABC):
         `state` holds the parent's subblock; results have its dtypes. Tensors that are the parent's own are not copied.
         Raises `ValueError` when `sums` lacks one of its statistics.
         """
+
+
+def parted(text: str) -> tuple[str, str]:
+    """The kind and its value in what a label has after its slot: `kv_heads+window` and `1+256`."""
+    parts = [part.partition("=") for part in text.split(JOIN)]
+    return JOIN.join(name for name, _, _ in parts), JOIN.join(value for _, _, value in parts)
 
 
 def parse_whole(name: str, text: str) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from inlay.nas.families.shape import SLOTS, Entry
 from inlay.nas.modeling import linear_inlay
-from inlay.nas.modeling.full_inlay import OUTPUT, VALUE
+from inlay.nas.modeling.full_inlay import OUTPUT, VALUE, query_heads
 from inlay.nas.modeling.gated_inlay import DOWN, UP
 from inlay.nas.modeling.subblock_inlay import MIXERS, NORMS
 from inlay.nas.variants.kind import Kind, Place, Value
@@ -69,6 +69,6 @@ def linear_from_products(place: Place, state: "dict[str, Tensor]") -> "dict[str,
     else:
         kv_heads = place.own["kv_heads"]
         value_GKD = state[f"{VALUE}.weight"].double().reshape(kv_heads, shape.head_dim, shape.hidden)
-        value_HKD = value_GKD.repeat_interleave(shape.q_heads // kv_heads, dim=0)
+        value_HKD = value_GKD.repeat_interleave(query_heads(place.own, shape) // kv_heads, dim=0)
         product_DD = state[f"{OUTPUT}.weight"].double() @ value_HKD.flatten(0, 1)
     return {norm: state[norm], f"{MIXERS[place.slot]}.weight": product_DD.to(state[norm].dtype)}

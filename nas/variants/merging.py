@@ -77,9 +77,9 @@ class _Attention:
         self.is_normed = shape.qk_norm
         self.query_HKE, self.key_GKE, self.value_GKE = joint(QUERY), joint(KEY), joint(VALUE)
         self.output_HDK = (
-            state[f"{OUTPUT}.weight"].double().view(shape.hidden, shape.q_heads, -1).permute(1, 0, 2).contiguous()
+            state[f"{OUTPUT}.weight"].double().view(shape.hidden, -1, shape.head_dim).permute(1, 0, 2).contiguous()
         )
-        self.count, self.queries = own, shape.q_heads // own
+        self.count, self.queries = own, len(self.query_HKE) // own
 
     def groups(self, count: int) -> Groups:
         """So many groups of equal size that merging loses least."""

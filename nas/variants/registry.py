@@ -1,10 +1,12 @@
 """The one list of kinds of variants; adding a kind is its file and a line here."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Final
 
 from inlay.nas.modeling.subblock_inlay import Slot
 from inlay.nas.variants.alone import Alone
+from inlay.nas.variants.both import Both
+from inlay.nas.variants.heads import Heads
 from inlay.nas.variants.kind import Kind
 from inlay.nas.variants.kv_heads import KvHeads
 from inlay.nas.variants.linear import Linear
@@ -42,10 +44,21 @@ class Kinds(Mapping[str, Kind]):
         return len(self._kinds)
 
 
-KINDS: Final = Kinds((Parent(), KvHeads(), Window(), Width(), Alone(), Linear(), NoOp()))
+_KV_HEADS, _HEADS, _WINDOW = KvHeads(), Heads(), Window()
+KINDS: Final = Kinds(
+    (
+        *(Parent(), _KV_HEADS, _HEADS, _WINDOW, Both(_KV_HEADS, _WINDOW), Both(_HEADS, _WINDOW)),
+        *(Width(), Alone(), Linear(), NoOp()),
+    )
+)
 """Every kind of variant."""
 
 
 def kinds_of(slot: Slot) -> list[str]:
     """Names of the kinds that can stand in `slot`."""
     return [name for name, kind in KINDS.items() if slot in kind.slots]
+
+
+def kind_with(keys: Collection[str], slot: Slot) -> Kind | None:
+    """The kind of what the job's space has for `slot` as an item with these keys, in any order."""
+    return next((kind for kind in KINDS.values() if slot in kind.slots and set(kind.keys) == set(keys)), None)

@@ -9,13 +9,13 @@ from inlay.nas.families.shape import SLOTS, Shape
 from inlay.nas.formats import FORMATS
 from inlay.nas.modeling.subblock_inlay import Slot
 from inlay.nas.problems import Problem, did_you_mean, show
-from inlay.nas.variants.kind import Place
-from inlay.nas.variants.registry import KINDS, kinds_of
+from inlay.nas.variants.kind import JOIN, Kind, Place
+from inlay.nas.variants.registry import kind_with, kinds_of
 from inlay.nas.variants.variant import Variant
 
 
 class SearchSpace(Protocol):
-    """What is read of the job's `space`: items are `"linear"`, `"no_op"` or one kind with its value."""
+    """What is read of the job's `space`: items are `"linear"`, `"no_op"` or one kind, or two, with their values."""
 
     @property
     def attention(self) -> Sequence[Any]:
@@ -89,23 +89,23 @@ def unseen_problems(space: SearchSpace, shape: Shape, length: int, raised: str) 
         for place, item in enumerate(getattr(space, slot)):
             text = _variant(item, space, Place(shape, 0, slot)).too_long(length)
             if text is not None:
-                found.append(Problem(f"space.{slot}[{place}].{_split(item)[0]}", f"{text}, or raise {raised}"))
+                found.append(Problem(_path(f"space.{slot}[{place}]", item), f"{text}, or raise {raised}"))
     return found
 
 
 def _slot_problems(space: SearchSpace, shape: Shape, slot: Slot, field: str) -> Iterator[Problem]:
     for place, item in enumerate(getattr(space, slot)):
         path = f"{field}[{place}]"
-        name, value = _split(item)
-        if name not in kinds_of(slot):
-            hint = did_you_mean(name, kinds_of(slot))
+        kind = kind_with(_keys(item), slot)
+        if kind is None:
+            hint = did_you_mean(JOIN.join(_keys(item)), kinds_of(slot))
             yield Problem(path, f"{show(item)} is no {slot} alternative; {hint}there are {', '.join(kinds_of(slot))}")
             continue
-        path = path if value is None else f"{path}.{name}"
         variants = [_variant(item, space, Place(shape, layer, slot)) for layer in range(shape.num_layers)]
         problems = [variant.problem(shape, layer) for layer, variant in enumerate(variants)]
         if problems[0] is not None and None not in problems:
-            yield Problem(path, KINDS[name].rounding(value, variants[0].value, space) + problems[0])
+            rounding = kind.rounding(_value(item, kind), variants[0].value, space)
+            yield Problem(_path(path, item), rounding + problems[0])
 
 
 def _format_problems(space: SearchSpace, shape: Shape, field: str) -> Iterator[Problem]:
@@ -118,12 +118,23 @@ def _format_problems(space: SearchSpace, shape: Shape, field: str) -> Iterator[P
 
 
 def _variant(item: Any, space: SearchSpace, place: Place) -> Variant:
-    name, value = _split(item)
-    return Variant(place.slot, name, KINDS[name].resolve(value, space, place))
+    kind = kind_with(_keys(item), place.slot)
+    assert kind is not None
+    return Variant(place.slot, kind.name, kind.resolve(_value(item, kind), space, place))
 
 
-def _split(item: Any) -> tuple[str, Any]:
+def _keys(item: Any) -> list[str]:
+    return [item] if isinstance(item, str) else list(item)
+
+
+def _value(item: Any, kind: Kind) -> Any:
+    """The number behind a kind's name, those of two kinds, or nothing."""
     if isinstance(item, str):
-        return item, None
-    ((name, value),) = item.items()
-    return str(name), value
+        return None
+    values = tuple(item[key] for key in kind.keys)
+    return values if len(values) > 1 else values[0]
+
+
+def _path(path: str, item: Any) -> str:
+    """With the one key that the item has."""
+    return path if isinstance(item, str) or len(item) > 1 else f"{path}.{_keys(item)[0]}"

@@ -96,13 +96,15 @@ class Inputs(Statistic):
 
 @dataclass(frozen=True)
 class ChannelGram(Statistic):
-    """H'H, [F, F], of the ffn channels H = act(gate) * up."""
+    """H'H, [F, F], of what a subblock's last matrix reads: the ffn channels H = act(gate) * up, unless said."""
 
     name: str = "ffn.gram"
+    last: str = DOWN
+    """The module of the matrix."""
 
     def watch(self, layer: "InlayLayer", seen: "dict[str, Tensor]") -> list[Any]:
-        """What the down projection reads."""
-        return [layer.get_submodule(DOWN).register_forward_pre_hook(keep_input(seen, "channels"))]
+        """What it reads."""
+        return [layer.get_submodule(self.last).register_forward_pre_hook(keep_input(seen, "channels"))]
 
     def sums(self, seen: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
         """`hh`."""

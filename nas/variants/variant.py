@@ -9,7 +9,7 @@ from inlay.nas.formats import FORMATS
 from inlay.nas.modeling.kinds_inlay import SUBBLOCKS
 from inlay.nas.modeling.subblock_inlay import FORMAT, Slot
 from inlay.nas.problems import Problem, did_you_mean, show
-from inlay.nas.variants.kind import Place, Value
+from inlay.nas.variants.kind import Place, Value, parted
 from inlay.nas.variants.parent import Parent
 from inlay.nas.variants.registry import KINDS, kinds_of
 from inlay.nas.variants.statistics import Statistic, Sums
@@ -25,7 +25,7 @@ class Variant:
     slot: Slot
     kind: str
     value: Value = None
-    """A number for `kv_heads` and `width`, (window, sinks) for `window`, else `None`."""
+    """A number for `kv_heads` and `width`, (window, sinks) for `window`, a pair of these for two kinds in one."""
     form: str | None = None
     """The format that its matrices are stored in; None: that of the whole file."""
 
@@ -55,11 +55,10 @@ class Variant:
         return " ".join(filter(None, (KINDS[self.kind].short(self.value), self.form)))
 
     @property
-    def rank(self) -> tuple[Slot, int, int, int]:
+    def rank(self) -> tuple[Slot, int, list[int], int]:
         """What sorts variants for people: by slot, by kind, large before small."""
-        number = self.value if isinstance(self.value, int) else next(iter(self.value or ()), 0)
         form = 0 if self.form is None else 1 + list(FORMATS).index(self.form)
-        return self.slot, list(KINDS).index(self.kind), -number, form
+        return self.slot, list(KINDS).index(self.kind), [-number for number in _numbers(self.value)], form
 
     @property
     def trained(self) -> bool:
@@ -151,7 +150,7 @@ def parse_variant(text: str) -> Variant:
     """The variant with the label `text`. Raises `UserError` with what is close or what there is."""
     slot, _, rest = text.partition(":")
     rest, at, form = rest.partition("@")
-    name, equals, value = rest.partition("=")
+    name, value = parted(rest)
     for known in SLOTS:
         if slot == known:
             break
@@ -160,7 +159,7 @@ def parse_variant(text: str) -> Variant:
     if name not in kinds_of(known):
         hint = did_you_mean(name, kinds_of(known))
         raise _no_variant(text, f"{hint}kinds of {known} are {', '.join(kinds_of(known))}")
-    if equals and not value:
+    if "=" in rest and not value:
         raise _no_variant(text, "nothing stands behind `=`")
     if at and form not in FORMATS:
         raise _no_variant(
@@ -176,8 +175,14 @@ def parse_variant(text: str) -> Variant:
 
 def is_free(label: str) -> bool:
     """Whether what a label names costs nothing wherever it stands; False for a label that is no variant's."""
-    kind = KINDS.get(label.partition(":")[2].partition("=")[0])
+    kind = KINDS.get(parted(label.partition(":")[2])[0])
     return kind is not None and kind.is_free
+
+
+def _numbers(value: Value) -> list[int]:
+    if isinstance(value, int):
+        return [value]
+    return [number for each in value or () for number in _numbers(each)]
 
 
 def _no_variant(text: str, reason: str) -> UserError:

@@ -11,7 +11,7 @@ from inlay.nas.families.shape import Entry
 from inlay.nas.modeling.gated_inlay import DOWN, GATE, UP, GatedFfn
 from inlay.nas.quantities import parse_count, parse_number
 from inlay.nas.variants.kind import Kind, Place, Value, parse_whole, whole
-from inlay.nas.variants.least_squares import fitted, least_missed
+from inlay.nas.variants.least_squares import least_missed, refitted
 from inlay.nas.variants.statistics import ChannelGram, Statistic, Sums
 
 if TYPE_CHECKING:
@@ -90,9 +90,3 @@ class Width(Kind):
                 started[name] = tensor[kept]
         started[f"{DOWN}.weight"] = refitted(down_DF, gram_FF, kept, sums.tokens).to(down_DF.dtype)
         return started
-
-
-def refitted(down_DF: "Tensor", gram_FF: "Tensor", kept: "Tensor", tokens: int) -> "Tensor":
-    """Columns [D, kept], float64, for the kept channels alone, nearest to what all give over `tokens` tokens."""
-    rows_KF = gram_FF[kept].double()
-    return fitted(down_DF[:, kept], rows_KF[:, kept], rows_KF @ down_DF.double().T, tokens)

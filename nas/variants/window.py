@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from inlay.nas.families.shape import Entry
 from inlay.nas.modeling.window_inlay import WindowAttention
 from inlay.nas.quantities import parse_count
-from inlay.nas.variants.kind import Kind, Place, Value, parse_whole
+from inlay.nas.variants.kind import Kind, Place, Value, parse_whole, whole
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -83,12 +83,7 @@ class Window(Kind):
     def entry(self, value: Value, place: Place) -> Entry:
         """The parent's heads with a window."""
         window, sinks = _pair(value)
-        return {
-            "kind": WindowAttention.name,
-            "kv_heads": place.own["kv_heads"],
-            "window": window,
-            "sinks": sinks,
-        }
+        return place.own | {"kind": WindowAttention.name, "window": window, "sinks": sinks}
 
     def start(self, value: Value, place: Place, state: "dict[str, Tensor]", sums: "Sums") -> "dict[str, Tensor]":
         """The parent's own tensors."""
@@ -98,4 +93,4 @@ class Window(Kind):
 def _pair(value: Value) -> tuple[int, int]:
     assert isinstance(value, tuple)
     window, sinks = value
-    return window, sinks
+    return whole(window), whole(sinks)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from pyarrow import parquet
 from safetensors.torch import load_file, save_file
 
 from inlay.cluster.lock import locked
+from inlay.nas.check import check_file
 from inlay.nas.workspace import Workspace
 
 Inlay = Callable[..., Any]
@@ -70,6 +72,14 @@ def test_validate(inlay: Inlay, write_job: WriteJob, changes: dict[str, Any], st
     before = names(job.parent)
     refused(inlay("validate", job), f"{job}: {start}")
     assert names(job.parent) == before
+
+
+def test_adapters_without_peft(write_job: WriteJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "peft", None)
+    assert list(map(str, check_file(write_job({"recover.train": "adapters"})).problems)) == [
+        "recover.train: 'adapters' needs PEFT, which is not installed here; install inlay with its extra: "
+        "pip install 'inlay[adapters]'"
+    ]
 
 
 @pytest.mark.parametrize(("changes", "start"), [FIELDS[0], AGAINST_PARENT[0]])

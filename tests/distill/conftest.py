@@ -31,6 +31,8 @@ CONFIGS: dict[str, Callable[[], Any]] = {
 ATTENTION: dict[str, Any] = {
     "parent": {"kind": "full", "kv_heads": 2},
     "kv_heads=1": {"kind": "full", "kv_heads": 1},
+    "heads=2": {"kind": "full", "kv_heads": 1, "heads": 2},
+    "heads=3+window=16": {"kind": "window", "kv_heads": 3, "heads": 3, "window": 16, "sinks": 4},
     "window=16": {"kind": "window", "kv_heads": 2, "window": 16, "sinks": 4},
     "linear": {"kind": "linear"},
     "no_op": {"kind": "no_op"},

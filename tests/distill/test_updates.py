@@ -11,7 +11,8 @@ from inlay.distill.updates import Slot, error_of, slot_input, update_of
 from inlay.kernels import update_mse, update_scale
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
-VARIANTS = [("attention", "parent"), ("attention", "kv_heads=1"), ("attention", "window=16"), ("attention", "linear"),
+VARIANTS = [("attention", "parent"), ("attention", "kv_heads=1"), ("attention", "heads=2"), ("attention", "window=16"),
+            ("attention", "heads=3+window=16"), ("attention", "linear"),
             ("ffn", "parent"), ("ffn", "width=24"), ("ffn", "linear")]  # fmt: skip
 
 

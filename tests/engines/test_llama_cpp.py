@@ -31,10 +31,13 @@ from inlay.nas.modeling import InlayForCausalLM
 
 NO_OP, MAP = {"kind": "no_op"}, {"kind": "linear"}
 OWN = "own"
+FEW = {"kind": "full", "kv_heads": 1, "heads": 2}
 MIXED: list[tuple[Any, Any]] = [(1, 40), (NO_OP, 33), (MAP, 7), (2, NO_OP), (4, MAP), (NO_OP, NO_OP), (2, 48)]
 CHILDREN: dict[str, list[tuple[Any, Any]]] = {
     "parent": [(OWN, OWN)] * 3,
     "alike": [(1, 20)] * 3,
+    "fewer heads": [(2, 48), (FEW, 40), ({"kind": "full", "kv_heads": 1, "heads": 3}, 48)],
+    "fewer heads everywhere": [(FEW, 48)] * 3,
     "mixed": MIXED,
     "no attention first": [(NO_OP, 48), (2, 48), (1, 48)],
     "no ffn last": [(2, 48), (2, 48), (2, NO_OP)],
@@ -55,7 +58,9 @@ OTHER = os.environ.get("INLAY_LLAMA_PYTHON")
 """An interpreter with another binding of llama.cpp, such as llama-cpp-python."""
 
 
-@pytest.fixture(scope="module", params=[None, *([OTHER] if OTHER else [])], ids=lambda python: "other" if python else "")
+@pytest.fixture(
+    scope="module", params=[None, *([OTHER] if OTHER else [])], ids=lambda python: "other" if python else ""
+)
 def llama(request: pytest.FixtureRequest) -> Iterator[EngineProcess]:
     with process(request.param) as engine:
         yield engine

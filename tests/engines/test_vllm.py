@@ -77,6 +77,7 @@ OF_ANY_PARENT: Changes = {
     (0, "attention"): {"kind": "full", "kv_heads": 4},
     (1, "attention"): {"kind": "full", "kv_heads": 1},
     (1, "ffn"): {"kind": "gated", "width": 20},
+    (2, "attention"): {"kind": "full", "kv_heads": 1, "heads": 2},
 }
 
 

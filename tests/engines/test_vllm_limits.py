@@ -31,6 +31,7 @@ def shape() -> Shape:
     ("slot", "entry"),
     [
         ("attention", {"kind": "full", "kv_heads": 2}),
+        ("attention", {"kind": "full", "kv_heads": 2, "heads": 4}),
         ("attention", {"kind": "window", "kv_heads": 2, "window": 16, "sinks": 0}),
         ("attention", {"kind": "linear"}),
         ("attention", {"kind": "no_op"}),

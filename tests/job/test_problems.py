@@ -62,7 +62,15 @@ CASES: list[tuple[Path, object, str]] = [
     (("space", "attention", 4), "no_op", "space.attention[4]: 'no_op' is there twice"),
     (("space", "attention", 4), "lineer", "space.attention[4]: 'lineer' is no attention alternative; did you mean"),
     (("space", "attention", 4), "parent", "space.attention[4]: 'parent' is always among the alternatives"),
-    (("space", "attention", 4), {"kv_heads": 1, "window": 2}, "space.attention[4]: {'kv_heads': 1, 'window': 2} is"),
+    (
+        ("space", "attention", 4),
+        {"kv_heads": 1, "heads": 2},
+        "space.attention[4]: {'kv_heads': 1, 'heads': 2} is not one alternative; write one of [kv_heads: 1, heads: 4, "
+        "window: 128, linear, no_op], or {kv_heads: 1, window: 128}, or {heads: 4, window: 128}",
+    ),
+    (("space", "attention", 4), {"kv_heads": 1, "window": 0}, "space.attention[4].window: 0 is out of range"),
+    (("space", "attention", 4), {"heads": 0}, "space.attention[4].heads: 0 is out of range"),
+    (("space", "attention", 4), {"kv_heads": 1, "no_op": 1}, "space.attention[4]: `no_op` takes no value"),
     (("space", "ffn", 4), {"width": 0}, "space.ffn[4].width: 0 is not a width"),
     (("space", "ffn", 4), {"width": 1.5}, "space.ffn[4].width: 1.5 is more than the parent has"),
     (("space", "ffn", 4), {"width": -0.5}, "space.ffn[4].width: -0.5 is not a width"),
@@ -76,6 +84,16 @@ CASES: list[tuple[Path, object, str]] = [
     (("data", "distill", "path"), "inlay:other/train", "data.distill.path: 'inlay:other/train' does not ship"),
     (("seed",), -1, "seed: -1 is out of range"),
     (("recover", "workers"), 0, "recover.workers: 0 is out of range; it must be at least 1"),
+    (
+        ("recover", "tail"),
+        {"tokens": 5_000_000},
+        "recover.tail.tokens: 5000000 is more than recover.tokens, 4000000, of which they are the last; lower it",
+    ),
+    (
+        ("recover", "tail"),
+        {"tokens": 1_000, "sequence_length": 256},
+        "recover.tail.sequence_length: 256 is not more than data.distill.sequence_length, 256; raise it",
+    ),
     (("recover", "workers"), 3, "recover.workers: 3 ranks cannot share a batch of 4 sequences evenly; make it a"),
     (("recover", "sharding"), "full", "recover.sharding: 'full' has nothing to share the weights with; set"),
     (("recover", "sharding"), "half", "recover.sharding: 'half' is not known here; write 'none' or 'full'"),
@@ -251,3 +269,16 @@ def test_anything_is_a_job_or_a_user_error(values: dict[str, Any], path: Path, v
         assert all(line.isprintable() for line in refusal.splitlines())
     else:
         assert Job.from_dict(job.to_dict()) == job
+
+
+def test_a_tail_that_ranks_or_a_text_cannot_give(values: dict[str, Any]) -> None:
+    tail = {"tokens": 1_000, "sequence_length": 1024}
+    wrong = values | {"recover": {"tail": tail, "workers": 2}, "data": {**values["data"], "distill": {"sample": "1M"}}}
+    with pytest.raises(JobError) as caught:
+        Job.from_dict(wrong)
+    assert [str(problem) for problem in caught.value.problems] == [
+        "recover.tail.sequence_length: 2 ranks cannot share the tail's batches of one sequence evenly; lower it, or "
+        "raise recover.batch_size",
+        "recover.tail.tokens: the parent writes no longer sequences for a tail; name a text in data.distill.path, or "
+        "leave it out",
+    ]

@@ -33,6 +33,11 @@ CHILDREN: dict[str, dict[int, dict[str, Any]]] = {
         0: {"attention": {"kind": "full", "kv_heads": 4}},
         2: {"attention": {"kind": "full", "kv_heads": 1}},
     },
+    "fewer heads": {
+        0: {"attention": {"kind": "full", "kv_heads": 1, "heads": 2}},
+        1: {"attention": {"kind": "full", "kv_heads": 3, "heads": 3}},
+        2: {"attention": {"kind": "window", "kv_heads": 1, "heads": 1, "window": 5, "sinks": 3}},
+    },
     "everything": {
         0: {"attention": NO_OP, "ffn": {"kind": "gated", "width": 8}},
         1: {"attention": {"kind": "window", "kv_heads": 4, "window": 7, "sinks": 1}, "ffn": NO_OP},

@@ -349,6 +349,10 @@ REFUSED = [
         "layer 1 attention: linear: vLLM has no such attention in DeciLM models; export --for tensorrt-llm or mlx, "
         "or take it out of space.attention",
     ]),
+    ("tensorrt-llm", "llama", {}, (("attention:heads=2", "ffn:parent"), PARENT_BLOCK), [
+        "layer 0 attention: full (kv_heads=1, heads=2): DeciLM models have one count of query heads, here 4, and it "
+        "has 2; export with --format hf, or take it out of space.attention",
+    ]),
     ("vllm", "llama", {}, (("attention:no_op", "ffn:no_op"), ("attention:no_op", "ffn:parent"), PARENT_BLOCK), [
         "layer 1 ffn: gated (width=512): it comes before any attention, where it crashes; "
         "export for another consumer, or with --format hf",

@@ -23,17 +23,22 @@ from safetensors.torch import load_file, save, save_file
 from inlay.cluster import Cluster, ClusterSettings, Record, connect
 from inlay.nas.job import Job
 from inlay.nas.loop.search import Search
-from inlay.nas.loop.texts import Packed, pack_texts, store_texts
-from inlay.nas.loop.training import recover_models
+from inlay.nas.loop.texts import Packed, held_out_batches, pack_texts, store_texts
+from inlay.nas.loop.training import RECOVER, held_out_for, recover_models, tail_for
+from inlay.nas.modeling import InlayForCausalLM
+from inlay.nas.pieces.boundaries import worker_source
 from inlay.nas.pieces.texts import TEXTS
+from inlay.nas.pieces.training import batches_of, held_out_of
 from inlay.nas.pieces.weights import Library
 from inlay.nas.report.progress import Reporter
 from inlay.nas.stages.run import open_job_parent
 from inlay.nas.variants import Place
+from inlay.nas.variants.entries import entries_of
 from inlay.nas.variants.linear import linear_from_products
 from inlay.nas.workspace import Workspace
 
 DRIVER = Path(__file__).with_name("build_driver.py")
+PARENT = (("attention:parent", "ffn:parent"),) * 3
 CHILD = (("attention:parent", "ffn:parent"), ("attention:no_op", "ffn:parent"), ("attention:parent", "ffn:no_op"))
 
 
@@ -103,6 +108,26 @@ def test_one_loss_that_is_not_finite_is_survived_and_recorded(
     assert all(tensor.isfinite().all() for tensor in weights(place, record).values())
 
 
+def test_a_tail_is_trained_in_longer_sequences(tmp_path: Path, cluster: Cluster, small_job: Callable[..., Job]) -> None:
+    """The same number of tokens, other batches at the end, and judged on text of the tail's length."""
+    job, place = small_job(tail={"tokens": 1280, "sequence_length": 64}, rate="pinned"), Workspace(tmp_path)
+    record = trained(place, job, cluster)
+    assert (record.values["status"], record.values["tokens"]) == ("trained", 2560)
+    search = Search(job, place, open_job_parent(job), cluster, Reporter())
+    texts = store_texts(pack_texts(job, search.parent.tokenizer()), place)
+    source = worker_source(search.piece(RECOVER, "x", {"store": place.url}, {}).arguments, Library({}))
+    told = {
+        "ids": texts.recover.digest,
+        "batch_size": 4,
+        "seed": job.seed,
+        "tail": tail_for(job, texts, 2560),
+        "held_out": held_out_for(job, texts, 2560),
+    }
+    shapes = [tuple(batch.shape) for batch in batches_of(source, told, 20)]
+    assert shapes == [(4, 32)] * 10 + [(2, 64)] * 10
+    assert {tuple(batch.shape) for batch in held_out_of(source, told)} == {(2, 64)}
+
+
 def overflow_on(token: int, folder: Path) -> None:
     """Changes a parent so that its first ffn overflows on this token, and is as before on any other."""
     file = folder / "model.safetensors"
@@ -150,6 +175,55 @@ def test_only_what_replaces_the_parents_own_is_trained(
     assert all(torch.equal(tensor, before[name]) for name, tensor in as_it_came.items())
     assert "model.layers.0.mlp.down_proj.weight" in as_it_came
     assert "model.layers.2.mlp.down_proj.weight" not in as_it_came
+
+
+@pytest.mark.parametrize(
+    "ranks",
+    [
+        {},
+        pytest.param({"workers": 2}, marks=pytest.mark.slow),
+        pytest.param({"workers": 2, "sharding": "full"}, marks=pytest.mark.slow),
+    ],
+    ids=["one", "two", "sharded"],
+)
+def test_adapters_are_in_the_weights_that_are_kept(
+    ranks: dict[str, Any], tmp_path: Path, cluster: Cluster, small_job: Callable[..., Job]
+) -> None:
+    """Every matrix of every layer has changed and nothing else; the weights alone have the KL that was reached."""
+    pytest.importorskip("peft", reason="PEFT is not installed (pip install 'inlay[adapters]')")
+    job = small_job(train="adapters", **ranks)
+    parent, place = open_job_parent(job), Workspace(tmp_path)
+    record = trained(place, job, cluster)
+    assert record.values["improved"]
+    now, before = weights(place, record), {**parent.ends_state()}
+    for layer in range(3):
+        before |= {f"model.layers.{layer}.{name}": tensor for name, tensor in parent.layer_state(layer).items()}
+    assert now.keys() < before.keys()
+    changed = {name for name, tensor in now.items() if not torch.equal(tensor, before[name])}
+    assert changed == {name for name in now if name.endswith("_proj.weight")}
+    texts = store_texts(pack_texts(job, parent.tokenizer()), place)
+    held_out = np.load(place.store.blob_path(texts.held_out.digest))[: held_out_batches(job, 2560) * 4]
+    kl_nats = kl_of_weights(parent, now, torch.from_numpy(held_out.astype(np.int64)))
+    assert kl_nats == pytest.approx(record.values["best_kl_nats"], rel=1e-3)
+
+
+def kl_of_weights(parent: Any, state: dict[str, torch.Tensor], ids_NS: torch.Tensor) -> float:
+    """Of plain models: the parent's, and one of these weights."""
+    logs = []
+    for blocks, tensors in ((PARENT, None), (CHILD, state)):
+        model: Any = InlayForCausalLM(parent.config.with_blocks(entries_of(parent.shape, blocks))).eval()
+        if tensors is None:
+            tensors = {**parent.ends_state()}
+            for layer in range(3):
+                own = parent.layer_state(layer)
+                tensors |= {f"model.layers.{layer}.{name}": tensor for name, tensor in own.items()}
+        missing = model.load_state_dict(tensors, strict=False)
+        assert not missing.unexpected_keys
+        assert set(missing.missing_keys) <= {"lm_head.weight"}
+        model.tie_weights()
+        with torch.inference_mode():
+            logs.append(torch.log_softmax(model(ids_NS).logits.double(), -1))
+    return float((logs[0].exp() * (logs[0] - logs[1])).sum(-1).mean())
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ from transformers import PreTrainedTokenizerFast
 from inlay.nas.errors import UserError
 from inlay.nas.job import Job
 from inlay.nas.loop.texts import held_out_batches, pack_texts
+from inlay.nas.loop.training import held_out_for, tail_for
+from inlay.nas.pieces.texts import Ids, Texts
 
 DOCUMENTS = 4000
 
@@ -92,3 +95,48 @@ def test_a_text_without_enough_to_hold_back_is_refused(job: Callable[..., Job]) 
         "on, so give more text, a smaller data.distill.sequence_length, or a smaller distill.batch_size and "
         "recover.batch_size"
     )
+
+
+def with_tail(job: Job, tokens: int = 3_200, length: int = 128) -> Job:
+    tail = job.recover.tail.model_copy(update={"tokens": tokens, "sequence_length": length})
+    return job.model_copy(update={"recover": job.recover.model_copy(update={"tail": tail, "batch_size": 8})})
+
+
+@pytest.mark.parametrize("tokens", [12_800, 51_200, 10**9])
+def test_a_tail_reads_what_recovery_does_and_is_judged_on_what_it_does_not(
+    job: Callable[..., Job], tokens: int
+) -> None:
+    given = job(tokens)
+    short, packed = pack_texts(given, tokenizer()), pack_texts(with_tail(given), tokenizer())
+    ids = packed.ids
+    assert ids["tail"].shape[1] == ids["held_out"].shape[1] == 128
+    trained, judging = (set(ids[name].ravel().tolist()) - {1} for name in ("tail", "held_out"))
+    recovered = set(ids["recover"].ravel().tolist()) - {1}
+    assert trained <= recovered
+    assert len(trained) > 0.9 * len(recovered)
+    assert not judging & recovered
+    assert not judging & set(ids["distill"].ravel().tolist())
+    assert len(ids["held_out"]) % 2 == 0
+    assert (ids["tail"][:, 0] == 1).all()
+    assert packed.sources.keys() == short.sources.keys()
+    assert {name: array.shape for name, array in ids.items() if name in ("score", "report")} == {
+        name: short.ids[name].shape for name in ("score", "report")
+    }
+
+
+def test_a_text_too_short_for_a_tail_is_refused(job: Callable[..., Job]) -> None:
+    with pytest.raises(UserError) as caught:
+        pack_texts(with_tail(job(640, documents=40), 640, 512), tokenizer())
+    assert str(caught.value).startswith("data.distill.path: the text gives 1 sequences of 512 tokens to train on and 0")
+
+
+def test_a_tail_is_the_end_of_a_training_and_of_a_probe(job: Callable[..., Job]) -> None:
+    given = with_tail(job(12_800))
+    ids = Ids("a", (10, 32))
+    texts = Texts(ids, ids, Ids("h", (4, 128)), ids, ids, (), Ids("t", (100, 128)))
+    assert Texts.of(texts.to_dict()) == texts
+    assert tail_for(given, texts, 12_800) == {"ids": "t", "batch_size": 2, "steps": 12}  # a quarter of 50
+    assert tail_for(given, texts, 1_280) == {"ids": "t", "batch_size": 2, "steps": 1}
+    assert held_out_for(given, texts, 12_800) == {"ids": "h", "batches": 3, "batch_size": 2}
+    assert tail_for(job(12_800), replace(texts, tail=None), 12_800) is None
+    assert held_out_for(job(12_800), replace(texts, tail=None), 12_800)["batch_size"] == 2

@@ -10,6 +10,7 @@ from inlay.nas.families import Parent, open_parent
 from inlay.nas.modeling import ForwardContext, InlayLayer, build_layer, make_context
 from inlay.nas.variants import Place
 from inlay.nas.variants.alone import LayerByChannels
+from inlay.nas.variants.heads import HEAD_GRAM
 from inlay.nas.variants.kv_heads import MergedHeads
 from inlay.nas.variants.statistics import ChannelGram, Inputs, Products, Statistic, Sums, gather
 
@@ -27,6 +28,7 @@ STATISTICS: tuple[Statistic, ...] = (
     Products("ffn"),
     ChannelGram(),
     LayerByChannels(),
+    HEAD_GRAM,
 )
 
 

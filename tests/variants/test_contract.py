@@ -11,9 +11,12 @@ from inlay.nas.variants.entries import entries_of
 LABELS = (
     "attention:parent",
     "attention:kv_heads=1",
+    "attention:heads=2",
     "attention:window=8",
     "attention:window=8,sinks=0",
     "attention:window=1,sinks=2",
+    "attention:kv_heads=1+window=8",
+    "attention:heads=2+window=8,sinks=0",
     "attention:linear",
     "attention:no_op",
     "ffn:parent",

@@ -13,8 +13,9 @@ from inlay.nas.variants import KINDS
 
 ROOT = Path(inlay.__file__).resolve().parent.parent
 ROOMS = ("nas", "distill", "cluster", "kernels")
-NAMES = {*KINDS, *SUBBLOCKS.names("attention"), *SUBBLOCKS.names("ffn")}
-OWN_FILES = {*(f"nas/variants/{name}.py" for name in KINDS)} | {
+SINGLE = [name for name, kind in KINDS.items() if len(kind.keys) == 1]
+NAMES = {*SINGLE, *SUBBLOCKS.names("attention"), *SUBBLOCKS.names("ffn")}
+OWN_FILES = {*(f"nas/variants/{name}.py" for name in SINGLE)} | {
     f"nas/modeling/{name}_inlay.py" for slot in ("attention", "ffn") for name in SUBBLOCKS.names(slot)
 }
 

@@ -12,11 +12,10 @@ from inlay.nas.modeling import build_layer
 from inlay.nas.modeling.full_inlay import KEY, OUTPUT, VALUE
 from inlay.nas.variants import Place, Variant
 from inlay.nas.variants.kv_heads import MergedHeads
-from inlay.nas.variants.least_squares import least_missed
+from inlay.nas.variants.least_squares import least_missed, refitted
 from inlay.nas.variants.linear import linear_from_products, ridge
 from inlay.nas.variants.merging import least_damage
 from inlay.nas.variants.statistics import ChannelGram, Inputs, Sums, gather
-from inlay.nas.variants.width import refitted
 
 GATE, UP, DOWN = (f"mlp.{name}_proj.weight" for name in ("gate", "up", "down"))
 

@@ -15,7 +15,7 @@ from typing import Final
 
 from inlay.nas.families.shape import EMBEDDING, FINAL_NORM, HEAD, SLOTS, Entry, Shape, layer_prefix
 from inlay.nas.formats.gguf import F32, GGUF
-from inlay.nas.modeling.full_inlay import KEY, KEY_NORM, OUTPUT, QUERY, QUERY_NORM, VALUE, FullAttention
+from inlay.nas.modeling.full_inlay import KEY, KEY_NORM, OUTPUT, QUERY, QUERY_NORM, VALUE, FullAttention, query_heads
 from inlay.nas.modeling.gated_inlay import DOWN, GATE, UP, GatedFfn
 from inlay.nas.modeling.kinds_inlay import SUBBLOCKS
 from inlay.nas.modeling.linear_inlay import Linear
@@ -171,8 +171,12 @@ def pack(shape: Shape, blocks: Sequence[Block], form: str, ends: str | None = No
     parts = [part for layer, block in enumerate(blocks) for part in _parts(shape, layer, block, form)]
     mixed = mixed_architecture(shape)
     pairs = layers_of(parts, lambda part: part.role, mixed.empty_attention)
-    alike = {(a.role, a.kv_heads, f.width) if isinstance(a, Part) and isinstance(f, Part) else None for a, f in pairs}
-    plain = len(alike) == 1 and "attention" in (next(iter(alike)) or ())
+    alike = {
+        (a.role, a.heads, a.kv_heads, f.width) if isinstance(a, Part) and isinstance(f, Part) else None
+        for a, f in pairs
+    }
+    # Not all of the plain ones know heads that are fewer than fill the model's width.
+    plain = len(alike) == 1 and ("attention", shape.q_heads) == (next(iter(alike)) or ())[:2]
     arch = PLAIN[shape.family] if plain else mixed
     own = stand_ins(shape, form)
     layers = []
@@ -209,8 +213,8 @@ def part_of(shape: Shape, layer: int, slot: Slot, entry: Entry, form: str) -> Pa
 
 
 def _full(shape: Shape, prefix: str, slot: Slot, entry: Entry, form: str) -> Part:
-    kv_heads = int(entry["kv_heads"])
-    hidden, q_width, kv_width = shape.hidden, shape.q_heads * shape.head_dim, kv_heads * shape.head_dim
+    heads, kv_heads = query_heads(entry, shape), int(entry["kv_heads"])
+    hidden, q_width, kv_width = shape.hidden, heads * shape.head_dim, kv_heads * shape.head_dim
     tensors = [_norm("attn_norm", shape, prefix, slot)]
     for name, width, module in (("attn_q", q_width, QUERY), ("attn_k", kv_width, KEY), ("attn_v", kv_width, VALUE)):
         tensors += _projection(name, width, hidden, shape.qkv_bias, prefix + module, form)
@@ -218,7 +222,7 @@ def _full(shape: Shape, prefix: str, slot: Slot, entry: Entry, form: str) -> Par
     if shape.qk_norm:
         for name, module in (("attn_q_norm", QUERY_NORM), ("attn_k_norm", KEY_NORM)):
             tensors.append(Stored(f"{name}.weight", (shape.head_dim,), VECTORS, (f"{prefix}{module}.weight",)))
-    return Part("attention", tuple(tensors), heads=shape.q_heads, kv_heads=kv_heads)
+    return Part("attention", tuple(tensors), heads=heads, kv_heads=kv_heads)
 
 
 def _linear(shape: Shape, prefix: str, slot: Slot, entry: Entry, form: str) -> Part:

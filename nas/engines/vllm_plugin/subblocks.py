@@ -23,7 +23,7 @@ from vllm.model_executor.layers.quantization import QuantizationConfig
 from vllm.model_executor.layers.rotary_embedding import get_rope
 
 from inlay.nas.families.shape import Shape
-from inlay.nas.modeling.full_inlay import FullAttention
+from inlay.nas.modeling.full_inlay import FullAttention, query_heads
 from inlay.nas.modeling.gated_inlay import GatedFfn
 from inlay.nas.modeling.kinds_inlay import SUBBLOCKS
 from inlay.nas.modeling.linear_inlay import Linear
@@ -54,22 +54,23 @@ class Common:
 
 
 class CausalAttention(nn.Module):
-    """Attention over all tokens before, or the last `window`, with the layer's own number of KV heads."""
+    """Attention over all tokens before, or the last `window`, with the layer's own numbers of heads."""
 
     def __init__(self, entry: Entry, common: Common, prefix: str) -> None:
         super().__init__()
         shape, quantization = common.shape, common.quantization
+        all_heads = query_heads(entry, shape)
         self.qkv_proj = QKVParallelLinear(
             shape.hidden,
             shape.head_dim,
-            shape.q_heads,
+            all_heads,
             entry["kv_heads"],
             bias=shape.qkv_bias,
             quant_config=quantization,
             prefix=f"{prefix}.qkv_proj",
         )
         self.o_proj = RowParallelLinear(
-            shape.q_heads * shape.head_dim,
+            all_heads * shape.head_dim,
             shape.hidden,
             bias=shape.o_bias,
             quant_config=quantization,

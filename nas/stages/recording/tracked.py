@@ -12,7 +12,7 @@ from inlay.cluster.events import PieceEvent
 from inlay.cluster.tracking import Tracker, spool_folder
 from inlay.nas.job import Job
 from inlay.nas.loop.baselines import BASELINES
-from inlay.nas.pieces.texts import TEXTS, Texts
+from inlay.nas.pieces.texts import Texts
 from inlay.nas.report.best import Best
 from inlay.nas.report.figures import evaluation_markdown
 from inlay.nas.report.pictures import all_pictures
@@ -67,9 +67,8 @@ class TrackedSearch:
 
     def texts(self, texts: Texts) -> None:
         """The datasets as inputs of the run."""
-        for name in TEXTS:
-            ids = getattr(texts, name)
-            text = self.job.data.distill if name in ("distill", "recover", "held_out") else self.job.data.validate
+        for name, ids in texts.by_name.items():
+            text = self.job.data.validate if name in ("score", "report") else self.job.data.distill
             paths = ", ".join(self.job.resolve(source.path) for source in text.path if source.weight)
             profile = {"sequences": ids.shape[0], "sequence_length": ids.shape[1]}
             self.tracker.dataset(name, ids.digest, profile, paths or "written by the parent")

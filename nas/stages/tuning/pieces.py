@@ -8,8 +8,7 @@ from typing import Any
 
 from inlay.cluster.pieces import Piece
 from inlay.nas.loop.search import Search
-from inlay.nas.loop.texts import held_out_batches
-from inlay.nas.loop.training import global_settings
+from inlay.nas.loop.training import global_settings, held_out_for, tail_for
 from inlay.nas.pieces.stage import Stage
 from inlay.nas.pieces.texts import Texts
 from inlay.nas.pieces.trials import try_settings
@@ -18,7 +17,7 @@ from inlay.nas.stages.distill import local_settings
 from inlay.nas.stages.tuning.child import Child
 from inlay.nas.stages.tuning.space import job_with
 
-TUNE = Stage("tune", 1, try_settings)
+TUNE = Stage("tune", 2, try_settings)
 
 
 @dataclass(frozen=True)
@@ -47,14 +46,9 @@ class Trainer:
         """
         search, job = self.search, self.search.job
         tried = job_with(job, settings)
-        batches = held_out_batches(job, job.recover.tokens)
         depends: dict[str, Any] = {
             "architecture": [list(block) for block in self.child.architecture],
-            "held_out": {
-                "ids": self.texts.held_out.digest,
-                "batches": batches,
-                "batch_size": job.recover_batch if job.recover.tokens else 1,
-            },
+            "held_out": held_out_for(job, self.texts, job.recover.tokens),
             "library": {} if self.local else used_weights(self.child.library, [self.child.architecture]),
             "local": None,
             "whole": None,
@@ -75,6 +69,7 @@ class Trainer:
                 "settings": asdict(global_settings(tried, tried.recover.tokens)),
                 "batch_size": tried.recover_batch,
                 "train": tried.recover.train,
+                "tail": tail_for(tried, self.texts, tried.recover.tokens),
                 "sequence_length": self.texts.recover.shape[1],
             }
         piece = search.piece(TUNE, label, {**depends, "store": search.workspace.url}, depends)

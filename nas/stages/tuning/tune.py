@@ -23,7 +23,6 @@ from inlay.nas.job.edit import with_values
 from inlay.nas.loop.sampling import sampled
 from inlay.nas.loop.search import Search
 from inlay.nas.loop.texts import pack_texts, store_texts
-from inlay.nas.pieces.texts import TEXTS
 from inlay.nas.report.progress import Reporter
 from inlay.nas.report.tuning import TUNED_FROM, header
 from inlay.nas.stages.run import Begun, begin, open_job_parent
@@ -151,7 +150,7 @@ def _tune(
         with timed("sample"):
             packed = pack_texts(job, tokenizer, sampled(search, tokenizer))
     texts = store_texts(packed, begun.place)
-    digests = {name: getattr(texts, name).digest for name in TEXTS}
+    digests = {name: ids.digest for name, ids in texts.by_name.items()}
     study = Study(job, identity_of(job, begun.place, begun.parent.digest, digests), metric, url)
 
     known = study.architecture or kept_architecture(search)
