@@ -12,7 +12,7 @@ from inlay.nas.loop.search import Search
 from inlay.nas.pieces.measuring import Measured, time_architectures
 from inlay.nas.pieces.stage import Stage
 from inlay.nas.report.sentences import counted
-from inlay.nas.tables.architecture import PARENT_BLOCK, Blocks, ends_form, identify
+from inlay.nas.tables.architecture import Blocks, ends_form, identify
 from inlay.nas.tables.costs import TIMES, CostTable
 from inlay.nas.variants.entries import entries_of
 
@@ -41,7 +41,7 @@ def judged_times(
 
 def _summed(costs: CostTable, scenario: str, architecture: Blocks) -> Measured:
     own = costs.total(scenario, architecture)
-    parent = costs.total(scenario, [PARENT_BLOCK] * len(architecture))
+    parent = costs.total(scenario, costs.reference(len(architecture)))
     exact = dict.fromkeys(TIMES, 0.0)
     return Measured(
         own["prefill_ns"],

@@ -13,10 +13,9 @@ from inlay.nas.pieces.assembled import TrainedModel
 from inlay.nas.pieces.comparison import Comparison
 from inlay.nas.pieces.measuring import Measured
 from inlay.nas.stages.quality import quality_of
-from inlay.nas.stages.sizes import parent_file_bytes, sizes_of
-from inlay.nas.tables.architecture import PARENT_BLOCK, Blocks
+from inlay.nas.stages.sizes import blocks_in, parent_file_bytes, sizes_of
+from inlay.nas.tables.architecture import Blocks, is_original
 from inlay.nas.tables.costs import TIMES, CostTable
-from inlay.nas.variants.entries import entries_of
 
 
 def side_by_side(
@@ -57,11 +56,10 @@ def rows_of(
     judged = judged_times(search, costs, list(architectures.values()), f"times of {', '.join(architectures)}")
     times = dict(zip(architectures, judged, strict=True))
     first = next(iter(times.values()))[scenario.name]
-    own, whole = first.parent, tuple([PARENT_BLOCK] * search.parent.shape.num_layers)
+    own, reference = first.parent, search.reference
+    whole = costs.reference(reference.shape.num_layers)
     rows = {"parent": _row(search, costs, scenario, whole, own, quality_of(parent, sources))}
-    rows["parent"] |= sizes_of(
-        search, costs, scenario, whole, first.parent_held, parent_file_bytes(search.parent.folder)
-    )
+    rows["parent"] |= sizes_of(search, costs, scenario, whole, first.parent_held, parent_file_bytes(reference.folder))
     for name, architecture in architectures.items():
         measured = times[name][scenario.name]
         # Every model took turns with the parent; its ratio to it is carried over to the parent's time of one run.
@@ -78,7 +76,7 @@ def rows_of(
 
 def _promised(costs: CostTable, scenario: str, architecture: Blocks, measured: Measured) -> dict[str, float]:
     """Times relative to the parent's, as measured in turns with it and as the cost table adds them up."""
-    own, parent = costs.total(scenario, architecture), costs.total(scenario, [PARENT_BLOCK] * len(architecture))
+    own, parent = costs.total(scenario, architecture), costs.total(scenario, costs.reference(len(architecture)))
     found = {}
     for name in TIMES:
         found[f"{name}_ratio"] = measured.ratios[name]
@@ -96,7 +94,7 @@ def _row(
 ) -> dict[str, Any]:
     total = costs.total(scenario.name, architecture)
     shape = search.parent.shape
-    entries = entries_of(shape, architecture)
+    entries = blocks_in(search, architecture)
     # One more token at the end of the scenario: what a sequence's cache grows by where nothing is cut off.
     length = scenario.prefill + scenario.generate
     per_sequence = sum(search.storage.kv(entry["attention"], shape, 1, length) for entry in entries)
@@ -108,5 +106,6 @@ def _row(
         "prefill_tokens_per_second": scenario.batch_size * scenario.prefill * 1e9 / times["prefill_ns"],
         "decode_tokens_per_second": scenario.batch_size * 1e9 / times["decode_ns"],
         "runtime_seconds": times["runtime_ns"] / 1e9,
-        "architecture": [list(block) for block in architecture],
+        # An original is none of the search's architectures.
+        "architecture": [] if is_original(architecture) else [list(block) for block in architecture],
     }

@@ -36,7 +36,7 @@ from inlay.nas.stages.recording.record import SearchRecord
 from inlay.nas.stages.recover import recover
 from inlay.nas.stages.score import offered_ends
 from inlay.nas.stages.scoring import score_all
-from inlay.nas.tables.architecture import PARENT_BLOCK, Block, Blocks, identify
+from inlay.nas.tables.architecture import Block, identify
 from inlay.nas.tables.costs import TIMES, CostTable, quantities
 from inlay.nas.tables.idle_limits import idle_limits
 from inlay.nas.tables.origin import metadata_of
@@ -54,12 +54,20 @@ class Pipeline:
     """One run of all stages; a context manager, so that the tracker learns how it ended."""
 
     def __init__(
-        self, job: Job, place: Workspace, parent: Parent, cluster: Cluster, reporter: Reporter, fingerprint: str
+        self,
+        job: Job,
+        place: Workspace,
+        parent: Parent,
+        cluster: Cluster,
+        reporter: Reporter,
+        fingerprint: str,
+        original: Parent | None = None,
     ) -> None:
         self.job, self.place, self.parent = job, place, parent
         self.record = SearchRecord(job, place, reporter)
         tracked = self.record.tracked
         self.search = Search(job, place, parent, cluster, reporter, tracked.numbers, tracked.name_series, tracked.best)
+        self.search.original = original
         self.fingerprint = fingerprint
 
     def __enter__(self) -> Self:
@@ -139,7 +147,7 @@ class Pipeline:
 
     def _warn_of_idle_times(self, costs: CostTable) -> None:
         """Limits on times above the parent's own, now that these are known; sizes were known before the run."""
-        blocks = [PARENT_BLOCK] * self.parent.shape.num_layers
+        blocks = costs.reference(self.parent.shape.num_layers)
         tokens = self._tokens()
         own = {name: quantities(costs.total(name, blocks), tokens[name]) for name in costs.scenarios}
         timed = {name: {key: row[key] for key in (*TIMES, "throughput")} for name, row in own.items()}
@@ -210,8 +218,7 @@ class Pipeline:
         with self.stage("evaluate") as told:
             names = list(models)
             architectures = {name: models[name].architecture for name in names}
-            parent_blocks: Blocks = tuple([PARENT_BLOCK] * self.parent.shape.num_layers)
-            asked = [*architectures.values(), parent_blocks]
+            asked = [*architectures.values(), costs.reference(self.parent.shape.num_layers)]
             self.search.part(0.15, 1)
             *before, parent = true_scores(self.search, texts.report, library, asked, "true KL before recovery")
             after, ranked = self._models_judged(texts, library, models, before)

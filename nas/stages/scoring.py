@@ -13,7 +13,7 @@ from inlay.nas.stages.calibrate import inputs_of
 from inlay.nas.stages.estimates import are_estimated, estimate_blocks
 from inlay.nas.stages.score import score_blocks, score_ends
 from inlay.nas.tables.architecture import Block
-from inlay.nas.tables.scores import ScoreTable
+from inlay.nas.tables.scores import BASE, ScoreTable
 from inlay.nas.workspace import INPUTS_FILE
 
 
@@ -46,7 +46,9 @@ def score_all(search: Search, texts: Texts, library: Library) -> Scored:
     found = score_blocks(search, texts.score, library)
     rows = [one.row() for one in found]
     gammas = ScoreTable.of(rows).gammas
-    parts = {(one.layer, one.block): one.comparison.kl_N for one in found}
+    parts = {(one.layer, one.block): one.added_N for one in found}
+    if (base := found[0].base) is not None:
+        parts[BASE] = base.kl_N
     return Scored(rows, parts, f"{len(rows)} blocks, {gammas}", {"gamma": gammas.common})
 
 
