@@ -12,7 +12,7 @@
     child/                the exported child
     tune.db               Optuna's study of the job's settings
     rounds.json           of a search in rounds: what each of them is and came to; then `rounds/<number>/` is the
-                          workspace of each, the last one's figures are `evaluation.json`, and its child is `child/`
+                          workspace of each, and `evaluation.json` and `child/` are links to the last one's
 
 Reads and writes need neither torch nor transformers.
 """
@@ -23,7 +23,8 @@ import io
 import json
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from inlay.cluster.lock import Lock
@@ -45,6 +46,23 @@ def check_workspace_url(url: str) -> None:
             "workspace: the URL has a password in it, which would be kept with the results; leave it out and set the "
             "store's own variables, such as AWS_SECRET_ACCESS_KEY"
         )
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round of a search in several.
+
+    Args:
+        number: of it, from 1.
+        of: how many there are.
+        search: what the whole search is called.
+        known: of each that has begun its number, budget and parent, and once it is finished what it came to.
+    """
+
+    number: int
+    of: int
+    search: str
+    known: list[dict[str, Any]]
 
 
 class Workspace:
@@ -78,11 +96,13 @@ class Workspace:
         rounds = self.find_json(ROUNDS_FILE)
         return self if rounds is None else self.round(len(rounds["rounds"]))
 
-    def whole(self) -> tuple[int, dict[str, Any]] | None:
-        """Which round of a search this is, and what is known of all of them; None where it is none."""
+    def own_round(self) -> Round | None:
+        """Which round of a search in several this is; None where it is none."""
         found = _ROUND.fullmatch(self.url)
         rounds = None if found is None else Workspace(found["whole"]).find_json(ROUNDS_FILE)
-        return None if found is None or rounds is None else (int(found["number"]), rounds)
+        if found is None or rounds is None:
+            return None
+        return Round(int(found["number"]), rounds["of"], PurePosixPath(found["whole"]).stem, rounds["rounds"])
 
     def check_held(self) -> None:
         """Raises LockedError when another run has taken the workspace over; to be called right before a commit."""

@@ -81,15 +81,10 @@ def page_of(workspace: Workspace, pictures: Mapping[str, bytes]) -> str:
 
 def _rounds(workspace: Workspace) -> Iterator[str]:
     """Which round this search is, and what those before it came to; nothing of a search that is none of several."""
-    if (found := workspace.whole()) is None:
+    if (own := workspace.own_round()) is None:
         return
-    number, known = found
-    yield (
-        f"<p class=note>This is {round_words(number, known['of'])}: its parent is the child of the round before, and "
-        "all figures are relative to the parent of the first.</p>"
-        if number > 1
-        else f"<p class=note>This is {round_words(number, known['of'])}.</p>"
-    )
+    relative = ": its parent is the child of the one before, and figures are relative to the parent of the first"
+    yield f"<p class=note>This is {round_words(own.number, own.of)}{relative if own.number > 1 else ''}.</p>"
     head = "".join(f"<th>{name}</th>" for name in ("round", "budget", "KL to parent, nats", "runtime", "parameters"))
     rows = _rows(
         (
@@ -101,7 +96,7 @@ def _rounds(workspace: Workspace) -> Iterator[str]:
                 else ("under way", "", "")
             ),
         )
-        for each in known["rounds"]
+        for each in own.known
     )
     yield f"<table><tr>{head}</tr>{rows}</table>"
 

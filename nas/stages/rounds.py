@@ -101,8 +101,7 @@ def _run_all(job: Job, place: Workspace, reporter: Reporter, name: str, address:
             raise InfeasibleError(f"round {number} of {job.rounds}: {error}") from error
         done.append({**told, **_came_to(result.evaluation)})
         folder = _child_folder(job, place, own)
-    place.write_json("evaluation.json", result.evaluation)
-    _link_child(place, job.rounds)
+    _link(place, job.rounds)
     place.write_json(ROUNDS_FILE, {"of": job.rounds, "finished": fingerprint, "rounds": done})
 
 
@@ -217,21 +216,23 @@ def _child_folder(job: Job, place: Workspace, own: Workspace) -> Path:
     return folder if folder.exists() else export_child(own, "hf", folder)
 
 
-def _link_child(place: Workspace, number: int) -> None:
-    """`child/` of a local workspace is the last round's; under a URL it is only there."""
+def _link(place: Workspace, number: int) -> None:
+    """Figures and child of a local workspace are the last round's; under a URL they are only there."""
     if place.folder is None:
         return
-    beside = place.folder / f".{CHILD}.{uuid.uuid4().hex}.part"
-    os.symlink(Path("rounds") / str(number) / CHILD, beside, target_is_directory=True)
-    os.replace(beside, place.folder / CHILD)
+    for name in (CHILD, "evaluation.json"):
+        beside = place.folder / f".{name}.{uuid.uuid4().hex}.part"
+        os.symlink(Path("rounds") / str(number) / name, beside, target_is_directory=name == CHILD)
+        os.replace(beside, place.folder / name)
 
 
 def _result(job: Job, place: Workspace, *, already_done: bool) -> RunResult:
     """The last round's, its stages with what they took in all rounds."""
     runs = [place.round(number).read_json("run.json") for number in range(1, job.rounds + 1)]
-    url = place.url if place.folder is not None else place.round(job.rounds).url
+    last = place.round(job.rounds)
     run = {**runs[-1], "stages": _summed(runs)}
-    return RunResult(url, place.read_json("evaluation.json"), run, already_done)
+    url = place.url if place.folder is not None else last.url
+    return RunResult(url, last.read_json("evaluation.json"), run, already_done)
 
 
 def _summed(runs: Iterable[Mapping[str, Any]]) -> Sequence[dict[str, Any]]:
