@@ -167,7 +167,7 @@ def _stages(job: Job, parent: Parent, space: Space, trained: int) -> list[dict[s
         "distill": {
             "pieces": shape.num_layers if trained else 0,
             "bytes": variant_bytes * shape.dtype_bytes,
-            "what": f"{trained} variants, {job.distill.tokens:,} tokens each" if trained else "nothing to train",
+            "what": _distilled(job, space, trained),
         },
         "score": {
             **({"bytes": rounded} if (rounded := rounding_bytes(parent.shape, space)) else {}),
@@ -193,6 +193,15 @@ def _stages(job: Job, parent: Parent, space: Space, trained: int) -> list[dict[s
             start = 0 if "sample" in seconds else START_SECONDS  # workers start all the same
             seconds["measure"] = start + (seconds["measure"] - start) * (1 - known / wanted)
     return [{"name": name, "seconds": seconds.get(name), **stage} for name, stage in told.items()]
+
+
+def _distilled(job: Job, space: Space, trained: int) -> str:
+    """What is trained, and what may be after a first solve."""
+    later = sum(variant.trained and variant.beside is not None for layer in space for variant in layer)
+    if not trained:
+        return "nothing to train"
+    more = f", {later} of them where a first solve leaves attention out" if later else ""
+    return f"{trained} variants, {job.distill.tokens:,} tokens each{more}"
 
 
 def _sampled(job: Job) -> dict[str, Any]:

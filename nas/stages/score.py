@@ -7,7 +7,7 @@ before the fork is ever computed again (Puzzle, arXiv 2411.19146, section 4: rep
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,16 +63,29 @@ class ScoredBlock:
 def score_blocks(search: Search, ids: Ids, library: Library) -> list[ScoredBlock]:
     """Scores every offered variant of every layer, and the pairs; sorted by layer and label."""
     num_layers = search.parent.shape.num_layers
-    blocks = [layer_blocks(search, layer, library) for layer in range(num_layers)]
-    pieces = [score_piece(search, ids, layer, blocks[layer], library) for layer in range(num_layers)]
-    kept = kept_records(search.workspace.store, pieces)
-    missing = [layer for layer, piece in enumerate(pieces) if piece.key not in kept]
+    blocks = {layer: layer_blocks(search, layer, library) for layer in range(num_layers)}
+    return _score(search, ids, library, blocks) + score_ends(search, ids, library)
+
+
+def score_beside(search: Search, ids: Ids, library: Library) -> list[ScoredBlock]:
+    """Scores what stands beside one attention only, each with that one, wherever it was trained."""
+    offers = {layer: offered(search, layer, library) for layer in range(search.parent.shape.num_layers)}
+    blocks = {layer: sorted(v.block for v in held if v.beside is not None) for layer, held in offers.items()}
+    return _score(search, ids, library, {layer: held for layer, held in blocks.items() if held})
+
+
+def _score(
+    search: Search, ids: Ids, library: Library, blocks: Mapping[int, Sequence[tuple[str, str]]]
+) -> list[ScoredBlock]:
+    """The scores of blocks by layer, in that order."""
+    pieces = {layer: score_piece(search, ids, layer, held, library) for layer, held in blocks.items()}
+    kept = kept_records(search.workspace.store, [*pieces.values()])
+    missing = [layer for layer, piece in pieces.items() if piece.key not in kept]
     for span in spans_with_boundaries(search, ids, missing):
         search.part(span.share, 1)
         search.run([pieces[layer] for layer in span.layers if layer in missing], "KL of blocks", "layers")
-    records = search.run(pieces)
-    found = [one for layer, record in enumerate(records) for one in _scored(search, layer, blocks[layer], record)]
-    return found + score_ends(search, ids, library)
+    records = dict(zip(pieces, search.run([*pieces.values()]), strict=True))
+    return [one for layer, held in blocks.items() for one in _scored(search, layer, held, records[layer])]
 
 
 def offered_ends(search: Search) -> list[str]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from inlay.nas.loop.search import Search
@@ -11,7 +12,7 @@ from inlay.nas.pieces.texts import Texts
 from inlay.nas.pieces.weights import Library
 from inlay.nas.stages.calibrate import inputs_of
 from inlay.nas.stages.estimates import are_estimated, estimate_blocks
-from inlay.nas.stages.score import score_blocks, score_ends
+from inlay.nas.stages.score import ScoredBlock, score_blocks, score_ends
 from inlay.nas.tables.architecture import Block
 from inlay.nas.tables.scores import BASE, ScoreTable
 from inlay.nas.workspace import INPUTS_FILE
@@ -32,6 +33,17 @@ class Scored:
     scored: dict[tuple[int, Block], Values]
     note: str
     metrics: dict[str, float]
+
+    def with_blocks(self, more: Sequence[ScoredBlock], what: str) -> Scored:
+        """With the scores of more blocks, which people are told as `what`."""
+        parts = {(one.layer, one.block): one.added_N for one in more}
+        rows = sorted([*self.rows, *(one.row() for one in more)], key=_place)
+        return replace(self, rows=rows, scored={**self.scored, **parts}, note=f"{self.note}, then {what}")
+
+
+def _place(row: Mapping[str, Any]) -> tuple[bool, int]:
+    """Where a row stands: by layer, the ends behind all."""
+    return int(row["layer"]) < 0, int(row["layer"])
 
 
 def score_all(search: Search, texts: Texts, library: Library) -> Scored:
