@@ -13,7 +13,7 @@ from inlay.nas.pieces.assembled import TrainedModel
 from inlay.nas.pieces.comparison import Comparison
 from inlay.nas.pieces.measuring import Measured
 from inlay.nas.stages.quality import quality_of
-from inlay.nas.stages.sizes import blocks_in, parent_file_bytes, sizes_of
+from inlay.nas.stages.sizes import attentions_in, parent_file_bytes, sizes_of
 from inlay.nas.tables.architecture import Blocks, is_original
 from inlay.nas.tables.costs import TIMES, CostTable
 
@@ -94,10 +94,9 @@ def _row(
 ) -> dict[str, Any]:
     total = costs.total(scenario.name, architecture)
     shape = search.parent.shape
-    entries = blocks_in(search, architecture)
     # One more token at the end of the scenario: what a sequence's cache grows by where nothing is cut off.
     length = scenario.prefill + scenario.generate
-    per_sequence = sum(search.storage.kv(entry["attention"], shape, 1, length) for entry in entries)
+    per_sequence = sum(search.storage.kv(entry, shape, 1, length) for entry in attentions_in(search, architecture))
     return {
         "times": "given" if times_are_given(search) else "measured",
         **quality,

@@ -125,19 +125,19 @@ class CostRows:
         storage = self.engine.storage(self.form, self.device)
         rows = []
         for each in self._subblocks():
-            entry, place = each.entry, each.slot
+            entry, its_slot = each.entry, each.slot
             own: dict[str, Any] = dict.fromkeys(TIMES, 0)
             if not each.is_absent:
-                own = self._placed(scenario, times[entry_key(place, entry)], place, entry, each.layer)
+                own = self._placed(scenario, times[entry_key(its_slot, entry)], its_slot, entry, each.layer)
             rows.append(
                 {
                     "scenario": scenario.name,
                     "layer": each.layer,
-                    "slot": place,
+                    "slot": its_slot,
                     "variant": each.label,
                     **own,
-                    "parameters": parameters(entry, place, shape),
-                    "weights_bytes": storage.weights(entry, place, shape),
+                    "parameters": parameters(entry, its_slot, shape),
+                    "weights_bytes": storage.weights(entry, its_slot, shape),
                     "kv_bytes": storage.kv(entry, shape, scenario.batch_size, length),
                 }
             )

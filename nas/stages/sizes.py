@@ -55,11 +55,11 @@ def sizes_of(
     }
 
 
-def blocks_in(search: Search, architecture: Blocks) -> list[dict[str, Any]]:
-    """The entries of an architecture of the search, or of the original."""
+def attentions_in(search: Search, architecture: Blocks) -> list[dict[str, Any]]:
+    """The attention entries of an architecture of the search, or of the original."""
     if is_original(architecture):
-        return [{**block} for block in search.reference.shape.blocks]
-    return entries_of(search.parent.shape, architecture)
+        return [block["attention"] for block in search.reference.shape.blocks]
+    return [entry["attention"] for entry in entries_of(search.parent.shape, architecture)]
 
 
 def parent_file_bytes(folder: Path) -> int:
