@@ -72,8 +72,8 @@ def page(rows: list[dict[str, Any]]) -> str:
     lines = [
         "# Rounds at equal tokens",
         "",
-        "KL to the first parent in nats per token on the report text, of what is kept; lower is better. Each number of",
-        f"rounds has {tokens['distill']:,} tokens a variant and {tokens['recover']:,} of recovery in all, in equal parts.",
+        "KL to the first parent in nats per token on the report text, of what is kept; lower is better. All have",
+        f"{tokens['distill']:,} tokens a variant and {tokens['recover']:,} of recovery, shared out among their rounds.",
         "Written by `benchmarks/rounds.py`.",
         "",
         "| parent | parameters | rounds | seeds | worst KL | mean KL | mean seconds |",
