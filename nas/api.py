@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 def run(job: Job, workspace: str | Path | None = None) -> RunResult:
     """Runs a search here, or what is left of it; see `inlay.nas.stages.run.run_job` for what it raises."""
-    from inlay.nas.stages.run import run_job
+    from inlay.nas.stages.rounds import run_rounds
 
-    return run_job(job, workspace)
+    return run_rounds(job, workspace)
 
 
 def solve(
@@ -44,7 +44,7 @@ def solve(
         budget = parse_budget(limits)
     except FieldProblems as error:
         raise UserError(f"limits: {error}") from error
-    problem, _ = load_problem(Workspace(workspace), budget)
+    problem, _ = load_problem(Workspace(workspace).last_round(), budget)
     return solve_pool(problem, solutions, min_difference, time_limit=60.0)
 
 

@@ -128,7 +128,9 @@ def check_sections(sections: Mapping[str, Any], folder: Path) -> Checked:
         found += _hardware(sections)
     if parent is not None:
         found += _against_shape(sections, parent.shape)
-        warnings = _idle_limits(sections, parent.shape)
+        reference, problems = _original(sections, parent.shape, folder)
+        found += problems
+        warnings = _idle_limits(sections, reference)
     if "data" in sections:
         found += _texts(sections["data"], scenarios, parent, folder)
     if "hardware" in sections and sections["hardware"].costs is not None:
@@ -136,6 +138,24 @@ def check_sections(sections: Mapping[str, Any], folder: Path) -> Checked:
     if "recover" in sections and sections["recover"].train == "adapters" and find_spec("peft") is None:
         found.append(Problem("recover.train", f"'adapters' needs {NO_PEFT}"))
     return Checked(found, warnings)
+
+
+def _original(sections: Mapping[str, Any], shape: Shape, folder: Path) -> tuple[Shape, list[Problem]]:
+    """The shape of what children are compared with, and what is wrong with an original of a parent of this shape."""
+    if (name := sections.get("original")) is None:
+        return shape, []
+    try:
+        original = _describe(name, sections.get("revision"), folder)
+    except UserError as error:
+        return shape, [Problem("original", str(error).removeprefix("parent: "))]
+    if original is None:
+        return shape, []
+    ours, theirs = ((each.num_layers, each.hidden, each.vocab) for each in (shape, original.shape))
+    if ours == theirs:
+        return original.shape, []
+    told = "{} layers of width {} and {} tokens"
+    text = f"{show(name)} has {told.format(*theirs)}, and the parent {told.format(*ours)}"
+    return shape, [Problem("original", f"{text}; name the model that the parent is a child of, or leave it out")]
 
 
 def _hardware(sections: Mapping[str, Any]) -> list[Problem]:

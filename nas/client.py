@@ -175,7 +175,7 @@ class JobHandle:
         place = job.details.get("workspace")
         if place is None:
             raise UserError(f"the job `{self.job_id}` names no workspace: something else than inlay submitted it")
-        found = Workspace(place).find_json("evaluation.json")
+        found = Workspace(place).last_round().find_json("evaluation.json")
         if found is None:
             raise UserError(
                 f"the job `{self.job_id}` is {job.state}, and there is no evaluation.json in {place} as this side "

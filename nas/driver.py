@@ -137,17 +137,17 @@ def run(values: dict[str, Any]) -> None:
         problems = probe_nodes(cluster, named_paths(job), values["workspace"], values["versions"]["inlay"], scratch)
     if problems:
         raise UserError("; ".join(problems))
-    from inlay.nas.stages.run import run_job
+    from inlay.nas.stages.rounds import run_rounds
 
     with Reporter() as reporter:
-        result = run_job(job, values["workspace"], reporter, name=f"the job {values['job_id']}", address="auto")
+        result = run_rounds(job, values["workspace"], reporter, name=f"the job {values['job_id']}", address="auto")
         reporter.summary(result.to_dict())
 
 
 def named_paths(job: Job) -> list[str]:
     """Return the local paths that a job reads."""
     texts = [source.path for text in (job.data.distill, job.data.validate) for source in text.path if source.weight]
-    named = [job.parent, *texts, job.hardware.costs]
+    named = [job.parent, job.original, *texts, job.hardware.costs]
     paths = [job.resolve(path) for path in named if path is not None]
     return [path for path in paths if Path(path).is_absolute()]
 

@@ -11,6 +11,8 @@
     run.json              stages with time and memory, the MLflow run, what the last run was
     child/                the exported child
     tune.db               Optuna's study of the job's settings
+    rounds.json           of a search in rounds: what each of them is and came to; then `rounds/<number>/` is the
+                          workspace of each, and `evaluation.json` and `child/` are links to the last one's
 
 Reads and writes need neither torch nor transformers.
 """
@@ -19,8 +21,10 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from inlay.cluster.lock import Lock
@@ -30,6 +34,8 @@ from inlay.nas.errors import InlayError, UserError
 
 SCHEMA = 1
 INPUTS_FILE = "inputs.json"
+ROUNDS_FILE = "rounds.json"
+_ROUND = re.compile(r"(?P<whole>.+)/rounds/(?P<number>[1-9][0-9]*)")
 OWN_BEFORE_CLAIM = frozenset({".tmp", "lock", "scratch"})
 
 
@@ -40,6 +46,23 @@ def check_workspace_url(url: str) -> None:
             "workspace: the URL has a password in it, which would be kept with the results; leave it out and set the "
             "store's own variables, such as AWS_SECRET_ACCESS_KEY"
         )
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round of a search in several.
+
+    Args:
+        number: of it, from 1.
+        of: how many there are.
+        search: what the whole search is called.
+        known: of each that has begun its number, budget and parent, and once it is finished what it came to.
+    """
+
+    number: int
+    of: int
+    search: str
+    known: list[dict[str, Any]]
 
 
 class Workspace:
@@ -63,6 +86,23 @@ class Workspace:
     def folder(self) -> Path | None:
         """The local folder, or None for a URL."""
         return None if "://" in self.url else Path(self.url)
+
+    def round(self, number: int) -> Workspace:
+        """The workspace of one round of a search that has several."""
+        return Workspace(f"{self.url}/rounds/{number}")
+
+    def last_round(self) -> Workspace:
+        """Where a search is to be looked at: itself, or of several rounds the last that has begun."""
+        rounds = self.find_json(ROUNDS_FILE)
+        return self if rounds is None else self.round(len(rounds["rounds"]))
+
+    def own_round(self) -> Round | None:
+        """Which round of a search in several this is; None where it is none."""
+        found = _ROUND.fullmatch(self.url)
+        rounds = None if found is None else Workspace(found["whole"]).find_json(ROUNDS_FILE)
+        if found is None or rounds is None:
+            return None
+        return Round(int(found["number"]), rounds["of"], PurePosixPath(found["whole"]).stem, rounds["rounds"])
 
     def check_held(self) -> None:
         """Raises LockedError when another run has taken the workspace over; to be called right before a commit."""
@@ -109,8 +149,16 @@ class Workspace:
         """Makes this the workspace of a parent; raises as `check_parent` does."""
         self.check_parent(parent_digest, parent_name)
         if not self.exists():
-            values = {"schema": SCHEMA, "parent_digest": parent_digest, "parent": parent_name}
-            self.write_json("workspace.json", values)
+            self._claim(parent_digest, parent_name)
+
+    def adopt(self, parent_digest: str, parent_name: str) -> None:
+        """Makes the workspace of a round this parent's, whichever child of the round before it was: what was computed
+        for another is kept by keys that this one does not have."""
+        if self.exists() and self.read_json("workspace.json")["parent_digest"] != parent_digest:
+            self._claim(parent_digest, parent_name)
+
+    def _claim(self, parent_digest: str, parent_name: str) -> None:
+        self.write_json("workspace.json", {"schema": SCHEMA, "parent_digest": parent_digest, "parent": parent_name})
 
     def read_json(self, name: str) -> Any:
         """A JSON document; raises InlayError naming the file when it is damaged."""

@@ -42,7 +42,7 @@ def chat_command(
     from inlay.nas.stages.chat import open_chat
     from inlay.nas.workspace import Workspace
 
-    place = Workspace(workspace)
+    place = Workspace(workspace).last_round()
     place.require()
     # Transformers draws one for every model that it makes.
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]

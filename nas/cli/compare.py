@@ -19,7 +19,7 @@ def compare_command(
     from inlay.nas.report.comparison import children_of, comparison_table, solutions_of
     from inlay.nas.workspace import Workspace
 
-    places = [Workspace(workspace) for workspace in workspaces]
+    places = [Workspace(workspace).last_round() for workspace in workspaces]
     for place in places:
         place.require()
     rows = solutions_of(places[0]) if len(places) == 1 else children_of(places)

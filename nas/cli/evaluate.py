@@ -43,7 +43,7 @@ def evaluate_command(
     from inlay.nas.report.records import Evaluation, read_evaluation
     from inlay.nas.workspace import Workspace
 
-    place = Workspace(workspace)
+    place = Workspace(workspace).last_round()
     place.require()
     if tasks is not None or task_folder is not None or prompts is not None:
         evaluation: Evaluation | None = Evaluation.of(_further(place, solution, tasks, task_folder, prompts))

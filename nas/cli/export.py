@@ -53,7 +53,7 @@ def export_command(
     from inlay.nas.stages.export import export_child
     from inlay.nas.workspace import Workspace
 
-    place = Workspace(workspace)
+    place = Workspace(workspace).last_round()
     place.require()
     options = {
         "for": None if consumer is None else consumer.value,

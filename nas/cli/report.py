@@ -24,9 +24,9 @@ def report_command(
     from inlay.nas.report.page import write_report
     from inlay.nas.workspace import Workspace
 
-    place = Workspace(workspace)
-    place.require()
-    written = write_report(place, output, solution)
+    whole = Workspace(workspace)
+    whole.require()
+    written = write_report(whole.last_round(), output or whole.folder, solution)
     if as_json:
         print_json({"written": [str(path) for path in written]})
     else:

@@ -27,9 +27,9 @@ def run_command(
     loaded = Job.load(job)
     with make_reporter() as reporter:
         try:
-            from inlay.nas.stages.run import run_job
+            from inlay.nas.stages.rounds import run_rounds
 
-            result = run_job(loaded, workspace, reporter)
+            result = run_rounds(loaded, workspace, reporter)
         except KeyboardInterrupt:
             reporter.close()
             print("inlay: stopped; finished pieces are kept, the same command goes on from there", file=sys.stderr)

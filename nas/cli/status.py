@@ -27,11 +27,12 @@ def status_command(
         print_json(values)
         return
     stage, _, search = progress["line"].partition(" · search ") if progress else ("", "", "")
+    number = (progress and progress["round"]) or ""
     print(f"{job.job_id}  {job.state}")
     rows = {
         "why": job.message if job.state in ("PENDING", "FAILED") else "",
-        "stage": stage,
-        "search": search,
+        "stage": stage.removesuffix(f" · {number}") if number else stage,
+        "search": ", ".join(filter(None, (number, search))),
         "submitted": values["submitted"],
         "ended": values["ended"],
         "owner": values["owner"],

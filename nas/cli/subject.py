@@ -15,7 +15,6 @@ from inlay.nas.job.budget import BudgetLimit, parse_budget
 from inlay.nas.loop.solving import Tables, load_tables
 from inlay.nas.problems import FieldProblems
 from inlay.nas.quantities import is_ratio, parse_number, parse_ratio
-from inlay.nas.tables.architecture import PARENT_BLOCK
 from inlay.nas.tables.costs import CostTable, quantities
 from inlay.nas.tables.files import PARENT, SCORES, BareTable, Column
 from inlay.nas.tables.pairs import read_pairs
@@ -61,7 +60,7 @@ def open_workspace(source: str, minimize: str | None) -> Workspace:
     """The workspace; UserError when there is none, or another column than its predicted KL is to be minimised."""
     if minimize not in (None, "kl", *SCORES):
         raise UserError("--minimize: a workspace is solved for its predicted KL; leave --minimize out")
-    place = Workspace(source)
+    place = Workspace(source).last_round()
     place.require()
     return place
 
@@ -169,7 +168,8 @@ class WorkspaceSubject:
             self.problem = _for_runtime(self.problem)
             self.columns[KL], self.score = self.score, self.columns["runtime"]
         costs, tokens = self._tables.costs, self._tables.tokens
-        parent = {s: quantities(costs.total(s, [PARENT_BLOCK] * len(self.problem.layers)), tokens[s]) for s in tokens}
+        reference = costs.reference(len(self.problem.layers))
+        parent = {s: quantities(costs.total(s, reference), tokens[s]) for s in tokens}
         self._parent = {cost_name(costs, s, name): value for s in parent for name, value in parent[s].items()}
 
     @property

@@ -12,7 +12,7 @@ from inlay.nas.cli.output import JobArgument, JsonOption, print_json
 def validate_command(job: JobArgument, as_json: JsonOption = False) -> None:
     """Check a job file: all its errors at once; nothing is run."""
     from inlay.nas.check import check_file
-    from inlay.nas.job import JobError
+    from inlay.nas.job import Job, JobError
 
     checked = check_file(job)
     if as_json:
@@ -21,6 +21,7 @@ def validate_command(job: JobArgument, as_json: JsonOption = False) -> None:
         raise typer.Exit(2 if problems else 0)
     if checked.problems:
         raise JobError.of(checked.problems, {}, job)
-    print(f"{job} is right")
+    rounds = Job.load(job).rounds
+    print(f"{job} is right" + (f"; it has {rounds} rounds, whose budgets `inlay plan` shows" if rounds > 1 else ""))
     for warning in checked.warnings:
         print(f"! {warning}", file=sys.stderr)

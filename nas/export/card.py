@@ -22,6 +22,8 @@ def card(evaluation: Mapping[str, Any], job: Job, library: str, use: Sequence[st
         use: the lines of the section on how to load or serve it.
     """
     chosen = str(evaluation["chosen"])
+    name = job.original or job.parent
+    through = " by way of an earlier child of it" if job.original else ""
     names = ["parent", *(n for n in ("child", "uniform", "depth") if n in evaluation)]
     rows = [evaluation[name] for name in names]
     table = [
@@ -44,9 +46,9 @@ def card(evaluation: Mapping[str, Any], job: Job, library: str, use: Sequence[st
             "tags: [inlay, neural-architecture-search, distillation]",
             "---",
             "",
-            f"# A faster {Path(job.parent).name}",
+            f"# A faster {Path(name).name}",
             "",
-            f"Made by inlay {__version__} from `{public_name(job.parent, job)}` under the budget "
+            f"Made by inlay {__version__} from `{public_name(name, job)}`{through} under the budget "
             f"`{json.dumps(job.budget.to_dict())}` (this folder holds `{chosen}`). "
             "Figures are of held-out text, with 95 % intervals by its documents, and of the machine of the search.",
             "",
@@ -60,6 +62,7 @@ def card(evaluation: Mapping[str, Any], job: Job, library: str, use: Sequence[st
             "|---|---|---|",
             *architecture,
             "",
+            *(["`parent` is what the earlier child had there.", ""] if job.original else []),
             "The whole job and the architecture are in `inlay_recipe.json`.",
             "",
         ]

@@ -76,6 +76,8 @@ def published(job: Job) -> dict[str, Any]:
         del values[own]
     values["hardware"]["python"] = None
     values["parent"] = public_name(job.parent, job)
+    if job.original is not None:
+        values["original"] = public_name(job.original, job)
     for text in values["data"].values():
         if isinstance(text["path"], str):
             text["path"] = public_name(text["path"], job)

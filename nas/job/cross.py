@@ -17,6 +17,7 @@ from inlay.nas.variants.registry import KINDS
 _STORE_KEYS = "the store's own variables, such as AWS_SECRET_ACCESS_KEY"
 _URLS = {
     "parent": _STORE_KEYS,
+    "original": _STORE_KEYS,
     "hardware.costs": _STORE_KEYS,
     "tracking.uri": "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_URI",
     "cluster.address": "RAY_AUTH_TOKEN_PATH",
@@ -29,7 +30,7 @@ def cross_problems(sections: Mapping[str, Any], folder: Path) -> list[Problem]:
     """Problems between fields; a check whose sections are not there is left out."""
     found = _passwords(sections)
     if "parent" in sections:
-        found += _parent(sections["parent"], sections.get("revision"), folder)
+        found += _parents(sections["parent"], sections.get("original"), sections.get("revision"), folder)
     if "data" in sections:
         found += _texts(sections["data"], folder)
         found += _token_counts(sections)
@@ -45,6 +46,8 @@ def cross_problems(sections: Mapping[str, Any], folder: Path) -> list[Problem]:
             found += _tail(sections["recover"], sections["data"].distill)
     if "space" in sections and "distill" in sections and not sections["distill"].tokens:
         found += _untrained(sections["space"])
+    if sections.get("rounds", 1) > 1:
+        found += _rounds(sections)
     return found
 
 
@@ -75,15 +78,50 @@ def _sources(data: Any) -> list[tuple[str, str]]:
     return [(field, source.path) for field, source in named.items()]
 
 
-def _parent(parent: str, revision: str | None, folder: Path) -> list[Problem]:
-    if parent.startswith(EMBEDDED) and parent != EMBEDDED_PARENT:
-        return [Problem("parent", f"{show(parent)} does not ship with inlay; write {EMBEDDED_PARENT}")]
-    if is_hub_id(parent, folder) and not revision:
-        text = f"is missing; the hub id {parent} needs its commit, so that the parent stays the same"
-        return [Problem("revision", f"{text} (if a folder was meant: {folder / parent} is not there)")]
-    if revision and not is_hub_id(parent, folder):
+def _parents(parent: str, original: str | None, revision: str | None, folder: Path) -> list[Problem]:
+    named = {"parent": parent} if original is None else {"parent": parent, "original": original}
+    for field, name in named.items():
+        if name.startswith(EMBEDDED) and name != EMBEDDED_PARENT:
+            return [Problem(field, f"{show(name)} does not ship with inlay; write {EMBEDDED_PARENT}")]
+    hubs = [name for name in named.values() if is_hub_id(name, folder)]
+    if hubs and not revision:
+        text = f"is missing; the hub id {hubs[0]} needs its commit, so that the parent stays the same"
+        return [Problem("revision", f"{text} (if a folder was meant: {folder / hubs[0]} is not there)")]
+    if len(hubs) > 1:
+        return [
+            Problem("original", f"{show(hubs[1])} is a hub id, and so is the parent; name a folder for one of them")
+        ]
+    if revision and not hubs:
         return [Problem("revision", f"{show(revision)} has no meaning for the folder {parent}; leave it out")]
     return []
+
+
+def _rounds(sections: Mapping[str, Any]) -> list[Problem]:
+    rounds, found = sections["rounds"], []
+    if "recover" in sections and not sections["recover"].tokens:
+        text = f"{rounds} rounds go on from recovered children, and recover.tokens is 0; give it tokens, or write 1"
+        found.append(Problem("rounds", text))
+    if "data" in sections:
+        length = sections["data"].distill.sequence_length
+        counts = {f"{name}.tokens": sections[name].tokens for name in ("distill", "recover") if name in sections}
+        found += [
+            Problem(
+                "rounds",
+                f"{rounds} leave {tokens // rounds} of {field} to each, less than one sequence of {length} tokens; "
+                f"raise {field}, or write fewer rounds",
+            )
+            for field, tokens in counts.items()
+            if tokens // rounds < length <= tokens
+        ]
+    if "space" in sections and sections["space"].formats:
+        text = "are chosen anew by every search, and what rounds hand on is not stored in them; leave them out"
+        found.append(Problem("space.formats", f"{text}, and search for formats from the last child"))
+    if "hardware" in sections and sections["hardware"].costs is not None:
+        text = "has no times of what children of children are made of; leave it out, or write rounds: 1"
+        found.append(Problem("hardware.costs", text))
+    if sections.get("original") is not None:
+        found.append(Problem("original", "is what the rounds set themselves; leave it out, or write rounds: 1"))
+    return found
 
 
 def _texts(data: Any, folder: Path) -> list[Problem]:

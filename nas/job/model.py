@@ -77,6 +77,15 @@ class Job(Section):
         max_length=200,
         description="Commit of a hub parent; needed for hub ids, so that it stays the same.",
     )
+    original: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=LONGEST_PATH,
+        description="The model that the parent is a child of, if it is to teach and to be compared with.",
+    )
+    rounds: Count = Field(
+        default=1, ge=1, le=16, description="Searches under budgets that tighten, each from the last one's child."
+    )
     data: Data = Field(description="The text to train and to judge on.")
     space: Space = Field(description="The alternatives to search.")
     distill: Distill = Field(default=Distill(), description="Local distillation.")

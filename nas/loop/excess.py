@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from inlay.nas.job.budget import PEAK, BudgetLimit
 from inlay.nas.loop.search import Search
 from inlay.nas.pieces.measuring import Measured
-from inlay.nas.tables.architecture import PARENT_BLOCK, Blocks
+from inlay.nas.tables.architecture import Blocks
 from inlay.nas.tables.costs import COMPUTE, CostTable, quantities
 
 TOLERANCE = 0.02
@@ -51,7 +51,7 @@ def excess_of(
     for scenario in search.job.hardware.scenarios:
         tokens = scenario.batch_size * scenario.generate
         own = quantities(costs.total(scenario.name, architecture), tokens)
-        parent = quantities(costs.total(scenario.name, [PARENT_BLOCK] * len(architecture)), tokens)
+        parent = quantities(costs.total(scenario.name, costs.reference(len(architecture))), tokens)
         for limit in search.job.budget:
             if limit.scenario not in (None, scenario.name):
                 continue

@@ -26,7 +26,7 @@ from inlay.nas.pieces.texts import Ids
 from inlay.nas.pieces.weights import Library
 from inlay.nas.tables.architecture import PARENT_BLOCK, Block, Blocks, architecture_of, identify
 from inlay.nas.tables.costs import CostTable
-from inlay.nas.tables.scores import ScoreTable
+from inlay.nas.tables.scores import BASE, ScoreTable
 from inlay.solver import Problem
 
 SMALLEST_KL = 1e-9
@@ -144,7 +144,7 @@ class Pool:
         predicted = self.scores.predict(architecture)
         miss = Difference(predicted - true.kl_nats, None)
         if self.scored:
-            predicted_N = np.zeros_like(true.kl_N)
+            predicted_N = np.zeros_like(true.kl_N) + self.scored.get(BASE, 0.0)
             for layer, block in enumerate(architecture):
                 for part, weight in self.scores.parts(layer, block).items():
                     predicted_N += weight * self.scored[layer, part]
@@ -163,7 +163,7 @@ class Pool:
             }
             for candidate in seen
         ]
-        true = [max(candidate.true.kl_nats, SMALLEST_KL) for candidate in seen]
+        true = [max(candidate.true.kl_nats - base.base, SMALLEST_KL) for candidate in seen]
         factors = fit_factors(terms, true, CORRECTION_WEIGHT, LEAST_CORRECTION)
         self.scores = replace(self.scores, factors=factors)
 

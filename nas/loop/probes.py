@@ -49,6 +49,8 @@ FIRST_PROBE = 0.4
 FACTOR_WEIGHT = 0.05
 LEAST_FACTOR = 0.05
 
+_BASE = "base"
+"""The term of the parent's own KL to its original."""
 Labels = Callable[[str], float]
 
 
@@ -183,11 +185,14 @@ class Probes:
                     amount = shrink * part * scores.score(layer, block) / 2
                     held[label] += amount
                     held[kind_of(label) + ":"] += amount
+            if scores.base:
+                held[_BASE] = shrink * scores.base  # what the parent lacks of its original may come back too
             terms.append(held)
         factors = fit_factors(terms, after, FACTOR_WEIGHT, LEAST_FACTOR)
-        return weighted(
+        found = weighted(
             scores, lambda label: shrink * (factors.get(label, 1.0) + factors.get(kind_of(label) + ":", 1.0)) / 2
         )
+        return replace(found, base=shrink * scores.base * factors.get(_BASE, 1.0))
 
     def _near(self, taught: ScoreTable) -> list[Blocks]:
         """Swaps around the best ones probed, a baseline among them: what its budget has left is spent there."""
@@ -267,7 +272,7 @@ def with_most_kl(problem: Problem, scores: ScoreTable, most: float) -> Problem:
     return Problem(
         cost_names=(*problem.cost_names, "kl"),
         layers=tuple(tuple(priced(layer, choice) for choice in held) for layer, held in enumerate(problem.layers)),
-        base_costs=(*problem.base_costs, 0),
+        base_costs=(*problem.base_costs, round(scores.base * NANO)),
         limits=(*problem.limits, Limit("kl", upper=int(most * NANO))),
     )
 

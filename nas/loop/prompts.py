@@ -54,7 +54,8 @@ def model_piece(search: Search, stage: Stage, label: str, told: dict[str, Any], 
     """A piece that asks one whole model; the parent without one. `told` is what else its result depends on."""
     own = told_of(model)
     depends = {**told, **own, **search.rounding([] if model is None else [model.architecture])}
-    return search.piece(stage, label, {**told, **own, "store": search.workspace.url}, depends)
+    handles = {"store": search.workspace.url, **({"parent": search.reference_place} if model is None else {})}
+    return search.piece(stage, label, {**told, **own, **handles}, depends)
 
 
 def told_of(model: TrainedModel | None) -> dict[str, Any]:

@@ -87,7 +87,8 @@ def _sampled(search: Search, part: str, length: int, tokenizer: Any) -> NDArray[
             "vocabulary": min(len(tokenizer), search.parent.shape.vocab),
         }
         label = f"{part} {first // at_once:05d}"
-        pieces.append(search.piece(SAMPLE, label, {**depends, "store": search.workspace.url}, depends))
+        handles = {"store": search.workspace.url, "parent": search.reference_place}
+        pieces.append(search.piece(SAMPLE, label, {**depends, **handles}, depends))
     records = search.run(pieces, f"text that the parent writes to {part}")
     store = search.workspace.store
     ids = np.concatenate([tensors_of(store.blob_path(record.blobs["ids"]))["ids"].numpy() for record in records])

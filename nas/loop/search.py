@@ -55,23 +55,33 @@ class Search:
     """The digest of what rounding is weighed by, once it was gathered; "" where it is not."""
     scratch_peak_bytes: int = 0
     """The largest worker's memory in the stage's pieces whose records are not kept."""
+    original: Parent | None = None
+    """The model that the parent is a child of, where the job names one."""
+
+    @property
+    def reference(self) -> Parent:
+        """Whom children learn from, and are compared with in quality, bytes and times."""
+        return self.original or self.parent
 
     @property
     def base(self) -> dict[str, Any]:
         """Arguments that every piece's worker needs to find the parent and its compute type."""
         return {
-            "parent": self._parent_place,
+            "parent": self._place(self.job.parent, self.parent),
             "dtype": compute_dtype(self.job, self.parent),
             "device": self.job.hardware.device,
             "inputs": self.inputs,
+            **({} if self.original is None else {"original": self.reference_place}),
         }
 
     @property
-    def _parent_place(self) -> str:
+    def reference_place(self) -> str:
+        """Where workers find the reference."""
+        return self._place(self.job.original or self.job.parent, self.reference)
+
+    def _place(self, name: str, parent: Parent) -> str:
         """A folder that all nodes share, or a hub id at its commit: each node has its own cache of the hub."""
-        if is_hub_id(self.job.parent, self.job.folder):
-            return f"{self.job.parent}@{self.job.revision}"
-        return str(self.parent.folder)
+        return f"{name}@{self.job.revision}" if is_hub_id(name, self.job.folder) else str(parent.folder)
 
     @property
     def engine(self) -> Engine:
@@ -101,7 +111,8 @@ class Search:
     @property
     def identity(self) -> dict[str, Any]:
         """What every piece's result depends on beside its own settings."""
-        return {"parent": self.parent.digest, "dtype": compute_dtype(self.job, self.parent)}
+        own = {"parent": self.parent.digest, "dtype": compute_dtype(self.job, self.parent)}
+        return own if self.original is None else {**own, "original": self.original.digest}
 
     def piece(self, stage: Stage, label: str, arguments: dict[str, Any], depends_on: dict[str, Any]) -> Piece:
         """A piece of a stage, keyed by all that its result depends on.

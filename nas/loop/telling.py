@@ -9,7 +9,7 @@ from typing import Literal
 from inlay.nas.loop.search import Search
 from inlay.nas.pieces.measuring import Measured
 from inlay.nas.report.best import Best
-from inlay.nas.tables.architecture import PARENT_BLOCK, Blocks
+from inlay.nas.tables.architecture import Blocks
 from inlay.nas.tables.costs import CostTable
 
 
@@ -40,7 +40,7 @@ class Telling:
         self._least[by] = shown
         scenario = self._costs.scenarios[0]
         own = self._costs.total(scenario, architecture)
-        parent = self._costs.total(scenario, [PARENT_BLOCK] * len(architecture))
+        parent = self._costs.total(scenario, self._costs.reference(len(architecture)))
         predicted = own["runtime_ns"] / parent["runtime_ns"]
         memory = [total["weights_bytes"] + total["kv_bytes"] for total in (own, parent)]
         runtime = measured[scenario].ratios["runtime"] if measured else predicted

@@ -12,7 +12,7 @@ from statistics import median
 from inlay.nas.job.budget import Budget
 from inlay.nas.loop.ridge import fit_factors
 from inlay.nas.pieces.measuring import Measured
-from inlay.nas.tables.architecture import PARENT_BLOCK, Blocks
+from inlay.nas.tables.architecture import Blocks
 from inlay.nas.tables.costs import AT_END, COMPUTE, TIMES, CostTable
 
 PACE_WEIGHT = 1e-2
@@ -69,7 +69,7 @@ def _factors(
     judged: Sequence[tuple[Blocks, Mapping[str, Measured]]],
 ) -> dict[str, float]:
     column = f"{name}_ns"
-    parent = tuple([PARENT_BLOCK] * len(judged[0][0]))
+    parent = costs.reference(len(judged[0][0]))
     times = [measured[scenario] for _, measured in judged]
     summed = costs.total(scenario, parent)[column]
     own = median(held.parent[column] for held in times) if absolute else summed

@@ -13,7 +13,7 @@ from inlay.nas.loop.together import Question, Records, answer_of
 from inlay.nas.pieces.measuring import Measured, time_architectures
 from inlay.nas.pieces.stage import Stage
 from inlay.nas.report.sentences import counted
-from inlay.nas.tables.architecture import PARENT_BLOCK, Blocks, ends_form, identify
+from inlay.nas.tables.architecture import Blocks, ends_form, identify
 from inlay.nas.tables.costs import TIMES, CostTable
 from inlay.nas.variants.entries import entries_of
 
@@ -51,7 +51,7 @@ def times_question(
 
 def _summed(costs: CostTable, scenario: str, architecture: Blocks) -> Measured:
     own = costs.total(scenario, architecture)
-    parent = costs.total(scenario, [PARENT_BLOCK] * len(architecture))
+    parent = costs.total(scenario, costs.reference(len(architecture)))
     exact = dict.fromkeys(TIMES, 0.0)
     return Measured(
         own["prefill_ns"],

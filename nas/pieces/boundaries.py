@@ -82,6 +82,13 @@ def worker_source(arguments: dict[str, Any], library: Library, scratch: Path | N
     )
 
 
+def reference_source(arguments: dict[str, Any], source: WorkerSource) -> WorkerSource:
+    """Of whom children learn and whom they are compared with: the original where there is one, else the parent."""
+    if "original" not in arguments:
+        return source
+    return worker_source({**arguments, "parent": arguments["original"]}, Library({}))
+
+
 @torch.inference_mode()
 def embed_rows(source: WorkerSource, ids: str, rows: tuple[int, int]) -> torch.Tensor:
     """Boundary 0 of some sequences: their embeddings [N, S, D]."""

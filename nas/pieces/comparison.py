@@ -21,13 +21,13 @@ from inlay.distill.sweep import micro_batches, sweep
 from inlay.kernels import compare_next_token
 from inlay.nas.modeling import Ends
 from inlay.nas.pieces.assembled import StoredModel
-from inlay.nas.pieces.boundaries import embed_rows, micro_batch, worker_source
+from inlay.nas.pieces.boundaries import embed_rows, micro_batch, reference_source, worker_source
 from inlay.nas.pieces.boundaries import micro_batch as sequences_at_once
 from inlay.nas.pieces.by_document import ByDocument, by_document, document_sums
 from inlay.nas.pieces.standard_error import Values, standard_error
 from inlay.nas.pieces.texts import load_documents, load_ids
 from inlay.nas.pieces.weights import Library, WorkerSource
-from inlay.nas.tables.architecture import PARENT_BLOCK, Blocks, blocks_of, ends_form
+from inlay.nas.tables.architecture import PARENT_BLOCK, Blocks, blocks_of, ends_form, is_original
 
 MEASURES = ("kl", "child_nll", "agree")
 
@@ -136,16 +136,19 @@ def compare_architectures(arguments: dict[str, Any], context: PieceContext) -> P
 
     Arguments: `store, ids, rows` (one (first, end) a shard), `architectures` (per architecture a list of
     [attention label, ffn label]), `first_layer`, `library` (digests), and for `first_layer` above 0 also `scratch`.
-    With `documents`, the digest of the text's, also sums by document.
+    With `documents`, the digest of the text's, also sums by document. Where the parent is a child of an `original`,
+    everything is against that one, which is carried through from the tokens on; it may stand among the architectures.
     The blob `sequences` holds per-sequence means; `values["labels"]` names its rows.
     """
     library = Library({int(layer): held for layer, held in arguments["library"].items()})
     source = worker_source(arguments, library, context.scratch)
-    ends = source.ends()
+    reference = reference_source(arguments, source)
+    ends, reference_ends = source.ends(), reference.ends()
     num_layers, first = source.num_layers, arguments["first_layer"]
     parent_choice: Blocks = tuple([PARENT_BLOCK] * num_layers)
-    architectures = [parent_choice, *(blocks_of(each) for each in arguments["architectures"])]
-    forms = [ends_form(each) for each in architectures[1:]]
+    given = [blocks_of(each) for each in arguments["architectures"]]
+    architectures = [parent_choice, *(each for each in given if not is_original(each))]
+    forms = [ends_form(each) for each in given]
     own = {form: source.ends(form) if form else ends for form in {None, *forms}}
     parts: list[dict[str, Tensor]] = []
     for number, (shard, rows) in enumerate(zip(arguments["shards"], arguments["rows"], strict=True)):
@@ -160,9 +163,16 @@ def compare_architectures(arguments: dict[str, Any], context: PieceContext) -> P
             own_NS = None if documents_NS is None else documents_NS[start:end]
             with torch.inference_mode():
                 outputs = _swept(source, architectures, own, ids_NS[start:end], hidden[start:end], first, size)
-                parent, *children = outputs
-                own_ends = [own[form] for form in forms]
-                parts.append(compare(ends, ids_NS[start:end], parent, children, own_ends, size, own_NS))
+                parent, *others = outputs
+                if reference is not source:
+                    embedded = reference_ends.embed(ids_NS[start:end].to(source.device))
+                    (parent,) = sweep(reference, [parent_choice], embedded, 0, size)
+                found = iter(others)
+                children = [parent if is_original(each) else next(found) for each in given]
+                own_ends = [
+                    reference_ends if is_original(each) else own[form] for each, form in zip(given, forms, strict=True)
+                ]
+                parts.append(compare(reference_ends, ids_NS[start:end], parent, children, own_ends, size, own_NS))
             context.progress((number + end / len(ids_NS)) / len(arguments["shards"]))
     return PieceOutput(values={"labels": list(arguments["labels"])}, blobs={"sequences": joined(parts)})
 
@@ -242,8 +252,9 @@ def evaluate_model(arguments: dict[str, Any], context: PieceContext) -> PieceOut
     first, end = arguments["rows"]
     ids_NS = torch.from_numpy(load_ids(source.store, arguments["ids"])[first:end].astype("int64")).to(source.device)
     size = micro_batch(ids_NS.shape[1], context.memory_retries)
-    parent_ends, child_ends = source.ends(), stored.ends()
-    (parent_NSD,) = sweep(source, [[PARENT_BLOCK] * source.num_layers], parent_ends.embed(ids_NS), 0, size)
+    reference = reference_source(arguments, source)
+    parent_ends, child_ends = reference.ends(), stored.ends()
+    (parent_NSD,) = sweep(reference, [[PARENT_BLOCK] * source.num_layers], parent_ends.embed(ids_NS), 0, size)
     context.progress(0.5)
     (child_NSD,) = sweep(stored, [architecture], child_ends.embed(ids_NS), 0, size)
     documents_NS = documents_of(source.store, arguments, (first, end))

@@ -65,7 +65,7 @@ def time_architectures(arguments: dict[str, Any], context: PieceContext) -> Piec
     engine, target = _engine(arguments)
     config = parent_of(arguments["parent"]).config
     workload = Workload(**arguments["workload"])
-    shapes = {"parent": config}
+    shapes = {"parent": parent_of(arguments.get("original", arguments["parent"])).config}
     ends = arguments["ends"]
     shapes |= {name: config.with_blocks(blocks, ends[name]) for name, blocks in arguments["architectures"].items()}
     together = not context.memory_retries

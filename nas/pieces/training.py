@@ -29,7 +29,7 @@ from inlay.distill.rates import plan_trials
 from inlay.distill.settings import GlobalSettings
 from inlay.distill.text import training_order
 from inlay.nas.pieces.assembled import assemble_state, build_sharded, build_whole, set_trained, stored_state
-from inlay.nas.pieces.boundaries import worker_source
+from inlay.nas.pieces.boundaries import reference_source, worker_source
 from inlay.nas.pieces.texts import load_ids
 from inlay.nas.pieces.weights import Library, WorkerSource
 from inlay.nas.tables.architecture import PARENT_BLOCK, Blocks, blocks_of
@@ -40,7 +40,8 @@ CURVE_POINTS = 200
 def recover_model(arguments: dict[str, Any], context: PieceContext) -> PieceOutput:
     """Trains one assembled model against the parent."""
     source, architecture = _source(arguments)
-    parent = build_whole(source, (PARENT_BLOCK,) * source.num_layers, source.dtype).requires_grad_(False)
+    teacher = reference_source(arguments, source)
+    parent = build_whole(teacher, (PARENT_BLOCK,) * source.num_layers, source.dtype).requires_grad_(False)
     child = build_whole(source, architecture, torch.float32)
     set_trained(child, source.parent.shape, architecture, arguments["train"], arguments["seed"])
     settings = settings_of(arguments, context.memory_retries)
@@ -84,14 +85,16 @@ def recover_with_ranks(arguments: dict[str, Any], context: PieceContext) -> Piec
 
 def recover_in_rank(arguments: dict[str, Any], rank: Rank) -> dict[str, Any]:
     """One rank's part of the training; the values of the piece's record, the same in every rank."""
-    source, architecture = _source({**arguments, "device": rank.device})
+    arguments = {**arguments, "device": rank.device}
+    source, architecture = _source(arguments)
+    teacher = reference_source(arguments, source)
     parents = (PARENT_BLOCK,) * source.num_layers
     ranks = Ranks(rank.index, rank.count, sharded=arguments["sharding"] == "full")
     if ranks.sharded:
-        parent = build_sharded(source, parents, source.dtype, "none")
+        parent = build_sharded(teacher, parents, source.dtype, "none")
         child = build_sharded(source, architecture, torch.float32, arguments["train"], arguments["seed"])
     else:
-        parent = build_whole(source, parents, source.dtype).requires_grad_(False)
+        parent = build_whole(teacher, parents, source.dtype).requires_grad_(False)
         child = build_whole(source, architecture, torch.float32)
         set_trained(child, source.parent.shape, architecture, arguments["train"], arguments["seed"])
     settings = settings_of(arguments, arguments["memory_retries"])

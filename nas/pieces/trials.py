@@ -28,7 +28,7 @@ from inlay.distill.sweep import SLOTS, add_update
 from inlay.distill.text import training_order
 from inlay.nas.modeling import build_layer
 from inlay.nas.pieces.assembled import build_whole, set_trained, stored_state
-from inlay.nas.pieces.boundaries import embed_rows, micro_batch, worker_source
+from inlay.nas.pieces.boundaries import embed_rows, micro_batch, reference_source, worker_source
 from inlay.nas.pieces.library import branch_of, cutter
 from inlay.nas.pieces.shards import shard_ranges
 from inlay.nas.pieces.training import batches_of, held_out_of, settings_of
@@ -61,9 +61,10 @@ def _train(arguments: dict[str, Any], context: PieceContext, told: _Told) -> dic
     """The child's weights as they are stored."""
     library = Library({int(layer): held for layer, held in arguments["library"].items()})
     source = worker_source(arguments, library)
+    teacher = reference_source(arguments, source)
     if arguments["local"]:
         source = _with_variants(source, arguments, context, told)
-    parent = build_whole(source, (PARENT_BLOCK,) * source.num_layers, source.dtype).requires_grad_(False)
+    parent = build_whole(teacher, (PARENT_BLOCK,) * source.num_layers, source.dtype).requires_grad_(False)
     child = build_whole(source, blocks_of(arguments["architecture"]), torch.float32)
     judged = held_out_of(source, arguments)
     whole = {**arguments, **(arguments["whole"] or {"settings": {"steps": 1, "micro_batch": 1}})}

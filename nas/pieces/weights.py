@@ -24,7 +24,7 @@ from inlay.nas.hub_ids import has_hub_form
 from inlay.nas.modeling import Ends, InlayLayer, build_layer, make_context
 from inlay.nas.modeling.kinds_inlay import SUBBLOCKS
 from inlay.nas.pieces.matrix_inputs import MatrixInputs
-from inlay.nas.tables.architecture import Blocks
+from inlay.nas.tables.architecture import Blocks, is_original
 from inlay.nas.variants import parse_variant
 
 
@@ -43,7 +43,7 @@ def used_weights(library: Library, architectures: Sequence[Blocks]) -> dict[str,
     """Digests of the trained weights that these architectures hold, by layer and label without its format."""
     held: dict[str, dict[str, str]] = {}
     for architecture in architectures:
-        for layer, block in enumerate(architecture):
+        for layer, block in enumerate(() if is_original(architecture) else architecture):
             for label in (parse_variant(label).bare.label for label in block[:2]):
                 if library.has(layer, label):
                     held.setdefault(str(layer), {})[label] = library.digests[layer][label]

@@ -103,7 +103,7 @@ def comparison_table(rows: Sequence[Compared]) -> Table:
 def _of_solution(row: SolutionRow, costs: CostTable, true_kl: float | None, kept: bool) -> Compared:
     scenario = costs.scenarios[0]
     own = costs.total(scenario, row.architecture)
-    parent = costs.total(scenario, [PARENT_LABELS] * len(row.architecture))
+    parent = costs.total(scenario, costs.reference(len(row.architecture)))
     return Compared(
         name=row.id,
         predicted_kl_nats=row.predicted_kl_nats,

@@ -92,7 +92,10 @@ class LiveReporter(Reporter):
         standing = self._time.standing()
         if standing.num_stages:
             rows.add_row(
-                "", Text("search", style="bold"), _bar(standing.fraction, bar), _cut(search_words(standing), room)
+                "",
+                Text("search", style="bold"),
+                _bar(standing.fraction, bar),
+                _cut(", ".join(filter(None, (self._round, search_words(standing)))), room),
             )
         own = _bar(self._time.stage_fraction, bar)
         rows.add_row(self._spinner, Text(self._stage, style="bold"), own, _cut(self._words(), room))

@@ -18,7 +18,7 @@ from inlay.nas.report.pictures import all_pictures
 from inlay.nas.report.promises import broken_promises
 from inlay.nas.report.prompts import prompts_html
 from inlay.nas.report.records import Evaluation, StageRow, read_evaluation, read_solution, stages_of
-from inlay.nas.report.sentences import counted
+from inlay.nas.report.sentences import counted, round_words
 from inlay.nas.report.style import CAPTIONS, PAGE, SENSITIVITY, TASKS
 from inlay.nas.report.summary import failed_sentence
 from inlay.nas.workspace import Workspace
@@ -68,6 +68,7 @@ def page_of(workspace: Workspace, pictures: Mapping[str, bytes]) -> str:
     body = [
         f"<h1>{html.escape(title)}</h1>",
         f"<p class=where>{html.escape(workspace.url)}</p>",
+        *_rounds(workspace),
         *(_cards(evaluation) if evaluation else ["<p>This search is not finished: figures come with its end.</p>"]),
         *([*_figures(evaluation), *_presets(evaluation), *_further(evaluation)] if evaluation else []),
         *(_picture(name, svg) for name, svg in pictures.items()),
@@ -76,6 +77,28 @@ def page_of(workspace: Workspace, pictures: Mapping[str, bytes]) -> str:
         *([f"<h2>Job</h2><pre>{html.escape(_job_text(job))}</pre>"] if job else []),
     ]
     return PAGE.replace("{title}", html.escape(f"inlay: {title}")).replace("{body}", "\n".join(body))
+
+
+def _rounds(workspace: Workspace) -> Iterator[str]:
+    """Which round this search is, and what those before it came to; nothing of a search that is none of several."""
+    if (own := workspace.own_round()) is None:
+        return
+    relative = ": its parent is the child of the one before, and figures are relative to the parent of the first"
+    yield f"<p class=note>This is {round_words(own.number, own.of)}{relative if own.number > 1 else ''}.</p>"
+    head = "".join(f"<th>{name}</th>" for name in ("round", "budget", "KL to parent, nats", "runtime", "parameters"))
+    rows = _rows(
+        (
+            str(each["round"]),
+            _budget(each),
+            *(
+                (f"{each['kl_nats']:.4f}", f"{each['runtime_ratio']:.3f}x", show_count(each["parameters"]))
+                if "kl_nats" in each
+                else ("under way", "", "")
+            ),
+        )
+        for each in own.known
+    )
+    yield f"<table><tr>{head}</tr>{rows}</table>"
 
 
 def _cards(evaluation: Evaluation) -> Iterator[str]:
@@ -170,7 +193,7 @@ def _rows(rows: Iterable[Iterable[object]]) -> str:
 
 
 def _parent_name(job: Mapping[str, Any]) -> str:
-    parent = str(job["parent"])
+    parent = str(job.get("original") or job["parent"])
     return PurePath(parent).name if parent.startswith((".", "/", "~")) else parent
 
 

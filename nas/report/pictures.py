@@ -11,7 +11,6 @@ from inlay.nas.report.curves import curves_record, draw_curves
 from inlay.nas.report.losses import draw_losses, loss_record, score_record
 from inlay.nas.report.pareto import draw_pareto, pareto_record
 from inlay.nas.report.records import (
-    PARENT_LABELS,
     read_evaluation,
     read_losses,
     read_pool,
@@ -61,4 +60,4 @@ def parent_runtime_ns(workspace: Workspace) -> int:
     """The parent's predicted runtime in the first scenario, from the cost table."""
     table = CostTable(workspace.read_table("costs"))
     num_layers = 1 + max(int(row["layer"]) for row in table.rows)
-    return table.total(table.scenarios[0], [PARENT_LABELS] * num_layers)["runtime_ns"]
+    return table.total(table.scenarios[0], table.reference(num_layers))["runtime_ns"]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
-from inlay.nas.report.sentences import batch_words, finished_words, search_words
+from inlay.nas.report.sentences import batch_words, finished_words, round_words, search_words
 from inlay.nas.report.time_left import SearchTime
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ class Reporter:
         self._clock = clock
         self._time = SearchTime((), {}, clock)
         self._stage = ""
+        self._round = ""
         self._what, self._unit = "", "pieces"
         self._done, self._total = 0, 0
         self._told_kept = False
@@ -60,6 +61,11 @@ class Reporter:
         `of_this_device`: whether they are seconds of the device that computes; else only their proportions count.
         """
         self._time = SearchTime(stages, estimates, self._clock, of_this_device)
+
+    def round_started(self, number: int, rounds: int) -> None:
+        """A search begins that is one of several rounds."""
+        self._round = round_words(number, rounds)
+        self.message(self._round)
 
     def stage_started(self, name: str) -> None:
         """A stage begins."""
@@ -144,7 +150,9 @@ class Reporter:
 
     def _of_search(self, words: str) -> str:
         standing = self._time.standing()
-        return f"{words} · search {search_words(standing)}" if standing.num_stages else words
+        if not standing.num_stages:
+            return words
+        return " · ".join(filter(None, (words, self._round, f"search {search_words(standing)}")))
 
     def _line(self, name: str, text: str) -> None:
         print(f"{name:<10} {text}", file=self.stream, flush=True)

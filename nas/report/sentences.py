@@ -10,7 +10,7 @@ from inlay.nas.report.time_left import Standing
 
 _PROGRESS = re.compile(
     r"(?P<stage>[a-z]+) +(?:"
-    r"(?P<doing>.+?)(?:, (?P<done>\d+) of (?P<total>\d+) [a-z]+)? · search "
+    r"(?P<doing>.+?)(?:, (?P<done>\d+) of (?P<total>\d+) [a-z]+)?(?: · (?P<round>round \d+ of \d+))? · search "
     r"(?:(?P<percent>\d+) %(?:, about (?P<left>.+) left)?|stage \d+ of \d+)"
     r"|(?P<trouble>waiting: .*|.* retried: .*))"
 )
@@ -32,6 +32,11 @@ def batch_words(what: str, done: int, total: int, unit: str) -> str:
 def probe_words(first: int, last: int, total: int) -> str:
     """`probe 3 of 8`, `probes 3 to 4 of 8`."""
     return f"probe {first} of {total}" if first == last else f"probes {first} to {last} of {total}"
+
+
+def round_words(number: int, rounds: int) -> str:
+    """`round 2 of 3`."""
+    return f"round {number} of {rounds}"
 
 
 def search_words(standing: Standing) -> str:
@@ -65,7 +70,8 @@ def finished_words(seconds: float, peak_bytes: int | None, note: str) -> str:
 
 def read_progress(log: str) -> dict[str, Any] | None:
     """The last line of a run's log that tells how far it is: `stage`, `doing`, `done`, `total`, `percent` of the whole
-    search, `time_left` and the `line`. What the line does not have is None.
+    search, `round` (`round 2 of 3`, where there are several: the search is then that one), `time_left` and the `line`.
+    What the line does not have is None.
     """
     for line in reversed(log.splitlines()):
         if found := _PROGRESS.fullmatch(line.strip()):
@@ -74,6 +80,7 @@ def read_progress(log: str) -> dict[str, Any] | None:
                 "stage": found["stage"],
                 "doing": found["doing"] or found["trouble"],
                 **numbers,
+                "round": found["round"],
                 "time_left": found["left"],
                 "line": " ".join(line.split()),
             }

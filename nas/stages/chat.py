@@ -18,6 +18,7 @@ from inlay.nas.families.writing import added_text, prompt_ids, stops_of
 from inlay.nas.loop.search import target_of
 from inlay.nas.modeling.subblock_inlay import SLOTS
 from inlay.nas.pieces.matrix_inputs import MatrixInputs
+from inlay.nas.stages.run import original_of
 from inlay.nas.stages.solutions import inputs_of_workspace, job_of, model_named
 from inlay.nas.tables.configs import config_of
 from inlay.nas.workspace import Workspace
@@ -171,7 +172,7 @@ def open_chat(place: Workspace, solution: str | None, tokens: int, raw: bool) ->
     engine, target, threads = ENGINES[job.hardware.engine], target_of(job, parent), job.hardware.scenarios[0].threads
     tokenizer = parent.tokenizer()
     with ExitStack() as stack:
-        models = {CHILD: _child(stack, place, parent, name), PARENT: _parent(parent)}
+        models = {CHILD: _child(stack, place, parent, name), PARENT: _parent(original_of(job, place) or parent)}
         if place.folder is not None:
             kept = place.folder / "scratch" / "chat"
         else:

@@ -22,15 +22,21 @@ from inlay.nas.stages.calibrate import calibrate_piece, sums_of
 from inlay.nas.variants import Variant, variants_of
 
 
-def build_library(search: Search, ids: Ids) -> list[Record]:
+def build_library(search: Search, ids: Ids, chosen: Sequence[Sequence[Variant]] | None = None) -> list[Record]:
     """Calibrates and trains every layer that has variants to train and no record yet.
+
+    Args:
+        search: the running search.
+        ids: the text.
+        chosen: the variants to train, by layer; by default all. A layer's sums are of all its variants in any case.
 
     Returns:
         One record for each layer that has any, in layer order. `values["variants"]` says for each variant its status,
         losses and reason; `blobs` holds the weights of those that were trained, in the parent's dtype.
     """
     num_layers = search.parent.shape.num_layers
-    space = [layer_variants(search, layer) for layer in range(num_layers)]
+    every = [layer_variants(search, layer) for layer in range(num_layers)]
+    space = every if chosen is None else chosen
     pieces = {layer: distill_piece(search, ids, layer, held, "") for layer, held in enumerate(space) if held}
     if not pieces:
         return []
@@ -40,9 +46,9 @@ def build_library(search: Search, ids: Ids) -> list[Record]:
     scratch = scratch_of(search, ids, outcomes)
     for span in spans_with_boundaries(search, ids, todo, outcomes):
         layers = [layer for layer in span.layers if layer in todo]
-        summed = [layer for layer in layers if statistics_of(space[layer], search.parent.shape, layer)]
+        summed = [layer for layer in layers if statistics_of(every[layer], search.parent.shape, layer)]
         records = search.run(
-            [calibrate_piece(search, ids, layer, space[layer], scratch) for layer in summed],
+            [calibrate_piece(search, ids, layer, every[layer], scratch) for layer in summed],
             "sums that start the variants",
             "layers",
         )
@@ -114,8 +120,11 @@ DISTILL = Stage("distill", 5, distill_layer)
 
 
 def library_of(records: Sequence[Record]) -> Library:
-    """Digests of trained weights by layer and label."""
-    return Library({int(record.values["layer"]): dict(record.blobs) for record in records})
+    """Digests of trained weights by layer and label; a layer may have several records."""
+    held: dict[int, dict[str, str]] = {}
+    for record in records:
+        held.setdefault(int(record.values["layer"]), {}).update(record.blobs)
+    return Library(held)
 
 
 def failures(records: Sequence[Record]) -> list[tuple[int, str, str]]:

@@ -47,7 +47,7 @@ class Estimated:
 
 def are_estimated(job: Job) -> bool:
     """Whether scores are estimated: where nothing is trained, so that all that changes is rounding."""
-    return job.space.formats_alone and not job.recover.tokens
+    return job.space.formats_alone and not job.recover.tokens and job.original is None
 
 
 def estimate_blocks(search: Search, ids: Ids) -> tuple[list[Estimated], float]:

@@ -20,10 +20,9 @@ from inlay.nas.pieces.weights import Library
 from inlay.nas.stages.presets import has_presets, preset_quality_question, preset_rows, presets_question
 from inlay.nas.stages.quality import quality_of
 from inlay.nas.stages.recover import Recovered
-from inlay.nas.stages.sizes import parent_file_bytes, sizes_of
-from inlay.nas.tables.architecture import PARENT_BLOCK, Blocks
+from inlay.nas.stages.sizes import attentions_in, parent_file_bytes, sizes_of
+from inlay.nas.tables.architecture import Blocks, is_original
 from inlay.nas.tables.costs import TIMES, CostTable
-from inlay.nas.variants.entries import entries_of
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ def judge(search: Search, texts: Texts, library: Library, costs: CostTable, reco
     """Judges all models on texts and by the clock, in two batches: presets are rounded once their types are known."""
     models = recovered.models
     architectures = {name: model.architecture for name, model in models.items()}
-    whole: Blocks = tuple([PARENT_BLOCK] * search.parent.shape.num_layers)
+    whole = costs.reference(search.parent.shape.num_layers)
     search.part(0.5, 1)
     together = Together(search)
     untrained = together.ask(true_scores_question(search, texts.report, library, [*architectures.values(), whole]))
@@ -102,11 +101,10 @@ def rows_of(
     """
     scenario = search.job.hardware.scenarios[0]
     first = next(iter(times.values()))[scenario.name]
-    own, whole = first.parent, tuple([PARENT_BLOCK] * search.parent.shape.num_layers)
+    own, reference = first.parent, search.reference
+    whole = costs.reference(reference.shape.num_layers)
     rows = {"parent": _row(search, costs, scenario, whole, own, quality_of(parent, sources))}
-    rows["parent"] |= sizes_of(
-        search, costs, scenario, whole, first.parent_held, parent_file_bytes(search.parent.folder)
-    )
+    rows["parent"] |= sizes_of(search, costs, scenario, whole, first.parent_held, parent_file_bytes(reference.folder))
     for name, architecture in architectures.items():
         measured = times[name][scenario.name]
         # Every model took turns with the parent; its ratio to it is carried over to the parent's time of one run.
@@ -123,7 +121,7 @@ def rows_of(
 
 def _promised(costs: CostTable, scenario: str, architecture: Blocks, measured: Measured) -> dict[str, float]:
     """Times relative to the parent's, as measured in turns with it and as the cost table adds them up."""
-    own, parent = costs.total(scenario, architecture), costs.total(scenario, [PARENT_BLOCK] * len(architecture))
+    own, parent = costs.total(scenario, architecture), costs.total(scenario, costs.reference(len(architecture)))
     found = {}
     for name in TIMES:
         found[f"{name}_ratio"] = measured.ratios[name]
@@ -141,10 +139,9 @@ def _row(
 ) -> dict[str, Any]:
     total = costs.total(scenario.name, architecture)
     shape = search.parent.shape
-    entries = entries_of(shape, architecture)
     # One more token at the end of the scenario: what a sequence's cache grows by where nothing is cut off.
     length = scenario.prefill + scenario.generate
-    per_sequence = sum(search.storage.kv(entry["attention"], shape, 1, length) for entry in entries)
+    per_sequence = sum(search.storage.kv(entry, shape, 1, length) for entry in attentions_in(search, architecture))
     return {
         "times": "given" if times_are_given(search) else "measured",
         **quality,
@@ -153,5 +150,6 @@ def _row(
         "prefill_tokens_per_second": scenario.batch_size * scenario.prefill * 1e9 / times["prefill_ns"],
         "decode_tokens_per_second": scenario.batch_size * 1e9 / times["decode_ns"],
         "runtime_seconds": times["runtime_ns"] / 1e9,
-        "architecture": [list(block) for block in architecture],
+        # An original is none of the search's architectures.
+        "architecture": [] if is_original(architecture) else [list(block) for block in architecture],
     }

@@ -19,6 +19,7 @@ from inlay.nas.pieces.assembled import TrainedModel
 from inlay.nas.pieces.continuing import model_of
 from inlay.nas.report.progress import Reporter
 from inlay.nas.stages.recording.tracked import TrackedSearch
+from inlay.nas.stages.run import original_of
 from inlay.nas.stages.solutions import (
     evaluate_solution,
     find_solution,
@@ -61,7 +62,8 @@ def evaluate_further(
     what = None if named is None else asked(job, parent, named)
     kind = SmallSearch if what is None or is_small(job, parent, what.effort, what.longest) else Search
     with connect(cluster_settings(job, place)) as cluster:
-        search = kind(job, place, parent, cluster, reporter, inputs=inputs_of_workspace(place))
+        inputs, original = inputs_of_workspace(place), original_of(job, place)
+        search = kind(job, place, parent, cluster, reporter, inputs=inputs, original=original)
         model = model_named(place, parent, solution or str(evaluation["chosen"]))
         if what is not None:
             tell(what.cost())
@@ -110,7 +112,8 @@ def _tasks(search: Search, tasks: Tasks, model: TrainedModel) -> list[dict[str, 
     device = search.job.hardware.device if torch.cuda.is_available() else "cpu"
     found = []
     for each in (None, model):
-        arguments = {**search.base, **told_of(each), "store": search.workspace.url, "device": device}
+        own = {"parent": search.reference_place} if each is None else {}
+        arguments = {**search.base, **told_of(each), **own, "store": search.workspace.url, "device": device}
         found.append(tasks.run(model_of(arguments, None), tokenizer))
     return task_rows(*found)
 

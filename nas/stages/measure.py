@@ -19,18 +19,19 @@ from inlay.nas.job.sections import Scenario
 from inlay.nas.job.space import Space
 from inlay.nas.loop.conditions import conditions_of, environment, run_timed, workload_of
 from inlay.nas.loop.search import Search
-from inlay.nas.modeling.subblock_inlay import Slot
+from inlay.nas.modeling.kinds_inlay import SUBBLOCKS
+from inlay.nas.modeling.subblock_inlay import SLOTS, Slot
 from inlay.nas.pieces.measuring import measure_subblocks
 from inlay.nas.pieces.stage import Stage
 from inlay.nas.pieces.subblock_times import ENDS_NAME, VERSION, ends_key, entry_key
 from inlay.nas.report.sentences import counted
-from inlay.nas.tables.architecture import ends_label
+from inlay.nas.tables.architecture import ORIGINAL_BLOCK, ends_label
 from inlay.nas.tables.costs import AT_END, COMPUTE, ENDS, HALF, STAND_IN, stand_in_label
 from inlay.nas.tables.given_costs import given_costs
 from inlay.nas.tables.halves import StandIn
 from inlay.nas.tables.origin import Origin, origin_of
 from inlay.nas.tables.reading import read_arrow
-from inlay.nas.variants import Variant, ends_forms, ends_parameters, parameters, variants_of
+from inlay.nas.variants import ends_forms, ends_parameters, parameters, variants_of
 
 TIMES = ("prefill_ns", "decode_ns", "runtime_ns", "spread_ns")
 MEASURE = Stage("measure", VERSION, measure_subblocks)
@@ -42,7 +43,8 @@ def cost_rows(search: Search) -> list[dict[str, Any]]:
     if job.hardware.costs is not None:
         given = job.resolve(job.hardware.costs)
         return given_costs(given, job.hardware, search.target.format, shape, job.space, search.storage)
-    counted_rows = CostRows(job.space, shape, search.engine, search.target.format, search.target.device)
+    original = None if search.original is None else search.original.shape
+    counted_rows = CostRows(job.space, shape, search.engine, search.target.format, search.target.device, original)
     rows: list[dict[str, Any]] = []
     for scenario, times, compute_bytes in _measured_subblocks(search, counted_rows.entries()):
         rows += counted_rows.of(scenario, times, compute_bytes)
@@ -92,6 +94,7 @@ class CostRows:
         engine: what runs the child.
         form: the format that it stores matrices in.
         device: where.
+        original: the shape of what the parent is a child of, whose own subblocks have rows too.
     """
 
     space: Space
@@ -99,11 +102,11 @@ class CostRows:
     engine: Engine
     form: str
     device: str
+    original: Shape | None = None
 
     def entries(self) -> list[str]:
         """Every distinct subblock that has a time, by its key."""
-        there = [(layer, v) for layer, v in self._variants() if not v.is_absent(self.shape, layer)]
-        own = {entry_key(v.slot, v.entry(self.shape, layer)) for layer, v in there}
+        own = {entry_key(each.slot, each.entry) for each in self._subblocks() if not each.is_absent}
         own |= {ends_key(form) for form in self._ends_forms()}
         return sorted(own | {entry_key(*held.timed) for held in self._stand_ins().values() if held.timed is not None})
 
@@ -121,20 +124,20 @@ class CostRows:
         length, shape = scenario.prefill + scenario.generate, self.shape
         storage = self.engine.storage(self.form, self.device)
         rows = []
-        for layer, variant in self._variants():
-            entry = variant.entry(shape, layer)
+        for each in self._subblocks():
+            entry, its_slot = each.entry, each.slot
             own: dict[str, Any] = dict.fromkeys(TIMES, 0)
-            if not variant.is_absent(shape, layer):
-                own = self._placed(scenario, times[entry_key(variant.slot, entry)], variant.slot, entry, layer)
+            if not each.is_absent:
+                own = self._placed(scenario, times[entry_key(its_slot, entry)], its_slot, entry, each.layer)
             rows.append(
                 {
                     "scenario": scenario.name,
-                    "layer": layer,
-                    "slot": variant.slot,
-                    "variant": variant.label,
+                    "layer": each.layer,
+                    "slot": its_slot,
+                    "variant": each.label,
                     **own,
-                    "parameters": parameters(entry, variant.slot, shape),
-                    "weights_bytes": storage.weights(entry, variant.slot, shape),
+                    "parameters": parameters(entry, its_slot, shape),
+                    "weights_bytes": storage.weights(entry, its_slot, shape),
                     "kv_bytes": storage.kv(entry, shape, scenario.batch_size, length),
                 }
             )
@@ -182,11 +185,35 @@ class CostRows:
             for layer in range(self.shape.num_layers)
             for v in variants_of(self.space, self.shape, layer)
         }
+        halves |= {self.engine.half(each.entry, each.slot, self.shape) for each in self._originals()}
         return self.engine.stand_ins(self.shape, self.form) if halves - {"attention", "ffn"} else {}
 
-    def _variants(self) -> Iterator[tuple[int, Variant]]:
+    def _subblocks(self) -> Iterator[_Subblock]:
         """What has a row: a no-op has none."""
         for layer in range(self.shape.num_layers):
             for variant in variants_of(self.space, self.shape, layer):
                 if not variant.is_free:
-                    yield layer, variant
+                    yield _Subblock(layer, variant.slot, variant.label, variant.entry(self.shape, layer))
+        yield from self._originals()
+
+    def _originals(self) -> Iterator[_Subblock]:
+        if self.original is None:
+            return
+        for layer in range(self.original.num_layers):
+            for slot, label in zip(SLOTS, ORIGINAL_BLOCK, strict=True):
+                yield _Subblock(layer, slot, label, self.original.parent_entry(layer, slot))
+
+
+@dataclass(frozen=True)
+class _Subblock:
+    """What may stand at a place, by what it is called there."""
+
+    layer: int
+    slot: Slot
+    label: str
+    entry: Entry
+
+    @property
+    def is_absent(self) -> bool:
+        """Whether nothing stands there: no weights, no cache, no time."""
+        return SUBBLOCKS.of(self.entry).absent

@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from inlay.cluster.errors import PieceError
+from inlay.cluster.pieces import Record
 from inlay.cluster.runtime import Cluster
 from inlay.nas.export.hf import write_model_folder
 from inlay.nas.families import Parent
@@ -23,6 +24,7 @@ from inlay.nas.pieces.texts import Texts
 from inlay.nas.pieces.weights import Library
 from inlay.nas.report.progress import Reporter
 from inlay.nas.stages.assemble import Assembled, assemble
+from inlay.nas.stages.beside import add_beside, first_variants
 from inlay.nas.stages.distill import build_library, failures, library_of
 from inlay.nas.stages.estimate import stage_seconds
 from inlay.nas.stages.evaluate import judge, side_by_side
@@ -32,8 +34,8 @@ from inlay.nas.stages.quality import above_child, judged_text
 from inlay.nas.stages.recording.record import SearchRecord
 from inlay.nas.stages.recover import Recovered, recover
 from inlay.nas.stages.score import offered_ends
-from inlay.nas.stages.scoring import score_all
-from inlay.nas.tables.architecture import PARENT_BLOCK, Block, identify
+from inlay.nas.stages.scoring import Scored, score_all
+from inlay.nas.tables.architecture import Block, identify
 from inlay.nas.tables.costs import TIMES, CostTable, quantities
 from inlay.nas.tables.idle_limits import idle_limits
 from inlay.nas.tables.origin import metadata_of
@@ -51,12 +53,20 @@ class Pipeline:
     """One run of all stages; a context manager, so that the tracker learns how it ended."""
 
     def __init__(
-        self, job: Job, place: Workspace, parent: Parent, cluster: Cluster, reporter: Reporter, fingerprint: str
+        self,
+        job: Job,
+        place: Workspace,
+        parent: Parent,
+        cluster: Cluster,
+        reporter: Reporter,
+        fingerprint: str,
+        original: Parent | None = None,
     ) -> None:
         self.job, self.place, self.parent = job, place, parent
         self.record = SearchRecord(job, place, reporter)
         tracked = self.record.tracked
         self.search = Search(job, place, parent, cluster, reporter, tracked.numbers, tracked.name_series, tracked.best)
+        self.search.original = original
         self.fingerprint = fingerprint
 
     def __enter__(self) -> Self:
@@ -88,10 +98,10 @@ class Pipeline:
         tables_costs = self._costs()
         self._warn_of_idle_times(tables_costs)
         self._check_reachable(tables_costs)
-        library, lost = self._library(texts)
-        scores, scored = self._scored(texts, library)
-        tables = Tables(ScoreTable.of(scores), tables_costs, self._tokens())
-        assembled = self._assemble(texts, library, tables, scored)
+        records, scores = self._scored(texts, self._trained(texts), tables_costs)
+        library, lost = library_of(records), failures(records)
+        tables = Tables(ScoreTable.of(scores.rows), tables_costs, self._tokens())
+        assembled = self._assemble(texts, library, tables, scores.scored)
         recovered = self._recover(texts, assembled, tables)
         models = recovered.models
         evaluation = self._evaluate(texts, library, tables_costs, recovered)
@@ -137,7 +147,7 @@ class Pipeline:
 
     def _warn_of_idle_times(self, costs: CostTable) -> None:
         """Limits on times above the parent's own, now that these are known; sizes were known before the run."""
-        blocks = [PARENT_BLOCK] * self.parent.shape.num_layers
+        blocks = costs.reference(self.parent.shape.num_layers)
         tokens = self._tokens()
         own = {name: quantities(costs.total(name, blocks), tokens[name]) for name in costs.scenarios}
         timed = {name: {key: row[key] for key in (*TIMES, "throughput")} for name, row in own.items()}
@@ -154,29 +164,36 @@ class Pipeline:
         problem = Tables(scores, costs, self._tokens()).problem(self.job.budget)
         solve_pool(problem, 1, 0.0, self.job.solve.time_limit)
 
-    def _library(self, texts: Texts) -> tuple[Library, list[tuple[int, str, str]]]:
+    def _trained(self, texts: Texts) -> list[Record]:
+        """The records of what is trained before anything is solved."""
         with self.stage("distill") as told:
-            records = build_library(self.search, texts.distill)
-            rows = loss_rows(records)
-            self.record.table("losses", rows)
-            lost = failures(records)
+            records = build_library(self.search, texts.distill, first_variants(self.search))
+            rows, lost = self._tell_library(records), failures(records)
             told.note = (f"{len(rows) - len(lost)} variants" if rows else "nothing to train") + (
                 f", {len(lost)} failed" if lost else ""
             )
             trained = sum(len(record.values["variants"]) for record in records)
             told.metrics["variant_tokens"] = trained * self.job.distill.tokens
-        library = library_of(records)
-        self.place.write_json("library.json", {str(layer): dict(held) for layer, held in library.digests.items()})
-        return library, lost
+        return records
 
-    def _scored(self, texts: Texts, library: Library) -> tuple[list[dict[str, Any]], dict[tuple[int, Block], Values]]:
-        """Rows of the score table, and the KL of each block sequence by sequence where all of it was taken."""
+    def _tell_library(self, records: list[Record]) -> list[dict[str, Any]]:
+        """The table of what was trained so far; its rows."""
+        rows, library = loss_rows(records), library_of(records)
+        self.record.table("losses", rows)
+        self.place.write_json("library.json", {str(layer): dict(held) for layer, held in library.digests.items()})
+        return rows
+
+    def _scored(self, texts: Texts, records: list[Record], costs: CostTable) -> tuple[list[Record], Scored]:
+        """The scores, and the records of what was trained, in a second pass too."""
         with self.stage("score") as told:
-            found = score_all(self.search, texts, library)
+            found = score_all(self.search, texts, library_of(records))
+            every, found = add_beside(self.search, texts, records, found, costs)
+            if len(every) > len(records):
+                self._tell_library(every)
             self.record.table("scores", found.rows)
             told.note = found.note
             told.metrics |= found.metrics
-        return found.rows, found.scored
+        return every, found
 
     def _assemble(
         self, texts: Texts, library: Library, tables: Tables, scored: dict[tuple[int, Block], Values]

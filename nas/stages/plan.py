@@ -15,6 +15,7 @@ from inlay.nas.formats import FORMATS
 from inlay.nas.job import Job, Scenario
 from inlay.nas.job.budget import PEAK
 from inlay.nas.job.judged import judged_length
+from inlay.nas.job.rounds import round_values
 from inlay.nas.loop.conditions import workload_of
 from inlay.nas.loop.prompts import PROMPTS
 from inlay.nas.loop.sampling import rows_written, sampled_lengths
@@ -36,6 +37,7 @@ from inlay.nas.stages.estimate import (
 )
 from inlay.nas.stages.estimates import CHECKED, are_estimated
 from inlay.nas.stages.measure import CostRows
+from inlay.nas.stages.rounds import sizes_of_parent
 from inlay.nas.stages.run import open_job_parent
 from inlay.nas.tables.idle_limits import idle_limits, parent_sizes
 from inlay.nas.variants import Variant, ends_forms, ends_parameters, parameters, variants_of
@@ -48,7 +50,34 @@ def make_plan(job: Job) -> dict[str, Any]:
     Times are estimates for workers on CPUs like this one (`stage_seconds`), None for other devices.
     """
     with described(open_job_parent(job)) as parent:
-        return _plan_of(job, parent)
+        if job.rounds == 1:
+            return _plan_of(job, parent)
+        known = sizes_of_parent(job, parent.shape)
+        rounds = [Job.from_dict(round_values(job, n, known), folder=job.folder) for n in range(1, job.rounds + 1)]
+        plan = _plan_of(rounds[0], parent)
+    return {**plan, "facts": [*plan["facts"], *_rounds(job, rounds)]}
+
+
+def _rounds(job: Job, rounds: Sequence[Job]) -> list[tuple[str, str]]:
+    """What comes after the first of several rounds, which the plan is of."""
+    return [
+        ("rounds", f"{job.rounds}, of which this is the first; each is a search from the last one's child"),
+        *((f"round {number}", _round_budget(each, job, number)) for number, each in enumerate(rounds, 1)),
+    ]
+
+
+def _round_budget(own: Job, job: Job, number: int) -> str:
+    """A round's limits; an absolute one on what is measured lies where the parent's value tells, once it is known."""
+    measured = {limit.name for limit in job.budget if limit.ratio is None} - {"parameters", "weights", "kv", "memory"}
+    parts = []
+    for limit in own.budget:
+        way = "on the way to " if limit.name in measured and number < job.rounds else ""
+        parts.append(f"{limit.field.removeprefix('budget.')} {way}{limit.text}")
+    return ", ".join(parts)
+
+
+def _budget(job: Job) -> str:
+    return ", ".join(f"{limit.field.removeprefix('budget.')} {limit.text}" for limit in job.budget)
 
 
 def _plan_of(job: Job, parent: Parent) -> dict[str, Any]:
@@ -138,7 +167,7 @@ def _stages(job: Job, parent: Parent, space: Space, trained: int) -> list[dict[s
         "distill": {
             "pieces": shape.num_layers if trained else 0,
             "bytes": variant_bytes * shape.dtype_bytes,
-            "what": f"{trained} variants, {job.distill.tokens:,} tokens each" if trained else "nothing to train",
+            "what": _distilled(job, space, trained),
         },
         "score": {
             **({"bytes": rounded} if (rounded := rounding_bytes(parent.shape, space)) else {}),
@@ -164,6 +193,15 @@ def _stages(job: Job, parent: Parent, space: Space, trained: int) -> list[dict[s
             start = 0 if "sample" in seconds else START_SECONDS  # workers start all the same
             seconds["measure"] = start + (seconds["measure"] - start) * (1 - known / wanted)
     return [{"name": name, "seconds": seconds.get(name), **stage} for name, stage in told.items()]
+
+
+def _distilled(job: Job, space: Space, trained: int) -> str:
+    """What is trained, and what may be after a first solve."""
+    later = sum(variant.trained and variant.beside is not None for layer in space for variant in layer)
+    if not trained:
+        return "nothing to train"
+    more = f", {later} of them where a first solve leaves attention out" if later else ""
+    return f"{trained} variants, {job.distill.tokens:,} tokens each{more}"
 
 
 def _sampled(job: Job) -> dict[str, Any]:
@@ -219,7 +257,7 @@ def _sequences(job: Job, tokens: int) -> str:
 def _facts(job: Job, parent: Parent, space: Space) -> list[tuple[str, str]]:
     shape = parent.shape
     storage = storage_of(job.hardware, shape)
-    facts = [("budget", ", ".join(f"{limit.field.removeprefix('budget.')} {limit.text}" for limit in job.budget))]
+    facts = [("budget", _budget(job))]
     for scenario in job.hardware.scenarios:
         length = scenario.prefill + scenario.generate
         kv = sum(

@@ -30,7 +30,7 @@ def has_presets(search: Search) -> bool:
     """Whether the search chooses formats in llama.cpp, on a machine that is here, for a parent whose rows are whole
     blocks: its quantiser refuses others."""
     job, shape = search.job, search.parent.shape
-    if job.hardware.engine != LLAMA_CPP or not job.space.formats or job.hardware.costs is not None:
+    if job.hardware.engine != LLAMA_CPP or not job.space.formats or job.hardware.costs or job.original:
         return False
     rows = (tensor.shape[-1] for tensor in pack(shape, shape.blocks, Q8_0).tensors if len(tensor.shape) == 2)
     return all(map(GGUF[Q8_0].fits, rows))

@@ -98,9 +98,27 @@ def run_job(
 
 def open_job_parent(job: Job) -> Parent | GgufFile:
     """The job's parent, opened and checked as far as headers tell; a GGUF file is not unpacked."""
-    if job.parent.startswith(EMBEDDED):
-        return open_parent(embedded_parent(job.parent.removeprefix(EMBEDDED)))
-    return open_source(job.resolve(job.parent), job.revision)
+    return _opened(job, job.parent)
+
+
+def open_job_original(job: Job) -> Parent | GgufFile | None:
+    """The model that the job's parent is a child of, opened as the parent is; None where the job names none."""
+    return None if job.original is None else _opened(job, job.original)
+
+
+def original_of(job: Job, place: Workspace) -> Parent | None:
+    """The same in a folder, a GGUF file unpacked."""
+    source = open_job_original(job)
+    if source is None:
+        return None
+    with unpacked(source, unpacked_place(job, place)) as original:
+        return original
+
+
+def _opened(job: Job, name: str) -> Parent | GgufFile:
+    if name.startswith(EMBEDDED):
+        return open_parent(embedded_parent(name.removeprefix(EMBEDDED)))
+    return open_source(job.resolve(name), job.revision)
 
 
 def unpacked_place(job: Job, place: Workspace) -> Path:
@@ -121,7 +139,8 @@ def fingerprint_of(job: Job, parent: Parent | GgufFile) -> str:
             texts += _stamps(job.resolve(source.path))
     if job.hardware.costs is not None:
         texts.append(_stamp(job.resolve(job.hardware.costs)))
-    told = [values, parent.fingerprint, texts, __version__]
+    original = open_job_original(job)
+    told = [values, parent.fingerprint, texts, __version__, *([] if original is None else [original.fingerprint])]
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
@@ -156,7 +175,7 @@ def _run(
         begun = stack.enter_context(begin(job, place, source, reporter, name, address))
         from inlay.nas.stages.pipeline import Pipeline  # takes as long as in a worker, and at the same time
 
-        pipeline = Pipeline(job, begun.place, begun.parent, begun.cluster, reporter, fingerprint)
+        pipeline = Pipeline(job, begun.place, begun.parent, begun.cluster, reporter, fingerprint, begun.original)
         evaluation, run = stack.enter_context(pipeline).run(begun.packed)
     return RunResult(place.url, evaluation, run, False)
 
@@ -170,12 +189,14 @@ class Begun:
         parent: open and checked.
         cluster: connected.
         packed: the texts; None where the parent is to write one.
+        original: what the parent is a child of, open and checked; None where the job names none.
     """
 
     place: Workspace
     parent: Parent
     cluster: Cluster
     packed: Packed | None
+    original: Parent | None
 
 
 @contextmanager
@@ -197,6 +218,9 @@ def begin(
     with unpacked(source, unpacked_place(job, place)) as parent:
         parent.check_finite()
         place.check_parent(parent.digest, job.parent)
+        original = original_of(job, place)
+        if original is not None:
+            original.check_finite()
         samples = any(text.sample is not None for text in (job.data.distill, job.data.validate))
         packed = None if samples else pack_texts(job, parent.tokenizer())
     settings = replace(cluster_settings(job, place), address=address)
@@ -216,7 +240,7 @@ def begin(
             cluster.check_together(job.recover.workers)
         place.claim(parent.digest, job.parent)
         cluster.preload(*IMPORTED_BY_WORKERS)
-        yield Begun(place, parent, cluster, packed)
+        yield Begun(place, parent, cluster, packed, original)
 
 
 @contextmanager

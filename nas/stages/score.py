@@ -7,7 +7,7 @@ before the fork is ever computed again (Puzzle, arXiv 2411.19146, section 4: rep
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from inlay.nas.loop.spans import scratch_of, spans_with_boundaries
 from inlay.nas.loop.true_kl import true_scores
 from inlay.nas.pieces.comparison import Comparison, compare_architectures, summaries, tensors_of
 from inlay.nas.pieces.stage import Stage
+from inlay.nas.pieces.standard_error import Values
 from inlay.nas.pieces.texts import Ids
 from inlay.nas.pieces.weights import Library
 from inlay.nas.tables.architecture import PARENT_BLOCK, Block, Blocks, ends_label
@@ -31,34 +32,60 @@ PARENT = {"attention": "attention:parent", "ffn": "ffn:parent"}
 class ScoredBlock:
     """The parent with one block replaced, or with its ends in another format, against the parent.
 
-    The ends are a label alone, at the last layer, with which they are chosen.
+    The ends are a label alone, at the last layer, with which they are chosen. Where the parent is a child of an
+    original, `comparison` is against that one, and `base` is what the parent itself is against it.
     """
 
     layer: int
     block: Block
     comparison: Comparison
+    base: Comparison | None = None
 
     def row(self) -> dict[str, Any]:
-        """A row of the score table: `layer, attention, ffn` and the figures of the comparison."""
+        """A row of the score table: `layer, attention, ffn` and the figures of the comparison; with a base the KL and
+        its error are those of what the block adds to it, which is there as `base_kl_nats`."""
+        figures: dict[str, Any] = self.comparison.figures()
+        if self.base is not None:
+            added = self.comparison.above(self.base)
+            figures |= {"kl_nats": added.nats, "standard_error": added.standard_error}
+            figures |= {"base_kl_nats": self.base.kl_nats}
         if len(self.block) == 1:
-            return {"layer": -1, "attention": "", "ffn": self.block[0], **self.comparison.figures()}
+            return {"layer": -1, "attention": "", "ffn": self.block[0], **figures}
         attention, ffn = self.block
-        return {"layer": self.layer, "attention": attention, "ffn": ffn, **self.comparison.figures()}
+        return {"layer": self.layer, "attention": attention, "ffn": ffn, **figures}
+
+    @property
+    def added_N(self) -> Values:
+        """What the block adds to the KL of each sequence."""
+        return self.comparison.kl_N if self.base is None else self.comparison.kl_N - self.base.kl_N
 
 
 def score_blocks(search: Search, ids: Ids, library: Library) -> list[ScoredBlock]:
     """Scores every offered variant of every layer, and the pairs; sorted by layer and label."""
     num_layers = search.parent.shape.num_layers
-    blocks = [layer_blocks(search, layer, library) for layer in range(num_layers)]
-    pieces = [score_piece(search, ids, layer, blocks[layer], library) for layer in range(num_layers)]
-    kept = kept_records(search.workspace.store, pieces)
-    missing = [layer for layer, piece in enumerate(pieces) if piece.key not in kept]
+    blocks = {layer: layer_blocks(search, layer, library) for layer in range(num_layers)}
+    return _score(search, ids, library, blocks) + score_ends(search, ids, library)
+
+
+def score_beside(search: Search, ids: Ids, library: Library) -> list[ScoredBlock]:
+    """Scores what stands beside one attention only, each with that one, wherever it was trained."""
+    offers = {layer: offered(search, layer, library) for layer in range(search.parent.shape.num_layers)}
+    blocks = {layer: sorted(v.block for v in held if v.beside is not None) for layer, held in offers.items()}
+    return _score(search, ids, library, {layer: held for layer, held in blocks.items() if held})
+
+
+def _score(
+    search: Search, ids: Ids, library: Library, blocks: Mapping[int, Sequence[tuple[str, str]]]
+) -> list[ScoredBlock]:
+    """The scores of blocks by layer, in that order."""
+    pieces = {layer: score_piece(search, ids, layer, held, library) for layer, held in blocks.items()}
+    kept = kept_records(search.workspace.store, [*pieces.values()])
+    missing = [layer for layer, piece in pieces.items() if piece.key not in kept]
     for span in spans_with_boundaries(search, ids, missing):
         search.part(span.share, 1)
         search.run([pieces[layer] for layer in span.layers if layer in missing], "KL of blocks", "layers")
-    records = search.run(pieces)
-    found = [one for layer, record in enumerate(records) for one in _scored(search, layer, blocks[layer], record)]
-    return found + score_ends(search, ids, library)
+    records = dict(zip(pieces, search.run([*pieces.values()]), strict=True))
+    return [one for layer, held in blocks.items() for one in _scored(search, layer, held, records[layer])]
 
 
 def offered_ends(search: Search) -> list[str]:
@@ -74,8 +101,10 @@ def score_ends(search: Search, ids: Ids, library: Library) -> list[ScoredBlock]:
     if not labels:
         return []
     changed: list[Blocks] = [(*own[:-1], (*PARENT_BLOCK, label)) for label in labels]
-    found = true_scores(search, ids, library, changed, "KL of embedding and head")
-    return [ScoredBlock(len(own) - 1, (label,), one) for label, one in zip(labels, found, strict=True)]
+    what = "KL of embedding and head"
+    base = None if search.original is None else true_scores(search, ids, library, [tuple(own)], what)[0]
+    found = true_scores(search, ids, library, changed, what)
+    return [ScoredBlock(len(own) - 1, (label,), one, base) for label, one in zip(labels, found, strict=True)]
 
 
 def layer_blocks(search: Search, layer: int, library: Library) -> list[tuple[str, str]]:
@@ -107,8 +136,8 @@ def pairs_at(search: Search, layer: int, singles: Sequence[Variant]) -> list[tup
 def score_piece(search: Search, ids: Ids, layer: int, blocks: Sequence[tuple[str, str]], library: Library) -> Piece:
     """The piece that scores one layer's blocks over the whole score text."""
     num_layers = search.parent.shape.num_layers
-    parent = (PARENT["attention"], PARENT["ffn"])
-    architectures = [[block if index == layer else parent for index in range(num_layers)] for block in blocks]
+    compared = _compared(search, blocks)
+    architectures = [[block if index == layer else PARENT_BLOCK for index in range(num_layers)] for block in compared]
     held = {str(layer): dict(library.digests.get(layer, {}))}
     scratch = scratch_of(search, ids)
     return search.piece(
@@ -123,12 +152,12 @@ def score_piece(search: Search, ids: Ids, layer: int, blocks: Sequence[tuple[str
             "scratch": str(scratch.folder),
             "first_layer": layer,
             "architectures": architectures,
-            "labels": [" + ".join(block) for block in blocks],
+            "labels": [" + ".join(block) for block in compared],
             "library": held,
         },
         {
             "ids": ids.digest,
-            "blocks": [list(block) for block in blocks],
+            "blocks": [list(block) for block in compared],
             "library": held,
             **search.rounding([blocks]),
         },
@@ -136,6 +165,14 @@ def score_piece(search: Search, ids: Ids, layer: int, blocks: Sequence[tuple[str
 
 
 def _scored(search: Search, layer: int, blocks: Sequence[Block], record: Record) -> list[ScoredBlock]:
-    labels = [" + ".join(block) for block in blocks]
+    labels = [" + ".join(block) for block in _compared(search, blocks)]
     found = summaries(labels, [tensors_of(search.workspace.store.blob_path(record.blobs["sequences"]))])
-    return [ScoredBlock(layer, block, found[label]) for block, label in zip(blocks, labels, strict=True)]
+    base = None if search.original is None else found[labels[-1]]
+    return [ScoredBlock(layer, block, found[label], base) for block, label in zip(blocks, labels, strict=False)]
+
+
+def _compared(search: Search, blocks: Sequence[Block]) -> list[Block]:
+    """The blocks that one piece compares with the reference: where that is not the parent, it too, as the last."""
+    if search.original is None:
+        return [*blocks]
+    return [*(block for block in blocks if block != PARENT_BLOCK), PARENT_BLOCK]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from inlay.nas.loop.search import Search
@@ -11,9 +12,9 @@ from inlay.nas.pieces.texts import Texts
 from inlay.nas.pieces.weights import Library
 from inlay.nas.stages.calibrate import inputs_of
 from inlay.nas.stages.estimates import are_estimated, estimate_blocks
-from inlay.nas.stages.score import score_blocks, score_ends
+from inlay.nas.stages.score import ScoredBlock, score_blocks, score_ends
 from inlay.nas.tables.architecture import Block
-from inlay.nas.tables.scores import ScoreTable
+from inlay.nas.tables.scores import BASE, ScoreTable
 from inlay.nas.workspace import INPUTS_FILE
 
 
@@ -33,6 +34,17 @@ class Scored:
     note: str
     metrics: dict[str, float]
 
+    def with_blocks(self, more: Sequence[ScoredBlock], what: str) -> Scored:
+        """With the scores of more blocks, which people are told as `what`."""
+        parts = {(one.layer, one.block): one.added_N for one in more}
+        rows = sorted([*self.rows, *(one.row() for one in more)], key=_place)
+        return replace(self, rows=rows, scored={**self.scored, **parts}, note=f"{self.note}, then {what}")
+
+
+def _place(row: Mapping[str, Any]) -> tuple[bool, int]:
+    """Where a row stands: by layer, the ends behind all."""
+    return int(row["layer"]) < 0, int(row["layer"])
+
 
 def score_all(search: Search, texts: Texts, library: Library) -> Scored:
     """Scores what the solver may choose; where formats are chosen, what they are weighed by is gathered first."""
@@ -46,7 +58,9 @@ def score_all(search: Search, texts: Texts, library: Library) -> Scored:
     found = score_blocks(search, texts.score, library)
     rows = [one.row() for one in found]
     gammas = ScoreTable.of(rows).gammas
-    parts = {(one.layer, one.block): one.comparison.kl_N for one in found}
+    parts = {(one.layer, one.block): one.added_N for one in found}
+    if (base := found[0].base) is not None:
+        parts[BASE] = base.kl_N
     return Scored(rows, parts, f"{len(rows)} blocks, {gammas}", {"gamma": gammas.common})
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from inlay.nas.errors import UserError
 from inlay.nas.job.sections import Scenario
 from inlay.nas.loop.search import Search
-from inlay.nas.tables.architecture import Blocks
+from inlay.nas.tables.architecture import Blocks, is_original
 from inlay.nas.tables.configs import config_of
 from inlay.nas.tables.costs import COMPUTE, CostTable, quantities
+from inlay.nas.variants.entries import entries_of
 
 if TYPE_CHECKING:
     from inlay.nas.modeling import InlayConfig
@@ -36,7 +37,8 @@ def sizes_of(
         stored: bytes of its weights in Transformers' form; None where there are none.
     """
     shape, storage = search.parent.shape, search.storage
-    config = config_of(search.parent.config, shape, architecture)
+    config = config_of(search.parent.config, shape, architecture) if not is_original(architecture) else None
+    config = config or search.reference.config
     weights, total = storage.model(shape, config.blocks, config.ends_format), costs.total(scenario.name, architecture)
     predicted_file, file = _file(search, config, weights, held, stored)
     return {
@@ -51,6 +53,13 @@ def sizes_of(
         "predicted_file_bytes": predicted_file,
         "file_bytes": file,
     }
+
+
+def attentions_in(search: Search, architecture: Blocks) -> list[dict[str, Any]]:
+    """The attention entries of an architecture of the search, or of the original."""
+    if is_original(architecture):
+        return [block["attention"] for block in search.reference.shape.blocks]
+    return [entry["attention"] for entry in entries_of(search.parent.shape, architecture)]
 
 
 def parent_file_bytes(folder: Path) -> int:

@@ -22,7 +22,7 @@ from inlay.nas.report.progress import Reporter
 from inlay.nas.stages.estimate import START_SECONDS, token_seconds
 from inlay.nas.stages.evaluate import rows_of
 from inlay.nas.stages.quality import judged_text
-from inlay.nas.stages.run import open_job_parent, unpacked_place
+from inlay.nas.stages.run import open_job_parent, original_of, unpacked_place
 from inlay.nas.tables.architecture import Blocks, blocks_of
 from inlay.nas.tables.costs import CostTable
 from inlay.nas.workspace import INPUTS_FILE, Workspace
@@ -54,11 +54,11 @@ def evaluate_solution(place: Workspace, name: str) -> dict[str, Any]:
     with connect(cluster_settings(job, place)) as cluster:
         # The solution and the unchanged parent, both beside the parent.
         kind = SmallSearch if is_small(job, parent, 3 * ids.tokens, ids.shape[1]) else Search
-        search = kind(job, place, parent, cluster, Reporter(), inputs=inputs_of_workspace(place))
-        library = library_of_workspace(place)
-        unchanged: Blocks = tuple([("attention:parent", "ffn:parent")] * parent.shape.num_layers)
-        own, base = true_scores(search, ids, library, [architecture, unchanged])
-        costs = CostTable(place.read_table("costs"))
+        search = kind(
+            job, place, parent, cluster, Reporter(), inputs=inputs_of_workspace(place), original=original_of(job, place)
+        )
+        library, costs = library_of_workspace(place), CostTable(place.read_table("costs"))
+        own, base = true_scores(search, ids, library, [architecture, costs.reference(parent.shape.num_layers)])
         times = {"child": judged_times(search, costs, [architecture], "times of it")[0]}
         rows = rows_of(search, costs, {"child": own}, base, {"child": architecture}, times, {}, texts.sources)
     rows["child"]["before_recover"] = own.kl_nats

@@ -14,6 +14,8 @@ stored in, where that is another format than the whole file's."""
 Blocks = tuple[Block, ...]
 """An architecture: one block a layer."""
 PARENT_BLOCK: Block = ("attention:parent", "ffn:parent")
+ORIGINAL_BLOCK: Block = ("attention:original", "ffn:original")
+"""What stood at a layer of the original that a parent is a child of; a cost table has it, no architecture does."""
 _ENDS = "ends:parent@"
 
 
@@ -31,6 +33,11 @@ def ends_form(architecture: Sequence[Sequence[str]]) -> str | None:
 def identify(architecture: Sequence[Sequence[str]]) -> str:
     """A short name of an architecture, from its digest."""
     return hashlib.sha256(json.dumps([list(block) for block in architecture]).encode()).hexdigest()[:12]
+
+
+def is_original(architecture: Sequence[Sequence[str]]) -> bool:
+    """Whether it is no architecture of the search, but what its parent is a child of."""
+    return tuple(architecture[0][:2]) == ORIGINAL_BLOCK
 
 
 def kind_of(label: str) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from inlay.nas.job.budget import PEAK
-from inlay.nas.tables.architecture import ends_form, ends_label
+from inlay.nas.tables.architecture import ORIGINAL_BLOCK, PARENT_BLOCK, Block, Blocks, ends_form, ends_label
 from inlay.nas.tables.halves import Half, StandIn, layers_of, stand_ins_at_most
 from inlay.nas.variants import is_free
 
@@ -72,6 +72,11 @@ class CostTable:
             there = [row for row in rows if row.get(HALF)]
             rows += [held[name] for name in stand_ins_at_most(there, _half, StandIn.MAP in held, layer == 0)]
         return _sum(rows)
+
+    def reference(self, num_layers: int) -> Blocks:
+        """What budgets and ratios are relative to: the original where the table has one, else the parent."""
+        found: Block = ORIGINAL_BLOCK if self.has(self.scenarios[0], 0, ORIGINAL_BLOCK[0]) else PARENT_BLOCK
+        return (found,) * num_layers
 
     def total(self, scenario: str, architecture: Sequence[Sequence[str]]) -> dict[str, int]:
         """Costs of a whole model, ends included, and `compute_bytes` where they are known."""

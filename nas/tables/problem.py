@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 
 from inlay.nas.errors import UserError
 from inlay.nas.job.budget import PEAK, BudgetLimit
-from inlay.nas.tables.architecture import PARENT_BLOCK, ends_form
+from inlay.nas.tables.architecture import ends_form
 from inlay.nas.tables.costs import COMPUTE, CostTable, quantities
 from inlay.nas.tables.scores import ScoreTable
 from inlay.solver import Choice, Limit, Problem
@@ -98,7 +98,7 @@ def solver_limits(
                 f"{limit.field}: there is no scenario `{limit.scenario}`; the tables have {', '.join(costs.scenarios)}"
             )
         for scenario in costs.scenarios if limit.scenario is None else [limit.scenario]:
-            parent = quantities(costs.total(scenario, [PARENT_BLOCK] * num_layers), tokens[scenario])
+            parent = quantities(costs.total(scenario, costs.reference(num_layers)), tokens[scenario])
             if limit.name not in parent:
                 raise UserError(f"{limit.field}: {UNKNOWN_PEAK}")
             value = limit.against(parent[limit.name])

@@ -13,6 +13,8 @@ from typing import Any
 
 from inlay.nas.tables.architecture import PARENT_BLOCK, Block, kind_of
 
+BASE: tuple[int, Block] = (-1, PARENT_BLOCK)
+"""Where the KL of the parent itself stands among those of blocks."""
 KindPair = tuple[str, str]
 """The kinds of an attention and an ffn variant, as their labels say them."""
 COMMON_PAIRS = 4
@@ -73,24 +75,34 @@ class ScoreTable:
         gammas: how two changes at one layer add up.
         factors: corrections of single blocks by (layer, block), 1 where there is none.
         ends: KL of embedding and head in another format than the file's, by label, nats.
+        base: KL of the parent itself against the original that it is a child of, nats: what blocks add to. 0 where it
+            is nobody's child.
     """
 
     measured: Mapping[int, Mapping[Block, float]]
     gammas: Gammas = Gammas()
     factors: Mapping[tuple[int, Block], float] = field(default_factory=dict)
     ends: Mapping[str, float] = field(default_factory=dict)
+    base: float = 0.0
 
     @staticmethod
     def of(rows: Iterable[Mapping[str, Any]]) -> ScoreTable:
-        """The table of the score stage's rows, with the gammas fitted on the pairs among them; ends are at layer -1."""
+        """The table of the score stage's rows, with the gammas fitted on the pairs among them; ends are at layer -1.
+
+        What lowers the KL of a parent to its original counts as free.
+        """
         measured: dict[int, dict[Block, float]] = {}
         ends: dict[str, float] = {}
+        base = 0.0
         for row in rows:
+            nats = float(row["kl_nats"])
+            if "base_kl_nats" in row:
+                base, nats = float(row["base_kl_nats"]), max(0.0, nats)
             if int(row["layer"]) < 0:
-                ends[row["ffn"]] = float(row["kl_nats"])
+                ends[row["ffn"]] = nats
                 continue
-            measured.setdefault(int(row["layer"]), {})[row["attention"], row["ffn"]] = float(row["kl_nats"])
-        return ScoreTable(measured, fit_gammas(measured), ends=ends)
+            measured.setdefault(int(row["layer"]), {})[row["attention"], row["ffn"]] = nats
+        return ScoreTable(measured, fit_gammas(measured), ends=ends, base=base)
 
     def blocks(self, layer: int) -> list[Block]:
         """Every block that can be chosen at a layer: the parent's own, all pairs of what was scored alone there, and
@@ -125,4 +137,4 @@ class ScoreTable:
 
     def predict(self, architecture: Sequence[Block]) -> float:
         """The additive prediction of an architecture's KL, nats per token."""
-        return sum(self.score(layer, block) for layer, block in enumerate(architecture))
+        return self.base + sum(self.score(layer, block) for layer, block in enumerate(architecture))

@@ -194,6 +194,7 @@ def test_progress_is_read_back_from_a_log() -> None:
         "done": None,
         "total": None,
         "percent": 0,
+        "round": None,
         "time_left": "1 min 40 s",
         "line": "distill started · search 0 %, about 1 min 40 s left",
     }
@@ -212,6 +213,17 @@ def test_progress_is_read_back_from_a_log() -> None:
     progress = read_progress(stream.getvalue())
     assert progress is not None
     assert (progress["doing"], progress["percent"], progress["time_left"]) == ("started", 0, None)
+    reporter.round_started(2, 3)
+    reporter.search_started(STAGES, ESTIMATES)
+    reporter.stage_started("distill")
+    reporter.batch_started("training 8 variants", "layers")
+    clock.now = 40
+    reporter.piece_event(event("finished", 3))
+    progress = read_progress(stream.getvalue())
+    assert progress is not None
+    assert (progress["round"], progress["doing"], progress["done"]) == ("round 2 of 3", "training 8 variants", 3)
+    assert progress["line"].startswith("distill training 8 variants, 3 of 8 layers · round 2 of 3 · search ")
+    reporter = Reporter(stream, clock)
     reporter.search_started(STAGES, {})
     reporter.stage_started("recover")
     assert (read_progress(stream.getvalue()) or {})["line"] == "recover started · search stage 1 of 2"

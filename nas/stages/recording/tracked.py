@@ -19,6 +19,7 @@ from inlay.nas.report.pictures import all_pictures
 from inlay.nas.report.progress import Reporter
 from inlay.nas.report.prompts import prompts_text
 from inlay.nas.report.records import Evaluation
+from inlay.nas.report.sentences import round_words
 from inlay.nas.workspace import Workspace
 
 _NOT_IN_METRICS = re.compile(r"[^\w.\- /]")
@@ -42,6 +43,8 @@ class TrackedSearch:
     def start(self, resume_run_id: str | None, creation: str) -> None:
         """Starts the search's run, by the name `creation`, or continues the one that it has from before."""
         name = self.job.file.stem if self.job.file else "search"
+        if (own := self.place.own_round()) is not None:
+            name = f"{own.search} {round_words(own.number, own.of)}"
         tags = {
             "inlay.parent": self.job.parent,
             "inlay.job": self.job.search_digest(),

@@ -13,6 +13,7 @@ from inlay.nas.loop.spans import scratch_of
 from inlay.nas.pieces.calibration import statistics_of
 from inlay.nas.pieces.texts import Texts
 from inlay.nas.pieces.weights import Library
+from inlay.nas.stages.beside import add_beside, first_variants, variants_beside
 from inlay.nas.stages.calibrate import calibrate_piece, sums_of
 from inlay.nas.stages.distill import build_library, keeps_outcomes, layer_variants, library_of
 from inlay.nas.stages.measure import cost_rows
@@ -59,11 +60,15 @@ def find_child(search: Search, texts: Texts, timed: Timed, known: Blocks | None)
         with timed("measure"):
             costs = CostTable(cost_rows(search))
     with timed("distill"):
-        library = library_of(build_library(search, texts.distill))
+        records = build_library(search, texts.distill, first_variants(search))
+        if known is not None:
+            records += build_library(search, texts.distill, variants_beside(search, known))
+        library = library_of(records)
     if architecture is None:
         assert costs is not None
         with timed("score") as told:
-            found = score_all(search, texts, library)
+            records, found = add_beside(search, texts, records, score_all(search, texts, library), costs)
+            library = library_of(records)
             told.append(found.note)
             tokens = {s.name: s.batch_size * s.generate for s in search.job.hardware.scenarios}
             problem = Tables(ScoreTable.of(found.rows), costs, tokens).problem(search.job.budget)

@@ -98,6 +98,10 @@ def tune_job(
 
 def check_tunable(job: Job, metric: Metric, output: Path) -> None:
     """Raises UserError where there is nothing to tune, or no place for the result."""
+    if job.rounds > 1:
+        raise UserError(
+            f"rounds: is {job.rounds}, and trials are of one search; set it to 1, and give what is found to all rounds"
+        )
     if metric == "kl" and not job.recover.tokens:
         raise UserError(
             "recover.tokens: is 0, so that nothing is trained after assembly; give it tokens, or --metric assembled"
@@ -133,7 +137,7 @@ def _tune(
     url: str,
     output: Path,
 ) -> dict[str, Any]:
-    search = Search(job, begun.place, begun.parent, begun.cluster, reporter)
+    search = Search(job, begun.place, begun.parent, begun.cluster, reporter, original=begun.original)
 
     @contextmanager
     def timed(name: str) -> Iterator[list[str]]:
