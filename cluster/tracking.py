@@ -20,7 +20,7 @@ from typing import Any
 
 from inlay.cluster.store import Store, digest_of
 from inlay.cluster.tracking_buffer import Buffer
-from inlay.cluster.tracking_send import Entry, Sender, TrackerDownError, redacted_values
+from inlay.cluster.tracking_send import Entry, Sender, TrackerDownError, prepare_environment, redacted_values
 from inlay.cluster.urls import redacted
 
 TAGS_VARIABLE = "INLAY_JOB_TAGS"
@@ -86,6 +86,10 @@ class TrackedRun:
         """Keep an exported folder as the artifacts `model/`, and as a version of a registered model if one is named."""
         self._add(self.ref, "model", local=str(Path(folder).absolute()), register_as=register_as)
 
+    def rename(self, name: str) -> None:
+        """Give the run another name."""
+        self._add(self.ref, "name", name=name)
+
     def end(self, status: str = "FINISHED") -> None:
         """End the run as FINISHED, FAILED or KILLED; starting it again continues it."""
         self._add(self.ref, "end", status=status)
@@ -104,6 +108,7 @@ class Tracker(TrackedRun):
     ) -> None:
         """`uri` None is MLFLOW_TRACKING_URI, else `sqlite:///mlflow.db` here; `spool` keeps what is not sent yet."""
         super().__init__(self._queue, "search")
+        prepare_environment()
         self.uri = tracking_uri(uri)
         folder = spool_folder(spool)
         self._on_warning = on_warning
@@ -134,9 +139,12 @@ class Tracker(TrackedRun):
         self._queue(self.ref, "run", name=name, tags=tags, parent=None, resume=resume_run_id, creation=creation)
         return self.run_id()
 
-    def child(self, ref: str, name: str, tags: Mapping[str, str] | None = None) -> TrackedRun:
-        """Make, or continue, a run below the search's; `ref` names it in this workspace."""
-        self._queue(ref, "run", name=name, tags=dict(tags or {}), parent=self.ref, resume=None)
+    def child(
+        self, ref: str, name: str, tags: Mapping[str, str] | None = None, creation: str | None = None
+    ) -> TrackedRun:
+        """Make, or continue, a run below the search's; `ref` names it in this workspace, `creation` as in `start`."""
+        tags = dict(tags or {})
+        self._queue(ref, "run", name=name, tags=tags, parent=self.ref, resume=None, creation=creation)
         return TrackedRun(self._queue, ref)
 
     def run_id(self, ref: str = "search") -> str | None:

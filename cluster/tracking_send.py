@@ -56,6 +56,7 @@ class Sender:
         self._experiment = experiment
         self._state_path = folder / "runs.json"
         self._client: Any = None
+        self._made: set[str] = set()
         self._resumed: set[str] = set()
         self._told: dict[tuple[str, str], set[tuple[int, str]]] = {}
         self._warnings: list[str] = []
@@ -99,8 +100,6 @@ class Sender:
     def _connect(self) -> None:
         if self._client is not None:
             return
-        for name, value in _ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
         from mlflow import MlflowClient
 
         client = MlflowClient(tracking_uri=self._uri)
@@ -124,19 +123,24 @@ class Sender:
         values = entry.values
         tags = {**values["tags"], _REF_TAG: entry.ref}
         identifier = self.run_ids().get(entry.ref) or values["resume"]
-        if identifier is not None and self._is_there(identifier):
-            self._client.update_run(identifier, status="RUNNING")
-            self._change_state(entry.ref, identifier)
-            self._resumed.add(identifier)
-        else:
-            if values["parent"] is not None:
+        is_new, is_below = False, values["parent"] is not None
+        if identifier is None or not self._is_there(identifier):
+            if is_below:
                 tags["mlflow.parentRunId"] = self._run_id(values["parent"])
             key = values.get("creation") or self._creation_key(entry.ref)
             made = self._client.search_runs([self.experiment_id], f"tags.`inlay.creation` = '{key}'", max_results=1)
             tags["inlay.creation"] = key
             run = made[0] if made else self._client.create_run(self.experiment_id, tags=tags, run_name=values["name"])
             identifier = run.info.run_id
-            self._change_state(entry.ref, identifier)
+            is_new = not made
+        if is_new:
+            self._made.add(identifier)
+        else:
+            # People may have given the search another name; what a run below it is called is ours to say.
+            self._client.update_run(identifier, status="RUNNING", name=values["name"] if is_below else None)
+        if identifier not in self._made:
+            self._resumed.add(identifier)
+        self._change_state(entry.ref, identifier)
         from mlflow.entities import RunTag
 
         self._client.log_batch(identifier, tags=[RunTag(name, str(value)) for name, value in tags.items()])
@@ -237,6 +241,9 @@ class Sender:
         if not self._client.search_model_versions(f"name = '{register_as}' and run_id = '{run_id}'"):
             self._client.create_model_version(register_as, source, run_id)
 
+    def _send_name(self, run_id: str, name: str) -> None:
+        self._client.update_run(run_id, name=name)
+
     def _send_end(self, run_id: str, status: str) -> None:
         self._client.set_terminated(run_id, status)
 
@@ -281,6 +288,12 @@ class Sender:
         beside = self._state_path.with_suffix(".new")
         beside.write_text(json.dumps(state, indent=1, sort_keys=True))
         beside.replace(self._state_path)
+
+
+def prepare_environment() -> None:
+    """Set what mlflow reads when it is imported, but for what the user has set."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
 
 
 def redacted_values(values: dict[str, Any]) -> dict[str, Any]:

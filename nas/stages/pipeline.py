@@ -59,7 +59,7 @@ class Pipeline:
         self.job, self.place, self.parent = job, place, parent
         self.record = SearchRecord(job, place, reporter)
         tracked = self.record.tracked
-        self.search = Search(job, place, parent, cluster, reporter, tracked.numbers, tracked.name_series, tracked.best)
+        self.search = Search(job, place, parent, cluster, reporter, tracked.numbers, tracked.models.name, tracked.best)
         self.fingerprint = fingerprint
 
     def __enter__(self) -> Self:
@@ -199,7 +199,7 @@ class Pipeline:
             named = {"child": assembled.kept.architecture, **named}
             self.search.on_names({name: identify(blocks) for name, blocks in named.items()})
             recovered = recover(self.search, texts, assembled)
-            self.record.curves(recovered.curves)
+            self.record.recovered(recovered)
             told.note = recovered.note
         self.record.assembled(recovered.assembled, tables)
         return recovered.models
