@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from inlay.cluster.tracking_model import ServedModel, send_model
 from inlay.cluster.urls import redacted
 
 # Read by mlflow when it is imported: a dead tracker must not stall a search, and nothing is reported to its makers.
@@ -20,12 +21,15 @@ _ENVIRONMENT = {
     "DO_NOT_TRACK": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_UV_AUTO_DETECT": "false",
     "MLFLOW_LOGGING_LEVEL": "ERROR",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "GIT_PYTHON_REFRESH": "quiet",
 }
 _REFUSED = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE"}
 _REF_TAG = "inlay.run"
+SEARCH = "search"
+"""The ref of the run that all others stand below."""
 # A search is model development in MLflow's own words.
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 _METRICS_A_CALL = 500
@@ -228,18 +232,9 @@ class Sender:
         dataset = Dataset(name, digest, "local", json.dumps({"uri": source}), profile=json.dumps(profile))
         self._client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", name)])])
 
-    def _send_model(self, run_id: str, local: str, register_as: str | None) -> None:
-        if not Path(local).is_dir():
-            self._warnings.append(f"{local} was gone before it could be sent to the tracker")
-            return
-        self._client.log_artifacts(run_id, local, "model")
-        if register_as is None:
-            return
-        with contextlib.suppress(_mlflow_error()):
-            self._client.create_registered_model(register_as)
-        source = f"{self._client.get_run(run_id).info.artifact_uri}/model"
-        if not self._client.search_model_versions(f"name = '{register_as}' and run_id = '{run_id}'"):
-            self._client.create_model_version(register_as, source, run_id)
+    def _send_model(self, run_id: str, **values: Any) -> None:
+        run_ids = list(dict.fromkeys((run_id, self._run_id(SEARCH))))
+        send_model(self._client, self.experiment_id, run_ids, ServedModel(**values), self._warnings.append)
 
     def _send_name(self, run_id: str, name: str) -> None:
         self._client.update_run(run_id, name=name)

@@ -32,6 +32,7 @@ from inlay.nas.families import (
     open_source,
 )
 from inlay.nas.families.gguf import is_gguf
+from inlay.nas.families.registered import is_registered, registered_folder
 from inlay.nas.job import Data, Job, JobError, Problem, Scenario, sources_by_field
 from inlay.nas.job.budget import PEAK
 from inlay.nas.job.judged import JUDGED_FIELD
@@ -92,7 +93,7 @@ def check_measured(job: Job) -> Described:
         if is_hub_id(job.parent, job.folder) and job.revision is not None:
             parent = describe_hub_parent(job.parent, job.revision)
         else:
-            parent = _describe_shape(_folder_of(job.parent, job.folder))
+            parent = _describe_shape(_folder_of(job.parent, job.folder, job.tracking.uri))
     except UserError as error:
         raise JobError.of([*found, _problem(error, "parent")], sections, str(job.file or "job")) from None
     found += _against_shape(sections, parent.shape)
@@ -118,7 +119,8 @@ def check_sections(sections: Mapping[str, Any], folder: Path) -> Checked:
     parent: _Described | None = None
     if "parent" in sections:
         try:
-            parent = _describe(sections["parent"], sections.get("revision"), folder)
+            tracking = sections["tracking"].uri if "tracking" in sections else None
+            parent = _describe(sections["parent"], sections.get("revision"), folder, tracking)
         except UserError as error:
             found.append(_problem(error, "parent"))
     scenarios = sections["hardware"].scenarios if "hardware" in sections else ()
@@ -159,7 +161,7 @@ class _Described:
     """What stands in that file, where it is not there yet."""
 
 
-def _describe(parent: str, revision: str | None, folder: Path) -> _Described | None:
+def _describe(parent: str, revision: str | None, folder: Path, tracking: str | None) -> _Described | None:
     """A folder is opened as a run would, a GGUF file up to its weights; of a hub id config and tokenizer are read, None
     where its revision lacks."""
     if is_hub_id(parent, folder):
@@ -167,13 +169,15 @@ def _describe(parent: str, revision: str | None, folder: Path) -> _Described | N
             return None
         held = describe_hub_parent(parent, revision)
         return _Described(held.shape, held.folder / _TOKENIZER)
-    opened = open_source(_folder_of(parent, folder))
+    opened = open_source(_folder_of(parent, folder, tracking))
     if isinstance(opened, GgufFile):
         return _Described(opened.shape, opened.header.path, opened.tokenizer)
     return _Described(opened.shape, opened.folder / _TOKENIZER)
 
 
-def _folder_of(parent: str, folder: Path) -> Path:
+def _folder_of(parent: str, folder: Path, tracking: str | None) -> Path:
+    if is_registered(parent):
+        return registered_folder(parent, tracking, "parent")
     if parent.startswith(EMBEDDED):
         return embedded_parent(parent.removeprefix(EMBEDDED))
     return Path(resolve(parent, folder))

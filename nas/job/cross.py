@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from inlay.cluster.urls import has_password
+from inlay.nas.families.registered import check_registered_form, is_registered
 from inlay.nas.families.shape import SLOTS
 from inlay.nas.job.locations import EMBEDDED, is_hub_id, resolve
 from inlay.nas.job.sections import sources_by_field
@@ -21,6 +22,8 @@ _URLS = {
     "tracking.uri": "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_URI",
     "cluster.address": "RAY_AUTH_TOKEN_PATH",
 }
+_WITH_REGISTRY = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks", "databricks-uc", "uc")
+"""Kinds of MLflow stores that have one."""
 EMBEDDED_PARENT = "inlay:pystdlib"
 EMBEDDED_TEXTS = ("inlay:pystdlib/train", "inlay:pystdlib/held_out")
 
@@ -41,6 +44,8 @@ def cross_problems(sections: Mapping[str, Any], folder: Path) -> list[Problem]:
             found += _budget(sections["budget"], [scenario.name for scenario in sections["hardware"].scenarios])
     if "recover" in sections:
         found += _ranks(sections)
+    if "tracking" in sections:
+        found += _registry(sections["tracking"])
     if "space" in sections and "distill" in sections and not sections["distill"].tokens:
         found += _untrained(sections["space"])
     return found
@@ -76,12 +81,31 @@ def _sources(data: Any) -> list[tuple[str, str]]:
 def _parent(parent: str, revision: str | None, folder: Path) -> list[Problem]:
     if parent.startswith(EMBEDDED) and parent != EMBEDDED_PARENT:
         return [Problem("parent", f"{show(parent)} does not ship with inlay; write {EMBEDDED_PARENT}")]
+    if is_registered(parent):
+        try:
+            check_registered_form(parent)
+        except ValueError as error:
+            return [Problem("parent", f"{show(parent)} {error}")]
     if is_hub_id(parent, folder) and not revision:
         text = f"is missing; the hub id {parent} needs its commit, so that the parent stays the same"
         return [Problem("revision", f"{text} (if a folder was meant: {folder / parent} is not there)")]
     if revision and not is_hub_id(parent, folder):
-        return [Problem("revision", f"{show(revision)} has no meaning for the folder {parent}; leave it out")]
+        what = "registered model" if is_registered(parent) else "folder"
+        return [Problem("revision", f"{show(revision)} has no meaning for the {what} {parent}; leave it out")]
     return []
+
+
+def _registry(tracking: Any) -> list[Problem]:
+    if tracking.register is None:
+        if tracking.alias is None:
+            return []
+        text = f"{show(tracking.alias)} is the alias of nothing, since tracking.register names no model; set it too"
+        return [Problem("tracking.alias", text)]
+    scheme = tracking.uri.partition(":")[0].partition("+")[0] if tracking.uri is not None else None
+    if scheme is None or scheme in _WITH_REGISTRY:
+        return []
+    text = f"{show(tracking.register)} needs a registry of models, and the store {tracking.uri} has none; set"
+    return [Problem("tracking.register", f"{text} tracking.uri to a server, a database or sqlite:///mlflow.db")]
 
 
 def _texts(data: Any, folder: Path) -> list[Problem]:

@@ -32,6 +32,7 @@ from inlay.nas.stages.measure import cost_rows, costs_origin
 from inlay.nas.stages.outcome import loss_rows
 from inlay.nas.stages.presets import has_presets, preset_rows
 from inlay.nas.stages.quality import above_child, judged_text
+from inlay.nas.stages.recording.logged_model import CHILD
 from inlay.nas.stages.recording.record import SearchRecord
 from inlay.nas.stages.recover import recover
 from inlay.nas.stages.score import offered_ends
@@ -99,7 +100,8 @@ class Pipeline:
         evaluation = self._evaluate(texts, library, tables_costs, models)
         winner = str(evaluation["chosen"])
         with self.stage("export"):
-            write_model_folder(self.place, self.parent, models[winner], evaluation, self.job, "child")
+            write_model_folder(self.place, self.parent, models[winner], evaluation, self.job, CHILD)
+            self.record.exported(models[winner], evaluation, texts)
             self.search.forget_rounded()
         run = self.record.finish(self.fingerprint, evaluation, lost, models)
         return evaluation, run

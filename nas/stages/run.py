@@ -100,7 +100,7 @@ def open_job_parent(job: Job) -> Parent | GgufFile:
     """The job's parent, opened and checked as far as headers tell; a GGUF file is not unpacked."""
     if job.parent.startswith(EMBEDDED):
         return open_parent(embedded_parent(job.parent.removeprefix(EMBEDDED)))
-    return open_source(job.resolve(job.parent), job.revision)
+    return open_source(job.resolve(job.parent), job.revision, job.tracking.uri)
 
 
 def unpacked_place(job: Job, place: Workspace) -> Path:

@@ -13,10 +13,12 @@ from inlay.nas.job import Job
 from inlay.nas.loop.search import Search
 from inlay.nas.loop.solving import Tables
 from inlay.nas.pieces.assembled import TrainedModel
+from inlay.nas.pieces.texts import Texts
 from inlay.nas.report.progress import Reporter
 from inlay.nas.stages.assemble import Assembled
 from inlay.nas.stages.outcome import correction_rows, curve_rows, pool_rows, solution_of
 from inlay.nas.stages.recording.log import SearchLog
+from inlay.nas.stages.recording.logged_model import logged_model
 from inlay.nas.stages.recording.run_json import RunJson
 from inlay.nas.stages.recording.tracked import TrackedSearch
 from inlay.nas.stages.recover import Recovered
@@ -111,6 +113,12 @@ class SearchRecord:
         """The figures of child, parent and baselines."""
         self.place.write_json("evaluation.json", evaluation)
         self.tracked.evaluation(evaluation)
+
+    def exported(self, model: TrainedModel, evaluation: Mapping[str, Any], texts: Texts) -> None:
+        """The child that was chosen and lies in the workspace."""
+        creation, name = self.run_json.mlflow_creation, self.tracked.name
+        served = logged_model(self.job, self.place, model, evaluation, texts, name, creation)
+        self.tracked.models.served(model.architecture, served)
 
     def finish(
         self,

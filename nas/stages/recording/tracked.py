@@ -39,17 +39,21 @@ class TrackedSearch:
         self.tracker = Tracker(job.tracking.uri, job.tracking.experiment, reporter.warning, spool=spool)
         self.models = TrackedModels(self.tracker)
 
+    @property
+    def name(self) -> str:
+        """What the search is called: by its file, or by the job's id where it was submitted."""
+        return self.job.file.stem if self.job.file else submitted_tags().get(JOB_TAG, "search")
+
     def start(self, resume_run_id: str | None, creation: str) -> None:
         """Starts the search's run, by the name `creation`, or continues the one that it has from before."""
         submitted = submitted_tags().get(JOB_TAG)
-        name = self.job.file.stem if self.job.file else submitted or "search"
         tags = {
             "inlay.parent": self.job.parent,
             "inlay.digest": self.job.search_digest(),
             "inlay.workspace": self.place.url,
-            **origin_tags(self.job.file.name if self.job.file else name, submitted is not None),
+            **origin_tags(self.job.file.name if self.job.file else self.name, submitted is not None),
         }
-        self.tracker.start(name, tags, resume_run_id=resume_run_id, creation=creation)
+        self.tracker.start(self.name, tags, resume_run_id=resume_run_id, creation=creation)
         self.models.start(creation)
 
     def describe(self) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from inlay.cluster.events import PieceEvent
 from inlay.cluster.tracking import TrackedRun, Tracker
+from inlay.cluster.tracking_model import ServedModel
 from inlay.nas.report.records import Evaluation
 from inlay.nas.stages.recording.metric_names import figure_metrics, plain
 from inlay.nas.tables.architecture import Blocks, identify
@@ -120,6 +121,10 @@ class TrackedModels:
         chosen = self._run(identify(evaluation[str(evaluation["chosen"])]["architecture"]))
         for row in shown.tasks:
             chosen.metrics({f"evaluate/{plain(row.task)}/{plain(row.metric)}": row.child})
+
+    def served(self, architecture: Blocks, model: ServedModel) -> None:
+        """The one that was chosen, as a logged model."""
+        self._run(identify(architecture)).model(model)
 
     def end(self, status: str) -> None:
         """Ends those that are open."""
