@@ -26,7 +26,8 @@ _ENVIRONMENT = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "GIT_PYTHON_REFRESH": "quiet",
 }
-_REFUSED = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE"}
+# Not BAD_REQUEST, which is what MLflow makes of a lost connection to its database and of two that write at once.
+_REFUSED = {"INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE"}
 _REF_TAG = "inlay.run"
 SEARCH = "search"
 """The ref of the run that all others stand below."""
@@ -150,26 +151,31 @@ class Sender:
         self._client.log_batch(identifier, tags=[RunTag(name, str(value)) for name, value in tags.items()])
 
     def _send_metrics(self, entries: list[Entry]) -> int:
-        """Send all metrics of one run that follow each other in one call."""
+        """Send all metrics that follow each other, a call for each run; one of them that is refused harms no other."""
         from mlflow.entities import Metric
 
-        run_id = self._run_id(entries[0].ref)
-        metrics: list[Metric] = []
-        count = 0
+        metrics: dict[str, list[Metric]] = {}
+        count = points = 0
         for entry in entries:
-            if entry.kind != "metrics" or entry.ref != entries[0].ref or len(metrics) > _METRICS_A_CALL:
+            if entry.kind != "metrics" or points > _METRICS_A_CALL:
                 break
-            values = entry.values["values"]
-            step = entry.values["step"]
-            metrics.extend(
-                Metric(k, v, entry.values["at"], step)
-                for k, v in values.items()
-                if not self._was_told(run_id, k, v, step)
-            )
-            count += 1
-        if metrics:
-            self._client.log_batch(run_id, metrics=metrics)
-        return max(count, 1)
+            run_id, step, at = self._run_id(entry.ref), entry.values["step"], entry.values["at"]
+            found = [
+                Metric(name, value, at, step)
+                for name, value in entry.values["values"].items()
+                if not self._was_told(run_id, name, value, step)
+            ]
+            metrics.setdefault(run_id, []).extend(found)
+            count, points = count + 1, points + len(found)
+        try:
+            for run_id, found in metrics.items():
+                if found:
+                    self._client.log_batch(run_id, metrics=found)
+        except _mlflow_error() as error:
+            if count == 1 or not _is_refusal(error):
+                raise
+            return self._send_metrics(entries[:1])
+        return count
 
     def _was_told(self, run_id: str, name: str, value: float, step: int) -> bool:
         """Tell whether a run that goes on has this very point already: what is computed again is not shown twice."""

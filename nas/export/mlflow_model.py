@@ -11,7 +11,7 @@ from typing import Any
 import pandas
 import torch
 from mlflow.models import set_model
-from mlflow.pyfunc import PythonModel, PythonModelContext
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
 from inlay.nas.errors import UserError
 from inlay.nas.families import open_parent
@@ -41,7 +41,8 @@ class Child(PythonModel):
                 )
         self.tokenizer = open_parent(folder).tokenizer()
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.model = InlayForCausalLM.from_pretrained(folder).eval().to(device)
+        model: Any = InlayForCausalLM.from_pretrained(folder)
+        self.model = model.eval().to(device)
 
     def predict(
         self, context: PythonModelContext, model_input: pandas.DataFrame, params: dict[str, Any] | None = None

@@ -292,7 +292,7 @@ with warnings.catch_warnings():
             max_length=LONGEST_PATH,
             description="MLflow store; default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db.",
         )
-        register: Annotated[str, AfterValidator(check_model_name)] | None = Field(  # type: ignore[assignment]
+        register: Annotated[str, AfterValidator(check_model_name)] | None = Field(
             default=None, max_length=LONGEST_NAME, description="Registered model that the child becomes a version of."
         )
         alias: Annotated[str, AfterValidator(check_model_alias)] | None = Field(
