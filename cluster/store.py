@@ -163,13 +163,13 @@ class Store:
         """Return the sizes, by digest, of the blobs of a remote store that this account has a copy of here."""
         if self.folder is not None:
             return {}
-        paths = {digest: _cache() / _blob(digest) for digest in (key[-64:] for key in self.list("blobs/"))}
+        paths = {digest: cache_folder() / _blob(digest) for digest in (key[-64:] for key in self.list("blobs/"))}
         return {digest: path.stat().st_size for digest, path in paths.items() if path.is_file()}
 
     def drop_local_copy(self, digest: str) -> None:
         """Remove the copy of a remote blob; who needs it downloads it again."""
         if self.folder is None:
-            (_cache() / _blob(digest)).unlink(missing_ok=True)
+            (cache_folder() / _blob(digest)).unlink(missing_ok=True)
 
     def temporary_path(self) -> Path:
         """Return a fresh local path to write a file that `take_blob` then moves in without a copy where it can."""
@@ -204,7 +204,7 @@ class Store:
     def _cached(self, digest: str) -> Path:
         if self.folder is not None:
             return self.folder / _blob(digest)
-        return _cache() / _blob(digest)
+        return cache_folder() / _blob(digest)
 
     def _damaged(self, digest: str, size: int) -> StoreError:
         return StoreError(
@@ -246,7 +246,8 @@ def _drop_unused(folder: Path) -> None:
                 path.unlink()
 
 
-def _cache() -> Path:
+def cache_folder() -> Path:
+    """Return the folder of this account for what can be had again."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "inlay"
 
 
@@ -258,7 +259,7 @@ def _has_digest(path: Path, size: int, changed_ns: int, inode: int, digest: str)
     a new time gets none, and where no mark can be written each process reads for itself.
     """
     identity = [socket.gethostname(), str(path), size, changed_ns, inode, digest]
-    mark = _cache() / "verified" / digest_of(identity)
+    mark = cache_folder() / "verified" / digest_of(identity)
     if mark.is_file():
         return True
     if _file_digest(path) != digest:

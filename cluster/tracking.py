@@ -15,12 +15,14 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from inlay.cluster.store import Store, digest_of
 from inlay.cluster.tracking_buffer import Buffer
-from inlay.cluster.tracking_send import Entry, Sender, TrackerDownError, redacted_values
+from inlay.cluster.tracking_model import SLOWEST_BYTES_PER_SECOND, ServedModel
+from inlay.cluster.tracking_send import SEARCH, Entry, Sender, TrackerDownError, prepare_environment, redacted_values
 from inlay.cluster.urls import redacted
 
 TAGS_VARIABLE = "INLAY_JOB_TAGS"
@@ -82,9 +84,13 @@ class TrackedRun:
         # MLflow keeps at most 36 characters of a data set's digest.
         self._add(self.ref, "dataset", name=name, digest=digest[:36], profile=dict(profile), source=source)
 
-    def model(self, folder: Path, register_as: str | None = None) -> None:
-        """Keep an exported folder as the artifacts `model/`, and as a version of a registered model if one is named."""
-        self._add(self.ref, "model", local=str(Path(folder).absolute()), register_as=register_as)
+    def model(self, model: ServedModel) -> None:
+        """Make a logged model of the run, which the search's run shows too."""
+        self._add(self.ref, "model", **asdict(model))
+
+    def rename(self, name: str) -> None:
+        """Give the run another name."""
+        self._add(self.ref, "name", name=name)
 
     def end(self, status: str = "FINISHED") -> None:
         """End the run as FINISHED, FAILED or KILLED; starting it again continues it."""
@@ -103,7 +109,8 @@ class Tracker(TrackedRun):
         spool: Store | Path,
     ) -> None:
         """`uri` None is MLFLOW_TRACKING_URI, else `sqlite:///mlflow.db` here; `spool` keeps what is not sent yet."""
-        super().__init__(self._queue, "search")
+        super().__init__(self._queue, SEARCH)
+        prepare_environment()
         self.uri = tracking_uri(uri)
         folder = spool_folder(spool)
         self._on_warning = on_warning
@@ -134,12 +141,15 @@ class Tracker(TrackedRun):
         self._queue(self.ref, "run", name=name, tags=tags, parent=None, resume=resume_run_id, creation=creation)
         return self.run_id()
 
-    def child(self, ref: str, name: str, tags: Mapping[str, str] | None = None) -> TrackedRun:
-        """Make, or continue, a run below the search's; `ref` names it in this workspace."""
-        self._queue(ref, "run", name=name, tags=dict(tags or {}), parent=self.ref, resume=None)
+    def child(
+        self, ref: str, name: str, tags: Mapping[str, str] | None = None, creation: str | None = None
+    ) -> TrackedRun:
+        """Make, or continue, a run below the search's; `ref` names it in this workspace, `creation` as in `start`."""
+        tags = dict(tags or {})
+        self._queue(ref, "run", name=name, tags=tags, parent=self.ref, resume=None, creation=creation)
         return TrackedRun(self._queue, ref)
 
-    def run_id(self, ref: str = "search") -> str | None:
+    def run_id(self, ref: str = SEARCH) -> str | None:
         """Return MLflow's id of a run, None while the tracker has not made it."""
         return self._sender.run_ids().get(ref)
 
@@ -166,21 +176,30 @@ class Tracker(TrackedRun):
     def close(self, patience_seconds: float = 60.0, longest_seconds: float = math.inf) -> None:
         """Send what is left, or leave it in the file with a warning; never raises for a tracker that is down.
 
-        Waits as long as entries leave, and `patience_seconds` after the last one that did, but never longer than
-        `longest_seconds`.
+        Waits as long as entries leave, and `patience_seconds` after the last one that did, more where that is a model's
+        weights, but never longer than `longest_seconds`.
         """
         end = time.monotonic() + longest_seconds
         with self._changed:
             self._closing = True
             self._progress_at = time.monotonic()
             self._changed.notify_all()
-        while self._thread.is_alive() and time.monotonic() < min(self._progress_at + patience_seconds, end):
+        while self._thread.is_alive():
+            patience = patience_seconds + self._weights_bytes() / SLOWEST_BYTES_PER_SECOND
+            if time.monotonic() >= min(self._progress_at + patience, end):
+                break
             self._thread.join(0.2)
         if self._entries:
             self._on_warning(
                 f"{len(self._entries)} tracking entries could not be sent to {redacted(self.uri)}; they are kept in "
                 f"{self._buffer.path} and sent by the next run of this workspace"
             )
+
+    def _weights_bytes(self) -> int:
+        """Of the model that is being sent."""
+        with self._changed:
+            first = self._entries[0] if self._entries else None
+        return int(first.values["weights_bytes"]) if first and first.kind == "model" and first.values["uploaded"] else 0
 
     def _queue(self, ref: str, kind: str, **values: Any) -> None:
         entry = Entry(ref, kind, redacted_values(values))

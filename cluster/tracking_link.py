@@ -32,7 +32,8 @@ def job_page(uri: str, experiment: str, job_id: str) -> str | None:
 
 
 def end_job_run(uri: str, experiment: str, job_id: str) -> None:
-    """Say of a job's run on the MLflow server at `uri` that it was killed, where it is still told to run.
+    """Say of a job's run on the MLflow server at `uri`, and of those below it, that they were killed, where they are
+    still told to run.
 
     A job that is ended by force says nothing itself. Only a server that this side knows is asked, and one that does
     not answer is left.
@@ -41,22 +42,26 @@ def end_job_run(uri: str, experiment: str, job_id: str) -> None:
         return
     with suppress(ClusterError, KeyError, TypeError):
         run = _find_run(uri, experiment, job_id)
-        if run is not None and run["status"] == "RUNNING":
-            change = {"run_id": run["run_id"], "status": "KILLED", "end_time": int(time.time() * 1000)}
-            request_json("POST", f"{_interface(uri)}/runs/update", change, authorization=mlflow_authorization(uri))
+        if run is None:
+            return
+        below = f"tags.`mlflow.parentRunId` = '{run['run_id']}' and attributes.status = 'RUNNING'"
+        for each in (run, *_search(uri, str(run["experiment_id"]), below, 1000)):
+            if each["status"] == "RUNNING":
+                change = {"run_id": each["run_id"], "status": "KILLED", "end_time": int(time.time() * 1000)}
+                request_json("POST", f"{_interface(uri)}/runs/update", change, authorization=mlflow_authorization(uri))
 
 
 def _find_run(uri: str, experiment: str, job_id: str) -> dict[str, Any] | None:
-    header = mlflow_authorization(uri)
     named = f"{_interface(uri)}/experiments/get-by-name?experiment_name={quote(experiment, safe='')}"
-    found = request_json("GET", named, authorization=header)
-    query = {
-        "experiment_ids": [str(found["experiment"]["experiment_id"])],
-        "filter": f"tags.`{JOB_TAG}` = '{parse_listed_id(job_id)}'",
-        "max_results": 1,
-    }
-    runs = request_json("POST", f"{_interface(uri)}/runs/search", query, authorization=header).get("runs", [])
-    return dict(runs[0]["info"]) if runs else None
+    found = request_json("GET", named, authorization=mlflow_authorization(uri))
+    of_job = f"tags.`{JOB_TAG}` = '{parse_listed_id(job_id)}'"
+    return next(iter(_search(uri, str(found["experiment"]["experiment_id"]), of_job, 1)), None)
+
+
+def _search(uri: str, experiment_id: str, condition: str, most: int) -> list[dict[str, Any]]:
+    query = {"experiment_ids": [experiment_id], "filter": condition, "max_results": most}
+    found = request_json("POST", f"{_interface(uri)}/runs/search", query, authorization=mlflow_authorization(uri))
+    return [dict(run["info"]) for run in found.get("runs", [])]
 
 
 def _interface(uri: str) -> str:

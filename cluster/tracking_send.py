@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from inlay.cluster.tracking_model import ServedModel, send_model
 from inlay.cluster.urls import redacted
 
 # Read by mlflow when it is imported: a dead tracker must not stall a search, and nothing is reported to its makers.
@@ -20,12 +21,16 @@ _ENVIRONMENT = {
     "DO_NOT_TRACK": "true",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_UV_AUTO_DETECT": "false",
     "MLFLOW_LOGGING_LEVEL": "ERROR",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
     "GIT_PYTHON_REFRESH": "quiet",
 }
-_REFUSED = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE"}
+# Not BAD_REQUEST, which is what MLflow makes of a lost connection to its database and of two that write at once.
+_REFUSED = {"INVALID_PARAMETER_VALUE", "RESOURCE_ALREADY_EXISTS", "INVALID_STATE"}
 _REF_TAG = "inlay.run"
+SEARCH = "search"
+"""The ref of the run that all others stand below."""
 # A search is model development in MLflow's own words.
 _EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
 _METRICS_A_CALL = 500
@@ -56,6 +61,7 @@ class Sender:
         self._experiment = experiment
         self._state_path = folder / "runs.json"
         self._client: Any = None
+        self._made: set[str] = set()
         self._resumed: set[str] = set()
         self._told: dict[tuple[str, str], set[tuple[int, str]]] = {}
         self._warnings: list[str] = []
@@ -99,8 +105,6 @@ class Sender:
     def _connect(self) -> None:
         if self._client is not None:
             return
-        for name, value in _ENVIRONMENT.items():
-            os.environ.setdefault(name, value)
         from mlflow import MlflowClient
 
         client = MlflowClient(tracking_uri=self._uri)
@@ -124,44 +128,54 @@ class Sender:
         values = entry.values
         tags = {**values["tags"], _REF_TAG: entry.ref}
         identifier = self.run_ids().get(entry.ref) or values["resume"]
-        if identifier is not None and self._is_there(identifier):
-            self._client.update_run(identifier, status="RUNNING")
-            self._change_state(entry.ref, identifier)
-            self._resumed.add(identifier)
-        else:
-            if values["parent"] is not None:
+        is_new, is_below = False, values["parent"] is not None
+        if identifier is None or not self._is_there(identifier):
+            if is_below:
                 tags["mlflow.parentRunId"] = self._run_id(values["parent"])
             key = values.get("creation") or self._creation_key(entry.ref)
             made = self._client.search_runs([self.experiment_id], f"tags.`inlay.creation` = '{key}'", max_results=1)
             tags["inlay.creation"] = key
             run = made[0] if made else self._client.create_run(self.experiment_id, tags=tags, run_name=values["name"])
             identifier = run.info.run_id
-            self._change_state(entry.ref, identifier)
+            is_new = not made
+        if is_new:
+            self._made.add(identifier)
+        else:
+            # People may have given the search another name; what a run below it is called is ours to say.
+            self._client.update_run(identifier, status="RUNNING", name=values["name"] if is_below else None)
+        if identifier not in self._made:
+            self._resumed.add(identifier)
+        self._change_state(entry.ref, identifier)
         from mlflow.entities import RunTag
 
         self._client.log_batch(identifier, tags=[RunTag(name, str(value)) for name, value in tags.items()])
 
     def _send_metrics(self, entries: list[Entry]) -> int:
-        """Send all metrics of one run that follow each other in one call."""
+        """Send all metrics that follow each other, a call for each run; one of them that is refused harms no other."""
         from mlflow.entities import Metric
 
-        run_id = self._run_id(entries[0].ref)
-        metrics: list[Metric] = []
-        count = 0
+        metrics: dict[str, list[Metric]] = {}
+        count = points = 0
         for entry in entries:
-            if entry.kind != "metrics" or entry.ref != entries[0].ref or len(metrics) > _METRICS_A_CALL:
+            if entry.kind != "metrics" or points > _METRICS_A_CALL:
                 break
-            values = entry.values["values"]
-            step = entry.values["step"]
-            metrics.extend(
-                Metric(k, v, entry.values["at"], step)
-                for k, v in values.items()
-                if not self._was_told(run_id, k, v, step)
-            )
-            count += 1
-        if metrics:
-            self._client.log_batch(run_id, metrics=metrics)
-        return max(count, 1)
+            run_id, step, at = self._run_id(entry.ref), entry.values["step"], entry.values["at"]
+            found = [
+                Metric(name, value, at, step)
+                for name, value in entry.values["values"].items()
+                if not self._was_told(run_id, name, value, step)
+            ]
+            metrics.setdefault(run_id, []).extend(found)
+            count, points = count + 1, points + len(found)
+        try:
+            for run_id, found in metrics.items():
+                if found:
+                    self._client.log_batch(run_id, metrics=found)
+        except _mlflow_error() as error:
+            if count == 1 or not _is_refusal(error):
+                raise
+            return self._send_metrics(entries[:1])
+        return count
 
     def _was_told(self, run_id: str, name: str, value: float, step: int) -> bool:
         """Tell whether a run that goes on has this very point already: what is computed again is not shown twice."""
@@ -224,18 +238,12 @@ class Sender:
         dataset = Dataset(name, digest, "local", json.dumps({"uri": source}), profile=json.dumps(profile))
         self._client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", name)])])
 
-    def _send_model(self, run_id: str, local: str, register_as: str | None) -> None:
-        if not Path(local).is_dir():
-            self._warnings.append(f"{local} was gone before it could be sent to the tracker")
-            return
-        self._client.log_artifacts(run_id, local, "model")
-        if register_as is None:
-            return
-        with contextlib.suppress(_mlflow_error()):
-            self._client.create_registered_model(register_as)
-        source = f"{self._client.get_run(run_id).info.artifact_uri}/model"
-        if not self._client.search_model_versions(f"name = '{register_as}' and run_id = '{run_id}'"):
-            self._client.create_model_version(register_as, source, run_id)
+    def _send_model(self, run_id: str, **values: Any) -> None:
+        run_ids = list(dict.fromkeys((run_id, self._run_id(SEARCH))))
+        send_model(self._client, self.experiment_id, run_ids, ServedModel(**values), self._warnings.append)
+
+    def _send_name(self, run_id: str, name: str) -> None:
+        self._client.update_run(run_id, name=name)
 
     def _send_end(self, run_id: str, status: str) -> None:
         self._client.set_terminated(run_id, status)
@@ -281,6 +289,12 @@ class Sender:
         beside = self._state_path.with_suffix(".new")
         beside.write_text(json.dumps(state, indent=1, sort_keys=True))
         beside.replace(self._state_path)
+
+
+def prepare_environment() -> None:
+    """Set what mlflow reads when it is imported, but for what the user has set."""
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
 
 
 def redacted_values(values: dict[str, Any]) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from inlay.nas.families import (
     open_source,
 )
 from inlay.nas.families.gguf import is_gguf
+from inlay.nas.families.registered import is_registered, registered_folder
 from inlay.nas.job import Data, Job, JobError, Problem, Scenario, sources_by_field
 from inlay.nas.job.budget import PEAK
 from inlay.nas.job.judged import JUDGED_FIELD
@@ -94,7 +95,7 @@ def check_measured(job: Job) -> Described:
         if is_hub_id(job.parent, job.folder) and job.revision is not None:
             parent = describe_hub_parent(job.parent, job.revision)
         else:
-            parent = _describe_shape(_folder_of(job.parent, job.folder))
+            parent = _describe_shape(_folder_of(job.parent, job.folder, job.tracking.uri))
     except UserError as error:
         raise JobError.of([*found, _problem(error, "parent")], sections, str(job.file or "job")) from None
     found += _against_shape(sections, parent.shape)
@@ -120,7 +121,7 @@ def check_sections(sections: Mapping[str, Any], folder: Path) -> Checked:
     parent: _Described | None = None
     if "parent" in sections:
         try:
-            parent = _describe(sections["parent"], sections.get("revision"), folder)
+            parent = _describe(sections["parent"], sections.get("revision"), folder, _tracking(sections))
         except UserError as error:
             found.append(_problem(error, "parent"))
     scenarios = sections["hardware"].scenarios if "hardware" in sections else ()
@@ -140,12 +141,16 @@ def check_sections(sections: Mapping[str, Any], folder: Path) -> Checked:
     return Checked(found, warnings)
 
 
+def _tracking(sections: Mapping[str, Any]) -> str | None:
+    return sections["tracking"].uri if "tracking" in sections else None
+
+
 def _original(sections: Mapping[str, Any], shape: Shape, folder: Path) -> tuple[Shape, list[Problem]]:
     """The shape of what children are compared with, and what is wrong with an original of a parent of this shape."""
     if (name := sections.get("original")) is None:
         return shape, []
     try:
-        original = _describe(name, sections.get("revision"), folder)
+        original = _describe(name, sections.get("revision"), folder, _tracking(sections))
     except UserError as error:
         return shape, [Problem("original", str(error).removeprefix("parent: "))]
     if original is None:
@@ -183,7 +188,7 @@ class _Described:
     """What stands in that file, where it is not there yet."""
 
 
-def _describe(parent: str, revision: str | None, folder: Path) -> _Described | None:
+def _describe(parent: str, revision: str | None, folder: Path, tracking: str | None) -> _Described | None:
     """A folder is opened as a run would, a GGUF file up to its weights; of a hub id config and tokenizer are read, None
     where its revision lacks."""
     if is_hub_id(parent, folder):
@@ -191,13 +196,15 @@ def _describe(parent: str, revision: str | None, folder: Path) -> _Described | N
             return None
         held = describe_hub_parent(parent, revision)
         return _Described(held.shape, held.folder / _TOKENIZER)
-    opened = open_source(_folder_of(parent, folder))
+    opened = open_source(_folder_of(parent, folder, tracking))
     if isinstance(opened, GgufFile):
         return _Described(opened.shape, opened.header.path, opened.tokenizer)
     return _Described(opened.shape, opened.folder / _TOKENIZER)
 
 
-def _folder_of(parent: str, folder: Path) -> Path:
+def _folder_of(parent: str, folder: Path, tracking: str | None) -> Path:
+    if is_registered(parent):
+        return registered_folder(parent, tracking, "parent")
     if parent.startswith(EMBEDDED):
         return embedded_parent(parent.removeprefix(EMBEDDED))
     return Path(resolve(parent, folder))

@@ -46,6 +46,7 @@ def submission(job: Job, workspace: str | None, job_id: str, tags: Mapping[str, 
     from inlay.cluster.account import account_name
     from inlay.cluster.jobs import OWNER
     from inlay.cluster.tracking import JOB_TAG, TAGS_VARIABLE
+    from inlay.cluster.tracking_origin import USER_TAG
     from inlay.nas.workspace import check_workspace_url
 
     versions = {
@@ -62,7 +63,7 @@ def submission(job: Job, workspace: str | None, job_id: str, tags: Mapping[str, 
     packed = base64.b64encode(zlib.compress(json.dumps(values).encode(), 9)).decode()
     if len(packed) > LARGEST_BYTES:
         raise UserError(f"the job is {len(packed)} bytes long when packed, and at most {LARGEST_BYTES} can travel")
-    all_tags = {**tags, JOB_TAG: job_id}
+    all_tags = {**tags, JOB_TAG: job_id, USER_TAG: account_name()}
     return Submission(
         # `inlay up` says which Python it runs on; on other clusters it is the one of the path.
         entrypoint='exec "${INLAY_PYTHON:-python}" -m inlay.nas.driver',

@@ -10,6 +10,7 @@
     evaluation.json       child, parent and baselines side by side
     run.json              stages with time and memory, the MLflow run, what the last run was
     child/                the exported child
+    logs/                 what each search said
     tune.db               Optuna's study of the job's settings
     rounds.json           of a search in rounds: what each of them is and came to; then `rounds/<number>/` is the
                           workspace of each, and `evaluation.json` and `child/` are links to the last one's

@@ -8,8 +8,6 @@ from typing import Annotated
 
 import typer
 
-from inlay.nas.cli.output import WorkspaceArgument
-
 
 class Format(StrEnum):
     """What can be written."""
@@ -29,7 +27,12 @@ class Consumer(StrEnum):
 
 
 def export_command(
-    workspace: WorkspaceArgument,
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="WORKSPACE", help="The folder or URL that `inlay run` printed, or models:/NAME@ALIAS of MLflow."
+        ),
+    ],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write; must be empty or not there.")],
     form: Annotated[
         Format,
@@ -50,10 +53,14 @@ def export_command(
     ] = None,
 ) -> None:
     """Write a child of a search as a model folder."""
-    from inlay.nas.stages.export import export_child
+    from inlay.nas.families.registered import is_registered
+    from inlay.nas.stages.export import export_child, export_registered
     from inlay.nas.workspace import Workspace
 
-    place = Workspace(workspace).last_round()
+    if is_registered(source):
+        print(export_registered(source, form.value, output, solution))
+        return
+    place = Workspace(source).last_round()
     place.require()
     options = {
         "for": None if consumer is None else consumer.value,

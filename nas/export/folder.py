@@ -13,12 +13,14 @@ from typing import Any
 
 from inlay.nas.errors import UserError
 from inlay.nas.families import Parent
+from inlay.nas.families.registered import is_registered
 from inlay.nas.families.remote_code import tokenizer_code
 from inlay.nas.job import Job
 from inlay.nas.job.locations import EMBEDDED, is_hub_id
 from inlay.nas.pieces.assembled import TrainedModel
 from inlay.version import __version__
 
+RECIPE = "inlay_recipe.json"
 COPIED = (
     "generation_config.json",
     "tokenizer.json",
@@ -66,7 +68,7 @@ def write_companions(folder: Path, parent: Parent, model: TrainedModel, text: st
 def write_recipe(folder: Path, model: TrainedModel, job: Job) -> None:
     """Writes how the model was made."""
     recipe = {"inlay": __version__, "job": published(job), "architecture": [list(b) for b in model.architecture]}
-    (folder / "inlay_recipe.json").write_text(json.dumps(recipe, indent=1, sort_keys=True) + "\n")
+    (folder / RECIPE).write_text(json.dumps(recipe, indent=1, sort_keys=True) + "\n")
 
 
 def published(job: Job) -> dict[str, Any]:
@@ -89,5 +91,6 @@ def published(job: Job) -> dict[str, Any]:
 
 
 def public_name(path: str, job: Job) -> str:
-    """What ships with inlay and a hub id as they are, anything else by its last part."""
-    return path if path.startswith(EMBEDDED) or is_hub_id(path, job.folder) else Path(path).name
+    """What ships with inlay, a registered model and a hub id as they are, anything else by its last part."""
+    told = path.startswith(EMBEDDED) or is_registered(path) or is_hub_id(path, job.folder)
+    return path if told else Path(path).name

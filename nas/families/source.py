@@ -9,13 +9,16 @@ from pathlib import Path
 from inlay.nas.errors import UserError
 from inlay.nas.families.gguf import GgufFile, is_gguf, open_gguf
 from inlay.nas.families.parent import Parent, open_parent
+from inlay.nas.families.registered import is_registered, registered_folder
 
 
-def open_source(name: str | Path, revision: str | None = None) -> Parent | GgufFile:
+def open_source(name: str | Path, revision: str | None = None, tracking: str | None = None) -> Parent | GgufFile:
     """The parent, as far as headers tell: `open_parent`'s, or the GGUF file of that name, not unpacked yet.
 
-    Raises `UserError` as they do.
+    A version of a registered model is downloaded from the MLflow store `tracking`. Raises `UserError` as they do.
     """
+    if is_registered(str(name)):
+        return open_parent(registered_folder(str(name), tracking, "parent"))
     return open_gguf(name) if is_gguf(name) and not Path(name).expanduser().is_dir() else open_parent(name, revision)
 
 

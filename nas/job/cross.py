@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from inlay.cluster.urls import has_password
+from inlay.nas.families.registered import check_registered_form, is_registered
 from inlay.nas.families.shape import SLOTS
 from inlay.nas.job.locations import EMBEDDED, is_hub_id, resolve
 from inlay.nas.job.sections import sources_by_field
@@ -22,6 +23,8 @@ _URLS = {
     "tracking.uri": "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_URI",
     "cluster.address": "RAY_AUTH_TOKEN_PATH",
 }
+_WITH_REGISTRY = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks", "databricks-uc", "uc")
+"""Kinds of MLflow stores that have one."""
 EMBEDDED_PARENT = "inlay:pystdlib"
 EMBEDDED_TEXTS = ("inlay:pystdlib/train", "inlay:pystdlib/held_out")
 
@@ -44,6 +47,8 @@ def cross_problems(sections: Mapping[str, Any], folder: Path) -> list[Problem]:
         found += _ranks(sections)
         if "data" in sections and sections["recover"].tail.tokens:
             found += _tail(sections["recover"], sections["data"].distill)
+    if "tracking" in sections:
+        found += _registry(sections["tracking"])
     if "space" in sections and "distill" in sections and not sections["distill"].tokens:
         found += _untrained(sections["space"])
     if sections.get("rounds", 1) > 1:
@@ -83,6 +88,11 @@ def _parents(parent: str, original: str | None, revision: str | None, folder: Pa
     for field, name in named.items():
         if name.startswith(EMBEDDED) and name != EMBEDDED_PARENT:
             return [Problem(field, f"{show(name)} does not ship with inlay; write {EMBEDDED_PARENT}")]
+        if is_registered(name):
+            try:
+                check_registered_form(name)
+            except ValueError as error:
+                return [Problem(field, f"{show(name)} {error}")]
     hubs = [name for name in named.values() if is_hub_id(name, folder)]
     if hubs and not revision:
         text = f"is missing; the hub id {hubs[0]} needs its commit, so that the parent stays the same"
@@ -92,7 +102,8 @@ def _parents(parent: str, original: str | None, revision: str | None, folder: Pa
             Problem("original", f"{show(hubs[1])} is a hub id, and so is the parent; name a folder for one of them")
         ]
     if revision and not hubs:
-        return [Problem("revision", f"{show(revision)} has no meaning for the folder {parent}; leave it out")]
+        what = "registered model" if is_registered(parent) else "folder"
+        return [Problem("revision", f"{show(revision)} has no meaning for the {what} {parent}; leave it out")]
     return []
 
 
@@ -122,6 +133,19 @@ def _rounds(sections: Mapping[str, Any]) -> list[Problem]:
     if sections.get("original") is not None:
         found.append(Problem("original", "is what the rounds set themselves; leave it out, or write rounds: 1"))
     return found
+
+
+def _registry(tracking: Any) -> list[Problem]:
+    if tracking.register is None:
+        if tracking.alias is None:
+            return []
+        text = f"{show(tracking.alias)} is the alias of nothing, since tracking.register names no model; set it too"
+        return [Problem("tracking.alias", text)]
+    scheme = tracking.uri.partition(":")[0].partition("+")[0] if tracking.uri is not None else None
+    if scheme is None or scheme in _WITH_REGISTRY:
+        return []
+    text = f"{show(tracking.register)} needs a registry of models, and the store {tracking.uri} has none; set"
+    return [Problem("tracking.register", f"{text} tracking.uri to a server, a database or sqlite:///mlflow.db")]
 
 
 def _texts(data: Any, folder: Path) -> list[Problem]:

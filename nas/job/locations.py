@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from inlay.nas.families.registered import is_registered
 from inlay.nas.hub_ids import has_hub_form
 
 EMBEDDED = "inlay:"
 
 
 def resolve(path: str, folder: Path) -> str:
-    """The absolute form of a path relative to `folder`; `inlay:...`, URLs and hub ids stay as they are."""
-    if path.startswith(EMBEDDED) or "://" in path or is_hub_id(path, folder):
+    """The absolute form of a path relative to `folder`; URLs, hub ids, `inlay:...`, `models:/...` stay as they are."""
+    if path.startswith(EMBEDDED) or is_registered(path) or "://" in path or is_hub_id(path, folder):
         return path
     return str((folder / Path(path).expanduser()).absolute())
 

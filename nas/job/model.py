@@ -69,7 +69,7 @@ class Job(Section):
     parent: str = Field(
         min_length=1,
         max_length=LONGEST_PATH,
-        description="The model to start from: a folder, a GGUF file, a hub id, or inlay:pystdlib.",
+        description="The model to start from: a folder, a GGUF file, a hub id, models:/NAME@ALIAS, or inlay:pystdlib.",
     )
     revision: str | None = Field(
         default=None,

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, model_validator
 
+from inlay.nas.families.registered import check_model_alias, check_model_name
 from inlay.nas.formats import FORMATS
 from inlay.nas.job.fields import Bytes, Count, Number, Seconds, Section
 from inlay.nas.problems import FieldProblems, did_you_mean
@@ -310,16 +311,25 @@ class Recover(Section):
         return self.probes if self.tokens else 0
 
 
-class Tracking(Section):
-    """Where the search is to be seen: MLflow."""
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", UserWarning)  # every abstract class has a method `register`
 
-    experiment: str = Field(default="inlay", min_length=1, max_length=200, description="MLflow experiment.")
-    uri: str | None = Field(
-        default=None,
-        min_length=1,
-        max_length=LONGEST_PATH,
-        description="MLflow store; default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db.",
-    )
+    class Tracking(Section):
+        """Where the search is to be seen: MLflow."""
+
+        experiment: str = Field(default="inlay", min_length=1, max_length=200, description="MLflow experiment.")
+        uri: str | None = Field(
+            default=None,
+            min_length=1,
+            max_length=LONGEST_PATH,
+            description="MLflow store; default: MLFLOW_TRACKING_URI, else sqlite:///mlflow.db.",
+        )
+        register: Annotated[str, AfterValidator(check_model_name)] | None = Field(
+            default=None, max_length=LONGEST_NAME, description="Registered model that the child becomes a version of."
+        )
+        alias: Annotated[str, AfterValidator(check_model_alias)] | None = Field(
+            default=None, max_length=LONGEST_NAME, description="Alias that this version gets, such as champion."
+        )
 
 
 class Cluster(Section):

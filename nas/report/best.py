@@ -35,7 +35,7 @@ class Best:
     def metrics(self) -> dict[str, float]:
         """By the names that the tracker has them under."""
         return {
-            f"best.{self.by}_kl_nats": self.kl_nats,
-            "best.runtime_ratio": self.runtime_ratio,
-            "best.memory_ratio": self.memory_ratio,
+            f"best/{self.by}_kl_nats": self.kl_nats,
+            "best/runtime_ratio": self.runtime_ratio,
+            "best/memory_ratio": self.memory_ratio,
         }

@@ -79,6 +79,7 @@ class LiveReporter(Reporter):
 
     def _print(self, text: Text) -> None:
         self._console.print(text, highlight=False)
+        self.log(text.plain)
 
     def _draw(self) -> RenderableType:
         if not self._stage:

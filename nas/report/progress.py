@@ -33,6 +33,8 @@ class Reporter:
 
     def __init__(self, stream: TextIO | None = None, clock: Callable[[], float] = time.monotonic) -> None:
         self.stream = stream or sys.stderr
+        self.log: Callable[[str], None] = lambda line: None
+        """Told every line that stays to be read."""
         self._clock = clock
         self._time = SearchTime((), {}, clock)
         self._stage = ""
@@ -113,7 +115,7 @@ class Reporter:
 
     def message(self, text: str) -> None:
         """Something worth knowing."""
-        print(text, file=self.stream, flush=True)
+        self._out(text)
 
     def warning(self, text: str) -> None:
         """Something that the user should look at; the run goes on."""
@@ -155,4 +157,8 @@ class Reporter:
         return " · ".join(filter(None, (words, self._round, f"search {search_words(standing)}")))
 
     def _line(self, name: str, text: str) -> None:
-        print(f"{name:<10} {text}", file=self.stream, flush=True)
+        self._out(f"{name:<10} {text}")
+
+    def _out(self, line: str) -> None:
+        print(line, file=self.stream, flush=True)
+        self.log(line)

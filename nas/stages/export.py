@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -154,6 +155,34 @@ def export_child(
     figures = stored.get("evaluation") or evaluate_solution(workspace, name)
     model = TrainedModel(architecture, assembled_blob(workspace, parent, architecture))
     return known.write(Exported(workspace, parent, model, output, figures, job, given))
+
+
+def export_registered(name: str, form: str, output: Path, solution: str | None = None) -> Path:
+    """Writes a version of MLflow's registry, which is a child as it was chosen, as a Transformers folder.
+
+    Args:
+        name: as `models:/NAME@ALIAS` or `models:/NAME/VERSION`, in the store of MLFLOW_TRACKING_URI.
+        form: `hf`.
+        output: a folder that is empty or not there.
+        solution: none, since a version is one model.
+
+    Raises:
+        UserError: there is no such version, something was asked that a version does not have, or a folder is taken.
+    """
+    from inlay.nas.export.folder import check_output, written_whole
+    from inlay.nas.families.registered import registered_folder
+
+    for option, value, usual in (("format", form, "hf"), ("solution", solution, None)):
+        if value != usual:
+            raise UserError(
+                f"--{option} {value}: `{name}` is one model, written as it was registered; leave it out, or give the "
+                "workspace that it came from, which MLflow has as the version's tag inlay.workspace"
+            )
+    check_output(output)
+    folder = registered_folder(name, None, "WORKSPACE")
+    with written_whole(output) as written:
+        shutil.copytree(folder, written, dirs_exist_ok=True)
+    return output
 
 
 def _format(form: str, given: Options) -> Format:

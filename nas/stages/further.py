@@ -128,5 +128,6 @@ def _track(job: Job, place: Workspace, reporter: Reporter, evaluation: dict[str,
     tracked.start(run["mlflow_run_id"], run["mlflow_creation"])
     try:
         tracked.evaluation(evaluation)
+        tracked.report()
     finally:
         tracked.end(None)

@@ -31,6 +31,7 @@ from inlay.nas.stages.evaluate import judge, side_by_side
 from inlay.nas.stages.measure import cost_rows, costs_origin
 from inlay.nas.stages.outcome import loss_rows
 from inlay.nas.stages.quality import above_child, judged_text
+from inlay.nas.stages.recording.logged_model import CHILD
 from inlay.nas.stages.recording.record import SearchRecord
 from inlay.nas.stages.recover import Recovered, recover
 from inlay.nas.stages.score import offered_ends
@@ -65,7 +66,7 @@ class Pipeline:
         self.job, self.place, self.parent = job, place, parent
         self.record = SearchRecord(job, place, reporter)
         tracked = self.record.tracked
-        self.search = Search(job, place, parent, cluster, reporter, tracked.numbers, tracked.name_series, tracked.best)
+        self.search = Search(job, place, parent, cluster, reporter, tracked.numbers, tracked.models.name, tracked.best)
         self.search.original = original
         self.fingerprint = fingerprint
 
@@ -107,7 +108,8 @@ class Pipeline:
         evaluation = self._evaluate(texts, library, tables_costs, recovered)
         winner = str(evaluation["chosen"])
         with self.stage("export"):
-            write_model_folder(self.place, self.parent, models[winner], evaluation, self.job, "child")
+            write_model_folder(self.place, self.parent, models[winner], evaluation, self.job, CHILD)
+            self.record.exported(models[winner], evaluation, texts)
             self.search.forget_rounded()
         run = self.record.finish(self.fingerprint, evaluation, lost, models)
         return evaluation, run
@@ -214,7 +216,7 @@ class Pipeline:
             named = {"child": assembled.kept.architecture, **named}
             self.search.on_names({name: identify(blocks) for name, blocks in named.items()})
             recovered = recover(self.search, texts, assembled)
-            self.record.curves(recovered.curves)
+            self.record.recovered(recovered)
             told.note = recovered.note
         self.record.assembled(recovered.assembled, tables)
         return recovered

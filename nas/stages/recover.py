@@ -21,12 +21,14 @@ class Recovered:
         assembled: the same as before, with the candidate that is kept now.
         models: `child`, `uniform` and `depth` with their weights.
         curves: their losses, by the same names.
+        trained: the ids of the architectures that these are of: a child that is kept as it was before is none of them.
         note: what people are told.
     """
 
     assembled: Assembled
     models: dict[str, TrainedModel]
     curves: dict[str, list[dict[str, float]]]
+    trained: dict[str, str]
     note: str
 
 
@@ -45,6 +47,7 @@ def recover(search: Search, texts: Texts, assembled: Assembled) -> Recovered:
         replace(assembled, kept=kept.child.candidate),
         kept.models,
         {name: list(record.values["curve"]) for name, record in kept.records.items()},
+        {name: record.label for name, record in kept.records.items()},
         f"{nothing}kept the child as {kept.child.state}, KL {kept.child.kl_nats:.4f} on the score text",
     )
 

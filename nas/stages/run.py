@@ -118,7 +118,7 @@ def original_of(job: Job, place: Workspace) -> Parent | None:
 def _opened(job: Job, name: str) -> Parent | GgufFile:
     if name.startswith(EMBEDDED):
         return open_parent(embedded_parent(name.removeprefix(EMBEDDED)))
-    return open_source(job.resolve(name), job.revision)
+    return open_source(job.resolve(name), job.revision, job.tracking.uri)
 
 
 def unpacked_place(job: Job, place: Workspace) -> Path:

@@ -92,10 +92,8 @@ def log_everything(tracker: Tracker, folder: Path) -> None:
     tracker.figure("pictures/front.png", figure)
     tracker.dataset("distill", "a" * 64, {"sequences": 10}, "text.txt")
     exported = folder / "exported"
-    (exported / "tokens").mkdir(parents=True)
+    exported.mkdir()
     (exported / "config.json").write_text("{}")
-    (exported / "tokens" / "t.json").write_text("[]")
-    tracker.model(exported, register_as="stories-child")
     tracker.file(exported / "config.json", "files")
     child = tracker.child("recover child", "recover", {})
     child.metrics({"kl": 0.5}, step=3)
@@ -113,11 +111,11 @@ def check_everything(uri: str, experiment: str, folder: Path) -> None:
     assert [m.value for m in client.get_metric_history(run.info.run_id, "loss")] == [1 / n for n in range(1, 6)]
     paths = {
         file.path
-        for top in ("", "notes", "tables", "pictures", "model", "files")
+        for top in ("", "notes", "tables", "pictures", "files")
         for file in client.list_artifacts(run.info.run_id, top)
     }
     assert {"job.json", "notes/readme.md", "tables/scores.json", "pictures/front.png"} <= paths
-    assert {"model/config.json", "model/tokens", "files/config.json"} <= paths
+    assert "files/config.json" in paths
     table = json.loads(Path(client.download_artifacts(run.info.run_id, "tables/scores.json", str(folder))).read_text())
     assert table == {"columns": ["layer", "kl", "note"], "data": [[0, 0.1, None], [1, 0.2, "é"]]}
     assert json.loads(run.data.tags["mlflow.loggedArtifacts"]) == [{"path": "tables/scores.json", "type": "table"}]
@@ -125,8 +123,6 @@ def check_everything(uri: str, experiment: str, folder: Path) -> None:
     assert picture.read_bytes().startswith(b"\x89PNG")
     (dataset,) = run.inputs.dataset_inputs
     assert (dataset.dataset.name, dataset.dataset.digest) == ("distill", "a" * 36)
-    (version,) = client.search_model_versions("name = 'stories-child'")
-    assert version.run_id == run.info.run_id
     (child,) = client.search_runs([run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run.info.run_id}'")
     assert (child.info.run_name, child.data.metrics["kl"]) == ("recover", 0.5)
 
@@ -353,12 +349,59 @@ def test_the_run_of_a_job_that_was_killed_is_ended_by_those_who_stop_it(
     monkeypatch.setenv("INLAY_JOB_TAGS", json.dumps({"inlay.job": "stopped-job"}))
     tracker = Tracker(server.uri, "ended", spool=tmp_path / "spool")
     tracker.start("stories")
+    ended, trained = tracker.child("a", "uniform"), tracker.child("b", "child")
+    ended.end()
+    trained.metrics({"kl": 0.5})
     assert tracker.flush(60)
     tracker.close()  # and no word of an end, as after SIGKILL
     assert only_search(server.uri, "ended").info.status == "RUNNING"
     end_job_run(server.uri, "ended", "stopped-job")
     assert only_search(server.uri, "ended").info.status == "KILLED"
     client = MlflowClient(tracking_uri=server.uri)
+    statuses = {ref: client.get_run(str(tracker.run_id(ref))).info.status for ref in ("a", "b")}
+    assert statuses == {"a": "FINISHED", "b": "KILLED"}
     client.set_terminated(only_search(server.uri, "ended").info.run_id, "FINISHED")
     end_job_run(server.uri, "ended", "stopped-job")
     assert only_search(server.uri, "ended").info.status == "FINISHED"
+
+
+def test_numbers_that_mlflow_refuses_take_no_others_with_them(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    warnings: list[str] = []
+    tracker = Tracker(uri, "refused", warnings.append, spool=tmp_path / "spool")
+    tracker.start("stories")
+    runs = [tracker, tracker.child("a", "child"), tracker.child("b", "uniform")]
+    for step in range(6):
+        for run in runs:
+            run.metrics({"loss": 1 / (step + 1)}, step=step)
+        if step == 3:
+            runs[1].metrics({"../up": 1.0})
+    tracker.end()
+    (said,) = warnings
+    assert said.startswith("the tracker refused metrics of the run `a`: ")
+    client = MlflowClient(tracking_uri=uri)
+    for ref in ("search", "a", "b"):
+        history = client.get_metric_history(str(tracker.run_id(ref)), "loss")
+        assert [(metric.step, metric.value) for metric in history] == [(step, 1 / (step + 1)) for step in range(6)]
+
+
+def test_a_run_below_is_found_again_by_its_name_and_called_what_it_is_now(tmp_path: Path) -> None:
+    """The new head has no spool; a run that was ended and is told more of is open meanwhile."""
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    for spool, name in (("head", "solution a"), ("new head", "child")):
+        tracker = Tracker(uri, "below", spool=tmp_path / spool)
+        tracker.start("stories", creation="one")
+        run = tracker.child("solution a", name, {"inlay.solution": "a"}, "one-a")
+        run.metrics({"kl": 0.5}, step=1)
+        run.end()
+        run = tracker.child("solution a", name, {"inlay.solution": "a"}, "one-a")
+        assert tracker.flush(60)
+        client = MlflowClient(tracking_uri=uri)
+        assert client.get_run(str(tracker.run_id("solution a"))).info.status == "RUNNING"
+        run.end("KILLED")
+        tracker.end()
+    search = only_search(uri, "below")
+    below = f"tags.`mlflow.parentRunId` = '{search.info.run_id}'"
+    (found,) = client.search_runs([search.info.experiment_id], below)
+    assert (found.info.run_name, found.info.status) == ("child", "KILLED")
+    assert [point.step for point in client.get_metric_history(found.info.run_id, "kl")] == [1]

@@ -38,6 +38,39 @@ CASES: list[tuple[Path, object, str]] = [
     (("hardware", "scenarios", 0, "name"), "a b", "hardware.scenarios[0].name: 'a b' does not have the right form"),
     (("hardware", "scenarios", 1), {"name": "chat"}, "hardware.scenarios[1].name: 'chat' is there twice"),
     (("budget",), {}, "budget: is empty; name at least one limit"),
+    (
+        ("tracking",),
+        {"register": "team/stories"},
+        "tracking.register: 'team/stories' is no name for a registered model; use letters, digits, spaces and _ - .",
+    ),
+    (("tracking",), {"register": ".."}, "tracking.register: '..' is no name for a registered model"),
+    (
+        ("tracking",),
+        {"register": "stories", "alias": "the best"},
+        "tracking.alias: 'the best' is no alias; use letters, digits, _ and - only",
+    ),
+    (
+        ("tracking",),
+        {"register": "stories", "alias": "v3"},
+        "tracking.alias: 'v3' is kept by MLflow for itself; write another, such as champion",
+    ),
+    (
+        ("tracking",),
+        {"alias": "champion"},
+        "tracking.alias: 'champion' is the alias of nothing, since tracking.register names no model; set it too",
+    ),
+    (
+        ("tracking",),
+        {"register": "stories", "uri": "file:///mlruns"},
+        "tracking.register: 'stories' needs a registry of models, and the store file:///mlruns has none; set "
+        "tracking.uri to a server, a database or sqlite:///mlflow.db",
+    ),
+    (
+        ("parent",),
+        "models:/stories",
+        "parent: 'models:/stories' names no version of a registered model; write models:/NAME@ALIAS or "
+        "models:/NAME/VERSION",
+    ),
     (("budget", "runtime"), 0.6, "budget.runtime: 0.6 has no unit"),
     (("budget", "runtime"), "-1ms", "budget.runtime: '-1ms' is not positive"),
     (("budget", "runtime"), "0x", "budget.runtime: '0x' is not positive"),

@@ -151,5 +151,5 @@ def test_several_sources_have_their_own_figures(
     from mlflow.tracking import MlflowClient
 
     metrics = MlflowClient(tracking_uri=f"sqlite:///{folder / 'mlflow.db'}").get_run(run_id).data.metrics
-    assert metrics["child.loud.jsonl.kl_nats"] == evaluation["child"]["sources"]["loud.jsonl"]["kl_nats"]
-    assert metrics["child.kl_high"] == evaluation["child"]["kl_high"]
+    assert metrics["child/loud.jsonl/kl_nats"] == evaluation["child"]["sources"]["loud.jsonl"]["kl_nats"]
+    assert metrics["child/kl_high"] == evaluation["child"]["kl_high"]

@@ -101,13 +101,13 @@ def test_the_best_architecture_is_told_to_the_tracker(make: Make, tmp_path: Path
     metrics = client.get_run(identifier).data.metrics
     assert metrics == pytest.approx(
         {
-            "best.predicted_kl_nats": 0.41,
-            "best.true_kl_nats": 0.36,
-            "best.runtime_ratio": 0.57,
-            "best.memory_ratio": 0.77,
+            "best/predicted_kl_nats": 0.41,
+            "best/true_kl_nats": 0.36,
+            "best/runtime_ratio": 0.57,
+            "best/memory_ratio": 0.77,
         }
     )
-    history = client.get_metric_history(identifier, "best.runtime_ratio")
+    history = client.get_metric_history(identifier, "best/runtime_ratio")
     assert [(point.step, point.value) for point in history] == [(0, 0.58), (1, 0.57)]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import os
 import re
@@ -16,10 +17,14 @@ from typing import Any
 
 import pytest
 
+import inlay
+from inlay.cluster.account import account_name
+from inlay.nas.job import Job
 from inlay.nas.pieces.texts import TEXTS
 from inlay.nas.report.best import KIND
 from inlay.nas.stages.export import export_child
 from inlay.nas.stages.pipeline import STAGES
+from inlay.nas.tables.architecture import identify
 from inlay.nas.workspace import Workspace
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -131,7 +136,7 @@ def test_the_run_told_how_far_it_was_and_what_it_had_found(finished: Path) -> No
     run_id = json.loads((finished / "job.search" / "run.json").read_text())["mlflow_run_id"]
     client = MlflowClient(tracking_uri=f"sqlite:///{finished / 'mlflow.db'}")
     for kind, told in found.items():
-        history = client.get_metric_history(run_id, f"best.{kind}_kl_nats")
+        history = client.get_metric_history(run_id, f"best/{kind}_kl_nats")
         assert sorted({metric.value for metric in history}, reverse=True) == pytest.approx(told, rel=1e-2)
 
 
@@ -159,21 +164,78 @@ def test_mlflow_shows_the_search(finished: Path) -> None:
     assert "| speed-up |" in run.data.tags["mlflow.note.content"]
     experiment = client.get_experiment(run.info.experiment_id)
     assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
-    assert {"distill.seconds", "child.kl_nats", "score.gamma"} <= set(run.data.metrics)
+    assert {"distill/seconds", "child/kl_nats", "score/gamma"} <= set(run.data.metrics)
     for layer in range(json.loads((Path(run.data.params["parent"]) / "config.json").read_text())["num_hidden_layers"]):
-        losses = client.get_metric_history(run_id, f"distill.layer_{layer:04d}.loss")
+        losses = client.get_metric_history(run_id, f"distill/loss/layer_{layer:04d}")
         assert max(metric.step for metric in losses) == 7  # 8,000 tokens by 8 x 128
-    for name in ("child", "uniform", "depth"):
-        steps = [metric.step for metric in client.get_metric_history(run_id, f"recover.{name}.kl_nats")]
+    names = {item.path for item in client.list_artifacts(run_id)}
+    assert {"job.json", "solution.json", "evaluation.json", "report.html", "log.txt", "tables", "pictures"} <= names
+    assert {dataset.dataset.name for dataset in run.inputs.dataset_inputs} == set(TEXTS)
+
+
+def test_mlflow_says_who_ran_it_with_what(finished: Path) -> None:
+    from mlflow.tracking import MlflowClient
+
+    run_id = json.loads((finished / "job.search" / "run.json").read_text())["mlflow_run_id"]
+    client = MlflowClient(tracking_uri=f"sqlite:///{finished / 'mlflow.db'}")
+    run = client.get_run(run_id)
+    tags = run.data.tags
+    assert tags["mlflow.user"] == account_name()
+    assert (tags["mlflow.source.name"], tags["mlflow.source.type"]) == ("job.yaml", "LOCAL")
+    assert tags["inlay.version"] == inlay.__version__
+    assert tags["inlay.digest"] == Job.load(finished / "job.yaml").search_digest()
+    assert "inlay.job" not in tags, "it was not submitted"
+    packages = Path(client.download_artifacts(run_id, "requirements.txt")).read_text().splitlines()
+    assert packages[0].startswith("# Python 3.")
+    assert f"torch=={importlib.metadata.version('torch')}" in packages
+    log = Path(client.download_artifacts(run_id, "log.txt")).read_text()
+    (kept,) = (finished / "job.search" / "logs").iterdir()
+    assert log == kept.read_text()
+    said = (finished / "stderr").read_text().splitlines()
+    assert [line[20:] for line in log.splitlines()] == said
+    page = Path(client.download_artifacts(run_id, "report.html")).read_text()
+    assert page.startswith("<!doctype html>")
+    assert "<svg" in page
+    processor = client.get_metric_history(run_id, "system/cpu_utilization_percentage")
+    assert len(processor) >= 1
+    assert all(0 <= point.value <= 100 for point in processor)
+    took = (run.info.end_time - run.info.start_time) / 1000
+    assert all(0 < point.step <= took + 1 for point in processor)
+
+
+def test_mlflow_has_a_run_for_every_model(finished: Path) -> None:
+    from mlflow.tracking import MlflowClient
+
+    place = Workspace(finished / "job.search")
+    evaluation, run_id = place.read_json("evaluation.json"), place.read_json("run.json")["mlflow_run_id"]
+    client = MlflowClient(tracking_uri=f"sqlite:///{finished / 'mlflow.db'}")
+    experiment = client.get_run(run_id).info.experiment_id
+    below = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{run_id}'")
+    runs = {run.data.tags["inlay.solution"]: run for run in below}
+    assert len(runs) == len(below)
+    assert {run.info.status for run in below} == {"FINISHED"}
+    pool = {row["id"]: row for row in place.read_table("pool")}
+    assert len(pool) > 3
+    assert set(pool) <= set(runs)
+    for name, row in pool.items():
+        told = runs[name].data.metrics
+        assert told["assembled/kl_nats"] == row["kl_nats"]
+        assert told.get("assembled/probe_kl_nats") == row["probe_kl_nats"]
+    models: dict[str, list[str]] = {}
+    for model in ("child", "uniform", "depth"):
+        models.setdefault(identify(evaluation[model]["architecture"]), []).append(model)
+    for identifier, run in runs.items():
+        assert run.info.run_name == ", ".join(models.get(identifier, [f"solution {identifier}"]))
+    for identifier, (model, *_) in models.items():
+        run = runs[identifier]
+        assert run.data.metrics["evaluate/kl_nats"] == evaluation[model]["kl_nats"]
+        steps = [metric.step for metric in client.get_metric_history(run.info.run_id, "recover/kl_nats")]
         assert sorted(steps) == list(range(1, 32))  # 16,000 tokens by 4 x 128, no step told twice
-        told = client.get_metric_history(run_id, f"recover.{name}.tokens")
+        told = client.get_metric_history(run.info.run_id, "recover/tokens")
         assert {metric.value / metric.step for metric in told} == {512}
         assert max(metric.step for metric in told) == 31
-        (ended,) = client.get_metric_history(run_id, "recover.seconds")
+        (ended,) = client.get_metric_history(run_id, "recover/seconds")
         assert min(metric.timestamp for metric in told) < ended.timestamp
-    names = {item.path for item in client.list_artifacts(run_id)}
-    assert {"job.json", "solution.json", "evaluation.json", "tables", "pictures"} <= names
-    assert {dataset.dataset.name for dataset in run.inputs.dataset_inputs} == set(TEXTS)
 
 
 def test_the_child_generates_where_only_torch_and_transformers_are(finished: Path, tmp_path: Path) -> None:

@@ -121,8 +121,8 @@ def test_evaluate_adds_it_to_the_search_and_to_its_run(searched: Path, inlay_her
     client = MlflowClient(tracking_uri=f"sqlite:///{searched / 'mlflow.db'}")
     run = client.get_run(run_id)
     assert run.info.status == "FINISHED"
-    assert run.data.metrics["child.prompt_sensitivity"] == found["child"]["nats"]
-    assert len(client.search_runs([run.info.experiment_id])) == 1
+    assert run.data.metrics["child/prompt_sensitivity"] == found["child"]["nats"]
+    assert len(client.search_runs([run.info.experiment_id], "tags.`inlay.run` = 'search'")) == 1
     assert inlay_here("report", "job.search", cwd=searched).returncode == 0
     assert "<h2>Prompt sensitivity</h2>" in (searched / "job.search" / "report.html").read_text()
 

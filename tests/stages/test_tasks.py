@@ -87,7 +87,7 @@ def test_both_models_are_given_the_task_and_their_answers_are_those_of_the_expor
     assert "| task | metric | samples | parent | child | difference |" in shown
     run_id = json.loads((searched / "job.search" / "run.json").read_text())["mlflow_run_id"]
     metrics = MlflowClient(tracking_uri=f"sqlite:///{searched / 'mlflow.db'}").get_run(run_id).data.metrics
-    assert metrics["child.endings.acc"] == row["child"]
+    assert metrics["child/endings/acc"] == row["child"]
     assert inlay_here("report", "job.search", cwd=searched).returncode == 0
     assert "<td>endings</td>" in (searched / "job.search" / "report.html").read_text()
 

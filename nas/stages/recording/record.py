@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from inlay.cluster.errors import ClusterError
 from inlay.nas.job import Job
 from inlay.nas.loop.search import Search
 from inlay.nas.loop.solving import Tables
 from inlay.nas.pieces.assembled import TrainedModel
+from inlay.nas.pieces.texts import Texts
 from inlay.nas.report.progress import Reporter
 from inlay.nas.stages.assemble import Assembled
 from inlay.nas.stages.outcome import correction_rows, curve_rows, pool_rows, solution_of
+from inlay.nas.stages.recording.log import SearchLog
+from inlay.nas.stages.recording.logged_model import logged_model
 from inlay.nas.stages.recording.run_json import RunJson
 from inlay.nas.stages.recording.tracked import TrackedSearch
+from inlay.nas.stages.recover import Recovered
+from inlay.nas.tables.architecture import identify
 from inlay.nas.workspace import Workspace
 
 
@@ -35,14 +41,22 @@ class SearchRecord:
         self.job, self.place, self.reporter = job, place, reporter
         self.run_json = RunJson(job, place)
         self.tracked = TrackedSearch(job, place, reporter)
+        self.log = SearchLog(job, place)
+        reporter.log = self.log.add
 
     def start(self) -> None:
         """The search starts, or goes on."""
         self.run_json.write(self.tracked.run_id())
         self.tracked.start(self.run_json.mlflow_run_id, self.run_json.mlflow_creation)
+        self.tracked.describe()
+        self.tracked.watch(self.run_json.begun)
 
     def end(self, error: BaseException | None) -> None:
         """The search ended, by an error if there is one."""
+        if error is not None:
+            self.log.add(f"ended by {type(error).__name__}: {error}")
+        with suppress(ClusterError, OSError):  # the workspace may be gone, or another run's
+            self.tracked.log(self.log.write())
         self.tracked.end(error)
 
     @contextmanager
@@ -59,6 +73,7 @@ class SearchRecord:
             peak = max([search.scratch_peak_bytes, *(record.peak_bytes for record in search.records.values())])
             entry = self.run_json.add_stage(name, seconds, peak, len(search.records), told.metrics)
             self.run_json.write(self.tracked.run_id())
+            self.log.write()
             return seconds, peak, entry
 
         try:
@@ -78,21 +93,32 @@ class SearchRecord:
     def assembled(self, assembled: Assembled, tables: Tables) -> None:
         """Pool, kept solution and corrected scores."""
         solution = solution_of(assembled, tables, self.job)
-        self.table("pool", pool_rows(assembled, tables, self.job))
+        rows = pool_rows(assembled, tables, self.job)
+        self.table("pool", rows)
         self.place.write_json("solution.json", solution)
         self.place.write_json("tables/corrections.json", correction_rows(assembled))
         self.tracked.solution(solution)
         self.tracked.rounds(assembled.pool.rounds)
+        architectures = {candidate.id: candidate.architecture for candidate in assembled.pool.candidates}
+        self.tracked.models.pool(rows, architectures)
 
-    def curves(self, curves: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
-        """Recovery losses by model and optimizer step."""
-        self.table("recovery", curve_rows(curves))
-        self.tracked.curves(curves)
+    def recovered(self, recovered: Recovered) -> None:
+        """Recovery losses by model and optimizer step, and what the models are called now."""
+        self.table("recovery", curve_rows(recovered.curves))
+        models = self.tracked.models
+        models.name({name: identify(model.architecture) for name, model in recovered.models.items()})
+        models.curves({recovered.trained[name]: curve for name, curve in recovered.curves.items()})
 
     def evaluation(self, evaluation: Mapping[str, Any]) -> None:
         """The figures of child, parent and baselines."""
         self.place.write_json("evaluation.json", evaluation)
         self.tracked.evaluation(evaluation)
+
+    def exported(self, model: TrainedModel, evaluation: Mapping[str, Any], texts: Texts) -> None:
+        """The child that was chosen and lies in the workspace."""
+        creation, name = self.run_json.mlflow_creation, self.tracked.name
+        served = logged_model(self.job, self.place, model, evaluation, texts, name, creation)
+        self.tracked.models.served(model.architecture, served)
 
     def finish(
         self,
@@ -113,5 +139,5 @@ class SearchRecord:
             }
         )
         self.run_json.write(self.tracked.run_id())
-        self.tracked.pictures()  # of what the workspace now says
+        self.tracked.report()  # of what the workspace now says
         return self.run_json.finish(self.tracked.run_id(), fingerprint)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from collections.abc import Mapping
 from typing import Any
@@ -28,6 +29,7 @@ class RunJson:
             "job_digest": digest,
             "mlflow_run_id": earlier.get("mlflow_run_id"),
             "mlflow_creation": earlier.get("mlflow_creation") or uuid.uuid4().hex,
+            "begun": earlier.get("begun") or time.time(),
         }
 
     @property
@@ -40,6 +42,11 @@ class RunJson:
     def mlflow_creation(self) -> str:
         """A name for the MLflow run, kept before that is made: wherever the search goes on, the run is found by it."""
         return str(self._own["mlflow_creation"])
+
+    @property
+    def begun(self) -> float:
+        """When the search began, in seconds since 1970; it may have been stopped since."""
+        return float(self._own["begun"])
 
     def add_stage(
         self, name: str, seconds: float, peak_bytes: int, pieces: int, metrics: Mapping[str, float]

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from inlay.cluster.errors import LockedError
 from inlay.cluster.events import PieceEvent
-from inlay.cluster.tracking import Tracker, spool_folder
+from inlay.cluster.tracking import JOB_TAG, Tracker, spool_folder, submitted_tags
+from inlay.cluster.tracking_origin import installed_packages, origin_tags
+from inlay.cluster.tracking_system import SystemMetrics
 from inlay.nas.job import Job
 from inlay.nas.loop.baselines import BASELINES
 from inlay.nas.pieces.texts import Texts
 from inlay.nas.report.best import Best
+from inlay.nas.report.drawing import svg_of
 from inlay.nas.report.figures import evaluation_markdown
+from inlay.nas.report.page import page_of
 from inlay.nas.report.pictures import all_pictures
 from inlay.nas.report.progress import Reporter
 from inlay.nas.report.prompts import prompts_text
 from inlay.nas.report.records import Evaluation
 from inlay.nas.report.sentences import round_words
+from inlay.nas.stages.recording.metric_names import figure_metrics, plain
+from inlay.nas.stages.recording.tracked_models import RECOVER, Live, TrackedModels
 from inlay.nas.workspace import Workspace
-
-_NOT_IN_METRICS = re.compile(r"[^\w.\- /]")
-"""Characters that MLflow takes in no metric's name."""
-LIVE_POINTS = 500
-"""Of one piece's numbers, at most, that are told while it runs."""
 
 
 class TrackedSearch:
@@ -33,35 +32,54 @@ class TrackedSearch:
 
     def __init__(self, job: Job, place: Workspace, reporter: Reporter) -> None:
         self.job, self.place = job, place
-        self._series: dict[str, list[str]] = {}
-        self._live: dict[str, _Live] = {}
+        self._live: dict[str, Live] = {}
+        self._system: SystemMetrics | None = None
         self._num_best = 0
         self._num_rounds = 0
         spool = spool_folder(place.store) / job.search_digest()[:16]
         self.tracker = Tracker(job.tracking.uri, job.tracking.experiment, reporter.warning, spool=spool)
+        self.models = TrackedModels(self.tracker)
+
+    @property
+    def name(self) -> str:
+        """What the search is called: by its file, or by its id where it was submitted; a round by its number too."""
+        if (own := self.place.own_round()) is not None:
+            return f"{own.search} {round_words(own.number, own.of)}"
+        return self.job.file.stem if self.job.file else submitted_tags().get(JOB_TAG, "search")
 
     def start(self, resume_run_id: str | None, creation: str) -> None:
         """Starts the search's run, by the name `creation`, or continues the one that it has from before."""
-        name = self.job.file.stem if self.job.file else "search"
-        if (own := self.place.own_round()) is not None:
-            name = f"{own.search} {round_words(own.number, own.of)}"
+        submitted = submitted_tags().get(JOB_TAG)
         tags = {
             "inlay.parent": self.job.parent,
-            "inlay.job": self.job.search_digest(),
+            "inlay.digest": self.job.search_digest(),
             "inlay.workspace": self.place.url,
+            **origin_tags(self.job.file.name if self.job.file else self.name, submitted is not None),
         }
-        self.tracker.start(name, tags, resume_run_id=resume_run_id, creation=creation)
+        self.tracker.start(self.name, tags, resume_run_id=resume_run_id, creation=creation)
+        self.models.start(creation)
+
+    def describe(self) -> None:
+        """What is searched, and with which packages."""
         self.tracker.params(flatten(self.job.to_dict()))
         self.tracker.json("job.json", self.job.to_dict())
+        self.tracker.text("requirements.txt", installed_packages())
+
+    def watch(self, begun: float) -> None:
+        """Tells from now on what the search takes of this machine; `begun`: when it began, in seconds since 1970."""
+        self._system = SystemMetrics(self.tracker.metrics, begun)
 
     def end(self, error: BaseException | None) -> None:
         """Ends the run: finished, failed, or killed; one that another run of the workspace goes on with stays open."""
+        if self._system is not None:
+            self._system.end()
         if isinstance(error, LockedError):
             self.tracker.close()
             return
         status = (
             "FINISHED" if error is None else "KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED"
         )
+        self.models.end(status)
         self.tracker.end(status)
 
     def run_id(self) -> str | None:
@@ -79,30 +97,28 @@ class TrackedSearch:
     def stage(self, entry: Mapping[str, Any]) -> None:
         """What a stage took, and its own figures; `entry` as in run.json."""
         self.tracker.metrics(
-            {f"{entry['name']}.{key}": value for key, value in entry.items() if key not in ("name", "pieces")}
+            {f"{entry['name']}/{key}": value for key, value in entry.items() if key not in ("name", "pieces")}
         )
 
     def table(self, name: str, rows: Sequence[dict[str, Any]]) -> None:
         """A table as an artifact."""
         self.tracker.table(f"tables/{name}.json", rows)
 
-    def name_series(self, labels: Mapping[str, str]) -> None:
-        """Says by what names the numbers of the coming pieces are shown: their labels by name."""
-        self._series = {}
-        for name, label in labels.items():
-            self._series.setdefault(label, []).append(name)
+    def log(self, text: str) -> None:
+        """All that the search said so far."""
+        self.tracker.text("log.txt", text)
 
     def numbers(self, event: PieceEvent) -> None:
-        """What a piece reports while it runs, as metrics `<stage>.<name>.<number>` at the step among the numbers."""
-        for name in self._series.get(event.label, [event.label.replace(" ", "_")]):
-            series = f"{event.stage}.{name}"
-            live = self._live.setdefault(series, _Live())
-            if event.fraction < 1 and abs(event.fraction - live.fraction) < 1 / LIVE_POINTS:
-                continue
-            step = int(event.numbers["step"])
-            live.fraction = event.fraction
-            live.steps.add(step)
-            self._metrics(series, {key: value for key, value in event.numbers.items() if key != "step"}, step)
+        """What a piece reports while it runs, at the step among its numbers: a model's training to the model's own run,
+        else as metrics `<stage>/<number>/<piece>`, so that MLflow shows the pieces side by side."""
+        if event.stage == RECOVER:
+            self.models.numbers(event)
+            return
+        piece = plain(event.label.replace(" ", "_"))
+        if self._live.setdefault(f"{event.stage} {piece}", Live()).takes(event):
+            numbers = {key: value for key, value in event.numbers.items() if key != "step"}
+            values = {f"{event.stage}/{key}/{piece}": value for key, value in numbers.items()}
+            self.tracker.metrics(values, step=int(event.numbers["step"]))
 
     def best(self, best: Best) -> None:
         """The best architecture so far, as metrics at its number among those that were."""
@@ -113,22 +129,12 @@ class TrackedSearch:
         """What each round of the pool brought that was not told yet."""
         for row in rounds[self._num_rounds :]:
             figures = {name: row[name] for name in ("best_kl_nats", "gain_nats", "prediction_error")}
-            self.tracker.metrics({f"assemble.{name}": value for name, value in figures.items()}, step=row["round"])
+            self.tracker.metrics({f"assemble/{name}": value for name, value in figures.items()}, step=row["round"])
         self._num_rounds = len(rounds)
 
     def solution(self, solution: Mapping[str, Any]) -> None:
         """The kept architecture."""
         self.tracker.json("solution.json", solution)
-
-    def curves(self, curves: Mapping[str, Sequence[Mapping[str, float]]]) -> None:
-        """Recovery losses by optimizer step; the tracker gets those that it was not told while they came."""
-        for name, curve in curves.items():
-            series = f"recover.{name}"
-            told = self._live.get(series, _Live()).steps
-            for point in curve:
-                step = int(point["step"])
-                if step not in told:
-                    self._metrics(series, {key: value for key, value in point.items() if key != "step"}, step)
 
     def evaluation(self, evaluation: Mapping[str, Any]) -> None:
         """The figures of child, parent and baselines, and their table as the run's description."""
@@ -138,37 +144,22 @@ class TrackedSearch:
         if shown.prompts:
             self.tracker.text("prompts.txt", prompts_text(shown))
         for name in (n for n in ("parent", "child", *BASELINES) if n in evaluation):
-            self._metrics_of(name, evaluation[name])
-            for source, figures in evaluation[name].get("sources", {}).items():
-                self._metrics_of(f"{name}.{_NOT_IN_METRICS.sub('_', source)}", figures)
-
+            for group, values in figure_metrics(name, evaluation[name]):
+                self.tracker.metrics({f"{group}/{key}": value for key, value in values.items()})
         for row in shown.tasks:
-            metric = _NOT_IN_METRICS.sub("_", f"{row.task}.{row.metric}")
-            self.tracker.metrics({f"parent.{metric}": row.parent, f"child.{metric}": row.child})
+            name = f"{plain(row.task)}/{plain(row.metric)}"
+            self.tracker.metrics({f"parent/{name}": row.parent, f"child/{name}": row.child})
         if found := shown.sensitivity:
             figures = {"parent": found.parent, "child": found.child}
-            self.tracker.metrics({f"{name}.prompt_sensitivity": value for name, (value, _) in figures.items()})
+            self.tracker.metrics({f"{name}/prompt_sensitivity": value for name, (value, _) in figures.items()})
+        self.models.evaluation(evaluation)
 
-    def pictures(self) -> None:
-        """Every picture that the workspace has the data for."""
-        for name, figure in all_pictures(self.place):
+    def report(self) -> None:
+        """Every picture that the workspace has the data for, and the page that shows them all."""
+        drawn = dict(all_pictures(self.place))
+        for name, figure in drawn.items():
             self.tracker.figure(f"pictures/{name}.png", figure)
-
-    def _metrics_of(self, name: str, figures: Mapping[str, Any]) -> None:
-        """Every number among these figures, once."""
-        known = {k: v for k, v in figures.items() if isinstance(v, int | float) and not isinstance(v, bool)}
-        self.tracker.metrics({f"{name}.{key}": value for key, value in known.items()})
-
-    def _metrics(self, series: str, values: Mapping[str, float], step: int) -> None:
-        self.tracker.metrics({f"{series}.{key}": value for key, value in values.items()}, step=step)
-
-
-@dataclass
-class _Live:
-    """What was told of a series: how far its piece was, and the steps."""
-
-    fraction: float = -1.0
-    steps: set[int] = field(default_factory=set)
+        self.tracker.text("report.html", page_of(self.place, {name: svg_of(figure) for name, figure in drawn.items()}))
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
