@@ -39,6 +39,7 @@ from inlay.nas.variants.storage import Block, Storage
 from inlay.version import __version__
 
 if TYPE_CHECKING:
+    from inlay.nas.formats.format import Bytes, Format
     from inlay.nas.modeling import InlayConfig
 
 NAME: Final = "llama.cpp"
@@ -282,8 +283,13 @@ def process(python: str | None) -> EngineProcess:
 def _kept_file(folder: Path, model: Trained, form: str) -> Path:
     packed = packed_of(model.config, form)
 
+    def nearest(name: str, form: Format) -> Bytes:
+        from inlay.nas.formats.tensors import packed as packed_rows
+
+        return packed_rows(model.tensors[name], form)
+
     def write(path: Path) -> None:
-        write_trained(path, packed, model.config, model.folder, model.tensors.__getitem__, model.inputs)
+        write_trained(path, packed, model.config, model.folder, model.rows or nearest)
 
     return written_once(folder / f"{model.key}-{form}-{__version__}.gguf", write)
 

@@ -22,7 +22,7 @@ from inlay.nas.job import Job
 from inlay.nas.modeling import InlayConfig, InlayForCausalLM
 from inlay.nas.modeling.subblock_inlay import FORMAT, SLOTS
 from inlay.nas.pieces.assembled import TrainedModel
-from inlay.nas.pieces.matrix_inputs import MatrixInputs
+from inlay.nas.pieces.stored_rows import Rows, stored_rows
 from inlay.nas.tables.architecture import Blocks
 from inlay.nas.tables.configs import config_of
 from inlay.nas.variants.entries import entries_of
@@ -91,31 +91,20 @@ def write_gguf_folder(
         mixed = config.ends_format or any(FORMAT in entry for block in config.blocks for entry in block.values())
         told = "mixed" if mixed else form
         name = f"{Path(job.parent.rpartition(':')[2]).stem}-{told}.gguf"
-        inputs = MatrixInputs.of(place.store, str(place.find_json(INPUTS_FILE) or ""))
-        inputs = inputs.where_own(parent.shape, model.architecture)
-        _write(folder / name, packed, config, place, parent, model, inputs)
-        difference = _compared(folder / name, packed, place, parent, model, job, inputs)
+        inputs = str(place.find_json(INPUTS_FILE) or "")
+        with stored_rows(place.store, parent.shape, model, inputs) as rows:
+            _write(folder / name, packed, config, parent, rows)
+            difference = _compared(folder / name, packed, place, parent, model, job, rows)
         (folder / "README.md").write_text(card(evaluation, job, "llama.cpp", _use(name, difference)))
         write_recipe(folder, model, job)
     return output
 
 
-def _write(
-    path: Path,
-    packed: Packed,
-    config: InlayConfig,
-    place: Workspace,
-    parent: Parent,
-    model: TrainedModel,
-    inputs: MatrixInputs,
-) -> None:
-    from safetensors import safe_open
-
-    with safe_open(place.store.blob_path(model.blob), framework="pt") as file:
-        try:
-            write_trained(path, packed, config, parent.folder, file.get_tensor, inputs.get)
-        except ValueError as error:
-            raise UserError(f"--format gguf: llama.cpp cannot run the parent: {error}") from None
+def _write(path: Path, packed: Packed, config: InlayConfig, parent: Parent, rows: Rows) -> None:
+    try:
+        write_trained(path, packed, config, parent.folder, rows)
+    except ValueError as error:
+        raise UserError(f"--format gguf: llama.cpp cannot run the parent: {error}") from None
 
 
 def _compared(
@@ -125,13 +114,13 @@ def _compared(
     parent: Parent,
     model: TrainedModel,
     job: Job,
-    inputs: MatrixInputs,
+    rows: Rows,
 ) -> Difference:
     """Raises UserError when the file is not the child."""
     ids = _some_text(place, parent)
     child = _child(place, parent, model)
     own = _logits_of(child, ids)
-    _round(child, packed, inputs)
+    _round(child, packed, rows)
     with _logits(path, ids, job.hardware.python) as theirs:
         difference = _difference(own, _logits_of(child, ids), theirs)
     most = max(MOST_KL.get(tensor.format, MOST_KL_ELSE) for tensor in packed.tensors)
@@ -175,19 +164,16 @@ def _child(place: Workspace, parent: Parent, model: TrainedModel) -> Any:
     return child
 
 
-def _round(child: Any, packed: Packed, inputs: MatrixInputs) -> None:
+def _round(child: Any, packed: Packed, rows: Rows) -> None:
     """Gives it the weights that the file has."""
     import torch
-
-    from inlay.nas.formats.tensors import rounded
 
     weights = dict(child.named_parameters(remove_duplicate=False))
     with torch.no_grad():
         for tensor in packed.tensors:
             for source in tensor.sources:
-                own = weights[source]
-                told = inputs.get(source, own.shape[1]) if own.ndim == 2 else None
-                own.copy_(rounded(own, GGUF[tensor.format], told))
+                own, form = weights[source], GGUF[tensor.format]
+                own.copy_(torch.from_numpy(form.unpack(rows(source, form), own.shape[-1]).copy()))
 
 
 def _logits_of(child: Any, ids: list[int]) -> Any:

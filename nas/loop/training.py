@@ -26,7 +26,7 @@ from inlay.nas.pieces.training import recover_model, recover_with_ranks
 from inlay.nas.pieces.weights import Library, used_weights
 from inlay.nas.tables.architecture import Blocks, identify
 
-RECOVER = Stage("recover", 5, recover_model)
+RECOVER = Stage("recover", 6, recover_model)
 ASSEMBLED = Stage("assembled", 1, store_assembled)
 MICRO_TOKENS = 2048
 """Tokens of a micro-batch; gradients add up to the effective batch."""
@@ -170,6 +170,7 @@ def _piece(search: Search, texts: Texts, library: Library, architecture: Blocks,
         "batch_size": job.recover.batch_size,
         "train": job.recover.train,
         "seed": job.seed,
+        **search.rounding([architecture]),
     }
     handles = {"store": search.workspace.url, "sequence_length": texts.recover.shape[1]}
     label = identify(architecture) if tokens == job.recover.tokens else f"probe {identify(architecture)}"

@@ -78,8 +78,7 @@ def true_scores_of_models(
                 "ids": ids.digest,
                 "rows": list(rows),
                 "documents": ids.documents,
-                "blob": model.blob,
-                "architecture": [list(b) for b in model.architecture],
+                **model.told,
                 **search.rounding([model.architecture]),
             }
             label = f"{identify(model.architecture)} {model.blob[:8]} on {ids.digest[:8]} shard {shard:05d}"

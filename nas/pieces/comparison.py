@@ -20,7 +20,7 @@ from inlay.distill.boundary import BoundaryScratch
 from inlay.distill.sweep import micro_batches, sweep
 from inlay.kernels import compare_next_token
 from inlay.nas.modeling import Ends
-from inlay.nas.pieces.assembled import StoredModel
+from inlay.nas.pieces.assembled import StoredModel, TrainedModel
 from inlay.nas.pieces.boundaries import embed_rows, micro_batch, worker_source
 from inlay.nas.pieces.boundaries import micro_batch as sequences_at_once
 from inlay.nas.pieces.by_document import ByDocument, by_document, document_sums
@@ -237,15 +237,15 @@ def documents_of(store: Store, arguments: Mapping[str, Any], rows: Sequence[int]
 def evaluate_model(arguments: dict[str, Any], context: PieceContext) -> PieceOutput:
     """One stored model against the parent on one shard, both carried through layer by layer."""
     source = worker_source(arguments, Library({}), context.scratch)
-    architecture = blocks_of(arguments["architecture"])
-    stored = StoredModel(source, arguments["blob"], architecture)
+    model = TrainedModel.from_told(arguments)
+    stored = StoredModel(source, model)
     first, end = arguments["rows"]
     ids_NS = torch.from_numpy(load_ids(source.store, arguments["ids"])[first:end].astype("int64")).to(source.device)
     size = micro_batch(ids_NS.shape[1], context.memory_retries)
     parent_ends, child_ends = source.ends(), stored.ends()
     (parent_NSD,) = sweep(source, [[PARENT_BLOCK] * source.num_layers], parent_ends.embed(ids_NS), 0, size)
     context.progress(0.5)
-    (child_NSD,) = sweep(stored, [architecture], child_ends.embed(ids_NS), 0, size)
+    (child_NSD,) = sweep(stored, [model.architecture], child_ends.embed(ids_NS), 0, size)
     documents_NS = documents_of(source.store, arguments, (first, end))
     sequences = compare(parent_ends, ids_NS, parent_NSD, [child_NSD], [child_ends], documents_NS=documents_NS)
     return PieceOutput(values={}, blobs={"sequences": sequences})

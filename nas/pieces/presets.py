@@ -26,6 +26,7 @@ from inlay.nas.engines.timing import Workload, take_rounds
 from inlay.nas.families import layer_prefix
 from inlay.nas.formats import FORMATS
 from inlay.nas.formats.gguf import F16, GGUF
+from inlay.nas.formats.tensors import packed as packed_rows
 from inlay.nas.formats.tensors import rounded, weighed
 from inlay.nas.modeling import Ends, InlayLayer, build_layer
 from inlay.nas.pieces.boundaries import micro_batch, worker_source
@@ -52,7 +53,9 @@ def quantise_presets(arguments: dict[str, Any], context: PieceContext) -> PieceO
         def written(form: str) -> Path:
             path = Path(folder) / f"{form}.gguf"
             made = packed_of(parent.config, form)
-            write_trained(path, made, parent.config, parent.folder, parent.tensor, lambda name, row: None)
+            write_trained(
+                path, made, parent.config, parent.folder, lambda name, kind: packed_rows(parent.tensor(name), kind)
+            )
             return path
 
         source = written(F16)
