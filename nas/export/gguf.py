@@ -13,6 +13,7 @@ from inlay.nas.engines.gguf.packing import Packed
 from inlay.nas.engines.gguf.trained import write_trained
 from inlay.nas.engines.llama_cpp import LlamaCppEngine, process
 from inlay.nas.engines.llama_files import packed_of
+from inlay.nas.engines.registry import kv_format_of
 from inlay.nas.errors import UserError
 from inlay.nas.export.card import card
 from inlay.nas.export.folder import write_recipe, written_whole
@@ -95,7 +96,8 @@ def write_gguf_folder(
         with stored_rows(place.store, parent.shape, model, inputs) as rows:
             _write(folder / name, packed, config, parent, rows)
             difference = _compared(folder / name, packed, place, parent, model, job, rows)
-        (folder / "README.md").write_text(card(evaluation, job, "llama.cpp", _use(name, difference)))
+        use = _use(name + _cache_options(job), difference)
+        (folder / "README.md").write_text(card(evaluation, job, "llama.cpp", use))
         write_recipe(folder, model, job)
     return output
 
@@ -196,13 +198,19 @@ def _kl_nats(own: Any, other: Any) -> float:
     return float((p.exp() * (p - q)).sum(-1).mean())
 
 
-def _use(name: str, difference: Difference) -> list[str]:
+def _cache_options(job: Job) -> str:
+    """What llama.cpp's programs are told of keys and values, where the search was for another cache than they take."""
+    form = kv_format_of(job.hardware)
+    return "" if form in (None, F16) else f" -fa on -ctk {form} -ctv {form}"
+
+
+def _use(named: str, difference: Difference) -> list[str]:
     return [
         "## Run it",
         "",
         "```console",
-        f"$ llama-server -m {name}",
-        f"$ llama-completion -no-cnv -m {name} -p 'Once upon a time'",
+        f"$ llama-server -m {named}",
+        f"$ llama-completion -no-cnv -m {named} -p 'Once upon a time'",
         "```",
         "",
         f"llama.cpp's logits of this file are {difference.kl_nats:.1e} nats a token from the child's with these "

@@ -42,6 +42,7 @@ def true_scores(
                 "labels": labels,
                 "library": held,
                 "documents": ids.documents,
+                **search.cache_rounding,
             }
             depends = {
                 "ids": ids.digest,
@@ -50,6 +51,7 @@ def true_scores(
                 "library": held,
                 "documents": ids.documents,
                 **search.rounding(group),
+                **search.cache_rounding,
             }
             pieces.append(search.piece(TRUE, f"{labels[0]}+{len(labels) - 1} shard {shard:05d}", arguments, depends))
             places.append(first)
@@ -80,6 +82,7 @@ def true_scores_of_models(
                 "documents": ids.documents,
                 **model.told,
                 **search.rounding([model.architecture]),
+                **search.cache_rounding,
             }
             label = f"{identify(model.architecture)} {model.blob[:8]} on {ids.digest[:8]} shard {shard:05d}"
             pieces.append(search.piece(EVALUATE, label, {**depends, "store": search.workspace.url}, depends))

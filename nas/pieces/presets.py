@@ -19,7 +19,7 @@ from inlay.distill.sweep import Slot, sweep
 from inlay.nas.engines.engine import Target
 from inlay.nas.engines.gguf.presets import PRESETS, types_of
 from inlay.nas.engines.gguf.trained import write_trained
-from inlay.nas.engines.llama_cpp import process
+from inlay.nas.engines.llama_cpp import cache_of, process
 from inlay.nas.engines.llama_files import packed_of
 from inlay.nas.engines.process_bench import ProcessBench, scratch_folder
 from inlay.nas.engines.timing import Workload, take_rounds
@@ -32,6 +32,7 @@ from inlay.nas.modeling import Ends, InlayLayer, build_layer
 from inlay.nas.pieces.boundaries import micro_batch, worker_source
 from inlay.nas.pieces.comparison import compare
 from inlay.nas.pieces.measuring import against
+from inlay.nas.pieces.rounded_cache import as_run
 from inlay.nas.pieces.texts import load_ids
 from inlay.nas.pieces.weights import Library, WorkerSource, parent_of
 from inlay.nas.tables.architecture import PARENT_BLOCK
@@ -69,7 +70,7 @@ def quantise_presets(arguments: dict[str, Any], context: PieceContext) -> PieceO
             found[name] = {"types": named, "weights_bytes": sum(sizes), "file_bytes": path.stat().st_size}
             files[name] = str(path)
         shape = Workload(**workload)
-        bench = ProcessBench(engine, files, shape, target.device, parent.shape.vocab, {})
+        bench = ProcessBench(engine, files, shape, target.device, parent.shape.vocab, cache_of(target))
         rounds = take_rounds(list(files), bench, shape, context.progress, together=not context.memory_retries)
     for name, own in found.items():
         own["measured"] = asdict(against(rounds[PARENT], rounds[name], shape))
@@ -80,7 +81,8 @@ def quantise_presets(arguments: dict[str, Any], context: PieceContext) -> PieceO
 def compare_preset(arguments: dict[str, Any], context: PieceContext) -> PieceOutput:
     """A piece: the parent in one preset against the parent, on one shard.
 
-    Arguments: `store, ids, rows, inputs`, and `types` of a preset as `quantise_presets` gives them.
+    Arguments: `store, ids, rows, inputs`, and `types` of a preset as `quantise_presets` gives them; with `kv_format` it
+    runs with such a cache.
     The blob `sequences` is as `compare_architectures` has it.
     """
     source = worker_source(arguments, Library({}), context.scratch)
@@ -93,7 +95,7 @@ def compare_preset(arguments: dict[str, Any], context: PieceContext) -> PieceOut
     context.progress(0.3)
     preset = _Preset(source, arguments["types"])
     ends = preset.ends()
-    children = sweep(preset, [own], ends.embed(ids_NS), 0, size)
+    children = sweep(as_run(preset, arguments.get("kv_format", "")), [own], ends.embed(ids_NS), 0, size)
     sequences = compare(parent_ends, ids_NS, parent_NSD, children, [ends])
     return PieceOutput(values={}, blobs={"sequences": sequences})
 

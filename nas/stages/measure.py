@@ -31,6 +31,7 @@ from inlay.nas.tables.halves import StandIn
 from inlay.nas.tables.origin import Origin, origin_of
 from inlay.nas.tables.reading import read_arrow
 from inlay.nas.variants import Variant, ends_forms, ends_parameters, parameters, variants_of
+from inlay.nas.variants.storage import Storage
 
 TIMES = ("prefill_ns", "decode_ns", "runtime_ns", "spread_ns")
 MEASURE = Stage("measure", VERSION, measure_subblocks)
@@ -42,7 +43,7 @@ def cost_rows(search: Search) -> list[dict[str, Any]]:
     if job.hardware.costs is not None:
         given = job.resolve(job.hardware.costs)
         return given_costs(given, job.hardware, search.target.format, shape, job.space, search.storage)
-    counted_rows = CostRows(job.space, shape, search.engine, search.target.format, search.target.device)
+    counted_rows = CostRows(job.space, shape, search.engine, search.target.format, search.storage)
     rows: list[dict[str, Any]] = []
     for scenario, times, compute_bytes in _measured_subblocks(search, counted_rows.entries()):
         rows += counted_rows.of(scenario, times, compute_bytes)
@@ -91,14 +92,14 @@ class CostRows:
         shape: the parent's.
         engine: what runs the child.
         form: the format that it stores matrices in.
-        device: where.
+        storage: how it keeps models.
     """
 
     space: Space
     shape: Shape
     engine: Engine
     form: str
-    device: str
+    storage: Storage
 
     def entries(self) -> list[str]:
         """Every distinct subblock that has a time, by its key."""
@@ -119,7 +120,7 @@ class CostRows:
             compute_bytes: what the engine computes in; None where it does not tell.
         """
         length, shape = scenario.prefill + scenario.generate, self.shape
-        storage = self.engine.storage(self.form, self.device)
+        storage = self.storage
         rows = []
         for layer, variant in self._variants():
             entry = variant.entry(shape, layer)

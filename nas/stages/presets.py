@@ -63,6 +63,7 @@ def _quality(search: Search, ids: Ids, types: dict[str, dict[str, str]]) -> dict
     for name, own in types.items():
         for shard, rows in enumerate(ids.shards):
             depends = {"ids": ids.digest, "rows": list(rows), "types": own, "inputs": search.inputs}
+            depends |= search.cache_rounding
             arguments = {"store": search.workspace.url, **depends}
             pieces.append(search.piece(PRESET_KL, f"{name} shard {shard:05d}", arguments, depends))
     records = iter(search.run(pieces, "KL of llama.cpp's presets", "shards"))

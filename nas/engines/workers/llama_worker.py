@@ -48,8 +48,8 @@ class Cyllama:
         """The model in a file. Raises ValueError."""
         return self._model(path, self._lib.LlamaModelParams(), verbose=True)
 
-    def context(self, model: Any, tokens: int, sequences: int, threads: int, exact: bool) -> Any:
-        """What holds its cache."""
+    def context(self, model: Any, tokens: int, sequences: int, threads: int, exact: bool, kv_type: int | None) -> Any:
+        """What holds its cache; of a type of ggml's, by its number, where one is given."""
         params = self._lib.LlamaContextParams()
         params.n_ctx = tokens * sequences
         params.n_seq_max = sequences
@@ -57,6 +57,9 @@ class Cyllama:
         if exact:
             params.type_k = params.type_v = 0
             params.flash_attn_type = 0
+        elif kv_type is not None:
+            params.type_k = params.type_v = kv_type
+            params.flash_attn_type = 1  # it has no values in blocks without
         return self._lib.LlamaContext(model, params, verbose=True)
 
     def batch(self, rows: Sequence[Row]) -> Any:
@@ -88,8 +91,9 @@ class Model:
         self._model = worker.load(path)
         try:
             self._context = self._binding.context(
-                self._model, request["tokens"], self.sequences, request["threads"], request.get("exact", False)
-            )
+                self._model, request["tokens"], self.sequences, request["threads"],
+                request.get("exact", False), request.get("kv_type"),
+            )  # fmt: skip
         except (ValueError, RuntimeError):
             raise Refused(f"no context for {path}: {worker.last()}") from None
         self._sampler = self._binding.sampler()
