@@ -99,7 +99,7 @@ def distill_globally(
     host, 4 bytes a weight (of a shard: a rank its own).
 
     With `rounding` the child computes with rounded weights wherever it is trained or judged, and what is trained, kept
-    and left in it are those behind them.
+    and left in it are those behind them, of which there is a copy while it computes.
 
     With `ranks`, every one of their processes calls this with the same whole batches and its own copy (or, sharded, its
     shard) of both models: each works on its rows, and loss, gradients and clipping are those of the whole batch. Losses

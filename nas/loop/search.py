@@ -133,7 +133,7 @@ class Search:
     def cache_rounding(self) -> dict[str, str]:
         """What the KL of whole models depends on where keys and values are rounded."""
         form = self.target.kv_format
-        return {"kv_format": form} if form in CODES else {}
+        return {"kv_format": form} if form is not None and form in CODES else {}
 
     def part(self, end: float, batches: int | None = None) -> None:
         """Says that what follows takes the stage up to the share `end`, in so many batches where that is known."""
