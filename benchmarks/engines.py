@@ -121,7 +121,7 @@ def times(parent: Parent, form: str) -> list[str]:
     """Predicted and measured times of children; both are relative to the parent, which took turns."""
     target = Target("cpu", "float32", form)
     begun = time.monotonic()
-    made = CostRows(space_of(parent), parent.shape, ENGINE, form, "cpu")
+    made = CostRows(space_of(parent), parent.shape, ENGINE, form, ENGINE.storage(form, "cpu"))
     bench = SubblockBench(ENGINE, target, parent.config, WORKLOAD)
     found = bench.times(made.entries(), lambda share: None, again=True)
     table = time.monotonic() - begun

@@ -20,6 +20,7 @@ from inlay.distill.objective import Losses, copied, gradients, put_back
 from inlay.distill.optimize import adamw, set_learning_rate, tensor_cores, warmup_linear
 from inlay.distill.parallel import Ranks, is_sharded, laid_out_like, local
 from inlay.distill.rates import Trial, best_rate, plan_trials, try_rates
+from inlay.distill.rounding import UNROUNDED, Rounding
 from inlay.distill.settings import GlobalSettings
 
 OnStep = Callable[[int, int, Losses], None]
@@ -81,6 +82,7 @@ def distill_globally(
     on_judged: OnJudged | None = None,
     checkpoint: Checkpoint | None = None,
     ranks: Ranks | None = None,
+    rounding: Rounding = UNROUNDED,
 ) -> GlobalResult:
     """Trains the child in place against its frozen parent; it ends as it was when its KL on `held_out` was least.
 
@@ -96,6 +98,9 @@ def distill_globally(
     second one ends the training. Beside weights, gradients and two moments it holds a copy of the best weights on the
     host, 4 bytes a weight (of a shard: a rank its own).
 
+    With `rounding` the child computes with rounded weights wherever it is trained or judged, and what is trained, kept
+    and left in it are those behind them, of which there is a copy while it computes.
+
     With `ranks`, every one of their processes calls this with the same whole batches and its own copy (or, sharded, its
     shard) of both models: each works on its rows, and loss, gradients and clipping are those of the whole batch. Losses
     and decisions are the same in all of them. A state saved by any number of ranks can be continued by any other; by
@@ -107,13 +112,13 @@ def distill_globally(
     """
     parameters = {name: p for name, p in child.named_parameters() if p.requires_grad}
     ranks = ranks or Ranks()
+    judge = Judge(parent, child, held_out, settings, ranks, rounding)
     if not parameters:
-        result = _untrained(Judge(parent, child, held_out, settings, ranks).kl_nats(), settings)
+        result = _untrained(judge.kl_nats(), settings)
         if on_judged is not None:
             on_judged(result.held_out)
         return result
-    run = _Run(parameters, settings, ranks)
-    judge = Judge(parent, child, held_out, settings, ranks)
+    run = _Run(parameters, settings, ranks, rounding)
     coming = iter(batches)
 
     def keep(ended: bool) -> None:
@@ -157,7 +162,7 @@ def distill_globally(
             break
         if step < run.done:
             continue
-        losses = gradients(parent, child, parameters, ids_BS, settings, ranks)
+        losses = gradients(parent, child, parameters, ids_BS, settings, ranks, rounding)
         run.advance(step, losses, ids_BS.numel())
         if run.done % settings.judged_every == 0 or run.done == settings.steps:
             judged(judge.kl_nats())
@@ -192,7 +197,7 @@ class _Trying:
         run, settings = self.run, self.run.settings
         run.restart(rate)
         for step, ids_BS in enumerate(self.batches):
-            losses = gradients(self.parent, self.child, run.parameters, ids_BS, settings, run.ranks)
+            losses = gradients(self.parent, self.child, run.parameters, ids_BS, settings, run.ranks, run.rounding)
             if losses is None:
                 self.tried += len(self.batches) - step
                 return None
@@ -206,10 +211,13 @@ class _Trying:
 class _Run:
     """Weights, optimizer, history: all that a checkpoint holds."""
 
-    def __init__(self, parameters: dict[str, nn.Parameter], settings: GlobalSettings, ranks: Ranks) -> None:
+    def __init__(
+        self, parameters: dict[str, nn.Parameter], settings: GlobalSettings, ranks: Ranks, rounding: Rounding
+    ) -> None:
         self.parameters = parameters
         self.settings = settings
         self.ranks = ranks
+        self.rounding = rounding
         self.rate = settings.learning_rate
         self.trials: list[Trial] = []
         self.optimizer = self._new_optimizer()

@@ -15,6 +15,7 @@ from torch import Tensor
 from inlay.distill.objective import kl_of, parts_of
 from inlay.distill.optimize import precision
 from inlay.distill.parallel import Ranks
+from inlay.distill.rounding import UNROUNDED, Rounding, rounded
 from inlay.distill.settings import GlobalSettings
 
 KEPT_BYTES = 256 << 20
@@ -32,17 +33,25 @@ class Judge:
         batches: token ids.
         settings: say how many sequences are worked on at once.
         ranks: each works on its rows.
+        rounding: what the child computes with.
 
     Raises:
         ValueError: no batches.
     """
 
     def __init__(
-        self, parent: Any, child: Any, batches: Sequence[Tensor], settings: GlobalSettings, ranks: Ranks
+        self,
+        parent: Any,
+        child: Any,
+        batches: Sequence[Tensor],
+        settings: GlobalSettings,
+        ranks: Ranks,
+        rounding: Rounding = UNROUNDED,
     ) -> None:
         if not batches:
             raise ValueError("no batch is held out: a child that trains is judged on at least one")
         self.parent, self.child, self.batches, self.settings, self.ranks = parent, child, batches, settings, ranks
+        self.rounding = rounding
         self._kept: list[Tensor] = []
         self._kept_bytes = 0
 
@@ -50,11 +59,12 @@ class Judge:
     def kl_nats(self) -> float | None:
         """Mean KL(parent || child), nats per token; None if it is not finite."""
         total = 0.0
-        for number, (ids_BS, share) in enumerate(self._parts()):
-            parent_hidden_BSD = self._parent_hidden(number, ids_BS)
-            with precision(parent_hidden_BSD):
-                _, child_hidden_BSD = self.child.forward_hidden(ids_BS)
-                total += float(kl_of(self.parent, self.child, parent_hidden_BSD, child_hidden_BSD)) * share
+        with rounded(self.child, self.rounding):
+            for number, (ids_BS, share) in enumerate(self._parts()):
+                parent_hidden_BSD = self._parent_hidden(number, ids_BS)
+                with precision(parent_hidden_BSD):
+                    _, child_hidden_BSD = self.child.forward_hidden(ids_BS)
+                    total += float(kl_of(self.parent, self.child, parent_hidden_BSD, child_hidden_BSD)) * share
         if self.ranks.sharded:
             self.child.reshard()  # what a forward gathers, only a backward gives back
         (total,) = self.ranks.add([total], self.batches[0].device)

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from inlay.distill.optimize import precision, training_dtype
 from inlay.distill.parallel import Ranks, local, whole_number
+from inlay.distill.rounding import UNROUNDED, Rounding, rounded
 from inlay.distill.settings import GlobalSettings
 from inlay.kernels import kl_loss
 
@@ -26,9 +27,17 @@ Parameters = Mapping[str, nn.Parameter]
 
 
 def gradients(
-    parent: Any, child: Any, parameters: Parameters, ids_BS: Tensor, settings: GlobalSettings, ranks: Ranks
+    parent: Any,
+    child: Any,
+    parameters: Parameters,
+    ids_BS: Tensor,
+    settings: GlobalSettings,
+    ranks: Ranks,
+    rounding: Rounding = UNROUNDED,
 ) -> Losses | None:
     """Leaves the clipped gradients of a whole batch in the child, the same for any number of ranks.
+
+    They are those of the child as `rounding` has it compute.
 
     Returns:
         `loss`, `cosine` (weighted) and `kl_nats` of the batch; None where they, or the gradients, are not finite.
@@ -36,11 +45,12 @@ def gradients(
     for parameter in parameters.values():
         parameter.grad = None
     cosine_sum, kl_sum = 0.0, 0.0
-    for part_BS, share in parts_of(ids_BS, settings, ranks):
-        cosine, kl = _losses(parent, child, part_BS, settings.cosine)
-        ((cosine + kl) * share).backward()  # type: ignore[no-untyped-call]
-        cosine_sum += float(cosine.detach()) * share
-        kl_sum += float(kl.detach()) * share
+    with rounded(child, rounding):
+        for part_BS, share in parts_of(ids_BS, settings, ranks):
+            cosine, kl = _losses(parent, child, part_BS, settings.cosine)
+            ((cosine + kl) * share).backward()  # type: ignore[no-untyped-call]
+            cosine_sum += float(cosine.detach()) * share
+            kl_sum += float(kl.detach()) * share
     cosine_sum, kl_sum = ranks.add([cosine_sum, kl_sum], ids_BS.device)
     ranks.add_gradients(parameters.values())
     norm = whole_number(nn.utils.clip_grad_norm_(list(parameters.values()), settings.clip))

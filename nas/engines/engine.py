@@ -66,12 +66,14 @@ class Target:
         dtype: what PyTorch computes in.
         format: what matrices are stored in, one of the engine's `formats`.
         python: the interpreter that has the engine; None: this one.
+        kv_format: what keys and values are stored in, one of the engine's `kv_formats`; None: the only way it has.
     """
 
     device: str
     dtype: str
     format: str
     python: str | None = None
+    kv_format: str | None = None
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,8 @@ class Engine(ABC):
     """As `hardware.engine` has it."""
     formats: ClassVar[tuple[str, ...]]
     """What `hardware.format` may be."""
+    kv_formats: ClassVar[tuple[str, ...]] = ()
+    """What `hardware.kv_format` may be, the one that is taken unasked first; none where there is no choice."""
     devices: ClassVar[tuple[str, ...]] = ("cpu",)
     """Types of device that it runs on."""
     stores_ends_apart: ClassVar[bool] = False
@@ -132,9 +136,13 @@ class Engine(ABC):
     def model_problem(self, shape: Shape, form: str, device: str) -> str | None:
         """Why it cannot run any child of this parent on a device, with the way out, or None."""
 
+    def cache_problem(self, shape: Shape, kv_format: str) -> str | None:
+        """Why it cannot keep the cache of a child of this parent so, with the way out, or None."""
+        return None
+
     @abstractmethod
-    def storage(self, form: str, device: str) -> Storage:
-        """How it keeps a model in a format on a device."""
+    def storage(self, form: str, device: str, kv_format: str | None = None) -> Storage:
+        """How it keeps a model in a format on a device; `kv_format` as of `Target`, None as what is taken unasked."""
 
     @abstractmethod
     def describe(self, target: Target) -> dict[str, str]:

@@ -39,14 +39,13 @@ from inlay.nas.variants.storage import Block, Storage
 from inlay.version import __version__
 
 if TYPE_CHECKING:
+    from inlay.nas.formats.format import Bytes, Format
     from inlay.nas.modeling import InlayConfig
 
 NAME: Final = "llama.cpp"
 EXTRA: Final = "`pip install 'inlay[gguf]'` brings one, or name an interpreter that has it in hardware.python"
 CELLS: Final = 256
 """Tokens of a sequence that its cache is made for come in multiples of this many."""
-KV_BYTES: Final = 2
-"""Bytes of a number in its cache: f16, as it ships."""
 COPIES: Final = 4
 """Copies of a subblock in the model that is timed."""
 SMALL_VOCABULARY: Final = 32
@@ -55,10 +54,10 @@ _ELSEWHERE: Final = "take it out of the space, or search with `hardware.engine: 
 
 
 class LlamaCppStorage(Storage):
-    """GGUF's tensors, in one format where entries name no other, and a cache of f16."""
+    """GGUF's tensors, in one format where entries name no other, and a cache in one of its own."""
 
-    def __init__(self, form: str) -> None:
-        self._form = form
+    def __init__(self, form: str, kv_format: str) -> None:
+        self._form, self._kv_format = form, kv_format
 
     def weights(self, entry: Entry, slot: Slot, shape: Shape) -> int:
         """Its tensors, without what may have to stand in for the other half of its layer (`model` counts that)."""
@@ -74,7 +73,7 @@ class LlamaCppStorage(Storage):
         """Cells that its cache allocates."""
         cells = -(-length // CELLS) * CELLS
         held = SUBBLOCKS.of(entry).state(entry, shape, cells).values()
-        return batch * KV_BYTES * sum(_count(size) for size in held)
+        return batch * sum(GGUF[self._kv_format].num_bytes(tuple(size)) for size in held)
 
     def model(self, shape: Shape, blocks: Sequence[Block], ends: str | None = None) -> int:
         """All tensors of the file."""
@@ -86,6 +85,7 @@ class LlamaCppEngine(Engine):
 
     name = NAME
     formats = tuple(GGUF)
+    kv_formats = (F16, "q8_0")
     stores_ends_apart = True
 
     def usual_format(self, shape: Shape) -> str:
@@ -140,9 +140,19 @@ class LlamaCppEngine(Engine):
                     return f"llama.cpp cannot run the parent itself, layer {layer}: {problem}"
         return None
 
-    def storage(self, form: str, device: str) -> Storage:
+    def cache_problem(self, shape: Shape, kv_format: str) -> str | None:
+        """By the numbers of a head, of which a cache holds whole blocks."""
+        form = GGUF[kv_format]
+        if form.fits(shape.head_dim):
+            return None
+        return (
+            f"{kv_format} stores {form.block} numbers together, and the parent's heads have {shape.head_dim}; take "
+            f"{self.kv_formats[0]}"
+        )
+
+    def storage(self, form: str, device: str, kv_format: str | None = None) -> Storage:
         """GGUF's."""
-        return LlamaCppStorage(form)
+        return LlamaCppStorage(form, kv_format or self.kv_formats[0])
 
     def describe(self, target: Target) -> dict[str, str]:
         """The processor, and the binding with its commit of ggml."""
@@ -232,7 +242,7 @@ class LlamaCppEngine(Engine):
                 write_shape(path, config, target.format)
                 files[name] = str(path)
             vocabulary = min(config.vocab_size for config in models.values())
-            bench = ProcessBench(engine, files, workload, target.device, vocabulary, {})
+            bench = ProcessBench(engine, files, workload, target.device, vocabulary, cache_of(target))
             rounds = take_rounds(list(models), bench, workload, on_round, together=together)
             return Timed(rounds, {name: held_of(files[name], told) for name, told in bench.told.items()})
 
@@ -247,7 +257,7 @@ class LlamaCppEngine(Engine):
         most = 0
         with scratch_folder("gguf", scratch) as folder, process(target.python) as engine:
             path = str(Path(folder) / "hollow.gguf")
-            bench = ProcessBench(engine, {"m": path}, workload, target.device, 1, {})
+            bench = ProcessBench(engine, {"m": path}, workload, target.device, 1, cache_of(target))
             for config in models.values():
                 write_shape(Path(path), config, target.format, hollow=True)
                 most = max(most, held_of(path, bench.opened("m")).compute_bytes)
@@ -271,7 +281,13 @@ class LlamaCppEngine(Engine):
         with process(target.python) as engine:
             engine.ask("hello")  # where it is not installed, no file is written
             files = {name: str(_kept_file(kept, model, target.format)) for name, model in models.items()}
-            yield ProcessTalk(engine, files, threads, clock_of(target.device, threads), {})
+            yield ProcessTalk(engine, files, threads, clock_of(target.device, threads), cache_of(target))
+
+
+def cache_of(target: Target) -> dict[str, int]:
+    """What `open` is told of keys and values: the number of their type; nothing where they are as it ships."""
+    form = target.kv_format or F16
+    return {} if form == F16 else {"kv_type": GGUF[form].number}
 
 
 def process(python: str | None) -> EngineProcess:
@@ -282,14 +298,12 @@ def process(python: str | None) -> EngineProcess:
 def _kept_file(folder: Path, model: Trained, form: str) -> Path:
     packed = packed_of(model.config, form)
 
+    def nearest(name: str, form: Format) -> Bytes:
+        from inlay.nas.formats.tensors import packed as packed_rows
+
+        return packed_rows(model.tensors[name], form)
+
     def write(path: Path) -> None:
-        write_trained(path, packed, model.config, model.folder, model.tensors.__getitem__, model.inputs)
+        write_trained(path, packed, model.config, model.folder, model.rows or nearest)
 
     return written_once(folder / f"{model.key}-{form}-{__version__}.gguf", write)
-
-
-def _count(size: Sequence[int]) -> int:
-    total = 1
-    for number in size:
-        total *= number
-    return total

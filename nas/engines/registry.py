@@ -24,6 +24,13 @@ def format_of(engine: str, asked: str, shape: Shape) -> str:
     return ENGINES[engine].usual_format(shape) if asked == "auto" else asked
 
 
+def kv_format_of(hardware: Hardware) -> str | None:
+    """What the engine stores keys and values in; None where it has no choice."""
+    known = ENGINES[hardware.engine].kv_formats
+    return next(iter(known), None) if hardware.kv_format == "auto" else hardware.kv_format
+
+
 def storage_of(hardware: Hardware, shape: Shape) -> Storage:
     """How a job's engine keeps models of a parent."""
-    return ENGINES[hardware.engine].storage(format_of(hardware.engine, hardware.format, shape), hardware.device)
+    form, kv_format = format_of(hardware.engine, hardware.format, shape), kv_format_of(hardware)
+    return ENGINES[hardware.engine].storage(form, hardware.device, kv_format)

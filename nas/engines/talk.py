@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from inlay.nas.formats.fitting import Inputs
+    from inlay.nas.formats.format import Bytes, Format
     from inlay.nas.modeling import InlayConfig
 
 
@@ -24,14 +24,14 @@ class Trained:
         config: its shape.
         folder: the model folder with its tokenizer.
         tensors: its weights by whole-model name in the type they are stored in, each read when it is asked for.
-        inputs: what a matrix with such rows reads, by its name, where it is known: rounding is fitted to it.
+        rows: a tensor's bytes in a format, by its name; None: every number is rounded by itself.
     """
 
     key: str
     config: InlayConfig
     folder: Path
     tensors: Mapping[str, Tensor]
-    inputs: Callable[[str, int], Inputs | None] = lambda name, row: None
+    rows: Callable[[str, Format], Bytes] | None = None
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ class TransformersEngine(Engine):
         """None."""
         return None
 
-    def storage(self, form: str, device: str) -> Storage:
+    def storage(self, form: str, device: str, kv_format: str | None = None) -> Storage:
         """The parent's type."""
         return AsParent()
 

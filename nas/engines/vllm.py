@@ -70,7 +70,7 @@ class VllmEngine(Engine):
                     return f"vLLM cannot run the parent itself, layer {layer}: {problem}"
         return None
 
-    def storage(self, form: str, device: str) -> Storage:
+    def storage(self, form: str, device: str, kv_format: str | None = None) -> Storage:
         """Its dtype, and its cache's blocks."""
         return VllmStorage(form, device)
 

@@ -13,6 +13,7 @@ from inlay.nas.engines.gguf.packing import Packed
 from inlay.nas.engines.gguf.trained import write_trained
 from inlay.nas.engines.llama_cpp import LlamaCppEngine, process
 from inlay.nas.engines.llama_files import packed_of
+from inlay.nas.engines.registry import kv_format_of
 from inlay.nas.errors import UserError
 from inlay.nas.export.card import card
 from inlay.nas.export.folder import write_recipe, written_whole
@@ -22,7 +23,7 @@ from inlay.nas.job import Job
 from inlay.nas.modeling import InlayConfig, InlayForCausalLM
 from inlay.nas.modeling.subblock_inlay import FORMAT, SLOTS
 from inlay.nas.pieces.assembled import TrainedModel
-from inlay.nas.pieces.matrix_inputs import MatrixInputs
+from inlay.nas.pieces.stored_rows import Rows, stored_rows
 from inlay.nas.tables.architecture import Blocks
 from inlay.nas.tables.configs import config_of
 from inlay.nas.variants.entries import entries_of
@@ -91,31 +92,21 @@ def write_gguf_folder(
         mixed = config.ends_format or any(FORMAT in entry for block in config.blocks for entry in block.values())
         told = "mixed" if mixed else form
         name = f"{Path(job.parent.rpartition(':')[2]).stem}-{told}.gguf"
-        inputs = MatrixInputs.of(place.store, str(place.find_json(INPUTS_FILE) or ""))
-        inputs = inputs.where_own(parent.shape, model.architecture)
-        _write(folder / name, packed, config, place, parent, model, inputs)
-        difference = _compared(folder / name, packed, place, parent, model, job, inputs)
-        (folder / "README.md").write_text(card(evaluation, job, "llama.cpp", _use(name, difference)))
+        inputs = str(place.find_json(INPUTS_FILE) or "")
+        with stored_rows(place.store, parent.shape, model, inputs) as rows:
+            _write(folder / name, packed, config, parent, rows)
+            difference = _compared(folder / name, packed, place, parent, model, job, rows)
+        use = _use(name + _cache_options(job), difference)
+        (folder / "README.md").write_text(card(evaluation, job, "llama.cpp", use))
         write_recipe(folder, model, job)
     return output
 
 
-def _write(
-    path: Path,
-    packed: Packed,
-    config: InlayConfig,
-    place: Workspace,
-    parent: Parent,
-    model: TrainedModel,
-    inputs: MatrixInputs,
-) -> None:
-    from safetensors import safe_open
-
-    with safe_open(place.store.blob_path(model.blob), framework="pt") as file:
-        try:
-            write_trained(path, packed, config, parent.folder, file.get_tensor, inputs.get)
-        except ValueError as error:
-            raise UserError(f"--format gguf: llama.cpp cannot run the parent: {error}") from None
+def _write(path: Path, packed: Packed, config: InlayConfig, parent: Parent, rows: Rows) -> None:
+    try:
+        write_trained(path, packed, config, parent.folder, rows)
+    except ValueError as error:
+        raise UserError(f"--format gguf: llama.cpp cannot run the parent: {error}") from None
 
 
 def _compared(
@@ -125,13 +116,13 @@ def _compared(
     parent: Parent,
     model: TrainedModel,
     job: Job,
-    inputs: MatrixInputs,
+    rows: Rows,
 ) -> Difference:
     """Raises UserError when the file is not the child."""
     ids = _some_text(place, parent)
     child = _child(place, parent, model)
     own = _logits_of(child, ids)
-    _round(child, packed, inputs)
+    _round(child, packed, rows)
     with _logits(path, ids, job.hardware.python) as theirs:
         difference = _difference(own, _logits_of(child, ids), theirs)
     most = max(MOST_KL.get(tensor.format, MOST_KL_ELSE) for tensor in packed.tensors)
@@ -175,19 +166,16 @@ def _child(place: Workspace, parent: Parent, model: TrainedModel) -> Any:
     return child
 
 
-def _round(child: Any, packed: Packed, inputs: MatrixInputs) -> None:
+def _round(child: Any, packed: Packed, rows: Rows) -> None:
     """Gives it the weights that the file has."""
     import torch
-
-    from inlay.nas.formats.tensors import rounded
 
     weights = dict(child.named_parameters(remove_duplicate=False))
     with torch.no_grad():
         for tensor in packed.tensors:
             for source in tensor.sources:
-                own = weights[source]
-                told = inputs.get(source, own.shape[1]) if own.ndim == 2 else None
-                own.copy_(rounded(own, GGUF[tensor.format], told))
+                own, form = weights[source], GGUF[tensor.format]
+                own.copy_(torch.from_numpy(form.unpack(rows(source, form), own.shape[-1]).copy()))
 
 
 def _logits_of(child: Any, ids: list[int]) -> Any:
@@ -210,13 +198,19 @@ def _kl_nats(own: Any, other: Any) -> float:
     return float((p.exp() * (p - q)).sum(-1).mean())
 
 
-def _use(name: str, difference: Difference) -> list[str]:
+def _cache_options(job: Job) -> str:
+    """What llama.cpp's programs are told of keys and values, where the search was for another cache than they take."""
+    form = kv_format_of(job.hardware)
+    return "" if form in (None, F16) else f" -fa on -ctk {form} -ctv {form}"
+
+
+def _use(named: str, difference: Difference) -> list[str]:
     return [
         "## Run it",
         "",
         "```console",
-        f"$ llama-server -m {name}",
-        f"$ llama-completion -no-cnv -m {name} -p 'Once upon a time'",
+        f"$ llama-server -m {named}",
+        f"$ llama-completion -no-cnv -m {named} -p 'Once upon a time'",
         "```",
         "",
         f"llama.cpp's logits of this file are {difference.kl_nats:.1e} nats a token from the child's with these "

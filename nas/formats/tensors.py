@@ -1,8 +1,8 @@
-"""Rounding of torch tensors: to bytes, as a value, and as a step of training that gradients pass unchanged."""
+"""Rounding of torch tensors: to bytes, and as a value."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -51,22 +51,6 @@ def weighed(weights: Tensor, form: Format, inputs: Inputs, kept: KeptRounding | 
         return form.pack(own, importance)
 
     return _numbers(pack() if kept is None else kept.packed(own, form, f"weighed {inputs.name}", pack), form, weights)
-
-
-def straight_through(weights: Tensor, form: Format) -> Tensor:
-    """`rounded` in the dtype of `weights`, whose gradient is that of what it gives (Bengio et al., arXiv 1308.3432)."""
-    found: Tensor = _StraightThrough.apply(weights, form)  # type: ignore[no-untyped-call]
-    return found
-
-
-class _StraightThrough(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, weights: Tensor, form: Format) -> Tensor:
-        return rounded(weights, form).to(weights.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0], None
 
 
 def _numbers(stored: Bytes, form: Format, like: Tensor) -> Tensor:

@@ -237,6 +237,9 @@ class Hardware(Section):
     format: Annotated[str, AfterValidator(_known_format)] = Field(
         default="auto", description="How the engine stores numbers; auto: what it takes unasked (docs/engines.md)."
     )
+    kv_format: Literal["auto", "f16", "q8_0"] = Field(
+        default="auto", description="How llama.cpp stores keys and values; auto: in f16, other engines in their type."
+    )
     python: str | None = Field(
         default=None,
         min_length=1,

@@ -108,7 +108,7 @@ def _recover(
     pool: Pool, texts: Texts, architectures: Mapping[str, Blocks]
 ) -> tuple[dict[str, Record], dict[str, TrainedModel]]:
     records = recover_models(pool.search, texts, pool.library, architectures)
-    return records, {name: TrainedModel(architectures[name], r.blobs["model"]) for name, r in records.items()}
+    return records, {name: TrainedModel.of(architectures[name], r.blobs) for name, r in records.items()}
 
 
 def _rank(pool: Pool, texts: Texts, models: Mapping[str, TrainedModel]) -> _Ranked:

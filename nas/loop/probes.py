@@ -120,7 +120,7 @@ class Probes:
         search.part(FIRST_PROBE + (1 - FIRST_PROBE) * min(1.0, last / total), 1)
         records = train_models(search, self.texts, pool.library, wanted, probe_tokens(search.job), what, self.baselines)
         models = {
-            name: TrainedModel(wanted[name], record.blobs["model"])
+            name: TrainedModel.of(wanted[name], record.blobs)
             for name, record in records.items()
             if record.values["status"] == "trained"
         }

@@ -61,8 +61,8 @@ def model_piece(search: Search, stage: Stage, label: str, told: dict[str, Any], 
 def told_of(model: TrainedModel | None) -> dict[str, Any]:
     """What a worker is told of a whole model, or of the parent."""
     if model is None:
-        return {"blob": "", "architecture": []}
-    return {"blob": model.blob, "architecture": [list(block) for block in model.architecture]}
+        return {"blob": "", "packed": "", "architecture": []}
+    return model.told
 
 
 def beginnings(ids_NS: NDArray[np.int32], documents_NS: NDArray[np.int32], sources_D: Sequence[int]) -> list[list[int]]:

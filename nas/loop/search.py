@@ -17,8 +17,9 @@ from inlay.cluster.pieces import Piece, Record, piece_key, piece_seed
 from inlay.cluster.runtime import Cluster, ClusterSettings
 from inlay.cluster.store import Store
 from inlay.nas.engines.engine import Engine, Target
-from inlay.nas.engines.registry import ENGINES, format_of
+from inlay.nas.engines.registry import ENGINES, format_of, kv_format_of, storage_of
 from inlay.nas.families import Described, Parent
+from inlay.nas.formats.codes import CODES
 from inlay.nas.formats.kept import FOLDER
 from inlay.nas.job import Job
 from inlay.nas.job.locations import is_hub_id
@@ -96,7 +97,7 @@ class Search:
     @property
     def storage(self) -> Storage:
         """How the engine keeps models."""
-        return self.engine.storage(self.target.format, self.target.device)
+        return storage_of(self.job.hardware, self.parent.shape)
 
     @property
     def engine_arguments(self) -> dict[str, Any]:
@@ -138,6 +139,12 @@ class Search:
         """What results depend on where subblocks among these labels are rounded."""
         rounded = any("@" in label for blocks in architectures for block in blocks for label in block)
         return {"inputs": self.inputs} if rounded and self.inputs else {}
+
+    @property
+    def cache_rounding(self) -> dict[str, str]:
+        """What the KL of whole models depends on where keys and values are rounded."""
+        form = self.target.kv_format
+        return {"kv_format": form} if form is not None and form in CODES else {}
 
     def part(self, end: float, batches: int | None = None) -> None:
         """Says that what follows takes the stage up to the share `end`, in so many batches where that is known."""
@@ -240,6 +247,7 @@ def target_of(job: Job, parent: Described) -> Target:
         compute_dtype(job, parent),
         format_of(hardware.engine, hardware.format, parent.shape),
         job.python,
+        kv_format_of(hardware),
     )
 
 

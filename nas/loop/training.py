@@ -192,6 +192,7 @@ def _piece(search: Search, texts: Texts, library: Library, architecture: Blocks,
         "batch_size": job.recover_batch,
         "train": job.recover.train,
         "seed": job.seed,
+        **search.rounding([architecture]),
     }
     handles = {"store": search.workspace.url, "sequence_length": texts.recover.shape[1]}
     label = identify(architecture) if tokens == job.recover.tokens else f"probe {identify(architecture)}"

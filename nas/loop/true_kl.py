@@ -52,6 +52,7 @@ def true_scores_question(
                 "labels": labels,
                 "library": held,
                 "documents": ids.documents,
+                **search.cache_rounding,
             }
             depends = {
                 "ids": ids.digest,
@@ -60,6 +61,7 @@ def true_scores_question(
                 "library": held,
                 "documents": ids.documents,
                 **search.rounding(group),
+                **search.cache_rounding,
             }
             label = f"{labels[0]}+{len(labels) - 1} shard {shard:05d}"
             by_group[-1].append(search.piece(TRUE, label, arguments, depends))
@@ -98,9 +100,9 @@ def models_question(search: Search, ids: Ids, models: Mapping[str, TrainedModel]
                 "ids": ids.digest,
                 "rows": list(rows),
                 "documents": ids.documents,
-                "blob": model.blob,
-                "architecture": [list(b) for b in model.architecture],
+                **model.told,
                 **search.rounding([model.architecture]),
+                **search.cache_rounding,
             }
             label = f"{identify(model.architecture)} {model.blob[:8]} on {ids.digest[:8]} shard {shard:05d}"
             pieces.append(search.piece(EVALUATE, label, {**depends, "store": search.workspace.url}, depends))

@@ -16,8 +16,10 @@ from inlay.distill.sweep import Slot
 from inlay.nas.families import Shape, ends_tensors, layer_prefix, subblock_tensors
 from inlay.nas.modeling import Ends, InlayForCausalLM, InlayLayer, build_layer
 from inlay.nas.pieces.boundaries import worker_source
+from inlay.nas.pieces.matrix_inputs import MatrixInputs
+from inlay.nas.pieces.rounding import MODEL, PACKED, numbers_of
 from inlay.nas.pieces.weights import Library, WorkerSource, rounded_state
-from inlay.nas.tables.architecture import Block, Blocks, ends_form
+from inlay.nas.tables.architecture import Block, Blocks, blocks_of, ends_form
 from inlay.nas.tables.configs import config_of
 from inlay.nas.variants import Variant, parse_variant
 
@@ -29,10 +31,32 @@ layers of all subblocks, by low-rank adapters."""
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """An architecture with its trained weights."""
+    """An architecture with its trained weights.
+
+    Args:
+        architecture: its blocks.
+        blob: all tensors in the parent's dtype.
+        packed: the rows of those that were rounded while they were trained; "" where none were.
+    """
 
     architecture: Blocks
     blob: str
+    packed: str = ""
+
+    @staticmethod
+    def of(architecture: Blocks, blobs: Mapping[str, str]) -> TrainedModel:
+        """From the digests of what was stored of it."""
+        return TrainedModel(architecture, blobs[MODEL], blobs.get(PACKED, ""))
+
+    @staticmethod
+    def from_told(told: Mapping[str, Any]) -> TrainedModel:
+        """What `told` says."""
+        return TrainedModel(blocks_of(told["architecture"]), told["blob"], told["packed"])
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """What a worker is told of it."""
+        return {"blob": self.blob, "packed": self.packed, "architecture": [list(block) for block in self.architecture]}
 
 
 def assemble_state(source: WorkerSource, architecture: Sequence[Block]) -> dict[str, Tensor]:
@@ -71,14 +95,14 @@ def build_whole(source: WorkerSource, architecture: Blocks, dtype: torch.dtype) 
 
 def build_stored(stored: StoredModel) -> InlayForCausalLM:
     """A stored model as a whole, with weights as they are computed with, on its source's device."""
-    source = stored.source
+    source, architecture = stored.source, stored.model.architecture
     state = stored.ends_state()
-    for index, block in enumerate(stored.architecture):
+    for index, block in enumerate(architecture):
         for variant in map(parse_variant, block[:2]):
             if not variant.is_absent(source.parent.shape, index):
                 own = stored.slot_state(index, variant)
                 state |= {layer_prefix(index) + name: tensor for name, tensor in own.items()}
-    return _built(source, stored.architecture, state, source.dtype)
+    return _built(source, architecture, state, source.dtype)
 
 
 def _built(
@@ -144,10 +168,9 @@ def _moved(state: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device
     return {name: tensor.to(device, dtype) for name, tensor in state.items()}
 
 
-def stored_state(model: InlayForCausalLM, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The model's tensors as they are stored: in the parent's dtype, adapters merged, a tied head left out."""
-    tensors = merged({name: tensor.detach() for name, tensor in model.state_dict().items()})
-    state = {name: tensor.to(dtype).cpu().contiguous() for name, tensor in tensors.items()}
+def own_state(model: InlayForCausalLM) -> dict[str, Tensor]:
+    """The model's tensors, adapters merged, a tied head left out."""
+    state = merged({name: tensor.detach() for name, tensor in model.state_dict().items()})
     if model.config.tie_word_embeddings:
         state.pop(HEAD, None)
     return state
@@ -155,16 +178,20 @@ def stored_state(model: InlayForCausalLM, dtype: torch.dtype) -> dict[str, Tenso
 
 @dataclass
 class StoredModel:
-    """A sweep source over one stored whole model, read subblock by subblock; every choice means its own subblock."""
+    """A sweep source over one stored whole model, read subblock by subblock; every choice means its own subblock.
+
+    Args:
+        source: what is true of every model.
+        model: the one that is stored.
+    """
 
     source: WorkerSource
-    blob: str
-    architecture: Blocks
+    model: TrainedModel
 
     @property
     def num_layers(self) -> int:
         """Layers of the model."""
-        return len(self.architecture)
+        return len(self.model.architecture)
 
     @property
     def device(self) -> torch.device:
@@ -189,22 +216,33 @@ class StoredModel:
 
     def slot_state(self, index: int, variant: Variant) -> dict[str, Tensor]:
         """The tensors of a variant that stands in the model by layer-local names, as they are computed with."""
-        shape = self.source.parent.shape
+        shape, told = self.source.parent.shape, self.source.matrix_inputs.within(index, variant)
         names = subblock_tensors(shape, variant.slot, variant.entry(shape, index))
-        stored = self._tensors(layer_prefix(index), names)
-        return rounded_state(stored, variant.form, self.source.matrix_inputs.within(index, variant), self.source.kept)
+        return self._computed(layer_prefix(index), names, variant.form, told)
 
     def ends_state(self) -> dict[str, Tensor]:
         """The tensors of embedding, final norm and head, as they are computed with."""
-        state = self._tensors("", ends_tensors(self.source.parent.shape))
-        return self.source.rounded_ends(state, ends_form(self.architecture))
+        names, form = ends_tensors(self.source.parent.shape), ends_form(self.model.architecture)
+        return self._computed("", names, form, self.source.matrix_inputs)
 
     def ends(self) -> Ends:
         """The model's own embedding, final norm and head, as they are computed with."""
         return Ends(self.source.parent.config, self.ends_state(), self.source.dtype).to(self.device)
 
-    def _tensors(self, prefix: str, names: Iterable[str]) -> Mapping[str, Tensor]:
+    def _computed(self, prefix: str, names: Iterable[str], form: str | None, told: MatrixInputs) -> dict[str, Tensor]:
+        """Rounded anew, but for what was rounded while it was trained."""
+        state = self._tensors(self.model.blob, prefix, names)
+        if form is None:
+            return state
+        rows = self._tensors(self.model.packed, prefix, names) if self.model.packed else {}
+        rest = {name: tensor for name, tensor in state.items() if name not in rows}
+        trained = {name: numbers_of(own, form, state[name].shape[1]) for name, own in rows.items()}
+        return rounded_state(rest, form, told, self.source.kept) | trained
+
+    def _tensors(self, blob: str, prefix: str, names: Iterable[str]) -> dict[str, Tensor]:
+        """Those of the names that a blob has."""
         from safetensors import safe_open
 
-        with safe_open(self.source.store.blob_path(self.blob), framework="pt") as file:
-            return {name: file.get_tensor(prefix + name) for name in names}
+        with safe_open(self.source.store.blob_path(blob), framework="pt") as file:
+            there = set(file.keys())
+            return {name: file.get_tensor(prefix + name) for name in names if prefix + name in there}

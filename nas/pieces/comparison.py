@@ -20,10 +20,11 @@ from inlay.distill.boundary import BoundaryScratch
 from inlay.distill.sweep import micro_batches, sweep
 from inlay.kernels import compare_next_token
 from inlay.nas.modeling import Ends
-from inlay.nas.pieces.assembled import StoredModel
+from inlay.nas.pieces.assembled import StoredModel, TrainedModel
 from inlay.nas.pieces.boundaries import embed_rows, micro_batch, reference_source, worker_source
 from inlay.nas.pieces.boundaries import micro_batch as sequences_at_once
 from inlay.nas.pieces.by_document import ByDocument, by_document, document_sums
+from inlay.nas.pieces.rounded_cache import as_run
 from inlay.nas.pieces.standard_error import Values, standard_error
 from inlay.nas.pieces.texts import load_documents, load_ids
 from inlay.nas.pieces.weights import Library, WorkerSource
@@ -136,8 +137,9 @@ def compare_architectures(arguments: dict[str, Any], context: PieceContext) -> P
 
     Arguments: `store, ids, rows` (one (first, end) a shard), `architectures` (per architecture a list of
     [attention label, ffn label]), `first_layer`, `library` (digests), and for `first_layer` above 0 also `scratch`.
-    With `documents`, the digest of the text's, also sums by document. Where the parent is a child of an `original`,
-    everything is against that one, which is carried through from the tokens on; it may stand among the architectures.
+    With `documents`, the digest of the text's, also sums by document; with `kv_format` all but the parent run with such
+    a cache. Where the parent is a child of an `original`, everything is against that one, which is carried through
+    from the tokens on; it may stand among the architectures.
     The blob `sequences` holds per-sequence means; `values["labels"]` names its rows.
     """
     library = Library({int(layer): held for layer, held in arguments["library"].items()})
@@ -162,7 +164,10 @@ def compare_architectures(arguments: dict[str, Any], context: PieceContext) -> P
         for start, end, size in shares_of(len(ids_NS), ids_NS.shape[1], context.memory_retries):
             own_NS = None if documents_NS is None else documents_NS[start:end]
             with torch.inference_mode():
-                outputs = _swept(source, architectures, own, ids_NS[start:end], hidden[start:end], first, size)
+                outputs = _swept(
+                    source, arguments.get("kv_format", ""), architectures, own, ids_NS[start:end], hidden[start:end],
+                    first, size,
+                )  # fmt: skip
                 parent, *others = outputs
                 if reference is not source:
                     embedded = reference_ends.embed(ids_NS[start:end].to(source.device))
@@ -179,6 +184,7 @@ def compare_architectures(arguments: dict[str, Any], context: PieceContext) -> P
 
 def _swept(
     source: WorkerSource,
+    kv_format: str,
     architectures: Sequence[Blocks],
     ends: Mapping[str | None, Ends],
     ids_NS: Tensor,
@@ -186,14 +192,19 @@ def _swept(
     first: int,
     size: int,
 ) -> list[Tensor]:
-    """The last layer's outputs of all; those with an embedding of their own start from the tokens."""
+    """The last layer's outputs of all, the parent's first; those with an embedding of their own start from the tokens.
+
+    With a `kv_format` all but the parent run with such a cache.
+    """
     outputs: dict[int, Tensor] = {}
     for form, own in ends.items():
         places = [place for place, each in enumerate(architectures) if ends_form(each) == form]
-        if places:
-            start = hidden_NSD if form is None else own.embed(ids_NS.to(source.device))
-            found = sweep(source, [architectures[place] for place in places], start, 0 if form else first, size)
-            outputs |= dict(zip(places, found, strict=True))
+        start = hidden_NSD if form is None else own.embed(ids_NS.to(source.device))
+        apart = bool(kv_format) and places[:1] == [0]
+        for run, group in ((source, places[:1] if apart else []), (as_run(source, kv_format), places[apart:])):
+            if group:
+                found = sweep(run, [architectures[place] for place in group], start, 0 if form else first, size)
+                outputs |= dict(zip(group, found, strict=True))
     return [outputs[place] for place in range(len(architectures))]
 
 
@@ -245,10 +256,13 @@ def documents_of(store: Store, arguments: Mapping[str, Any], rows: Sequence[int]
 
 @torch.inference_mode()
 def evaluate_model(arguments: dict[str, Any], context: PieceContext) -> PieceOutput:
-    """One stored model against the parent on one shard, both carried through layer by layer."""
+    """One stored model against the parent on one shard, both carried through layer by layer.
+
+    With `kv_format` the model runs with such a cache.
+    """
     source = worker_source(arguments, Library({}), context.scratch)
-    architecture = blocks_of(arguments["architecture"])
-    stored = StoredModel(source, arguments["blob"], architecture)
+    model = TrainedModel.from_told(arguments)
+    stored = StoredModel(source, model)
     first, end = arguments["rows"]
     ids_NS = torch.from_numpy(load_ids(source.store, arguments["ids"])[first:end].astype("int64")).to(source.device)
     size = micro_batch(ids_NS.shape[1], context.memory_retries)
@@ -256,7 +270,8 @@ def evaluate_model(arguments: dict[str, Any], context: PieceContext) -> PieceOut
     parent_ends, child_ends = reference.ends(), stored.ends()
     (parent_NSD,) = sweep(reference, [[PARENT_BLOCK] * source.num_layers], parent_ends.embed(ids_NS), 0, size)
     context.progress(0.5)
-    (child_NSD,) = sweep(stored, [architecture], child_ends.embed(ids_NS), 0, size)
+    run = as_run(stored, arguments.get("kv_format", ""))
+    (child_NSD,) = sweep(run, [model.architecture], child_ends.embed(ids_NS), 0, size)
     documents_NS = documents_of(source.store, arguments, (first, end))
     sequences = compare(parent_ends, ids_NS, parent_NSD, [child_NSD], [child_ends], documents_NS=documents_NS)
     return PieceOutput(values={}, blobs={"sequences": sequences})

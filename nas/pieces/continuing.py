@@ -13,17 +13,17 @@ import torch
 
 from inlay.cluster.pieces import PieceContext, PieceOutput
 from inlay.nas.modeling import InlayForCausalLM
-from inlay.nas.pieces.assembled import StoredModel, build_stored, build_whole
+from inlay.nas.pieces.assembled import StoredModel, TrainedModel, build_stored, build_whole
 from inlay.nas.pieces.boundaries import worker_source
 from inlay.nas.pieces.weights import Library
-from inlay.nas.tables.architecture import PARENT_BLOCK, blocks_of
+from inlay.nas.tables.architecture import PARENT_BLOCK
 
 
 def continue_prompts(arguments: dict[str, Any], context: PieceContext) -> PieceOutput:
     """A piece: what one model adds to prompts.
 
-    Arguments: `store, prompts` (token ids), `tokens` (at most), `stops` (tokens that end a text), and `blob` with
-    `architecture` of the model; the parent without a blob. `values["added"]` has the tokens added to each.
+    Arguments: `store, prompts` (token ids), `tokens` (at most), `stops` (tokens that end a text), and what
+    `TrainedModel.told` has; the parent without a blob. `values["added"]` has the tokens added to each.
     """
     model = model_of(arguments, context.scratch)
     found = greedy(model, arguments["prompts"], arguments["tokens"], arguments["stops"])
@@ -38,7 +38,7 @@ def model_of(arguments: dict[str, Any], scratch: Path | None) -> InlayForCausalL
     """
     source = worker_source(arguments, Library({}), scratch)
     if arguments["blob"]:
-        return build_stored(StoredModel(source, arguments["blob"], blocks_of(arguments["architecture"])))
+        return build_stored(StoredModel(source, TrainedModel.from_told(arguments)))
     return build_whole(source, (PARENT_BLOCK,) * source.num_layers, source.dtype)
 
 

@@ -19,18 +19,20 @@ from inlay.distill.sweep import Slot, sweep
 from inlay.nas.engines.engine import Target
 from inlay.nas.engines.gguf.presets import PRESETS, types_of
 from inlay.nas.engines.gguf.trained import write_trained
-from inlay.nas.engines.llama_cpp import process
+from inlay.nas.engines.llama_cpp import cache_of, process
 from inlay.nas.engines.llama_files import packed_of
 from inlay.nas.engines.process_bench import ProcessBench, scratch_folder
 from inlay.nas.engines.timing import Workload, take_rounds
 from inlay.nas.families import layer_prefix
 from inlay.nas.formats import FORMATS
 from inlay.nas.formats.gguf import F16, GGUF
+from inlay.nas.formats.tensors import packed as packed_rows
 from inlay.nas.formats.tensors import rounded, weighed
 from inlay.nas.modeling import Ends, InlayLayer, build_layer
 from inlay.nas.pieces.boundaries import micro_batch, worker_source
 from inlay.nas.pieces.comparison import compare
 from inlay.nas.pieces.measuring import against
+from inlay.nas.pieces.rounded_cache import as_run
 from inlay.nas.pieces.texts import load_ids
 from inlay.nas.pieces.weights import Library, WorkerSource, parent_of
 from inlay.nas.tables.architecture import PARENT_BLOCK
@@ -54,7 +56,9 @@ def quantise_presets(arguments: dict[str, Any], context: PieceContext) -> PieceO
         def written(form: str) -> Path:
             path = Path(folder) / f"{form}.gguf"
             made = packed_of(parent.config, form)
-            write_trained(path, made, parent.config, parent.folder, parent.tensor, lambda name, row: None)
+            write_trained(
+                path, made, parent.config, parent.folder, lambda name, kind: packed_rows(parent.tensor(name), kind)
+            )
             return path
 
         source = written(F16)
@@ -68,7 +72,7 @@ def quantise_presets(arguments: dict[str, Any], context: PieceContext) -> PieceO
             found[name] = {"types": named, "weights_bytes": sum(sizes), "file_bytes": path.stat().st_size}
             files[name] = str(path)
         shape = Workload(**workload)
-        bench = ProcessBench(engine, files, shape, target.device, parent.shape.vocab, {})
+        bench = ProcessBench(engine, files, shape, target.device, parent.shape.vocab, cache_of(target))
         rounds = take_rounds(
             list(files), bench, shape, context.progress, PATIENCE_SECONDS, together=not context.memory_retries
         )
@@ -81,7 +85,8 @@ def quantise_presets(arguments: dict[str, Any], context: PieceContext) -> PieceO
 def compare_preset(arguments: dict[str, Any], context: PieceContext) -> PieceOutput:
     """A piece: the parent in one preset against the parent, on one shard.
 
-    Arguments: `store, ids, rows, inputs`, and `types` of a preset as `quantise_presets` gives them.
+    Arguments: `store, ids, rows, inputs`, and `types` of a preset as `quantise_presets` gives them; with `kv_format` it
+    runs with such a cache.
     The blob `sequences` is as `compare_architectures` has it.
     """
     source = worker_source(arguments, Library({}), context.scratch)
@@ -94,7 +99,7 @@ def compare_preset(arguments: dict[str, Any], context: PieceContext) -> PieceOut
     context.progress(0.3)
     preset = _Preset(source, arguments["types"])
     ends = preset.ends()
-    children = sweep(preset, [own], ends.embed(ids_NS), 0, size)
+    children = sweep(as_run(preset, arguments.get("kv_format", "")), [own], ends.embed(ids_NS), 0, size)
     sequences = compare(parent_ends, ids_NS, parent_NSD, children, [ends])
     return PieceOutput(values={}, blobs={"sequences": sequences})
 

@@ -28,8 +28,9 @@ from inlay.distill.parallel import Ranks
 from inlay.distill.rates import plan_trials
 from inlay.distill.settings import GlobalSettings
 from inlay.distill.text import training_order
-from inlay.nas.pieces.assembled import assemble_state, build_sharded, build_whole, set_trained, stored_state
+from inlay.nas.pieces.assembled import assemble_state, build_sharded, build_whole, own_state, set_trained
 from inlay.nas.pieces.boundaries import reference_source, worker_source
+from inlay.nas.pieces.rounding import begin_rounded, grids_of, trained_blobs
 from inlay.nas.pieces.texts import load_ids
 from inlay.nas.pieces.weights import Library, WorkerSource
 from inlay.nas.tables.architecture import PARENT_BLOCK, Blocks, blocks_of
@@ -39,11 +40,12 @@ CURVE_POINTS = 200
 
 def recover_model(arguments: dict[str, Any], context: PieceContext) -> PieceOutput:
     """Trains one assembled model against the parent."""
-    source, architecture = _source(arguments)
+    source, architecture = _source(arguments, context.scratch)
     teacher = reference_source(arguments, source)
     parent = build_whole(teacher, (PARENT_BLOCK,) * source.num_layers, source.dtype).requires_grad_(False)
     child = build_whole(source, architecture, torch.float32)
     set_trained(child, source.parent.shape, architecture, arguments["train"], arguments["seed"])
+    grids = begin_rounded(source, architecture, child)
     settings = settings_of(arguments, context.memory_retries)
     told = _Told(context.progress, arguments, settings)
     result = distill_globally(
@@ -55,11 +57,10 @@ def recover_model(arguments: dict[str, Any], context: PieceContext) -> PieceOutp
         on_step=told.step,
         on_trial=told.trial,
         checkpoint=Checkpoint(Path(arguments["checkpoint"])),
+        rounding=grids,
     )
-    state = stored_state(child, getattr(torch, source.parent.shape.dtype))
-    return PieceOutput(
-        values=_values(result, settings.steps), blobs={"model": state} if result.status == "trained" else {}
-    )
+    blobs = trained_blobs(own_state(child), grids, getattr(torch, source.parent.shape.dtype))
+    return PieceOutput(values=_values(result, settings.steps), blobs=blobs if result.status == "trained" else {})
 
 
 def recover_with_ranks(arguments: dict[str, Any], context: PieceContext) -> PieceOutput:
@@ -74,13 +75,14 @@ def recover_with_ranks(arguments: dict[str, Any], context: PieceContext) -> Piec
     trained = train(recover_in_rank, told, settings, context.progress)
     if trained.value["status"] != "trained":
         return PieceOutput(values=trained.value, peak_bytes=trained.peak_bytes)
-    source, architecture = _source(arguments)
-    dtype = getattr(torch, source.parent.shape.dtype)
+    source, architecture = _source(arguments, context.scratch)
     tensors = read_state(_parts(trained.folder)).tensors if trained.folder else {}  # none where nothing is trained
-    state = {} if arguments["train"] == "all" else assemble_state(source, architecture)
+    state = assemble_state(source, architecture)
+    grids = grids_of(source, architecture, state.__getitem__)
+    state |= {name: grid.start(state[name]) for name, grid in grids.items()}
     state |= {name.removeprefix(BEST): tensors[name] for name in tensors if name.startswith(BEST)}
-    weights = {name: tensor.to(dtype) for name, tensor in merged(state).items()}
-    return PieceOutput(values=trained.value, blobs={"model": weights}, peak_bytes=trained.peak_bytes)
+    blobs = trained_blobs(merged(state), grids, getattr(torch, source.parent.shape.dtype))
+    return PieceOutput(values=trained.value, blobs=blobs, peak_bytes=trained.peak_bytes)
 
 
 def recover_in_rank(arguments: dict[str, Any], rank: Rank) -> dict[str, Any]:
@@ -97,6 +99,7 @@ def recover_in_rank(arguments: dict[str, Any], rank: Rank) -> dict[str, Any]:
         parent = build_whole(teacher, parents, source.dtype).requires_grad_(False)
         child = build_whole(source, architecture, torch.float32)
         set_trained(child, source.parent.shape, architecture, arguments["train"], arguments["seed"])
+    grids = begin_rounded(source, architecture, child)
     settings = settings_of(arguments, arguments["memory_retries"])
     told = _Told(rank.progress, arguments, settings) if rank.index == 0 else None
     result = distill_globally(
@@ -109,6 +112,7 @@ def recover_in_rank(arguments: dict[str, Any], rank: Rank) -> dict[str, Any]:
         on_trial=told.trial if told else None,
         checkpoint=_Committed(rank.folder, every_seconds=arguments["checkpoint_seconds"], rank=rank, ranks=ranks),
         ranks=ranks,
+        rounding=grids,
     )
     return _values(result, settings.steps)
 
@@ -162,9 +166,9 @@ def _on_device(ids_BS: NDArray[np.int32], source: WorkerSource) -> Tensor:
     return torch.from_numpy(ids_BS.astype("int64")).to(source.device)
 
 
-def _source(arguments: dict[str, Any]) -> tuple[WorkerSource, Blocks]:
+def _source(arguments: dict[str, Any], scratch: Path | None = None) -> tuple[WorkerSource, Blocks]:
     library = Library({int(layer): held for layer, held in arguments["library"].items()})
-    return worker_source(arguments, library), blocks_of(arguments["architecture"])
+    return worker_source(arguments, library, scratch), blocks_of(arguments["architecture"])
 
 
 def settings_of(arguments: dict[str, Any], memory_retries: int) -> GlobalSettings:

@@ -27,9 +27,10 @@ from inlay.distill.settings import JUDGED, GlobalSettings, LocalSettings
 from inlay.distill.sweep import SLOTS, add_update
 from inlay.distill.text import training_order
 from inlay.nas.modeling import build_layer
-from inlay.nas.pieces.assembled import build_whole, set_trained, stored_state
+from inlay.nas.pieces.assembled import build_whole, own_state, set_trained
 from inlay.nas.pieces.boundaries import embed_rows, micro_batch, reference_source, worker_source
 from inlay.nas.pieces.library import branch_of, cutter
+from inlay.nas.pieces.rounding import begin_rounded, trained_blobs
 from inlay.nas.pieces.shards import shard_ranges
 from inlay.nas.pieces.training import batches_of, held_out_of, settings_of
 from inlay.nas.pieces.weights import Library, WorkerSource
@@ -45,7 +46,7 @@ def try_settings(arguments: dict[str, Any], context: PieceContext) -> PieceOutpu
 
     Its values: `status` is `done`, `diverged` (a loss or a KL was not finite, `reason` says which) or `called off`;
     `held_out` has (sixths of the training that were done, KL on the held-out text), the start's first; `kl_nats` the
-    least of them. The weights are the blob `model` where the arguments ask for them.
+    least of them. The weights are in its blobs, as `trained_blobs` has them, where the arguments ask for them.
     """
     told = _Told(context, arguments)
     try:
@@ -54,26 +55,27 @@ def try_settings(arguments: dict[str, Any], context: PieceContext) -> PieceOutpu
         return PieceOutput(values={"status": end.status, "reason": str(end), "held_out": told.held_out})
     least = min(kl_nats for _, kl_nats in told.held_out)
     values = {"status": "done", "reason": "", "held_out": told.held_out, "kl_nats": least}
-    return PieceOutput(values=values, blobs={"model": child} if arguments["keep"] else {})
+    return PieceOutput(values=values, blobs=child if arguments["keep"] else {})
 
 
-def _train(arguments: dict[str, Any], context: PieceContext, told: _Told) -> dict[str, Tensor]:
+def _train(arguments: dict[str, Any], context: PieceContext, told: _Told) -> dict[str, dict[str, Tensor]]:
     """The child's weights as they are stored."""
     library = Library({int(layer): held for layer, held in arguments["library"].items()})
-    source = worker_source(arguments, library)
+    source = worker_source(arguments, library, context.scratch)
     teacher = reference_source(arguments, source)
     if arguments["local"]:
         source = _with_variants(source, arguments, context, told)
     parent = build_whole(teacher, (PARENT_BLOCK,) * source.num_layers, source.dtype).requires_grad_(False)
-    child = build_whole(source, blocks_of(arguments["architecture"]), torch.float32)
+    architecture = blocks_of(arguments["architecture"])
+    child = build_whole(source, architecture, torch.float32)
+    grids = begin_rounded(source, architecture, child)
     judged = held_out_of(source, arguments)
     whole = {**arguments, **(arguments["whole"] or {"settings": {"steps": 1, "micro_batch": 1}})}
     settings = settings_of(whole, context.memory_retries)
     if arguments["whole"] is None:
-        told.judged([(0, Judge(parent, child, judged, settings, Ranks()).kl_nats())], settings)
+        told.judged([(0, Judge(parent, child, judged, settings, Ranks(), grids).kl_nats())], settings)
     else:
-        blocks, trained = blocks_of(arguments["architecture"]), arguments["whole"]["train"]
-        set_trained(child, source.parent.shape, blocks, trained, arguments["seed"])
+        set_trained(child, source.parent.shape, architecture, arguments["whole"]["train"], arguments["seed"])
         result = distill_globally(
             parent,
             child,
@@ -84,10 +86,11 @@ def _train(arguments: dict[str, Any], context: PieceContext, told: _Told) -> dic
             on_trial=told.trial,
             on_judged=lambda held_out: told.judged(held_out, settings),
             checkpoint=Checkpoint(Path(arguments["checkpoint"])),
+            rounding=grids,
         )
         if result.reason and result.steps:  # a child of which nothing is trained is what it came as
             raise _DivergedError(result.reason)
-    return stored_state(child, getattr(torch, source.parent.shape.dtype))
+    return trained_blobs(own_state(child), grids, getattr(torch, source.parent.shape.dtype))
 
 
 @dataclass

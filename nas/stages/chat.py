@@ -17,7 +17,7 @@ from inlay.nas.families import Parent, ends_tensors, layer_prefix, subblock_tens
 from inlay.nas.families.writing import added_text, prompt_ids, stops_of
 from inlay.nas.loop.search import target_of
 from inlay.nas.modeling.subblock_inlay import SLOTS
-from inlay.nas.pieces.matrix_inputs import MatrixInputs
+from inlay.nas.pieces.stored_rows import stored_rows
 from inlay.nas.stages.run import original_of
 from inlay.nas.stages.solutions import inputs_of_workspace, job_of, model_named
 from inlay.nas.tables.configs import config_of
@@ -216,11 +216,11 @@ def _child(stack: ExitStack, place: Workspace, parent: Parent, name: str) -> Tra
     digest = inputs_of_workspace(place)
     file = stack.enter_context(safe_open(place.store.blob_path(model.blob), framework="pt"))
     return Trained(
-        _key(parent, [model.blob, config.blocks, config.ends_format, digest]),
+        _key(parent, [model.blob, model.packed, config.blocks, config.ends_format, digest]),
         config,
         parent.folder,
         _Tensors(file.keys(), file.get_tensor),
-        MatrixInputs.of(place.store, digest).where_own(parent.shape, model.architecture).get,
+        stack.enter_context(stored_rows(place.store, parent.shape, model, digest)),
     )
 
 

@@ -136,7 +136,7 @@ def export_child(
     known = _format(form, given)
     from inlay.nas.export.folder import check_output
     from inlay.nas.pieces.assembled import TrainedModel
-    from inlay.nas.stages.solutions import assembled_blob, evaluate_solution, find_solution, job_of
+    from inlay.nas.stages.solutions import assembled_blob, evaluate_solution, find_solution, job_of, recovered_model
 
     check_output(output)
     job, parent = job_of(workspace)
@@ -146,7 +146,7 @@ def export_child(
     evaluation, models = run["evaluation"], run["models"]
     name = solution or str(evaluation["chosen"])
     if name in models:
-        model = TrainedModel(blocks_of(evaluation[name]["architecture"]), models[name])
+        model = recovered_model(run, name)
         known.check(parent, model.architecture, given)
         return known.write(Exported(workspace, parent, model, output, {**evaluation, "chosen": name}, job, given))
     stored = find_solution(workspace, name)

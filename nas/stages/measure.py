@@ -32,6 +32,7 @@ from inlay.nas.tables.halves import StandIn
 from inlay.nas.tables.origin import Origin, origin_of
 from inlay.nas.tables.reading import read_arrow
 from inlay.nas.variants import ends_forms, ends_parameters, parameters, variants_of
+from inlay.nas.variants.storage import Storage
 
 TIMES = ("prefill_ns", "decode_ns", "runtime_ns", "spread_ns")
 MEASURE = Stage("measure", VERSION, measure_subblocks)
@@ -44,7 +45,7 @@ def cost_rows(search: Search) -> list[dict[str, Any]]:
         given = job.resolve(job.hardware.costs)
         return given_costs(given, job.hardware, search.target.format, shape, job.space, search.storage)
     original = None if search.original is None else search.original.shape
-    counted_rows = CostRows(job.space, shape, search.engine, search.target.format, search.target.device, original)
+    counted_rows = CostRows(job.space, shape, search.engine, search.target.format, search.storage, original)
     rows: list[dict[str, Any]] = []
     for scenario, times, compute_bytes in _measured_subblocks(search, counted_rows.entries()):
         rows += counted_rows.of(scenario, times, compute_bytes)
@@ -93,7 +94,7 @@ class CostRows:
         shape: the parent's.
         engine: what runs the child.
         form: the format that it stores matrices in.
-        device: where.
+        storage: how it keeps models.
         original: the shape of what the parent is a child of, whose own subblocks have rows too.
     """
 
@@ -101,7 +102,7 @@ class CostRows:
     shape: Shape
     engine: Engine
     form: str
-    device: str
+    storage: Storage
     original: Shape | None = None
 
     def entries(self) -> list[str]:
@@ -122,7 +123,7 @@ class CostRows:
             compute_bytes: what the engine computes in; None where it does not tell.
         """
         length, shape = scenario.prefill + scenario.generate, self.shape
-        storage = self.engine.storage(self.form, self.device)
+        storage = self.storage
         rows = []
         for each in self._subblocks():
             entry, its_slot = each.entry, each.slot

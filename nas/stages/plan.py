@@ -230,7 +230,9 @@ def _recovered(job: Job) -> str:
 def _timed(job: Job, parent: Parent) -> list[str]:
     """The subblocks that `measure` asks for."""
     form = format_of(job.hardware.engine, job.hardware.format, parent.shape)
-    return CostRows(job.space, parent.shape, ENGINES[job.hardware.engine], form, job.hardware.device).entries()
+    return CostRows(
+        job.space, parent.shape, ENGINES[job.hardware.engine], form, storage_of(job.hardware, parent.shape)
+    ).entries()
 
 
 def _known_times(job: Job, parent: Parent) -> int:

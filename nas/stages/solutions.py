@@ -87,9 +87,14 @@ def model_named(place: Workspace, parent: Parent, name: str) -> TrainedModel:
     """
     run = place.read_json("run.json")
     if name in run["models"]:
-        return TrainedModel(blocks_of(run["evaluation"][name]["architecture"]), run["models"][name])
+        return recovered_model(run, name)
     architecture = blocks_of(find_solution(place, name)["architecture"])
     return TrainedModel(architecture, assembled_blob(place, parent, architecture))
+
+
+def recovered_model(run: Mapping[str, Any], name: str) -> TrainedModel:
+    """One of the models of run.json."""
+    return TrainedModel.from_told({**run["models"][name], "architecture": run["evaluation"][name]["architecture"]})
 
 
 def assembled_blob(place: Workspace, parent: Parent, architecture: Blocks) -> str:

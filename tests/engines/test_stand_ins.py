@@ -29,7 +29,8 @@ FORM = "f16"
 
 def table_of(parent: Any, space: Space, engine: str = "llama.cpp") -> CostTable:
     """Times that are powers of ten, so that a sum says what is in it."""
-    made = CostRows(space, parent.shape, ENGINES[engine], FORM if engine == "llama.cpp" else "parent", "cpu")
+    form = FORM if engine == "llama.cpp" else "parent"
+    made = CostRows(space, parent.shape, ENGINES[engine], form, ENGINES[engine].storage(form, "cpu"))
     times = {}
     for number, name in enumerate([*made.entries(), "ends"]):
         own = {"prefill_ns": 10**number, "decode_ns": 1}

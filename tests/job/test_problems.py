@@ -208,6 +208,8 @@ def test_what_is_replaced_must_exist_to_be_trained_alone(values: dict[str, Any])
         "job: recover.train: 'replaced' would train nothing: with formats alone nothing replaces the parent's; leave"
     )
     assert Job.from_dict(wrong | {"space": values["space"]}).recover.train == "replaced"
+    with pytest.raises(UserError, match=r"recover\.train: 'adapters' leave the matrices as they are, .* set it to all"):
+        Job.from_dict(wrong | {"recover": {"train": "adapters"}})
 
 
 _TEXTS = [

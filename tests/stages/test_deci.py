@@ -467,7 +467,9 @@ def finished(tiny_parent: Callable[..., Path], texts: tuple[Path, Path], tmp_pat
     model = put_model(place, make_child(parent, MIXED), MIXED)
     place.write_json("workspace.json", {})
     run = {"job": make_job(parent.folder, texts).to_dict(), "folder": str(tmp_path)}
-    place.write_json("run.json", {**run, "evaluation": evaluation_of(MIXED), "models": {"child": model.blob}})
+    place.write_json(
+        "run.json", {**run, "evaluation": evaluation_of(MIXED), "models": {"child": {"blob": model.blob, "packed": ""}}}
+    )
     return tmp_path / "search"
 
 

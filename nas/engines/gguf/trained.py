@@ -12,13 +12,8 @@ from inlay.nas.engines.gguf.tokenizer import tokenizer_metadata
 from inlay.nas.engines.gguf.writer import write_file
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from inlay.nas.formats.fitting import Inputs
     from inlay.nas.formats.format import Bytes, Format
     from inlay.nas.modeling import InlayConfig
-
-    InputsOf = Callable[[str, int], Inputs | None]
 
 
 def write_trained(
@@ -26,8 +21,7 @@ def write_trained(
     packed: Packed,
     config: InlayConfig,
     folder: Path,
-    read: Callable[[str], Tensor],
-    inputs: InputsOf,
+    rows: Callable[[str, Format], Bytes],
 ) -> None:
     """Writes a model tensor by tensor; its name is the file's, without the ending.
 
@@ -36,8 +30,7 @@ def write_trained(
         packed: its layers and tensors.
         config: its shape.
         folder: the model folder with its tokenizer.
-        read: a tensor by its whole-model name.
-        inputs: what a matrix with such rows reads, by its name: rounding is fitted to it.
+        rows: a tensor's bytes in a format, by its whole-model name.
 
     Raises:
         UserError: the tokenizer cannot be rebuilt, or the extra `gguf` is not installed.
@@ -45,11 +38,5 @@ def write_trained(
     """
     rotation, own = described(packed, config, path.stem)
     fields = [*own, *tokenizer_metadata(folder, config.vocab_size)]
-
-    def rows(name: str, form: Format) -> Bytes:
-        from inlay.nas.formats.tensors import packed as packed_rows
-
-        tensor = read(name)
-        return packed_rows(tensor, form, inputs(name, tensor.shape[-1]) if tensor.ndim == 2 else None)
 
     write_file(path, packed, rotation, fields, rows)

@@ -38,8 +38,8 @@ class Cyllama:
         """The model in a file. Raises ValueError."""
         return self._model(path, self._lib.LlamaModelParams(), verbose=True)
 
-    def context(self, model: Any, tokens: int, sequences: int, threads: int, exact: bool) -> Any:
-        """What holds its cache."""
+    def context(self, model: Any, tokens: int, sequences: int, threads: int, exact: bool, kv_type: int | None) -> Any:
+        """What holds its cache; of a type of ggml's, by its number, where one is given."""
         params = self._lib.LlamaContextParams()
         params.n_ctx = tokens * sequences
         params.n_seq_max = sequences
@@ -47,6 +47,9 @@ class Cyllama:
         if exact:
             params.type_k = params.type_v = 0
             params.flash_attn_type = 0
+        elif kv_type is not None:
+            params.type_k = params.type_v = kv_type
+            params.flash_attn_type = 1  # it has no values in blocks without
         return self._lib.LlamaContext(model, params, verbose=True)
 
     def batch(self, rows: Sequence[Row]) -> Any:
@@ -92,8 +95,10 @@ class LlamaCppPython:
             raise ValueError(path)
         return _Model(self._lib, found)
 
-    def context(self, model: _Model, tokens: int, sequences: int, threads: int, exact: bool) -> _Context:
-        """What holds its cache. Raises ValueError."""
+    def context(
+        self, model: _Model, tokens: int, sequences: int, threads: int, exact: bool, kv_type: int | None
+    ) -> _Context:
+        """What holds its cache; of a type of ggml's, by its number, where one is given. Raises ValueError."""
         params = self._lib.llama_context_default_params()
         params.n_ctx = tokens * sequences
         params.n_seq_max = sequences
@@ -101,6 +106,9 @@ class LlamaCppPython:
         if exact:
             params.type_k = params.type_v = 0
             params.flash_attn_type = 0
+        elif kv_type is not None:
+            params.type_k = params.type_v = kv_type
+            params.flash_attn_type = 1  # it has no values in blocks without
         found = self._lib.llama_init_from_model(model.pointer, params)
         if not found:
             raise ValueError("no context")

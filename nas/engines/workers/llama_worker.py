@@ -33,8 +33,9 @@ class Model:
         self._model = worker.load(path)
         try:
             self._context = self._binding.context(
-                self._model, request["tokens"], self.sequences, request["threads"], request.get("exact", False)
-            )
+                self._model, request["tokens"], self.sequences, request["threads"],
+                request.get("exact", False), request.get("kv_type"),
+            )  # fmt: skip
         except (ValueError, RuntimeError):
             raise Refused(f"no context for {path}: {worker.last()}") from None
         self._sampler = self._binding.sampler()

@@ -131,7 +131,7 @@ class SearchRecord:
         self.run_json.add(
             {
                 "failed_variants": [{"layer": layer, "variant": label, "reason": why} for layer, label, why in lost],
-                "models": {name: model.blob for name, model in models.items()},
+                "models": {name: {"blob": model.blob, "packed": model.packed} for name, model in models.items()},
                 "evaluation": evaluation,
                 "chosen": evaluation["chosen"],
                 "job": self.job.to_dict(),

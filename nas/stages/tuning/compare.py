@@ -92,7 +92,7 @@ def compare(trainer: Trainer, own: Mapping[str, Any], tuned: Mapping[str, Any]) 
                 f"tune: {name} settings diverged with seed {seed} ({record.values['reason']}): they hold by luck; give "
                 "more --trials, or lower the rates of the job"
             )
-        models[f"{name} {seed}"] = TrainedModel(trainer.child.architecture, record.blobs["model"])
+        models[f"{name} {seed}"] = TrainedModel.of(trainer.child.architecture, record.blobs)
     found = true_scores_of_models(search, trainer.texts.score, models, "true KL on the score text")
     kl = {name: tuple(found[f"{name} {seed}"].kl_nats for seed in seeds) for name in both}
     for piece in pieces.values():

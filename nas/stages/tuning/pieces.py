@@ -54,6 +54,7 @@ class Trainer:
             "whole": None,
             "seed": seed,
             "keep": keep,
+            **search.rounding([self.child.architecture]),
         }
         if self.local:
             depends["local"] = {

@@ -1,0 +1,82 @@
+"""Codes that training may change: the scales of a matrix stay as they were fitted, and its weights move on the grid.
+
+Training begins as near to the matrix' own weights as they are still rounded to the fitted codes: a weight that lies
+between two codes needs a small step to become the other.
+
+R rows, C input channels, S sub-blocks of a row that have one scale, B numbers of each.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from inlay.nas.formats.codes import CODES
+from inlay.nas.formats.fitting import Inputs
+from inlay.nas.formats.format import Format
+from inlay.nas.formats.kept import KeptRounding
+from inlay.nas.formats.tensors import packed
+
+if TYPE_CHECKING:
+    from inlay.nas.formats.format import Bytes
+
+TOGETHER = 16
+"""Numbers that have one scale in every format."""
+INSIDE = 0.49
+"""Of a step of the grid: so far from its code a weight may begin."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The grid that a matrix is rounded to.
+
+    Args:
+        form: the format; one that `can_fit`.
+        fitted: the rows that the scales are those of, [R, bytes of a row].
+        scale_RS1: of each sub-block.
+        offset_RS1: the same.
+    """
+
+    form: Format
+    fitted: Bytes
+    scale_RS1: Tensor
+    offset_RS1: Tensor
+
+    @staticmethod
+    def of(weights_RC: Tensor, form: Format, inputs: Inputs | None, kept: KeptRounding | None) -> Grid:
+        """With the scales that `packed` finds for a matrix; on its device."""
+        rows = packed(weights_RC, form, inputs, kept)
+        blocks = rows.reshape(-1, form.block_bytes)
+        scale, offset = (
+            torch.from_numpy(part.reshape(len(rows), -1, TOGETHER)[..., :1].copy()).to(weights_RC.device)
+            for part in CODES[form.name].grid(blocks)
+        )
+        return Grid(form, rows, scale, offset)
+
+    def start(self, weights_RC: Tensor) -> Tensor:
+        """The weights nearest to these that are rounded to the fitted codes; float32."""
+        numbers = torch.from_numpy(self.form.unpack(self.fitted, weights_RC.shape[1]).copy()).to(weights_RC.device)
+        reach_RSB = (INSIDE * self.scale_RS1.abs()).expand(-1, -1, TOGETHER).reshape(numbers.shape)
+        return weights_RC.detach().float().clamp(numbers - reach_RSB, numbers + reach_RSB)
+
+    def __call__(self, weights_RC: Tensor) -> Tensor:
+        """The numbers that the engine computes with in place of these."""
+        codes_RSB = self._codes(weights_RC)
+        return torch.addcmul(self.offset_RS1, codes_RSB, self.scale_RS1).view_as(weights_RC)
+
+    def pack(self, weights_RC: Tensor) -> Bytes:
+        """The rows as they are in a file, [R, bytes of a row]."""
+        codes = CODES[self.form.name]
+        chosen = (self._codes(weights_RC) - codes.least).to(torch.uint8).cpu().reshape(-1, self.form.block)
+        blocks = codes.with_codes(self.fitted.reshape(-1, self.form.block_bytes), chosen.numpy())
+        return blocks.reshape(self.fitted.shape)
+
+    def _codes(self, weights_RC: Tensor) -> Tensor:
+        codes = CODES[self.form.name]
+        weights_RSB = weights_RC.detach().view(len(weights_RC), -1, TOGETHER)
+        # Where a scale is nothing every code means the same number.
+        inverse_RS1 = torch.where(self.scale_RS1 == 0, 0.0, 1 / self.scale_RS1)
+        return ((weights_RSB - self.offset_RS1) * inverse_RS1).round_().clamp_(codes.least, codes.most)

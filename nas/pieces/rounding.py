@@ -1,0 +1,79 @@
+"""A child whose subblocks have formats is trained through its rounding: the grids of its matrices, and what is stored.
+
+What is stored of a matrix is the very rows that were trained; nothing is fitted again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from inlay.distill.parallel import local
+from inlay.nas.families import Shape, ends_tensors, layer_prefix, subblock_tensors
+from inlay.nas.formats import FORMATS, Format
+from inlay.nas.formats.fitting import can_fit
+from inlay.nas.formats.through import Grid
+from inlay.nas.pieces.weights import WorkerSource
+from inlay.nas.tables.architecture import Blocks, ends_form
+from inlay.nas.variants import parse_variant
+
+Grids = dict[str, Grid]
+"""By whole-model names; matrices in 16 bits have none, and are rounded when they are read."""
+MODEL, PACKED = "model", "packed"
+"""Blobs of what was trained: its numbers, and the rows of the matrices that were rounded while it was."""
+
+
+def grids_of(source: WorkerSource, architecture: Blocks, read: Callable[[str], Tensor]) -> Grids:
+    """The grids that an architecture's matrices are rounded to.
+
+    Args:
+        source: knows what matrices read.
+        architecture: says their formats.
+        read: a matrix, or some rows of it, by its whole-model name, as it was assembled.
+    """
+    told = source.matrix_inputs.where_own(source.parent.shape, architecture)
+    found = {}
+    for name, row, form in _matrices(source.parent.shape, architecture):
+        if can_fit(held := form.holding(row)):
+            found[name] = Grid.of(read(name), held, told.get(name, row), source.kept)
+    return found
+
+
+@torch.no_grad()
+def begin_rounded(source: WorkerSource, architecture: Blocks, model: nn.Module) -> Grids:
+    """The grids of an assembled model's matrices, which are left as training through them begins."""
+    grids = grids_of(source, architecture, lambda name: local(model.get_parameter(name)))
+    for name, grid in grids.items():
+        own = local(model.get_parameter(name))
+        own.copy_(grid.start(own))
+    return grids
+
+
+def trained_blobs(state: Mapping[str, Tensor], grids: Grids, dtype: torch.dtype) -> dict[str, dict[str, Tensor]]:
+    """What is stored of a trained model, from the weights behind its rounding: `MODEL`, and `PACKED` where any are."""
+    numbers = {name: grids[name](tensor) if name in grids else tensor for name, tensor in state.items()}
+    blobs = {MODEL: {name: tensor.to(dtype).cpu().contiguous() for name, tensor in numbers.items()}}
+    packed = {name: torch.from_numpy(grid.pack(state[name])) for name, grid in grids.items()}
+    return blobs | ({PACKED: packed} if packed else {})
+
+
+def numbers_of(rows: Tensor, form: str, row: int) -> Tensor:
+    """The numbers of a matrix that is stored as rows in what holds `row` numbers in a format; float32."""
+    return torch.from_numpy(FORMATS[form].holding(row).unpack(rows.numpy(), row).copy())
+
+
+def _matrices(shape: Shape, architecture: Blocks) -> Iterator[tuple[str, int, Format]]:
+    """The matrices of subblocks, and of the ends, that have a format: names, lengths of rows, formats."""
+    for layer, block in enumerate(architecture):
+        for variant in map(parse_variant, block[:2]):
+            if variant.form is not None:
+                own = subblock_tensors(shape, variant.slot, variant.entry(shape, layer))
+                for name, size in own.items():
+                    if len(size) == 2:
+                        yield layer_prefix(layer) + name, size[1], FORMATS[variant.form]
+    if (form := ends_form(architecture)) is not None:
+        for name, size in ends_tensors(shape).items():
+            if len(size) == 2:
+                yield name, size[1], FORMATS[form]
