@@ -29,7 +29,7 @@ from quality_bench import CHUNK, Bench, Row, State
 from quality_training import TITLES as TRAINING_TITLES
 from quality_training import TRAINING
 
-from inlay.nas.modeling.full_inlay import KEY, VALUE
+from inlay.nas.modeling.full_inlay import KEY, OUTPUT, QUERY, VALUE
 from inlay.nas.modeling.gated_inlay import DOWN, GATE, UP
 from inlay.nas.variants import Place, parse_variant
 from inlay.nas.variants.kv_heads import MergedHeads
@@ -87,6 +87,19 @@ def not_fitted(bench: Bench, layer: int, label: str) -> State:
     return dict(merged.ready(bench.states[layer], bench.sums(layer, variant)).started)
 
 
+def largest_columns(bench: Bench, layer: int, label: str) -> State:
+    """(lost) The groups of heads whose columns of the output projection are largest, which are left as they are."""
+    variant, shape = parse_variant(label), bench.shape
+    state = dict(Place(shape, layer, "attention").tensors(bench.states[layer]))
+    own, stay = shape.parent_entry(layer, "attention")["kv_heads"], variant.entry(shape, layer)["kv_heads"]
+    output_DO = state[f"{OUTPUT}.weight"]
+    groups = output_DO.view(shape.hidden, own, -1).square().sum((0, 2)).topk(stay).indices.msort()
+    for name in (QUERY, KEY, VALUE):
+        for part in [part for part in state if part.startswith(f"{name}.")]:
+            state[part] = state[part].unflatten(0, (own, -1))[groups].flatten(0, 1)
+    return state | {f"{OUTPUT}.weight": output_DO.unflatten(1, (own, -1))[:, groups].flatten(1)}
+
+
 def as_searched(bench: Bench, layer: int, label: str) -> State:
     """The start of a search."""
     return bench.start(layer, label)
@@ -112,6 +125,25 @@ def starts(bench: Bench, seeds: Iterable[int]) -> Iterator[Row]:
             )
         ),
     ]
+    yield from _started(bench, seeds, ways)
+
+
+def heads(bench: Bench, seeds: Iterable[int]) -> Iterator[Row]:
+    """Query heads that go with their group, and two kinds in one slot beside each of them."""
+    half = f"attention:heads={bench.shape.q_heads // 2}"
+    merged = f"attention:kv_heads={bench.shape.parent_entry(0, 'attention')['kv_heads'] // 2}"
+    ways: list[tuple[str, str, Start]] = [
+        (half, "heads of the largest columns, plain cut (lost)", largest_columns),
+        (half, "heads that are missed most, refitted: the default", as_searched),
+        (merged, "as searched", as_searched),
+        ("attention:window=16", "as searched", as_searched),
+        (f"{merged}+window=16", "as searched", as_searched),
+        (f"{half}+window=16", "as searched", as_searched),
+    ]
+    yield from _started(bench, seeds, ways)
+
+
+def _started(bench: Bench, seeds: Iterable[int], ways: Iterable[tuple[str, str, Start]]) -> Iterator[Row]:
     for label, lever, start in ways:
         begun = time.perf_counter()
         states = [start(bench, layer, label) for layer in range(bench.shape.num_layers)]
@@ -170,9 +202,10 @@ def recovery(bench: Bench, seeds: Iterable[int]) -> Iterator[Row]:
             }
 
 
-GROUPS = {"starts": starts, "alone": alone, "recovery": recovery, **TRAINING}
+GROUPS = {"starts": starts, "heads": heads, "alone": alone, "recovery": recovery, **TRAINING}
 TITLES = {
     "starts": "Starts: KL untrained, after local distillation, and after recovery from there; seconds are the start's",
+    "heads": "Query heads that go, and two kinds in one slot, in all layers; seconds are the start's",
     "alone": "One layer without attention, untrained, mean over the layers; seconds are those of starts and KL",
     "recovery": "Recovery of one child, untrained before; seconds are those of the training",
     **TRAINING_TITLES,

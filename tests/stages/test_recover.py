@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save, save_file
 
 from inlay.cluster import Cluster, ClusterSettings, Record, connect
 from inlay.nas.job import Job
-from inlay.nas.loop.search import Search
+from inlay.nas.loop.search import Search, SmallSearch
 from inlay.nas.loop.texts import Packed, held_out_batches, pack_texts, store_texts
 from inlay.nas.loop.training import RECOVER, held_out_for, recover_models, tail_for
 from inlay.nas.modeling import InlayForCausalLM
@@ -77,9 +77,11 @@ def small_job(tiny_parent: Callable[..., Path], texts: tuple[Path, Path]) -> Cal
 
 
 def trained(place: Workspace, job: Job, cluster: Cluster) -> Record:
-    parent = open_job_parent(job)
-    search = Search(job, place, parent, cluster, Reporter())
-    texts = store_texts(pack_texts(job, parent.tokenizer()), place)
+    return trained_by(Search(job, place, open_job_parent(job), cluster, Reporter()))
+
+
+def trained_by(search: Search) -> Record:
+    texts = store_texts(pack_texts(search.job, search.parent.tokenizer()), search.workspace)
     record = recover_models(search, texts, Library({}), {"child": CHILD, "uniform": CHILD})["child"]
     assert not list((search.scratch / "recover").iterdir())
     return record
@@ -108,14 +110,16 @@ def test_one_loss_that_is_not_finite_is_survived_and_recorded(
     assert all(tensor.isfinite().all() for tensor in weights(place, record).values())
 
 
-def test_a_tail_is_trained_in_longer_sequences(tmp_path: Path, cluster: Cluster, small_job: Callable[..., Job]) -> None:
+def test_a_tail_is_trained_in_longer_sequences(
+    tmp_path: Path, make_search: Callable[[Job, Path], SmallSearch], small_job: Callable[..., Job]
+) -> None:
     """The same number of tokens, other batches at the end, and judged on text of the tail's length."""
-    job, place = small_job(tail={"tokens": 1280, "sequence_length": 64}, rate="pinned"), Workspace(tmp_path)
-    record = trained(place, job, cluster)
+    job = small_job(tail={"tokens": 1280, "sequence_length": 64}, rate="pinned")
+    search = make_search(job, tmp_path)
+    record = trained_by(search)
     assert (record.values["status"], record.values["tokens"]) == ("trained", 2560)
-    search = Search(job, place, open_job_parent(job), cluster, Reporter())
-    texts = store_texts(pack_texts(job, search.parent.tokenizer()), place)
-    source = worker_source(search.piece(RECOVER, "x", {"store": place.url}, {}).arguments, Library({}))
+    texts = store_texts(pack_texts(job, search.parent.tokenizer()), search.workspace)
+    source = worker_source(search.piece(RECOVER, "x", {"store": search.workspace.url}, {}).arguments, Library({}))
     told = {
         "ids": texts.recover.digest,
         "batch_size": 4,
@@ -187,13 +191,18 @@ def test_only_what_replaces_the_parents_own_is_trained(
     ids=["one", "two", "sharded"],
 )
 def test_adapters_are_in_the_weights_that_are_kept(
-    ranks: dict[str, Any], tmp_path: Path, cluster: Cluster, small_job: Callable[..., Job]
+    ranks: dict[str, Any],
+    tmp_path: Path,
+    make_search: Callable[[Job, Path], SmallSearch],
+    small_job: Callable[..., Job],
+    request: pytest.FixtureRequest,
 ) -> None:
     """Every matrix of every layer has changed and nothing else; the weights alone have the KL that was reached."""
     pytest.importorskip("peft", reason="PEFT is not installed (pip install 'inlay[adapters]')")
     job = small_job(train="adapters", **ranks)
-    parent, place = open_job_parent(job), Workspace(tmp_path)
-    record = trained(place, job, cluster)
+    search = make_search(job, tmp_path)
+    parent, place = search.parent, search.workspace
+    record = trained(place, job, request.getfixturevalue("cluster")) if ranks else trained_by(search)
     assert record.values["improved"]
     now, before = weights(place, record), {**parent.ends_state()}
     for layer in range(3):
