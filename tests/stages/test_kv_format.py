@@ -1,4 +1,4 @@
-"""A search for a cache in q8_0: whole models are judged with it, bytes are its, and single blocks are scored without."""
+"""A search for a cache in q8_0: whole models are judged with it, bytes are its, single blocks are scored without."""
 
 from __future__ import annotations
 
