@@ -1,12 +1,12 @@
 """What training adds to rounding: all matrices of a model in one format, trained by several ways on equal tokens.
 
-    python benchmarks/through_rounding.py [--parents NAME ...] [--format q4_0] [--tokens 131072]
+    python benchmarks/through_rounding.py [--parents NAME ...] [--format q4_0] [--tokens 131072] [--rates 1e-4 3e-5]
 
 Every layer's matrices are rounded, embedding and head are not. `nearest` is ggml's own rounding, `fitted` is by least
 squares, and where all others begin. `Block-AP`: layer by layer, weights and scales through rounding, on the parent's
 inputs to the layer (EfficientQAT, arXiv 2407.11062). The rest trains the whole model against its parent, and with it
 what is not rounded: `weights` through rounding at fixed scales, which is what a search does; `both`, weights and
-scales; `scales` alone, at fixed codes (E2E-QP); `Block-AP, weights`: half of the tokens each. Each way tries two
+scales; `scales` alone, at fixed codes (E2E-QP); `Block-AP, weights`: half of the tokens each. Each way tries the
 rates and keeps what is best on text of its own, or what it began with. KL is to the parent, nats a token, on 8,192
 other tokens.
 """
@@ -210,6 +210,7 @@ def main() -> None:
     )
     parser.add_argument("--format", default="q4_0", choices=list(CODES))
     parser.add_argument("--tokens", type=int, default=131_072)
+    parser.add_argument("--rates", nargs="+", type=float, default=RATES)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "through_rounding.md")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
@@ -217,13 +218,13 @@ def main() -> None:
     lines += [f"All matrices in {chosen.format}, {chosen.tokens:,} tokens.", ""]
     lines += ["| parent | way | rate | KL | / nearest | seconds of a CPU |", "|---|---|---:|---:|---:|---:|"]
     for name in chosen.parents:
-        for line in rows(name, chosen.format, chosen.tokens):
+        for line in rows(name, chosen.format, chosen.tokens, chosen.rates):
             print(line, flush=True)
             lines.append(line)
     chosen.output.write_text("\n".join([*lines, "", footer()]) + "\n")
 
 
-def rows(name: str, form: str, tokens: int) -> Iterator[str]:
+def rows(name: str, form: str, tokens: int, rates: Sequence[float]) -> Iterator[str]:
     """A line for each way."""
     bench, told_NS = bench_of(name, form, tokens)
     inputs = inputs_of(bench.parent, dict(linears(bench.parent)), told_NS)
@@ -239,12 +240,12 @@ def rows(name: str, form: str, tokens: int) -> Iterator[str]:
     for way, training in WAYS.items():
         best, kept, used = least, fitted, 0.0
         begun = time.process_time()
-        for rate in RATES:
+        for rate in rates:
             bench.begin(inputs)
             training(bench, rate, bench.train_NS)
             if (kl := bench.kl(bench.stop)) < best:
                 best, kept, used = kl, bench.kl(bench.judged), rate
-        seconds = (time.process_time() - begun) / len(RATES)
+        seconds = (time.process_time() - begun) / len(rates)
         yield f"| {name} | {way} | {used:g} | {kept:.4f} | {kept / nearest:.2f} | {seconds:.0f} |"
 
 

@@ -25,7 +25,7 @@ from inlay.nas.export.tensors import copy_tensors
 from inlay.nas.families import Parent, open_parent
 from inlay.nas.job import Job
 from inlay.nas.modeling import InlayForCausalLM
-from inlay.nas.pieces.assembled import TrainedModel, stored_state
+from inlay.nas.pieces.assembled import TrainedModel, own_state
 from inlay.nas.stages.export import FORMATS
 from inlay.nas.tables.architecture import PARENT_BLOCK, Blocks
 from inlay.nas.variants.entries import entries_of
@@ -249,7 +249,7 @@ def make_child(parent: Parent, architecture: Blocks) -> InlayForCausalLM:
 
 def put_model(place: Workspace, model: InlayForCausalLM, architecture: Blocks) -> TrainedModel:
     path = place.store.temporary_path()
-    save_file(stored_state(model, torch.float32), path)
+    save_file({name: tensor.float() for name, tensor in own_state(model).items()}, path)
     return TrainedModel(architecture, place.store.take_blob(path))
 
 
