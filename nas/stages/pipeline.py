@@ -68,8 +68,8 @@ class Pipeline:
         self.job, self.place, self.parent = job, place, parent
         self.record = SearchRecord(job, place, reporter)
         tracked = self.record.tracked
-        self.search = Search(job, place, parent, cluster, reporter, tracked.numbers, tracked.name_series, tracked.best)
-        self.search.original = original
+        told = (tracked.numbers, tracked.name_series, tracked.best)
+        self.search = Search(job, place, parent, cluster, reporter, *told, original=original)
         self.fingerprint = fingerprint
 
     def __enter__(self) -> Self:
