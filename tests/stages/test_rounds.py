@@ -199,7 +199,9 @@ def test_run_again_nothing_is_left_to_do(whole: tuple[Path, Any, Silent], rounds
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("at", [(1, "recover"), (2, "score"), (2, "export")])
+@pytest.mark.parametrize(
+    "at", [(1, "recover"), (2, "score"), (2, "export")], ids=lambda at: f"{at[1]} of round {at[0]}"
+)
 def test_stopped_and_resumed_is_uninterrupted(
     whole: tuple[Path, Any, Silent],
     rounds: Searched,
