@@ -53,6 +53,9 @@ def cross_problems(sections: Mapping[str, Any], folder: Path) -> list[Problem]:
         found += _untrained(sections["space"])
     if sections.get("rounds", 1) > 1:
         found += _rounds(sections)
+    elif sections.get("original") is not None and "hardware" in sections and sections["hardware"].costs is not None:
+        text = "has no times of the original, which budgets and figures are relative to; leave it out"
+        found.append(Problem("hardware.costs", text))
     return found
 
 

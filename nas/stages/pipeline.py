@@ -66,8 +66,8 @@ class Pipeline:
         self.job, self.place, self.parent = job, place, parent
         self.record = SearchRecord(job, place, reporter)
         tracked = self.record.tracked
-        self.search = Search(job, place, parent, cluster, reporter, tracked.numbers, tracked.models.name, tracked.best)
-        self.search.original = original
+        told = (tracked.numbers, tracked.models.name, tracked.best)
+        self.search = Search(job, place, parent, cluster, reporter, *told, original=original)
         self.fingerprint = fingerprint
 
     def __enter__(self) -> Self:

@@ -15,11 +15,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from inlay.cluster.errors import LockedError
+from inlay.cluster.errors import ClusterError, LockedError
 from inlay.cluster.lock import locked
 from inlay.nas.check import check_job
 from inlay.nas.engines.registry import storage_of
-from inlay.nas.errors import InfeasibleError, UserError
+from inlay.nas.errors import InfeasibleError, InlayError, UserError
 from inlay.nas.families import Shape, open_parent, unpacked
 from inlay.nas.job import Job
 from inlay.nas.job.rounds import round_values
@@ -60,7 +60,7 @@ def run_rounds(
     place.check_free()
     with unpacked(source, unpacked_place(job, place)) as parent:
         place.check_parent(parent.digest, job.parent)
-    name = name or str(job.file or place.url)
+    name, address = name or str(job.file or place.url), address or job.cluster.address
     try:
         with locked(place.store, name, reporter.message) as lock:
             place = Workspace(place.url, lock)
@@ -68,6 +68,10 @@ def run_rounds(
             _run_all(job, place, reporter, name, address, fingerprint)
     except LockedError as error:
         raise UserError(f"workspace: {error}") from error
+    except ClusterError as error:
+        raise InlayError(
+            f"{error}; what is finished is kept in {place.url}, the same command goes on from there"
+        ) from error
     return _result(job, place, already_done=False)
 
 

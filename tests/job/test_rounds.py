@@ -101,6 +101,12 @@ def test_what_cannot_be_searched_in_rounds(values: dict[str, Any], changes: Any,
     assert sentence in str(caught.value)
 
 
+def test_a_cost_table_has_no_original(values: dict[str, Any]) -> None:
+    hardware = {**values["hardware"], "costs": "costs.csv"}
+    with pytest.raises(JobError, match=r"hardware.costs: has no times of the original, which budgets and figures are"):
+        Job.from_dict({**values, "original": "./parents/stories3M", "hardware": hardware})
+
+
 def test_one_hub_id_has_one_revision(values: dict[str, Any]) -> None:
     revision = "0" * 40
     Job.from_dict({**values, "original": "owner/name", "revision": revision})

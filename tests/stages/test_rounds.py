@@ -14,12 +14,16 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from inlay.cluster import Cluster, Resources
 from inlay.nas.api import load_child
 from inlay.nas.errors import InfeasibleError, UserError
 from inlay.nas.families import open_parent
 from inlay.nas.job import Job
+from inlay.nas.loop import search as search_module
+from inlay.nas.loop.search import SmallSearch
 from inlay.nas.report.page import page_of
 from inlay.nas.report.progress import Reporter
+from inlay.nas.stages import pipeline as pipeline_module
 from inlay.nas.stages import run as run_module
 from inlay.nas.stages.rounds import job_of_round, run_rounds
 from inlay.nas.workspace import Workspace
@@ -51,13 +55,34 @@ def values(parent: Path, texts: tuple[Path, Path], **changes: Any) -> dict[str, 
 Searched = Callable[..., Any]
 
 
+class Here(Cluster):
+    """One worker, which is this process: what starts Ray is left out, since a round's pieces take less time."""
+
+    def preload(self, *modules: str) -> None:
+        """Nothing."""
+
+    def check_share(self, patience_seconds: float = 30.0) -> None:
+        """Nothing."""
+
+    def check_together(self, count: int, patience_seconds: float = 30.0) -> None:
+        """Nothing."""
+
+    def places(self, wish: Resources) -> int:
+        return 1
+
+
 @pytest.fixture(scope="module")
-def rounds(shared_ray: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Searched]:
-    """`rounds(job, workspace, reporter)` runs a job on the folder's Ray."""
+def rounds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Searched]:
+    """`rounds(job, workspace, reporter)` runs a job whose pieces run in this process."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as a worker does
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_module, "connect", lambda settings: nullcontext(shared_ray.cluster()))
+        patch.setattr(run_module, "connect", lambda settings: nullcontext(Here(settings)))
+        for module in (pipeline_module, search_module):
+            patch.setattr(module, "Search", SmallSearch)
         patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db")
         yield run_rounds
+    torch.set_num_threads(threads)
 
 
 class Silent(Reporter):
@@ -174,7 +199,9 @@ def test_run_again_nothing_is_left_to_do(whole: tuple[Path, Any, Silent], rounds
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("at", [(1, "recover"), (2, "score"), (2, "export")])
+@pytest.mark.parametrize(
+    "at", [(1, "recover"), (2, "score"), (2, "export")], ids=lambda at: f"{at[1]} of round {at[0]}"
+)
 def test_stopped_and_resumed_is_uninterrupted(
     whole: tuple[Path, Any, Silent],
     rounds: Searched,
@@ -264,6 +291,25 @@ def test_absolute_times_lie_between_the_parents_and_the_jobs(
     times = Workspace(tmp_path / "search/rounds/1").read_table("costs")
     summed = sum(row["runtime_ns"] for row in times if row["variant"] in ("attention:parent", "ffn:parent", "ends"))
     assert summed == own
+
+
+@pytest.mark.slow
+def test_the_whole_command(
+    whole: tuple[Path, Any, Silent], tiny_parent: Callable[..., Path], texts: Any, tmp_path: Path, inlay_command: Any
+) -> None:
+    """By two workers on Ray it comes to the same."""
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(values(tiny_parent("llama"), texts)))
+    done = inlay_command("run", "job.yaml", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"{tmp_path}/job.search/child" in done.stdout
+    ours, theirs = (Workspace(place / "rounds/2") for place in (tmp_path / "job.search", whole[0]))
+    for table in TABLES:
+        assert ours.store.get(f"tables/{table}.parquet") == theirs.store.get(f"tables/{table}.parquet")
+    for verb in (("report",), ("evaluate",), ("export", "-o", "exported"), ("solve", "--limit", "parameters=0.6x")):
+        told = inlay_command(verb[0], "job.search", *verb[1:], cwd=tmp_path)
+        assert told.returncode == 0, told.stderr
+    assert (tmp_path / "job.search" / "report.html").exists()
+    assert number_of(tmp_path / "exported") == number_of(whole[0] / "child")
 
 
 def test_the_plan_is_of_the_first_round(
