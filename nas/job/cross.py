@@ -239,7 +239,9 @@ def _ranks(sections: Mapping[str, Any]) -> list[Problem]:
         text = "'full' has nothing to share the weights with; set recover.workers to at least 2, or leave it out"
         found.append(Problem("recover.sharding", text))
     if recover.train == "adapters" and "space" in sections and sections["space"].formats:
-        text = "'adapters' leave the matrices as they are, and a child in formats is trained through their rounding; set"
+        text = (
+            "'adapters' leave the matrices as they are, and a child in formats is trained through their rounding; set"
+        )
         found.append(Problem("recover.train", f"{text} it to all, or leave space.formats out"))
     if recover.train == "replaced" and "space" in sections and sections["space"].formats_alone:
         text = "'replaced' would train nothing: with formats alone nothing replaces the parent's; leave it out"
