@@ -296,11 +296,11 @@ class Recover(Section):
         """Sequences in a step: those of the job, or as many as leave `STEPS_WANTED` steps, the same for each rank.
 
         Few are better for the same tokens (benchmarks/results/quality.md); where tokens are many, more are faster. They
-        have the tokens of one sequence of the tail at least.
+        have the tokens of one sequence of the tail a rank at least.
         """
         if self.batch_size is not None:
             return self.batch_size
-        least = -(-self.tail.sequence_length // sequence_length) if self.tail.tokens else 1
+        least = -(-self.tail.sequence_length * self.workers // sequence_length) if self.tail.tokens else 1
         wanted = max(least, min(LARGEST_BATCH, self.tokens // (sequence_length * STEPS_WANTED)))
         return -(-wanted // self.workers) * self.workers
 

@@ -127,10 +127,9 @@ CASES: list[tuple[Path, object, str]] = [
         {"tokens": 1_000, "sequence_length": 256},
         "recover.tail.sequence_length: 256 is not more than data.distill.sequence_length, 256; raise it",
     ),
-    (("recover", "workers"), 3, "recover.workers: 3 ranks cannot share a batch of 4 sequences evenly; make it a"),
     (("recover", "sharding"), "full", "recover.sharding: 'full' has nothing to share the weights with; set"),
     (("recover", "sharding"), "half", "recover.sharding: 'half' is not known here; write 'none' or 'full'"),
-    (("recover",), {"workers": 4, "batch_size": 6}, "recover.workers: 4 ranks cannot share a batch of 6 sequences"),
+    (("recover",), {"workers": 4, "batch_size": 6}, "recover.workers: 4 ranks cannot share a batch of 6 sequences evenly"),
     (("cluster", "memory_per_worker"), "2G", "cluster.memory_per_worker: '2G' has the unit `G`"),
     (("tracking",), {"uri": "postgresql://ada:word@db/x"}, "tracking.uri: has a password in it, which would be kept"),
     (("tracking",), {"uri": "postgresql://ada:wo/rd@db"}, "tracking.uri: has a password in it, which would be kept"),
@@ -308,7 +307,8 @@ def test_anything_is_a_job_or_a_user_error(values: dict[str, Any], path: Path, v
 
 def test_a_tail_that_ranks_or_a_text_cannot_give(values: dict[str, Any]) -> None:
     tail = {"tokens": 1_000, "sequence_length": 1024}
-    wrong = values | {"recover": {"tail": tail, "workers": 2}, "data": {**values["data"], "distill": {"sample": "1M"}}}
+    recover = {"tail": tail, "workers": 2, "batch_size": 4}
+    wrong = values | {"recover": recover, "data": {**values["data"], "distill": {"sample": "1M"}}}
     with pytest.raises(JobError) as caught:
         Job.from_dict(wrong)
     assert [str(problem) for problem in caught.value.problems] == [
@@ -317,3 +317,19 @@ def test_a_tail_that_ranks_or_a_text_cannot_give(values: dict[str, Any]) -> None
         "recover.tail.tokens: the parent writes no longer sequences for a tail; name a text in data.distill.path, or "
         "leave it out",
     ]
+
+
+def test_a_step_of_recovery_has_what_leaves_many_steps_and_every_rank_as_much(values: dict[str, Any]) -> None:
+    def batch(**recover: Any) -> tuple[int, int]:
+        job = Job.from_dict(values | {"recover": recover})
+        return job.recover_batch, job.recover.tail_batch(job.data.distill.sequence_length)
+
+    length = Job.from_dict(values).data.distill.sequence_length
+    assert batch(tokens=100 * length)[0] == 1
+    assert batch(tokens=1300 * length)[0] == 3
+    assert batch(tokens=1300 * length, workers=2)[0] == 4
+    assert batch(tokens=1_000_000 * length)[0] == 8
+    assert batch(tokens=100 * length, batch_size=6)[0] == 6
+    tail = {"tokens": 10 * length, "sequence_length": 4 * length}
+    assert batch(tokens=100 * length, tail=tail) == (4, 1)
+    assert batch(tokens=100 * length, tail=tail, workers=2) == (8, 2)
