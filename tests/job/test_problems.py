@@ -129,7 +129,7 @@ CASES: list[tuple[Path, object, str]] = [
     ),
     (("recover", "sharding"), "full", "recover.sharding: 'full' has nothing to share the weights with; set"),
     (("recover", "sharding"), "half", "recover.sharding: 'half' is not known here; write 'none' or 'full'"),
-    (("recover",), {"workers": 4, "batch_size": 6}, "recover.workers: 4 ranks cannot share a batch of 6 sequences evenly"),
+    (("recover",), {"workers": 4, "batch_size": 6}, "recover.workers: 4 ranks cannot share a batch of 6 sequences"),
     (("cluster", "memory_per_worker"), "2G", "cluster.memory_per_worker: '2G' has the unit `G`"),
     (("tracking",), {"uri": "postgresql://ada:word@db/x"}, "tracking.uri: has a password in it, which would be kept"),
     (("tracking",), {"uri": "postgresql://ada:wo/rd@db"}, "tracking.uri: has a password in it, which would be kept"),
