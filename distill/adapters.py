@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from inlay.distill.settings import NO_PEFT
 
 RANK = 16
-SCALE = 2.0
-"""What B A is multiplied by."""
+SCALE = 6.0
+"""What B A is multiplied by. An optimizer that knows no scale moves W by as much more, so that the rates which suit
+whole matrices suit these."""
 _NAME = "default"
 _DOWN, _UP, _BASE = f".lora_A.{_NAME}.weight", f".lora_B.{_NAME}.weight", ".base_layer."
 
