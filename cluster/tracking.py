@@ -53,7 +53,7 @@ class TrackedRun:
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         """Log numbers at a step."""
         numbers = {name: float(value) for name, value in values.items()}
-        self._add(self.ref, "metrics", values=numbers, step=step, at=int(time.time() * 1000))
+        self._add(self.ref, "metrics", values=numbers, step=step, at=_now_ms())
 
     def text(self, path: str, content: str) -> None:
         """Keep text as the artifact `path`."""
@@ -94,7 +94,7 @@ class TrackedRun:
 
     def end(self, status: str = "FINISHED") -> None:
         """End the run as FINISHED, FAILED or KILLED; starting it again continues it."""
-        self._add(self.ref, "end", status=status)
+        self._add(self.ref, "end", status=status, at=_now_ms())
 
 
 class Tracker(TrackedRun):
@@ -138,15 +138,16 @@ class Tracker(TrackedRun):
         found again by those who have the name and nothing else; by default the spool keeps such a name.
         """
         tags = dict(tags or {}) | submitted_tags()
-        self._queue(self.ref, "run", name=name, tags=tags, parent=None, resume=resume_run_id, creation=creation)
+        told = {"name": name, "tags": tags, "parent": None, "resume": resume_run_id, "creation": creation}
+        self._queue(self.ref, "run", **told, at=_now_ms())
         return self.run_id()
 
     def child(
         self, ref: str, name: str, tags: Mapping[str, str] | None = None, creation: str | None = None
     ) -> TrackedRun:
         """Make, or continue, a run below the search's; `ref` names it in this workspace, `creation` as in `start`."""
-        tags = dict(tags or {})
-        self._queue(ref, "run", name=name, tags=tags, parent=self.ref, resume=None, creation=creation)
+        told = {"name": name, "tags": dict(tags or {}), "parent": self.ref, "resume": None, "creation": creation}
+        self._queue(ref, "run", **told, at=_now_ms())
         return TrackedRun(self._queue, ref)
 
     def run_id(self, ref: str = SEARCH) -> str | None:
@@ -263,6 +264,11 @@ class Tracker(TrackedRun):
         if kind not in self._warned:
             self._warned.add(kind)
             self._on_warning(text)
+
+
+def _now_ms() -> int:
+    """What was told and not yet sent says when it was told."""
+    return int(time.time() * 1000)
 
 
 def submitted_tags() -> dict[str, str]:

@@ -73,7 +73,7 @@ def send_model(
 ) -> None:
     """Make the logged model and its version; harmless when repeated, and what was done is not done again.
 
-    `run_ids`: the run that made it, then others that show it.
+    `run_ids`: the run that made it, then others that show it; the last one is the version's.
     """
     logged = _made(client, experiment_id, run_ids[0], model)
     if str(logged.status) != "READY":
@@ -90,7 +90,7 @@ def send_model(
         _link(client, run_id, logged.model_id)
     _link_metrics(client, run_ids[0], logged.model_id, model)
     if model.register:
-        _register(client, run_ids[0], logged, model)
+        _register(client, run_ids[-1], logged, model)
 
 
 def _made(client: Any, experiment_id: str, run_id: str, model: ServedModel) -> Any:

@@ -136,7 +136,7 @@ class Sender:
             key = values.get("creation") or self._creation_key(entry.ref)
             made = self._client.search_runs([self.experiment_id], f"tags.`inlay.creation` = '{key}'", max_results=1)
             tags["inlay.creation"] = key
-            run = made[0] if made else self._client.create_run(self.experiment_id, tags=tags, run_name=values["name"])
+            run = made[0] if made else self._client.create_run(self.experiment_id, values["at"], tags, values["name"])
             identifier = run.info.run_id
             is_new = not made
         if is_new:
@@ -246,8 +246,8 @@ class Sender:
     def _send_name(self, run_id: str, name: str) -> None:
         self._client.update_run(run_id, name=name)
 
-    def _send_end(self, run_id: str, status: str) -> None:
-        self._client.set_terminated(run_id, status)
+    def _send_end(self, run_id: str, status: str, at: int) -> None:
+        self._client.set_terminated(run_id, status, at)
 
     def _run_id(self, ref: str) -> str:
         identifier = self.run_ids().get(ref)

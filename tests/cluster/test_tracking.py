@@ -405,3 +405,17 @@ def test_a_run_below_is_found_again_by_its_name_and_called_what_it_is_now(tmp_pa
     (found,) = client.search_runs([search.info.experiment_id], below)
     assert (found.info.run_name, found.info.status) == ("child", "KILLED")
     assert [point.step for point in client.get_metric_history(found.info.run_id, "kl")] == [1]
+
+
+def test_a_run_began_when_it_was_told_and_not_when_it_was_sent(tmp_path: Path) -> None:
+    spool = tmp_path / "spool"
+    tracker = Tracker("http://127.0.0.1:9", "late", spool=spool)
+    tracker.start("stories")
+    tracker.end()
+    told = [json.loads(line) for line in (spool / "unsent.jsonl").read_text().splitlines()]
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    tracker = Tracker(uri, "late", spool=spool)
+    assert tracker.flush(60)
+    tracker.close()
+    run = only_search(uri, "late")
+    assert [run.info.start_time, run.info.end_time] == [entry["values"]["at"] for entry in told]

@@ -116,6 +116,8 @@ def test_a_folder_becomes_a_model_that_mlflow_runs(uri: str, tmp_path: Path) -> 
         run = client.get_run(str(tracker.run_id(ref)))
         assert [output.model_id for output in run.outputs.model_outputs] == [model.model_id]
     assert model.source_run_id == tracker.run_id("solution a")
+    (version,) = client.search_model_versions("name = 'stories'")
+    assert version.run_id == tracker.run_id()
     assert len(client.get_metric_history(str(tracker.run_id("solution a")), "evaluate/kl_nats")) == 1
     mlflow.set_tracking_uri(uri)
     asked = pandas.DataFrame({"prompt": ["ab"]})
