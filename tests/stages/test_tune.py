@@ -189,6 +189,7 @@ def test_the_study_of_another_job_is_refused(
     [
         ({"recover": {"tokens": 0}}, [], "recover.tokens: is 0, so that nothing is trained after assembly"),
         ({"recover": {"workers": 2}}, [], "recover.workers: is 2, and a trial trains in one worker"),
+        ({"rounds": 2}, [], "rounds: is 2, and trials are of one search; set it to 1, and give what is found to all"),
         ({"distill": {"tokens": 0}, "space": {"attention": ["no_op"], "ffn": ["no_op"]}}, ["--metric", "assembled"],
          "distill.tokens: is 0, so that no variant is trained"),
         ({}, ["--storage", "nodb://u:secret@host/x"], "--storage: nodb://***@host/x cannot be opened ("),
@@ -200,7 +201,8 @@ def test_the_study_of_another_job_is_refused(
 def test_what_cannot_be_tuned_is_refused_before_anything_is_done(
     change: dict[str, Any], options: list[str], said: str, tmp_path: Path, tune_values: dict[str, Any], inlay_here: Run
 ) -> None:
-    write(tmp_path, {**tune_values, **{name: {**tune_values[name], **values} for name, values in change.items()}})
+    changed = {name: tune_values[name] | new if isinstance(new, dict) else new for name, new in change.items()}
+    write(tmp_path, {**tune_values, **changed})
     done = inlay_here("tune", "job.yaml", *options, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith(f"inlay: {said}"), done.stderr
