@@ -19,13 +19,17 @@ from inlay.nas.api import load_child
 from inlay.nas.errors import InfeasibleError, UserError
 from inlay.nas.families import open_parent
 from inlay.nas.job import Job
+from inlay.nas.job.budget import parse_budget
 from inlay.nas.loop import search as search_module
 from inlay.nas.loop.search import SmallSearch
+from inlay.nas.loop.solving import load_problem, solve_pool, store_solution
 from inlay.nas.report.page import page_of
 from inlay.nas.report.progress import Reporter
 from inlay.nas.stages import pipeline as pipeline_module
 from inlay.nas.stages import run as run_module
+from inlay.nas.stages.chat import open_chat
 from inlay.nas.stages.rounds import job_of_round, run_rounds
+from inlay.nas.stages.solutions import evaluate_solution
 from inlay.nas.workspace import Workspace
 
 TABLES = ("losses", "scores", "recovery")
@@ -188,6 +192,19 @@ def test_the_report_says_which_round_it_is(whole: tuple[Path, Any, Silent]) -> N
     assert "This is round 2 of 2: its parent is the child of the one before" in page
     assert "parameters 0.8x" in page
     assert "This is round 1 of 2.<" in page_of(Workspace(whole[0] / "rounds/1"), {})
+
+
+def test_what_is_asked_later_is_against_the_first_parent_too(whole: tuple[Path, Any, Silent]) -> None:
+    place = Workspace(whole[0]).last_round()
+    problem, _ = load_problem(place, parse_budget({"parameters": "0.6x"}))
+    (solution,) = solve_pool(problem, 1, 0.2, 60.0)
+    found = evaluate_solution(place, store_solution(place, problem, solution))
+    assert found["parent"]["parameters"] == whole[1].evaluation["parent"]["parameters"]
+    assert found["parent"]["kl_nats"] == 0
+    assert found["child"]["parameters"] <= 0.6 * found["parent"]["parameters"]
+    with open_chat(place, None, 4, True) as chat:
+        exchange = chat.exchange("Once")
+    assert exchange.child.tokens + exchange.parent.tokens > 0
 
 
 def test_run_again_nothing_is_left_to_do(whole: tuple[Path, Any, Silent], rounds: Searched, texts: Any) -> None:
