@@ -230,10 +230,10 @@ def test_mlflow_has_a_run_for_every_model(finished: Path) -> None:
         run = runs[identifier]
         assert run.data.metrics["evaluate/kl_nats"] == evaluation[model]["kl_nats"]
         steps = [metric.step for metric in client.get_metric_history(run.info.run_id, "recover/kl_nats")]
-        assert sorted(steps) == list(range(1, 32))  # 16,000 tokens by 4 x 128, no step told twice
+        assert sorted(steps) == list(range(1, 126))  # 16,000 tokens by 128, no step told twice
         told = client.get_metric_history(run.info.run_id, "recover/tokens")
-        assert {metric.value / metric.step for metric in told} == {512}
-        assert max(metric.step for metric in told) == 31
+        assert {metric.value / metric.step for metric in told} == {128}
+        assert max(metric.step for metric in told) == 125
         (ended,) = client.get_metric_history(run_id, "recover/seconds")
         assert min(metric.timestamp for metric in told) < ended.timestamp
 
