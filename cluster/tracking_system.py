@@ -34,6 +34,8 @@ class SystemMetrics:
         self._ended.set()
 
     def _watch(self) -> None:
+        if self._ended.wait(SECONDS):  # meanwhile the tracker's own thread imports mlflow
+            return
         monitors = _monitors()
         while not self._ended.wait(SECONDS):
             found: dict[str, float] = {}

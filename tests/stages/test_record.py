@@ -53,7 +53,7 @@ def run_stage(job: Job, place: Workspace, name: str, error: BaseException | None
     with connect(cluster_settings(job, place)) as cluster:
         search = Search(job, place, open_job_parent(job), cluster, record.reporter)
         record.start()
-        assert record.tracked.tracker.flush(60)
+        assert record.tracked.tracker.flush(200)
         try:
             with record.stage(name, search):
                 if error is not None:
