@@ -26,6 +26,8 @@ class Version:
     tracking: str
     name: str
     number: str
+    made: int
+    """When, in milliseconds since 1970: numbers begin anew where a model is deleted and made again."""
 
 
 def find_version(tracking: str | None, name: str, alias: str | None, number: str | None) -> Version:
@@ -36,31 +38,32 @@ def find_version(tracking: str | None, name: str, alias: str | None, number: str
         raise RegistryError(f"cannot be looked up: there is no {file}; set tracking.uri or MLFLOW_TRACKING_URI")
     prepare_environment()
     from mlflow import MlflowClient
-    from mlflow.exceptions import MlflowException
 
     try:
         client = MlflowClient(tracking_uri=uri)
         known = _registered(client, name)
         if known is None:
             raise RegistryError(f"is not there: {redacted(uri)} has no registered model `{name}`")
-        if alias is None:
-            return Version(uri, name, str(client.get_model_version(name, str(number)).version))
-        if alias not in known.aliases:
+        if alias is not None and alias not in known.aliases:
             there = ", ".join(sorted(known.aliases)) or "none"
             raise RegistryError(f"is not there: the model `{name}` has no alias `{alias}`; its aliases are {there}")
-        return Version(uri, name, str(known.aliases[alias]))
-    except MlflowException as error:
+        found = client.get_model_version(name, str(number if alias is None else known.aliases[alias]))
+        return Version(uri, name, str(found.version), int(found.creation_timestamp))
+    except RegistryError:
+        raise
+    except Exception as error:  # databases and their drivers raise what they like
         raise RegistryError(f"cannot be looked up in {redacted(uri)}: {_first_sentence(error)}") from None
 
 
 def fetch_version(version: Version) -> Path:
     """Return the folder of a version's child, downloaded once by an account; raises RegistryError."""
-    folder = cache_folder() / "registered" / digest_of([version.tracking, version.name, version.number])[:32]
+    folder = (
+        cache_folder() / "registered" / digest_of([version.tracking, version.name, version.number, version.made])[:32]
+    )
     if folder.is_dir():
         return folder
     from mlflow import MlflowClient
     from mlflow.artifacts import download_artifacts
-    from mlflow.exceptions import MlflowException
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".part-") as part:
@@ -71,8 +74,8 @@ def fetch_version(version: Version) -> Path:
             found = Path(
                 download_artifacts(f"{place}/artifacts/{FOLDER}", dst_path=part, tracking_uri=version.tracking)
             )
-        except (MlflowException, OSError) as error:
-            raise RegistryError(f"is no child that inlay put there: {_first_sentence(error)}") from None
+        except Exception as error:  # so do the stores of artifacts
+            raise RegistryError(f"cannot be downloaded, or is no child: {_first_sentence(error)}") from None
         if not (found / "config.json").is_file():
             raise RegistryError(f"is no child that inlay put there: it has no artifacts/{FOLDER}/config.json")
         if not any(found.glob("*.safetensors")):
@@ -80,8 +83,11 @@ def fetch_version(version: Version) -> Path:
                 "has no weights in MLflow's store, since they were too large when it was recorded; export it from its "
                 "workspace, or search with tracking.register, which stores them"
             )
-        if not folder.is_dir():
+        try:
             os.replace(found, folder)
+        except OSError:
+            if not folder.is_dir():  # another process was first
+                raise
     return folder
 
 

@@ -19,6 +19,8 @@ FOLDER = "child"
 KEPT_IN = "kept_in"
 """Where the weights are, in the model's config, when they were not put into MLflow's store."""
 CREATION_TAG = "inlay.creation"
+_ALIASED = "inlay.alias"
+"""Tag of a version that got its alias."""
 SLOWEST_BYTES_PER_SECOND = 10_000_000
 """How fast weights are sent at least, before the tracker is given up."""
 
@@ -164,7 +166,7 @@ def _link_metrics(client: Any, run_id: str, model_id: str, model: ServedModel) -
 
 
 def _register(client: Any, run_id: str, logged: Any, model: ServedModel) -> None:
-    """One version, and the alias with it: where the version is there, people may have moved the alias since."""
+    """One version, and the alias with it, once: people may move the alias afterwards."""
     from mlflow.exceptions import MlflowException
 
     try:
@@ -175,13 +177,12 @@ def _register(client: Any, run_id: str, logged: Any, model: ServedModel) -> None
     versions = client.search_model_versions(f"name = '{model.register}'")
     # By place: `models:/<id>` would be looked up in the store that the process has as its own, which is another's.
     place = logged.artifact_location
-    if any(version.source == place for version in versions):
-        return
-    version = client.create_model_version(
+    version = next((each for each in versions if each.source == place), None) or client.create_model_version(
         model.register, place, run_id, tags=dict(model.tags), model_id=logged.model_id
     )
-    if model.alias:
+    if model.alias and version.tags.get(_ALIASED) != model.alias:
         client.set_registered_model_alias(model.register, model.alias, version.version)
+        client.set_model_version_tag(model.register, version.version, _ALIASED, model.alias)
 
 
 @contextlib.contextmanager

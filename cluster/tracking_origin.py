@@ -31,7 +31,7 @@ def origin_tags(source: str, is_job: bool) -> dict[str, str]:
 def installed_packages() -> str:
     """Return Python, system and every installed package with its version, as a file that pip reads."""
     found = {
-        f"{name}=={distribution.version}"
+        f"{name}=={distribution.version.partition('+')[0]}"
         for distribution in importlib.metadata.distributions()
         if (name := distribution.metadata["Name"])
     }

@@ -130,9 +130,9 @@ class Sender:
         tags = {**values["tags"], _REF_TAG: entry.ref}
         identifier = self.run_ids().get(entry.ref) or values["resume"]
         is_new, is_below = False, values["parent"] is not None
+        if is_below:
+            tags["mlflow.parentRunId"] = self._run_id(values["parent"])
         if identifier is None or not self._is_there(identifier):
-            if is_below:
-                tags["mlflow.parentRunId"] = self._run_id(values["parent"])
             key = values.get("creation") or self._creation_key(entry.ref)
             made = self._client.search_runs([self.experiment_id], f"tags.`inlay.creation` = '{key}'", max_results=1)
             tags["inlay.creation"] = key

@@ -32,6 +32,7 @@ class SystemMetrics:
     def end(self) -> None:
         """Tell nothing more."""
         self._ended.set()
+        self._thread.join(1.0)
 
     def _watch(self) -> None:
         if self._ended.wait(SECONDS):  # meanwhile the tracker's own thread imports mlflow
@@ -40,9 +41,10 @@ class SystemMetrics:
         while not self._ended.wait(SECONDS):
             found: dict[str, float] = {}
             for monitor in monitors:
-                monitor.collect_metrics()
-                found |= monitor.aggregate_metrics()
-                monitor.clear_metrics()
+                with suppress(Exception):  # what a container hides, or a GPU that is gone
+                    monitor.collect_metrics()
+                    found |= monitor.aggregate_metrics()
+                    monitor.clear_metrics()
             if not self._ended.is_set():
                 self._tell({f"system/{name}": value for name, value in found.items()}, int(time.time() - self._begun))
 
@@ -58,6 +60,6 @@ def _monitors() -> list[Any]:
     kinds: tuple[Callable[[], Any], ...] = (CPUMonitor, DiskMonitor, NetworkMonitor, GPUMonitor)
     monitors = []
     for kind in kinds:
-        with suppress(ImportError, RuntimeError):  # no nvidia-ml-py, or no GPU
+        with suppress(Exception):  # no nvidia-ml-py, no GPU, no network: the libraries raise errors of their own
             monitors.append(kind())
     return monitors

@@ -58,7 +58,8 @@ def export_command(
     from inlay.nas.workspace import Workspace
 
     if is_registered(source):
-        print(export_registered(source, form.value, output, solution))
+        asked = {"for": None if consumer is None else consumer.value, "type": number_type, "solution": solution}
+        print(export_registered(source, form.value, output, asked))
         return
     place = Workspace(source).last_round()
     place.require()

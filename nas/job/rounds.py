@@ -12,7 +12,7 @@ from inlay.nas.job.model import Job
 
 def round_values(job: Job, number: int, parent: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
     """The job of one round, as `Job.from_dict` takes it, but for its parent: tokens, budget, and a seed of its own, so
-    that no round trains on the text of another.
+    that no round trains on the text of another. The last one's child alone is registered.
 
     Args:
         job: the whole one.
@@ -22,6 +22,9 @@ def round_values(job: Job, number: int, parent: Mapping[str, Mapping[str, float]
     values = job.to_dict()
     for part in ("distill", "recover"):
         values[part]["tokens"] //= job.rounds
+    values["recover"]["tail"]["tokens"] //= job.rounds
+    if number < job.rounds:  # what a name in a registry stands for meets the job's own budget
+        values["tracking"] |= {"register": None, "alias": None}
     budget = tightened(job.budget, Fraction(number, job.rounds), parent)
     return {**values, "rounds": 1, "seed": job.seed + number - 1, "budget": budget}
 

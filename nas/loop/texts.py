@@ -1,4 +1,4 @@
-"""Text becomes packed token ids, once: five arrays in the store, named by their digest.
+"""Text becomes packed token ids, once: arrays in the store, named by their digest.
 
 `distill` starts and trains variants, `recover` trains whole models; what these read is drawn from the whole file.
 `held_out` is drawn with them and judges whole models while they train; `score` ranks; `report` is the quarter of the
@@ -61,7 +61,7 @@ class Packed:
     """The texts of a search in memory.
 
     Args:
-        ids: packed ids [N, S] by name, one for each of `TEXTS`.
+        ids: packed ids [N, S] by name, one for each of `TEXTS`, and `tail` where there is one.
         sources: what was found and read of each source, by its field in the job; JSON-able.
         notes: what the user should know of the text, a sentence each.
         report: the documents of the text that is reported.

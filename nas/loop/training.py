@@ -86,7 +86,7 @@ def train_models(
     `what` is what people are told of it. `later` are architectures that `recover_models` is going to train beside the
     child: as many of them are trained now as keep workers from idling then; that changes nothing but the time.
 
-    A record's `values["status"]` is `trained`, with the weights in its blob `model`, or `failed`, with a reason. The
+    A record's `values["status"]` is `trained`, with the weights in its blobs, or `failed`, with a reason. The
     other values of one that was trained: `improved` (whether any state was better on the held-out text than the
     start), `best_step` (of the state that is kept, 0 for the start), `start_kl_nats`, `best_kl_nats`, `held_out` (a
     point each time it was judged), `learning_rate` (the peak that it was trained at), `trials` (what each rate of the

@@ -65,7 +65,7 @@ def children_of(workspaces: Sequence[Workspace]) -> list[Compared]:
         solution = read_solution(workspace)
         found.append(
             Compared(
-                name=PurePosixPath(workspace.url).name,
+                name=own.search if (own := workspace.own_round()) else PurePosixPath(workspace.url).name,
                 predicted_kl_nats=solution.predicted_kl_nats if solution and evaluation.chosen == "child" else None,
                 kl_nats=child.kl_nats,
                 runtime_ratio=child.runtime_seconds / parent.runtime_seconds,

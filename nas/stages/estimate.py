@@ -15,6 +15,7 @@ from inlay.nas.engines.transformers_engine import COPIES
 from inlay.nas.families import Parent, Slot
 from inlay.nas.job import Job, Scenario
 from inlay.nas.job.judged import judged_length
+from inlay.nas.loop.excess import is_measured
 from inlay.nas.loop.probes import probe_tokens
 from inlay.nas.loop.prompts import ADDED_TOKENS
 from inlay.nas.loop.sampling import rows_written, sampled_lengths
@@ -111,6 +112,7 @@ def stage_seconds(job: Job, parent: Parent) -> dict[str, float]:
         pieces = -(-rows // at_once)
         return length * (pieces * step + rows * forward / rates[length].operations_per_second) / min(workers, pieces)
 
+    by_the_clock, whole_models = any(map(is_measured, job.budget)), bool(job.recover.tokens)
     written = {part: sampling(*each) for part, each in sampled_lengths(job).items()}
     return {
         **({"sample": START_SECONDS + sum(written.values())} if written else {}),
@@ -119,11 +121,15 @@ def stage_seconds(job: Job, parent: Parent) -> dict[str, float]:
         "score": scored / judging + rounding,
         "assemble": score_tokens * pool * forward / judging / workers
         + job.recover.probed * whole_training(probe_tokens(job)) / workers
-        + timed.beside_parent(1 + job.recover.probed),
+        + (timed.beside_parent(1 + job.recover.probed) if by_the_clock else 0),
         "recover": models * whole_training(job.recover.tokens) / by_model,
-        # As assembled on the report text; after recovery beside the parent on both; the baselines' times.
-        "evaluate": models * (3 * report_tokens + 2 * score_tokens) * forward / judging / workers
-        + timed.beside_parent(models - 1)
+        # As assembled on the report text; after recovery beside the parent on both; times that are not there yet.
+        "evaluate": models
+        * (3 * report_tokens + 2 * score_tokens if whole_models else report_tokens)
+        * forward
+        / judging
+        / workers
+        + timed.beside_parent(models - by_the_clock)
         + _continuing(shape.num_layers, rates[judged]),
         "export": whole * shape.dtype_bytes / STORED_BYTES_PER_SECOND,
     }

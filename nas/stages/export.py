@@ -157,14 +157,14 @@ def export_child(
     return known.write(Exported(workspace, parent, model, output, figures, job, given))
 
 
-def export_registered(name: str, form: str, output: Path, solution: str | None = None) -> Path:
+def export_registered(name: str, form: str, output: Path, asked: Mapping[str, str | None]) -> Path:
     """Writes a version of MLflow's registry, which is a child as it was chosen, as a Transformers folder.
 
     Args:
         name: as `models:/NAME@ALIAS` or `models:/NAME/VERSION`, in the store of MLFLOW_TRACKING_URI.
         form: `hf`.
         output: a folder that is empty or not there.
-        solution: none, since a version is one model.
+        asked: other options by their names, all of them None: a version is one model in one form.
 
     Raises:
         UserError: there is no such version, something was asked that a version does not have, or a folder is taken.
@@ -172,8 +172,8 @@ def export_registered(name: str, form: str, output: Path, solution: str | None =
     from inlay.nas.export.folder import check_output, written_whole
     from inlay.nas.families.registered import registered_folder
 
-    for option, value, usual in (("format", form, "hf"), ("solution", solution, None)):
-        if value != usual:
+    for option, value in {"format": None if form == "hf" else form, **asked}.items():
+        if value is not None:
             raise UserError(
                 f"--{option} {value}: `{name}` is one model, written as it was registered; leave it out, or give the "
                 "workspace that it came from, which MLflow has as the version's tag inlay.workspace"

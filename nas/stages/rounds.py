@@ -215,7 +215,7 @@ def _child_folder(job: Job, place: Workspace, own: Workspace) -> Path:
     from inlay.nas.loop.search import scratch_of_job
     from inlay.nas.stages.export import export_child
 
-    digest = own.read_json("run.json")["models"][own.read_json("evaluation.json")["chosen"]]
+    digest = own.read_json("run.json")["models"][own.read_json("evaluation.json")["chosen"]]["blob"]
     folder = scratch_of_job(job, place) / "rounds" / digest
     return folder if folder.exists() else export_child(own, "hf", folder)
 

@@ -10,6 +10,7 @@ import torch
 from inlay.cluster.runtime import connect
 from inlay.nas.errors import UserError
 from inlay.nas.families import Parent, unpacked
+from inlay.nas.families.registered import is_registered
 from inlay.nas.job import Job
 from inlay.nas.loop.search import Search, SmallSearch, cluster_settings
 from inlay.nas.loop.true_kl import true_scores
@@ -120,6 +121,8 @@ def job_of(place: Workspace) -> tuple[Job, Parent]:
         raise UserError(f"workspace: {place.url} has no finished search; let `inlay run` finish")
     job = Job.from_dict(run["job"], folder=run["folder"])
     with unpacked(open_job_parent(job), unpacked_place(job, place)) as parent:
+        if is_registered(job.parent):  # an alias may have moved since
+            place.check_parent(parent.digest, job.parent)
         return job, parent
 
 

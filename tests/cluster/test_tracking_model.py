@@ -198,7 +198,7 @@ def test_what_the_registry_does_not_have_is_said(uri: str, tmp_path: Path) -> No
     assert refused("stories", None, "7").startswith(f"cannot be looked up in {uri}: ")
     client = MlflowClient(uri)
     client.create_model_version("stories", str(tmp_path / "w"))
-    assert refused("stories", None, "2").startswith("is no child that inlay put there: ")
+    assert refused("stories", None, "2").startswith("cannot be downloaded, or is no child: ")
     large = served(tmp_path / "w", uploaded=False, creation="large")
     send(uri, large, tmp_path / "spool")
     found = client.search_logged_models([client.get_experiment_by_name("models").experiment_id])

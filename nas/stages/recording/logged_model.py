@@ -61,7 +61,10 @@ def logged_model(
         code=(Path(export.__file__).parent / "mlflow_model.py").read_text(),
         signature=SIGNATURE,
         example=_EXAMPLE,
-        requirements=[f"inlay=={__version__}", *(f"{each}=={importlib.metadata.version(each)}" for each in _REQUIRED)],
+        requirements=[
+            f"inlay=={__version__}",
+            *(f"{each}=={importlib.metadata.version(each).partition('+')[0]}" for each in _REQUIRED),
+        ],
         params={
             "parent": job.parent,
             "parent_digest": str(place.read_json("workspace.json")["parent_digest"]),

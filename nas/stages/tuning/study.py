@@ -67,13 +67,13 @@ def default_storage(place: Workspace) -> str:
     return f"sqlite:///{place.folder / 'tune.db'}"
 
 
-def identity_of(job: Job, place: Workspace, parent_digest: str, texts: Mapping[str, str]) -> str:
-    """sha256 of what fixes the study of a job: all that its results depend on, and the workspace."""
+def identity_of(job: Job, place: Workspace, models: Mapping[str, Any], texts: Mapping[str, str]) -> str:
+    """sha256 of what fixes the study of a job: all that its results depend on, `models` among it, and the workspace."""
     values = job.to_dict()
     for free in ("cluster", "tracking"):
         del values[free]
     del values["recover"]["workers"], values["recover"]["sharding"]
-    fixed = [values, place.url, parent_digest, dict(texts)]
+    fixed = [values, place.url, dict(models), dict(texts)]
     return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
 
 

@@ -155,7 +155,7 @@ def _tune(
             packed = pack_texts(job, tokenizer, sampled(search, tokenizer))
     texts = store_texts(packed, begun.place)
     digests = {name: ids.digest for name, ids in texts.by_name.items()}
-    study = Study(job, identity_of(job, begun.place, begun.parent.digest, digests), metric, url)
+    study = Study(job, identity_of(job, begun.place, search.identity, digests), metric, url)
 
     known = study.architecture or kept_architecture(search)
     reporter.search_started(STAGES if known is None else GOING_ON, {})
