@@ -114,3 +114,14 @@ def test_one_hub_id_has_one_revision(values: dict[str, Any]) -> None:
         Job.from_dict({**values, "parent": "owner/name", "original": "owner/other", "revision": revision})
     with pytest.raises(JobError, match="revision: is missing; the hub id owner/other needs its commit"):
         Job.from_dict({**values, "original": "owner/other"})
+
+
+def test_a_tail_is_shared_and_the_last_child_alone_is_registered(values: dict[str, Any]) -> None:
+    recover = {"tokens": 400_000, "tail": {"tokens": 100_000, "sequence_length": 4096}}
+    tracking = {"register": "stories", "alias": "champion"}
+    job = Job.from_dict({**values, "rounds": 2, "recover": recover, "tracking": tracking})
+    first, last = (Job.from_dict(round_values(job, number, {}), folder=job.folder) for number in (1, 2))
+    for one in (first, last):
+        assert (one.recover.tokens, one.recover.tail.tokens) == (200_000, 50_000)
+    assert (first.tracking.register, first.tracking.alias) == (None, None)
+    assert (last.tracking.register, last.tracking.alias) == ("stories", "champion")
