@@ -128,6 +128,7 @@ def test_what_cannot_be_exported_is_said(inlay_here: Run, tmp_path: Path, words:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_search_goes_on_from_it(registered: Path, inlay_here: Run, tmp_path: Path) -> None:
     values = yaml.safe_load((registered / "job.yaml").read_text())
     values["parent"] = "models:/stories@champion"
