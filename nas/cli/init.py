@@ -25,7 +25,7 @@ DEMO: dict[str, Any] = {
     "distill": {"tokens": 32_000},
     "hardware": {"scenarios": [{"name": "chat", "batch_size": 4, "prefill": 128, "generate": 24}]},
     "budget": {"runtime": "0.54x"},
-    "recover": {"tokens": 60_000, "probes": 2},
+    "recover": {"tokens": 60_000, "batch_size": 2, "probes": 2},
     "tracking": {"experiment": "demo"},
 }
 
