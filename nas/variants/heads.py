@@ -5,12 +5,12 @@ of the output projection that stay are then fitted by least squares to what all 
 they did, so that one pass over the text says all.
 """
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from inlay.nas.families.shape import Entry
 from inlay.nas.modeling.full_inlay import HEADS, KEY, OUTPUT, QUERY, VALUE, query_heads
-from inlay.nas.quantities import parse_count
-from inlay.nas.variants.kind import Kind, Place, Value, parse_whole, whole
+from inlay.nas.variants.head_count import HeadCount
+from inlay.nas.variants.kind import Place, Value, whole
 from inlay.nas.variants.least_squares import least_missed, refitted
 from inlay.nas.variants.statistics import ChannelGram, Statistic, Sums
 
@@ -21,29 +21,12 @@ HEAD_GRAM: Final = ChannelGram("attention.gram", OUTPUT)
 """How heads go together: Z'Z of what they give the output projection."""
 
 
-class Heads(Kind):
+class Heads(HeadCount):
     """Attention without some of its groups of heads."""
 
     name = HEADS
-    slots = ("attention",)
-    trained = True
     example = "heads: 4"
     forms = "{heads: N}"
-
-    def read(self, value: object) -> int:
-        """A whole number of at least 1."""
-        heads = parse_count(value)
-        if heads < 1:
-            raise ValueError("is out of range; it must be at least 1 (no attention at all is no_op)")
-        return heads
-
-    def resolve(self, item: Any, space: Any, place: Place) -> Value:
-        """The number of the item."""
-        return int(item)
-
-    def parse(self, text: str) -> Value:
-        """4 from `4`."""
-        return parse_whole(self.name, text)
 
     def short(self, value: Value) -> str:
         """`h 4`."""

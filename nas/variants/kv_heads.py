@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from inlay.nas.families.shape import Entry
 from inlay.nas.modeling.full_inlay import OUTPUT
-from inlay.nas.quantities import parse_count
-from inlay.nas.variants.kind import Kind, Place, Value, parse_whole, whole
+from inlay.nas.variants.head_count import HeadCount
+from inlay.nas.variants.kind import Place, Value, whole
 from inlay.nas.variants.least_squares import fitted
 from inlay.nas.variants.statistics import Inputs, Statistic, Sums, keep_input, keep_output, rows_of
 
@@ -22,29 +22,12 @@ if TYPE_CHECKING:
     from inlay.nas.modeling import InlayLayer
 
 
-class KvHeads(Kind):
+class KvHeads(HeadCount):
     """Grouped-query attention with fewer groups; the number of queries and the window stay the parent's."""
 
     name = "kv_heads"
-    slots = ("attention",)
-    trained = True
     example = "kv_heads: 1"
     forms = "{kv_heads: N}"
-
-    def read(self, value: object) -> int:
-        """A whole number of at least 1."""
-        heads = parse_count(value)
-        if heads < 1:
-            raise ValueError("is out of range; it must be at least 1 (no attention at all is no_op)")
-        return heads
-
-    def resolve(self, item: Any, space: Any, place: Place) -> Value:
-        """The number of the item."""
-        return int(item)
-
-    def parse(self, text: str) -> Value:
-        """2 from `2`."""
-        return parse_whole(self.name, text)
 
     def short(self, value: Value) -> str:
         """`kv 2`."""

@@ -14,6 +14,19 @@ Take = Callable[[int, str], None]
 """Takes what the library logs: a level and a text."""
 
 
+def _set_context(params: Any, tokens: int, sequences: int, threads: int, exact: bool, kv_type: int | None) -> None:
+    """llama.cpp's own fields, which both bindings call by its names."""
+    params.n_ctx = tokens * sequences
+    params.n_seq_max = sequences
+    params.n_threads = params.n_threads_batch = threads
+    if exact:
+        params.type_k = params.type_v = 0
+        params.flash_attn_type = 0
+    elif kv_type is not None:
+        params.type_k = params.type_v = kv_type
+        params.flash_attn_type = 1  # it has no values in blocks without
+
+
 class Cyllama:
     """The binding `cyllama`: llama.cpp's own interface, its library inside the wheel."""
 
@@ -41,15 +54,7 @@ class Cyllama:
     def context(self, model: Any, tokens: int, sequences: int, threads: int, exact: bool, kv_type: int | None) -> Any:
         """What holds its cache; of a type of ggml's, by its number, where one is given."""
         params = self._lib.LlamaContextParams()
-        params.n_ctx = tokens * sequences
-        params.n_seq_max = sequences
-        params.n_threads = params.n_threads_batch = threads
-        if exact:
-            params.type_k = params.type_v = 0
-            params.flash_attn_type = 0
-        elif kv_type is not None:
-            params.type_k = params.type_v = kv_type
-            params.flash_attn_type = 1  # it has no values in blocks without
+        _set_context(params, tokens, sequences, threads, exact, kv_type)
         return self._lib.LlamaContext(model, params, verbose=True)
 
     def batch(self, rows: Sequence[Row]) -> Any:
@@ -100,15 +105,7 @@ class LlamaCppPython:
     ) -> _Context:
         """What holds its cache; of a type of ggml's, by its number, where one is given. Raises ValueError."""
         params = self._lib.llama_context_default_params()
-        params.n_ctx = tokens * sequences
-        params.n_seq_max = sequences
-        params.n_threads = params.n_threads_batch = threads
-        if exact:
-            params.type_k = params.type_v = 0
-            params.flash_attn_type = 0
-        elif kv_type is not None:
-            params.type_k = params.type_v = kv_type
-            params.flash_attn_type = 1  # it has no values in blocks without
+        _set_context(params, tokens, sequences, threads, exact, kv_type)
         found = self._lib.llama_init_from_model(model.pointer, params)
         if not found:
             raise ValueError("no context")
