@@ -1,6 +1,8 @@
 """Whole searches on pretrained parents: the child beside both baselines, three seeds, two budgets.
 
-    INLAY_PARENTS=... INLAY_TEXT=... python benchmarks/searches.py [--parent stories260K] [--budget parameters]
+    INLAY_PARENTS=... INLAY_TEXT=... python benchmarks/searches.py [--parent stories260K] [--budget parameters=0.7x]
+    ... python benchmarks/searches.py --parent stories3M --budget parameters=0.6x --recover 300000 \\
+        --folder longer.search --output benchmarks/results/longer.md
 
 Each seed has one workspace a parent; the second budget reuses its library and scores. The worst seed is quoted.
 """
@@ -21,7 +23,7 @@ import inlay
 from inlay.nas.report.progress import Reporter
 from inlay.nas.stages.run import run_job
 
-BUDGETS = ({"runtime": "0.6x"}, {"parameters": "0.7x"})
+BUDGETS = ["runtime=0.6x", "parameters=0.7x"]
 MODELS = ("child", "uniform", "depth")
 SETTINGS: dict[str, dict[str, Any]] = {
     "stories260K": {"kv_heads": [2, 1], "distill": 100_000, "recover": 200_000, "validate": 16_000},
@@ -29,7 +31,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 
 
-def job_of(parent: str, budget: dict[str, str], seed: int, folder: Path) -> inlay.Job:
+def job_of(parent: str, budget: dict[str, str], seed: int, folder: Path, *, recover: int | None = None) -> inlay.Job:
     """The job of one run; the text is cut so that validation documents are never trained on."""
     own = SETTINGS[parent]
     return inlay.Job.from_dict(
@@ -44,7 +46,7 @@ def job_of(parent: str, budget: dict[str, str], seed: int, folder: Path) -> inla
                 "ffn": [{"width": 0.75}, {"width": 0.5}, {"width": 0.25}, "linear", "no_op"],
             },
             "distill": {"tokens": own["distill"]},
-            "recover": {"tokens": own["recover"]},
+            "recover": {"tokens": recover or own["recover"]},
             "hardware": {"scenarios": [{"name": "chat", "batch_size": 4, "prefill": 128, "generate": 32}]},
             "budget": budget,
             "tracking": {"experiment": "searches", "uri": f"sqlite:///{folder / 'mlflow.db'}"},
@@ -67,7 +69,8 @@ def split_text(folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--parent", nargs="*", default=list(SETTINGS))
-    parser.add_argument("--budget", nargs="*", default=[name for each in BUDGETS for name in each])
+    parser.add_argument("--budget", nargs="*", default=BUDGETS)
+    parser.add_argument("--recover", type=int, help="tokens of recovery in place of the parent's own")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=Path("searches.search"))
     parser.add_argument("--output", type=Path, default=Path("docs/results/searches.md"))
@@ -80,13 +83,14 @@ def main() -> None:
         for seed in range(options.seeds):
             # Each seed measures for itself, so that seeds tell how much the times decide.
             os.environ["INLAY_MEASURED"] = str((options.folder / f"{parent}-{seed}.measured").absolute())
-            for budget in (each for each in BUDGETS if set(each) & set(options.budget)):
-                job = job_of(parent, budget, seed, options.folder)
+            for budget in (dict([each.split("=")]) for each in options.budget):
+                job = job_of(parent, budget, seed, options.folder, recover=options.recover)
                 place = options.folder / f"{parent}-{seed}"
                 evaluation = run_job(job, place, Reporter()).evaluation
                 key = {"parent": parent, "budget": budget, "seed": seed}
                 rows = [row for row in rows if {name: row[name] for name in key} != key]
-                rows.append({**key, **{name: evaluation[name] for name in MODELS}, "chosen": evaluation["chosen"]})
+                told = {name: evaluation[name] for name in MODELS}
+                rows.append({**key, **told, "chosen": evaluation["chosen"], "recover": job.recover.tokens})
                 results.write_text(json.dumps(rows))
                 options.output.parent.mkdir(parents=True, exist_ok=True)
                 options.output.write_text(page(rows))
@@ -94,12 +98,14 @@ def main() -> None:
 
 def page(rows: list[dict[str, Any]]) -> str:
     """The results as Markdown: per parent and budget the worst seed, then every run."""
+    tokens = {row["parent"]: f"{row['recover']:,} on {row['parent']}" for row in rows}
     lines = [
         "# Searches on pretrained parents",
         "",
         "KL to the parent in nats per token on the report text, lower is better. A run's *margin* is the better",
         "baseline's KL over the child's; each row quotes the seed with the smallest margin after recovery. Runtime is",
-        "measured, relative to the parent, in turns with it. Written by `benchmarks/searches.py`.",
+        "measured, relative to the parent, in turns with it. Tokens of recovery: " + ", ".join(tokens.values()) + ".",
+        "Written by `benchmarks/searches.py`.",
         "",
         "| parent | budget | seeds | | child | uniform | depth | margin |",
         "|---|---|---|---|---|---|---|---|",
