@@ -255,7 +255,8 @@ def test_jobs_submitted_right_after_up_wait_for_their_turn(tmp_path: Path, monke
 
 
 def test_a_service_that_cannot_start_names_its_log(tmp_path: Path) -> None:
-    settings = ServiceSettings(tmp_path, mlflow_store="postgresql://nobody:pass-word@127.0.0.1:9/none")
+    """MLflow asks a database that is away for two minutes, but gives up at once on one that it has no driver for."""
+    settings = ServiceSettings(tmp_path, mlflow_store="mssql+pymssql://nobody:pass-word@127.0.0.1:9/none")
     with pytest.raises(ClusterError, match=rf"MLflow ended while starting; its log is {tmp_path}/logs/mlflow\.log"):
         start_services(settings)
     assert find_services(tmp_path) == Services(None, None)
