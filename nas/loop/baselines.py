@@ -19,6 +19,8 @@ from inlay.nas.tables.scores import ScoreTable
 BASELINES = ("uniform", "depth")
 UNIFORM_TRIED = 12
 """Blocks whose true KL is taken, those of the least predicted KL first."""
+DEPTH_TRIED = 4
+"""Layers whose dropping is tried again once one has gone: evaluations grow with layers, not with their square."""
 NO_BLOCK: Block = ("attention:no_op", "ffn:no_op")
 UNIFORM = "baseline uniform: one block everywhere"
 DEPTH = "baseline depth: {} of {} layers dropped"
@@ -66,15 +68,24 @@ def everywhere(scores: ScoreTable, num_layers: int) -> list[Blocks]:
 
 
 def depth(search: Search, ids: Ids, library: Library, excess: Excess) -> Baseline:
-    """Layers dropped until the budget is met, the one of least true KL first, all others scored again after each."""
+    """Layers dropped until the budget is met, the one of least true KL first.
+
+    All are tried at the start. After each, those are tried again that added least when they were last tried: what a
+    layer adds grows with the layers that went before it, so that one not tried for long looks better than it is, and
+    comes first.
+    """
     num_layers = search.parent.shape.num_layers
     current: Blocks = tuple([PARENT_BLOCK] * num_layers)
     (comparison,) = true_scores(search, ids, library, [current], DEPTH.format(0, num_layers))
+    added: dict[int, float] = {}
     while excess(current) > 1:
-        options = [_dropped(current, layer) for layer in range(num_layers) if current[layer] != NO_BLOCK]
-        if not options:
+        left = [layer for layer in range(num_layers) if current[layer] != NO_BLOCK]
+        if not left:
             return Baseline("depth", current, comparison, excess(current))
+        tried = sorted(left, key=added.__getitem__)[:DEPTH_TRIED] if added else left
+        options = [_dropped(current, layer) for layer in tried]
         found = true_scores(search, ids, library, options, DEPTH.format(current.count(NO_BLOCK), num_layers))
+        added |= {layer: own.kl_nats - comparison.kl_nats for layer, own in zip(tried, found, strict=True)}
         best = min(range(len(options)), key=lambda index: found[index].kl_nats)
         current, comparison = options[best], found[best]
     return Baseline("depth", current, comparison, None)
