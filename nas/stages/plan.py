@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ from inlay.nas.stages.estimate import (
 from inlay.nas.stages.estimates import CHECKED, are_estimated
 from inlay.nas.stages.measure import CostRows
 from inlay.nas.stages.rounds import sizes_of_parent
-from inlay.nas.stages.run import open_job_parent
+from inlay.nas.stages.run import open_job_original, open_job_parent
 from inlay.nas.tables.idle_limits import idle_limits, parent_sizes
 from inlay.nas.variants import Variant, ends_forms, ends_parameters, parameters, variants_of
 from inlay.nas.variants.storage import Storage
@@ -49,12 +50,15 @@ def make_plan(job: Job) -> dict[str, Any]:
 
     Times are estimates for workers on CPUs like this one (`stage_seconds`), None for other devices.
     """
-    with described(open_job_parent(job)) as parent:
+    original = open_job_original(job)
+    with ExitStack() as stack:
+        parent = stack.enter_context(described(open_job_parent(job)))
+        against = parent if original is None else stack.enter_context(described(original))
         if job.rounds == 1:
-            return _plan_of(job, parent)
+            return _plan_of(job, parent, against.shape)
         known = sizes_of_parent(job, parent.shape)
         rounds = [Job.from_dict(round_values(job, n, known), folder=job.folder) for n in range(1, job.rounds + 1)]
-        plan = _plan_of(rounds[0], parent)
+        plan = _plan_of(rounds[0], parent, parent.shape)
     return {**plan, "facts": [*plan["facts"], *_rounds(job, rounds)]}
 
 
@@ -80,7 +84,8 @@ def _budget(job: Job) -> str:
     return ", ".join(f"{limit.field.removeprefix('budget.')} {limit.text}" for limit in job.budget)
 
 
-def _plan_of(job: Job, parent: Parent) -> dict[str, Any]:
+def _plan_of(job: Job, parent: Parent, against: Shape) -> dict[str, Any]:
+    """The plan of one search; `against` is the model that its budget's ratios are of."""
     shape = parent.shape
     space = [variants_of(job.space, shape, layer) for layer in range(shape.num_layers)]
     trained = sum(variant.trained for layer in space for variant in layer)
@@ -100,8 +105,8 @@ def _plan_of(job: Job, parent: Parent) -> dict[str, Any]:
             "log10_architectures": sum(_log10_blocks(layer) for layer in space),
         },
         "stages": _stages(job, parent, space, trained),
-        "facts": _facts(job, parent, space),
-        "warnings": _warnings(job, parent, space, trained),
+        "facts": _facts(job, parent, space, against),
+        "warnings": _warnings(job, parent, space, trained, against),
     }
 
 
@@ -256,7 +261,7 @@ def _sequences(job: Job, tokens: int) -> str:
     return f"{tokens:,} tokens ({tokens // length} of {length:,})"
 
 
-def _facts(job: Job, parent: Parent, space: Space) -> list[tuple[str, str]]:
+def _facts(job: Job, parent: Parent, space: Space, against: Shape) -> list[tuple[str, str]]:
     shape = parent.shape
     storage = storage_of(job.hardware, shape)
     facts = [("budget", _budget(job))]
@@ -275,7 +280,7 @@ def _facts(job: Job, parent: Parent, space: Space) -> list[tuple[str, str]]:
         )
         least, own = (
             least_sizes(parent, space, _ends(job, shape), scenario, storage),
-            parent_sizes(shape, scenario, storage),
+            parent_sizes(against, scenario, storage_of(job.hardware, against)),
         )
         ratios = ", ".join(f"{name} {least[name] / own[name]:.3f}x" for name in own)
         if any(limit.name == PEAK and limit.scenario in (None, scenario.name) for limit in job.budget):
@@ -285,9 +290,9 @@ def _facts(job: Job, parent: Parent, space: Space) -> list[tuple[str, str]]:
     return facts
 
 
-def _warnings(job: Job, parent: Parent, space: Space, trained: int) -> list[str]:
-    storage = storage_of(job.hardware, parent.shape)
-    sizes = {scenario.name: parent_sizes(parent.shape, scenario, storage) for scenario in job.hardware.scenarios}
+def _warnings(job: Job, parent: Parent, space: Space, trained: int, against: Shape) -> list[str]:
+    storage, whole = storage_of(job.hardware, parent.shape), storage_of(job.hardware, against)
+    sizes = {scenario.name: parent_sizes(against, scenario, whole) for scenario in job.hardware.scenarios}
     found = idle_limits(job.budget, sizes)
     folder = Path(job.resolve(job.cluster.scratch)) if job.cluster.scratch else job.default_workspace()
     there = next(path for path in (folder, *folder.parents) if path.exists())
@@ -295,7 +300,7 @@ def _warnings(job: Job, parent: Parent, space: Space, trained: int) -> list[str]
     if scratch_bytes(job, parent, trained) > free // 2:
         found.append("scratch does not hold all boundaries at once: layers are worked on in spans, one after the other")
     for scenario in job.hardware.scenarios:
-        own = parent_sizes(parent.shape, scenario, storage)
+        own = sizes[scenario.name]
         least = least_sizes(parent, space, _ends(job, parent.shape), scenario, storage)
         for limit in job.budget:
             here = limit.scenario in (None, scenario.name)

@@ -25,6 +25,7 @@ from inlay.nas.pieces.boundaries import worker_source
 from inlay.nas.pieces.texts import Texts
 from inlay.nas.pieces.weights import Library
 from inlay.nas.stages.measure import cost_rows
+from inlay.nas.stages.plan import make_plan
 from inlay.nas.stages.run import original_of
 from inlay.nas.stages.score import score_blocks
 from inlay.nas.stages.solutions import assembled_blob
@@ -73,6 +74,22 @@ def searched(make_search: Any, job: Job, folder: Path) -> tuple[SmallSearch, Tex
     search: SmallSearch = make_search(job, folder)
     search.original = original_of(job, search.workspace)
     return search, store_texts(pack_texts(job, search.parent.tokenizer()), search.workspace)
+
+
+def test_the_plan_tells_the_least_as_ratios_to_the_original(first: Path, child: Path, texts: Any) -> None:
+    """All layers can be dropped, so that only the ends are left: of the child a larger part than of the original."""
+    plans = {
+        name: make_plan(job_of(child, texts, **more))
+        for name, more in (("child", {}), ("first", {"original": str(first)}))
+    }
+    told = {name: dict(plan["facts"])["least"] for name, plan in plans.items()}
+    least = {name: float(text.split("parameters ")[1].split("x")[0]) for name, text in told.items()}
+    plans["first"] = make_plan(job_of(first, texts))
+    sizes = {name: plan["parent"]["parameters"] for name, plan in plans.items()}
+    assert least["child"] / least["first"] == pytest.approx(sizes["first"] / sizes["child"], rel=0.01)
+    tight = job_of(child, texts, original=str(first), budget={"parameters": f"{least['first'] - 0.01:.3f}x"})
+    (warning,) = [text for text in make_plan(tight)["warnings"] if "cannot be met" in text]
+    assert warning.endswith(f"the least that the space reaches is {least['first']:.3f}x")
 
 
 def test_an_original_that_is_the_parent_changes_nothing(
