@@ -20,13 +20,10 @@ DRIVER = Path(__file__).with_name("kill_driver.py")
 WORKERS = 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("seed", "kills", "whole_group"),
-    [
-        (0, 1, True),
-        pytest.param(1, 12, True, marks=pytest.mark.slow),
-        pytest.param(2, 8, False, marks=pytest.mark.slow),
-    ],
+    [(0, 1, True), (1, 12, True), (2, 8, False)],
 )
 def test_kill_and_resume(tmp_path: Path, seed: int, kills: int, whole_group: bool) -> None:
     count = 6 + 4 * kills

@@ -66,6 +66,7 @@ def credentials(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(TAGS_VARIABLE, json.dumps({JOB_TAG: "stories-1"}))
 
 
+@pytest.mark.slow
 def test_a_run_gets_through_and_the_password_does_not(uri: str, folder: Path, tmp_path: Path) -> None:
     warnings: list[str] = []
     tracker = Tracker(None, "guarded", warnings.append, spool=tmp_path / "spool")
@@ -94,6 +95,7 @@ def test_a_run_gets_through_and_the_password_does_not(uri: str, folder: Path, tm
     assert not any(PASSWORD in " ".join(process.cmdline()) for process in mine)
 
 
+@pytest.mark.slow
 def test_a_wrong_password_stops_no_search_and_says_why(
     uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -50,7 +50,7 @@ def model() -> Any:
 
 def test_times_that_scatter_get_more_rounds_within_bounds(model: Any) -> None:
     shares: list[float] = []
-    turns = itertools.cycle([*[0.05] * 5, *[0.4] * 4])  # three passes a round
+    turns = itertools.cycle([*[0.01] * 5, *[0.08] * 4])  # three passes a round
     rounds = rounds_of({"unsteady": Slowed(model, lambda: work(next(turns)))}, WORKLOAD, CPU, on_round=shares.append)
     assert len(rounds["unsteady"]) == ROUNDS_AT_MOST
     assert all(0 < share <= 1 for share in shares)

@@ -265,6 +265,7 @@ def test_what_one_worker_trained_is_not_trained_again(one: Any, small_job: Calla
         assert not untouched.started
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "sizes"),
     [

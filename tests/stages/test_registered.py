@@ -57,6 +57,7 @@ def continued(folder: Path, tokens: int) -> str:
     return str(tokenizer.decode(found[0, ids.shape[1] :], skip_special_tokens=True))
 
 
+@pytest.mark.slow
 def test_mlflow_runs_the_child_as_it_was_exported(registered: Path) -> None:
     import mlflow
     import pandas
@@ -69,6 +70,7 @@ def test_mlflow_runs_the_child_as_it_was_exported(registered: Path) -> None:
     assert model.predict({"prompt": PROMPT}, params={"max_new_tokens": 12})["text"].tolist() == found[:1]
 
 
+@pytest.mark.slow
 def test_the_logged_model_says_where_it_comes_from(registered: Path) -> None:
     from mlflow import MlflowClient
 
@@ -94,6 +96,7 @@ def test_the_logged_model_says_where_it_comes_from(registered: Path) -> None:
     assert version.tags["inlay.workspace"] == model.tags["inlay.workspace"]
 
 
+@pytest.mark.slow
 def test_it_is_exported_by_its_name(registered: Path, inlay_here: Run, tmp_path: Path) -> None:
     for name in ("models:/stories@champion", "models:/stories/1"):
         output = tmp_path / name[-8:]

@@ -105,6 +105,7 @@ def test_what_was_trained_is_what_is_judged_stored_and_written(search: SmallSear
     assert down not in rows
 
 
+@pytest.mark.slow
 def test_nothing_is_fitted_anew_where_no_step_made_it_better(
     make_search: Callable[[Job, Path], SmallSearch], job: Callable[..., Job], tmp_path: Path
 ) -> None:

@@ -127,6 +127,7 @@ def test_evaluate_adds_it_to_the_search_and_to_its_run(searched: Path, inlay_her
     assert "<h2>Prompt sensitivity</h2>" in (searched / "job.search" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_the_prompts_of_the_report_will_do(searched: Path, inlay_here: Run) -> None:
     done = inlay_here("evaluate", "job.search", "--prompts", "report", "--json", cwd=searched)
     assert done.returncode == 0, done.stderr
@@ -134,6 +135,7 @@ def test_the_prompts_of_the_report_will_do(searched: Path, inlay_here: Run) -> N
     assert found["sensitivity"]["prompts"] == len(found["prompts"]) > 2
 
 
+@pytest.mark.slow
 def test_a_solution_as_assembled_has_its_intervals_and_is_asked_too(searched: Path, inlay_here: Run) -> None:
     solved = inlay_here("solve", "job.search", "--limit", "parameters=0.7x", cwd=searched)
     assert solved.returncode == 0, solved.stderr

@@ -58,6 +58,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory, tune_values: dict[str, Any],
     return folder, json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_the_first_trial_is_the_jobs_own(tuned: Any, tune_values: dict[str, Any]) -> None:
     _, told = tuned
     first = told["trials"][0]
@@ -67,6 +68,7 @@ def test_the_first_trial_is_the_jobs_own(tuned: Any, tune_values: dict[str, Any]
     assert told["best"]["kl_nats"] == min(row["kl_nats"] for row in told["trials"] if row["end"] == "complete")
 
 
+@pytest.mark.slow
 def test_the_best_is_compared_on_text_that_judged_no_trial(tuned: Any) -> None:
     """Rates ten times higher are in the space, and at these tokens any of them is better."""
     _, told = tuned
@@ -77,6 +79,7 @@ def test_the_best_is_compared_on_text_that_judged_no_trial(tuned: Any) -> None:
     assert told["output"] == "job.tuned.yaml"
 
 
+@pytest.mark.slow
 def test_the_tuned_job_is_the_old_one_but_for_its_settings(tuned: Any) -> None:
     folder, told = tuned
     text = (folder / "job.tuned.yaml").read_text()
@@ -91,6 +94,7 @@ def test_the_tuned_job_is_the_old_one_but_for_its_settings(tuned: Any) -> None:
     assert tuned_job == own
 
 
+@pytest.mark.slow
 def test_others_read_the_study_by_optunas_own_interface(tuned: Any) -> None:
     folder, told = tuned
     study = optuna.load_study(study_name=told["study"], storage=f"sqlite:///{folder}/job.search/tune.db")
@@ -101,6 +105,7 @@ def test_others_read_the_study_by_optunas_own_interface(tuned: Any) -> None:
     assert complete.value == min(complete.intermediate_values.values())
 
 
+@pytest.mark.slow
 def test_trials_are_nested_runs_with_optunas_pictures_beside_them(tuned: Any) -> None:
     import mlflow
 
@@ -123,6 +128,7 @@ def test_trials_are_nested_runs_with_optunas_pictures_beside_them(tuned: Any) ->
     assert {"optimization_history", "intermediate_values", "slice", "parallel_coordinate"} <= pictures
 
 
+@pytest.mark.slow
 def test_two_trials_run_at_once(tuned: Any) -> None:
     folder, told = tuned
     study = optuna.load_study(study_name=told["study"], storage=f"sqlite:///{folder}/job.search/tune.db")
@@ -130,6 +136,7 @@ def test_two_trials_run_at_once(tuned: Any) -> None:
     assert any(one[0] < two[0] < one[1] for one in spans for two in spans if one is not two)
 
 
+@pytest.mark.slow
 def test_again_nothing_is_done_twice(tuned: Any, inlay_here: Run) -> None:
     folder, told = tuned
     before = records(folder)
@@ -170,6 +177,7 @@ def load(folder: Path) -> optuna.Study:
     return optuna.load_study(study_name=None, storage=f"sqlite:///{folder}/job.search/tune.db")
 
 
+@pytest.mark.slow
 def test_the_study_of_another_job_is_refused(
     tuned: Any, tmp_path: Path, tune_values: dict[str, Any], inlay_here: Run
 ) -> None:
