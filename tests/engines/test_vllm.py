@@ -24,12 +24,17 @@ from engines.children import Changes, write_child
 from engines.processes import living_in_group
 
 import inlay
+from inlay.nas.engines.compressed_checkpoint import matrix_formats
 from inlay.nas.engines.engine import Target
 from inlay.nas.engines.registry import ENGINES
+from inlay.nas.engines.shapes import shape_of_model
+from inlay.nas.engines.talk import Trained
 from inlay.nas.engines.vllm import process, settings_of, told_of, write_config
 from inlay.nas.errors import UserError
 from inlay.nas.families import open_parent
+from inlay.nas.formats.tensors import rounded
 from inlay.nas.modeling import InlayForCausalLM
+from inlay.nas.modeling.subblock_inlay import FORMAT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
@@ -164,6 +169,32 @@ def test_every_family(vllm: Vllm, tiny_parent: Any, tmp_path: Path) -> None:
     assert dict(zip(OF_FAMILIES, vllm.tokens(folders, prompts), strict=True)) == dict(
         zip(OF_FAMILIES, wanted, strict=True)
     )
+
+
+def test_subblocks_in_formats(vllm: Vllm, stories: Path, tmp_path: Path) -> None:
+    """Of those that it has code for on a CPU, beside subblocks without any: the tokens of the rounded model."""
+    parent, form = open_parent(stories), {FORMAT: "int4_g32"}
+    changes: Changes = {(0, "attention"): {"kind": "full", "kv_heads": 1}, (1, "attention"): LINEAR, (2, "ffn"): NO_OP}
+    child = write_child(stories, changes, tmp_path / "child")
+    plain = {(2, "ffn"), (3, "attention"), (4, "ffn")}
+    blocks = [
+        {slot: entry if (layer, slot) in plain else {**entry, **form} for slot, entry in block.items()}
+        for layer, block in enumerate(child.config.blocks)
+    ]
+    config = parent.config.with_blocks(blocks)
+    tensors = {name: tensor.detach().clone() for name, tensor in child.state_dict().items()}
+    prompts = random_prompts(4096)
+    unrounded = greedy(child, prompts)
+    with torch.no_grad():
+        for name, held in matrix_formats(shape_of_model(config), blocks).items():
+            if held is not None:
+                child.get_parameter(name).copy_(rounded(tensors[name], held))
+    wanted = greedy(child, prompts)
+    assert wanted != unrounded
+    trained, target = Trained("0a", config, stories, tensors), Target("cpu", "float32", "f32", vllm.python)
+    with ENGINES["vllm"].talk({"child": trained}, target, 1, tmp_path / "kept") as talk:
+        found = [list(talk.continuations(ids, TOKENS, ())["child"].ids) for ids in prompts]
+    assert found == wanted
 
 
 def test_what_cannot_run_is_told_by_layer(vllm: Vllm, stories: Path, tmp_path: Path) -> None:
