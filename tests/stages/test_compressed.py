@@ -111,7 +111,8 @@ def test_the_package_reads_every_number_that_rounding_says(job: Job, parent: Par
 def test_transformers_runs_the_folder_as_the_rounded_model(job: Job, parent: Parent, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    folder = written(job, parent, (MIXED[0], MIXED[2], MIXED[2]), tmp_path)
+    between = ("attention:parent@int4_g128", "ffn:parent@fp8")
+    folder = written(job, parent, (MIXED[0], between, MIXED[2]), tmp_path)
     found: Any = AutoModelForCausalLM.from_pretrained(folder)
     own: Any = InlayForCausalLM(parent.config)
     own.load_state_dict(decompressed(folder), strict=False)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from searched import child_meets_its_budget, costs_are_those_of
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -22,18 +23,34 @@ PYTHON = "INLAY_VLLM_PYTHON"
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 
+Search = Callable[[dict[str, Any]], Path]
+
+
 @pytest.fixture(scope="module")
-def folder(
+def search(
     tiny_parent: Callable[..., Path],
     texts: tuple[Path, Path],
     tmp_path_factory: pytest.TempPathFactory,
     inlay_command: Run,
-) -> Path:
+) -> Search:
+    """`search(changes)`: the folder of a finished search in vLLM, of a small job with these sections in place."""
     if not os.environ.get(PYTHON):
         pytest.skip(f"{PYTHON} names no interpreter that has vLLM (docs/vllm.md)")
-    folder = tmp_path_factory.mktemp("vllm")
     parent = tiny_parent("llama", hidden_size=128, intermediate_size=512, max_position_embeddings=128)
-    values = {
+
+    def run(changes: dict[str, Any]) -> Path:
+        folder = tmp_path_factory.mktemp("vllm")
+        (folder / "job.yaml").write_text(yaml.safe_dump({**values(parent, texts), **changes}))
+        done = inlay_command("run", "job.yaml", cwd=folder)
+        assert done.returncode == 0, done.stderr
+        (folder / "stdout").write_text(done.stdout)
+        return folder
+
+    return run
+
+
+def values(parent: Path, texts: tuple[Path, Path]) -> dict[str, Any]:
+    return {
         "parent": str(parent),
         "data": {
             "distill": {"path": str(texts[0]), "sequence_length": 64},
@@ -53,11 +70,11 @@ def folder(
         "recover": {"tokens": "4k", "probes": 0},
         "cluster": {"max_workers": 1},
     }
-    (folder / "job.yaml").write_text(yaml.safe_dump(values))
-    done = inlay_command("run", "job.yaml", cwd=folder)
-    assert done.returncode == 0, done.stderr
-    (folder / "stdout").write_text(done.stdout)
-    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(search: Search) -> Path:
+    return search({})
 
 
 def test_costs_are_those_of_its_dtype_and_blocks(folder: Path) -> None:
@@ -84,3 +101,59 @@ def test_its_texts_are_greedy_decoding(folder: Path, tmp_path: Path, inlay_comma
         before, after = (tokenizer.decode(each, skip_special_tokens=True) for each in (ids[0], whole))
         assert told[name]["text"] == after.removeprefix(before), name
         assert told[name]["prefill_ns"] > 0
+
+
+@pytest.fixture(scope="module")
+def in_formats(search: Search) -> Path:
+    """Nothing is trained: what is solved, timed and exported are the parent's own weights, rounded."""
+    nothing = {"tokens": 0}
+    return search(
+        {
+            "space": {"formats": ["int4_g32", "int4_g128"]},
+            "distill": nothing,
+            "recover": nothing,
+            "budget": {"weights": "0.4x"},
+        }
+    )
+
+
+def test_costs_of_formats_are_bytes_of_codes_and_scales(in_formats: Path) -> None:
+    costs_are_those_of(in_formats, ENGINES["vllm"].storage("f32", "cpu"))
+    chosen = json.loads((in_formats / "job.search" / "evaluation.json").read_text())
+    assert chosen["child"]["weights_bytes"] <= 0.4 * chosen["parent"]["weights_bytes"]
+    assert chosen["child"]["times"] == "measured"
+
+
+def test_the_exported_folder_gives_the_tokens_of_the_rounded_child(in_formats: Path, inlay_command: Run) -> None:
+    done = inlay_command("export", "job.search", "--format", "compressed-tensors", "-o", "packed", cwd=in_formats)
+    assert done.returncode == 0, done.stderr
+    packed = in_formats / "packed"
+    model: Any = AutoModelForCausalLM.from_pretrained(packed)  # which compressed-tensors unpacks
+    tokenizer: Any = AutoTokenizer.from_pretrained(packed)
+    texts = ("Once upon a time", "The little dog was", "Lily and Tom")
+    prompts = [tokenizer(text)["input_ids"] for text in texts]
+    script = Path(__file__).parent.parent / "engines" / "vllm_generate.py"
+    request = {"folders": [str(packed)], "prompts": prompts, "tokens": 24}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+    ran = subprocess.run(
+        [os.environ[PYTHON], str(script)],
+        input=json.dumps(request),
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stdout[-3000:] + ran.stderr[-3000:]
+    (found,) = json.loads(ran.stdout.splitlines()[-1])
+    for ids, own in zip(prompts, found, strict=True):
+        told = model.generate(
+            torch.tensor([ids]), max_new_tokens=24, do_sample=False, eos_token_id=None, pad_token_id=0
+        )
+        assert own == told[0, len(ids) :].tolist()
+    done = inlay_command("chat", "job.search", "--prompt", texts[0], "--tokens", "12", "--json", cwd=in_formats)
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)["child"]["text"]
+    before, after = (
+        tokenizer.decode(ids, skip_special_tokens=True) for ids in (prompts[0], prompts[0] + found[0][:12])
+    )
+    assert answer == after.removeprefix(before)
