@@ -138,8 +138,9 @@ class Engine(ABC):
     def model_problem(self, shape: Shape, form: str, device: str) -> str | None:
         """Why it cannot run any child of this parent on a device, with the way out, or None."""
 
-    def format_problem(self, form: str, device: str) -> str | None:
-        """Why it cannot compute on a device with one of its `subblock_formats`, with the way out, or None."""
+    def format_problem(self, own: str, form: str, device: str) -> str | None:
+        """Why it cannot compute on a device with one of its `subblock_formats`, `own`, beside what all else is in, with
+        the way out, or None."""
         return None
 
     def cache_problem(self, shape: Shape, kv_format: str) -> str | None:

@@ -83,7 +83,7 @@ def _format_problems(engine: Engine, space: SearchSpace, form: str, device: str)
             whole = f"{engine.name} has {own} for whole models alone (hardware.format)"
             text = whole if own in engine.formats else f"{own} is not a format of {engine.name}"
             yield Problem(field, f"{text}; search with `hardware.engine: {others}`, or leave it out")
-        elif (problem := engine.format_problem(own, device)) is not None:
+        elif (problem := engine.format_problem(own, form, device)) is not None:
             yield Problem(field, problem)
 
 

@@ -19,7 +19,7 @@ from inlay.nas.engines.process_talk import ProcessTalk, written_once
 from inlay.nas.engines.shapes import shape_of_model, with_vocabulary
 from inlay.nas.engines.talk import Talk, Trained
 from inlay.nas.engines.timing import Workload, clock_of, take_rounds
-from inlay.nas.engines.vllm_formats import device_problem, format_problem
+from inlay.nas.engines.vllm_formats import format_problem, kernel_problem
 from inlay.nas.engines.vllm_plugin import ARCHITECTURE, limits
 from inlay.nas.engines.vllm_storage import DTYPES, VllmStorage, block_tokens, cache_block_bytes
 from inlay.nas.errors import UserError
@@ -64,9 +64,9 @@ class VllmEngine(Engine):
             return problem.removesuffix(".")
         return format_problem(entry, slot, shape) if FORMAT in entry else None
 
-    def format_problem(self, form: str, device: str) -> str | None:
-        """By the device."""
-        return device_problem(form, device)
+    def format_problem(self, own: str, form: str, device: str) -> str | None:
+        """By the device, and by what is multiplied."""
+        return kernel_problem(own, form, device)
 
     def model_problem(self, shape: Shape, form: str, device: str) -> str | None:
         """By family, by the size of heads, and by what the parent itself has."""

@@ -14,16 +14,20 @@ from inlay.nas.modeling.subblock_inlay import FORMAT, Slot
 
 ON_CPU: Final = (INT4_G32, INT4_G128)
 """What it has code for on a CPU."""
+HALF: Final = ("bf16", "f16")
+"""What its kernels multiply such weights with."""
 
 
-def device_problem(form: str, device: str) -> str | None:
-    """Why vLLM cannot compute with a format on a device, with what it can, or None."""
-    if device.partition(":")[0] != "cpu" or form in ON_CPU:
-        return None
-    return (
-        f"vLLM on a CPU has no code for weights in {form}; take {' or '.join(ON_CPU)}, or search with "
-        "`hardware.device: cuda`"
-    )
+def kernel_problem(own: str, form: str, device: str) -> str | None:
+    """Why vLLM has no code on a device for weights in the format `own`, what they meet being in `form`, or None."""
+    if device.partition(":")[0] == "cpu" and own not in ON_CPU:
+        return (
+            f"vLLM on a CPU has no code for weights in {own}; take {' or '.join(ON_CPU)}, or search with "
+            "`hardware.device: cuda`"
+        )
+    if form not in HALF:
+        return f"vLLM has code for weights in {own} where all else is in {' or '.join(HALF)}; set hardware.format"
+    return None
 
 
 def format_problem(entry: Entry, slot: Slot, shape: Shape) -> str | None:

@@ -1,6 +1,6 @@
 """Formats of `compressed-tensors` checkpoints: codes of 8 or 4 bits under one scale for a row, or for a group of a row.
 
-Only weights are stored so: what is multiplied with them stays as it is, and so what is scored is what is computed. A
+Only weights are stored so: what is multiplied with them stays as it is, so that what is scored is what is computed. A
 scale is a bfloat16, which is what such checkpoints and their kernels have beside most models. Layouts are those of the
 package compressed-tensors; tests let it unpack ours.
 """

@@ -69,6 +69,9 @@ def test_its_formats(shape: Shape) -> None:
 def test_subblocks_in_formats_of_their_own(shape: Shape) -> None:
     space = {"ffn": [{"width": 0.5}], "formats": ["int4_g32"]}
     assert problems(shape, space) == []
+    assert problems(shape, space, format="f32") == [
+        "space.formats[0]: vLLM has code for weights in int4_g32 where all else is in bf16 or f16; set hardware.format"
+    ]
     every = {**space, "formats": ["int8", "fp8", "int4_g32"], "multiple": 32}
     for device in ("cpu", "cuda"):
         assert problems(shape, every, device=device) == (
