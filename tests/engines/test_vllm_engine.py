@@ -98,6 +98,12 @@ def test_formats_of_others_are_told_by_name(shape: Shape) -> None:
         assert problems(shape, {"formats": ["int8"]}, engine=engine) == [
             f"space.formats[0]: int8 is not a format of {engine}; search with `hardware.engine: vllm`, or leave it out"
         ]
+    own = shape.parent_entry(0, "ffn")
+    told = ENGINES["llama.cpp"].problem({**own, "format": "int8"}, "ffn", shape, "f16")
+    assert str(told).startswith("llama.cpp has no int8; its formats are f32, f16, ")
+    assert ENGINE.problem({**own, "format": "q4_0"}, "ffn", shape, "bf16") == (
+        "vLLM has no q4_0; its formats are int8, fp8, int4_g32, int4_g128"
+    )
     assert problems(shape, ALL, format="int8") == [
         "hardware.format: vllm stores only subblocks in int8; name it in space.formats, and here write bf16, f16, f32 "
         "or auto"

@@ -113,7 +113,7 @@ def in_formats(search: Search) -> Path:
             "space": {"formats": ["int4_g32", "int4_g128"]},
             "distill": nothing,
             "recover": nothing,
-            "budget": {"weights": "0.6x"},
+            "budget": {"weights": "0.35x"},
         },
         format="f16",
     )
@@ -122,7 +122,7 @@ def in_formats(search: Search) -> Path:
 def test_costs_of_formats_are_bytes_of_codes_and_scales(in_formats: Path) -> None:
     costs_are_those_of(in_formats, ENGINES["vllm"].storage("f16", "cpu"))
     told = json.loads((in_formats / "job.search" / "evaluation.json").read_text())
-    assert told["child"]["weights_bytes"] <= 0.6 * told["parent"]["weights_bytes"]
+    assert told["child"]["weights_bytes"] <= 0.35 * told["parent"]["weights_bytes"]
     assert told["child"]["times"] == "measured"
 
 
