@@ -2,9 +2,9 @@
 
     python benchmarks/rounding.py [PARENT ...] [--formats q4_0 q4_K ...] [--output results/rounding.md]
 
-Every layer's matrices are rounded, embedding and head are not. `nearest` is ggml's own rounding, `importance` the same
-weighed by the mean square of each input channel, `fitted` what a search does (nas/formats/fitting.py). Statistics are
-of 8,192 tokens; KL is to the parent, nats a token, on 8,192 others.
+Every layer's matrices are rounded, embedding and head are not. `nearest` is the format's own rounding (ggml's of its
+types), `importance` the same weighed by the mean square of each input channel, `fitted` what a search does
+(nas/formats/fitting.py). Statistics are of 8,192 tokens; KL is to the parent, nats a token, on 8,192 others.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from transformers import AutoModelForCausalLM
 
 from inlay.nas.embedded import PARENTS, corpus, embedded_parent
 from inlay.nas.families import open_parent
+from inlay.nas.formats import FORMATS
 from inlay.nas.formats.fitting import Inputs
 from inlay.nas.formats.format import Format
-from inlay.nas.formats.gguf import GGUF
 from inlay.nas.formats.tensors import rounded, weighed
 
 TOKENS, LENGTH = 8192, 256
@@ -37,13 +37,13 @@ HOW: dict[str, Callable[[Tensor, Format, Inputs], Tensor]] = {
     "importance": weighed,
     "fitted": rounded,
 }
-FORMATS = ("q8_0", "q6_K", "q5_K", "q5_0", "q4_K", "q4_0", "q3_K")
+USUAL = ("q8_0", "q6_K", "q5_K", "q5_0", "q4_K", "q4_0", "q3_K")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("parents", nargs="*", type=Path)
-    parser.add_argument("--formats", nargs="+", default=FORMATS, choices=list(GGUF))
+    parser.add_argument("--formats", nargs="+", default=USUAL, choices=list(FORMATS))
     parser.add_argument("--text", type=Path, help="a text file, for parents that are given; by default INLAY_TEXT's")
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "rounding.md")
     chosen = parser.parse_args()
@@ -88,7 +88,7 @@ def rows(folder: Path, text: str, formats: list[str]) -> Iterator[str]:
         for how, rounding in HOW.items():
             begun = time.process_time()
             for place, module in matrices.items():
-                form = GGUF[name].holding(module.in_features)
+                form = FORMATS[name].holding(module.in_features)
                 module.weight.data = rounding(own[place], form, inputs[place])
             seconds = time.process_time() - begun
             found[how] = kl_nats(parent, outputs(model, judged_NS))

@@ -15,6 +15,7 @@ class Format(StrEnum):
     hf = "hf"
     deci = "deci"
     gguf = "gguf"
+    compressed_tensors = "compressed-tensors"
 
 
 class Consumer(StrEnum):
@@ -37,7 +38,9 @@ def export_command(
     form: Annotated[
         Format,
         typer.Option(
-            "--format", help="hf: a Transformers folder. deci: a DeciLM folder (nemotron-nas). gguf: for llama.cpp."
+            "--format",
+            help="hf: a Transformers folder. deci: a DeciLM folder (nemotron-nas). gguf: for llama.cpp. "
+            "compressed-tensors: a Transformers folder with packed weights, for vLLM.",
         ),
     ] = Format.hf,
     consumer: Annotated[
@@ -45,7 +48,11 @@ def export_command(
     ] = None,
     number_type: Annotated[
         str | None,
-        typer.Option("--type", help="How the GGUF file stores numbers; default: as the search had it, else f16."),
+        typer.Option(
+            "--type",
+            help="How a GGUF file stores numbers (default: as the search had it, else f16), or what compressed-tensors "
+            "stores subblocks in whose format the search did not choose.",
+        ),
     ] = None,
     solution: Annotated[
         str | None,

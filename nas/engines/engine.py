@@ -115,6 +115,8 @@ class Engine(ABC):
     """As `hardware.engine` has it."""
     formats: ClassVar[tuple[str, ...]]
     """What `hardware.format` may be."""
+    subblock_formats: ClassVar[tuple[str, ...]] = ()
+    """What single subblocks may be stored in beside it; none where all are stored alike."""
     kv_formats: ClassVar[tuple[str, ...]] = ()
     """What `hardware.kv_format` may be, the one that is taken unasked first; none where there is no choice."""
     devices: ClassVar[tuple[str, ...]] = ("cpu",)
@@ -135,6 +137,11 @@ class Engine(ABC):
     @abstractmethod
     def model_problem(self, shape: Shape, form: str, device: str) -> str | None:
         """Why it cannot run any child of this parent on a device, with the way out, or None."""
+
+    def format_problem(self, own: str, form: str, device: str) -> str | None:
+        """Why it cannot compute on a device with one of its `subblock_formats`, `own`, beside what all else is in, with
+        the way out, or None."""
+        return None
 
     def cache_problem(self, shape: Shape, kv_format: str) -> str | None:
         """Why it cannot keep the cache of a child of this parent so, with the way out, or None."""

@@ -18,7 +18,11 @@ def hardware_problems(hardware: Hardware) -> Iterator[Problem]:
     engine = ENGINES[hardware.engine]
     if hardware.format != "auto" and hardware.format not in engine.formats:
         known = ", ".join(engine.formats)
-        yield Problem("hardware.format", f"{hardware.format} is not a format of {engine.name}; write {known} or auto")
+        if hardware.format in engine.subblock_formats:
+            text = f"{engine.name} stores only subblocks in {hardware.format}; name it in space.formats, and here"
+        else:
+            text = f"{hardware.format} is not a format of {engine.name};"
+        yield Problem("hardware.format", f"{text} write {known} or auto")
     if hardware.kv_format != "auto" and hardware.kv_format not in engine.kv_formats:
         others = " or ".join(name for name, other in ENGINES.items() if hardware.kv_format in other.kv_formats)
         text = f"{engine.name} stores keys and values in one way; search with `hardware.engine: {others}`, or leave it"
@@ -45,7 +49,7 @@ def shape_problems(hardware: Hardware, shape: Shape, space: SearchSpace | None) 
         yield Problem("hardware.kv_format", problem)
     if space is None or space_problems(space, shape):
         return
-    wrong = list(_format_problems(engine, space, form))
+    wrong = list(_format_problems(engine, space, form, hardware.device))
     yield from wrong
     if wrong:
         return
@@ -68,16 +72,19 @@ def budget_problems(hardware: Hardware, limits: Iterable[BudgetLimit]) -> Iterat
             yield Problem(limit.field, f"{reason}; limit `memory`, which is weights and cache")
 
 
-def _format_problems(engine: Engine, space: SearchSpace, form: str) -> Iterator[Problem]:
-    """Formats of single subblocks that the engine does not have, or has everything in already."""
+def _format_problems(engine: Engine, space: SearchSpace, form: str, device: str) -> Iterator[Problem]:
+    """Formats of single subblocks that the engine does not have, or not there, or has everything in already."""
     for place, own in enumerate(space.formats):
         field = f"space.formats[{place}]"
-        if own not in engine.formats:
-            others = " or ".join(name for name, other in ENGINES.items() if own in other.formats)
-            text = f"{own} is not a format of {engine.name}; search with `hardware.engine: {others}`, or leave it out"
-            yield Problem(field, text)
-        elif own == form:
+        if own == form:
             yield Problem(field, f"{own} is what everything is stored in already (hardware.format); leave it out")
+        elif own not in engine.subblock_formats:
+            others = " or ".join(name for name, other in ENGINES.items() if own in other.subblock_formats)
+            whole = f"{engine.name} has {own} for whole models alone (hardware.format)"
+            text = whole if own in engine.formats else f"{own} is not a format of {engine.name}"
+            yield Problem(field, f"{text}; search with `hardware.engine: {others}`, or leave it out")
+        elif (problem := engine.format_problem(own, form, device)) is not None:
+            yield Problem(field, problem)
 
 
 def check_installed(hardware: Hardware, shape: Shape, python: str | None) -> None:

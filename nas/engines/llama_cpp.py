@@ -85,6 +85,7 @@ class LlamaCppEngine(Engine):
 
     name = NAME
     formats = tuple(GGUF)
+    subblock_formats = formats
     kv_formats = (F16, "q8_0")
     stores_ends_apart = True
 
@@ -100,6 +101,8 @@ class LlamaCppEngine(Engine):
         if kind not in PARTS:
             return f"llama.cpp has no {kind} {slot}; it runs {', '.join(PARTS)} and no_op, so {_ELSEWHERE}"
         form = entry.get(FORMAT, form)
+        if form not in GGUF:
+            return f"llama.cpp has no {form}; its formats are {', '.join(GGUF)}"
         part = part_of(shape, 0, slot, entry, form)
         if part.role == "map" and not mixed_architecture(shape).empty_attention:
             return f"llama.cpp has no {kind} {slot} beside attention whose heads are normed; {_ELSEWHERE}"

@@ -11,6 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from inlay.nas.engines.compressed_checkpoint import KEY, matrix_formats, quantization_config, stored_tensors
 from inlay.nas.engines.engine import Engine, Skeletons, Target, Timed
 from inlay.nas.engines.process import EngineProcess, worker_script
 from inlay.nas.engines.process_bench import ProcessBench, scratch_folder
@@ -18,17 +19,20 @@ from inlay.nas.engines.process_talk import ProcessTalk, written_once
 from inlay.nas.engines.shapes import shape_of_model, with_vocabulary
 from inlay.nas.engines.talk import Talk, Trained
 from inlay.nas.engines.timing import Workload, clock_of, take_rounds
+from inlay.nas.engines.vllm_formats import format_problem, kernel_problem
 from inlay.nas.engines.vllm_plugin import ARCHITECTURE, limits
 from inlay.nas.engines.vllm_storage import DTYPES, VllmStorage, block_tokens, cache_block_bytes
 from inlay.nas.errors import UserError
 from inlay.nas.families.shape import SLOTS, Entry, Shape
+from inlay.nas.formats.compressed import COMPRESSED
 from inlay.nas.modeling.full_inlay import FullAttention
 from inlay.nas.modeling.no_op_inlay import ABSENT
-from inlay.nas.modeling.subblock_inlay import Slot, TimedSlot
+from inlay.nas.modeling.subblock_inlay import FORMAT, Slot, TimedSlot
 from inlay.nas.variants.storage import Storage
 from inlay.version import __version__
 
 if TYPE_CHECKING:
+    from inlay.nas.formats.format import Bytes, Format
     from inlay.nas.modeling import InlayConfig
 
 NAME: Final = "vllm"
@@ -47,6 +51,7 @@ class VllmEngine(Engine):
 
     name = NAME
     formats = tuple(DTYPES)
+    subblock_formats = tuple(COMPRESSED)
     devices = ("cpu", "cuda")
 
     def usual_format(self, shape: Shape) -> str:
@@ -54,9 +59,14 @@ class VllmEngine(Engine):
         return "f16" if shape.dtype == "float16" else "bf16"
 
     def problem(self, entry: Entry, slot: Slot, shape: Shape, form: str) -> str | None:
-        """By kind, and by windows' sinks."""
-        problem = limits.problem(entry, slot, shape)
-        return None if problem is None else problem.removesuffix(".")
+        """By kind, by windows' sinks, and by the sizes that a format of its own can hold."""
+        if problem := limits.problem(entry, slot, shape):
+            return problem.removesuffix(".")
+        return format_problem(entry, slot, shape) if FORMAT in entry else None
+
+    def format_problem(self, own: str, form: str, device: str) -> str | None:
+        """By the device, and by what is multiplied."""
+        return kernel_problem(own, form, device)
 
     def model_problem(self, shape: Shape, form: str, device: str) -> str | None:
         """By family, by the size of heads, and by what the parent itself has."""
@@ -206,8 +216,11 @@ def write_config(folder: Path, config: InlayConfig, form: str) -> None:
     """A folder that vLLM takes for a model, with weights or without."""
     folder.mkdir()
     values = json.loads(config.to_json_string(use_diff=False))
-    text = json.dumps({**values, "architectures": [ARCHITECTURE], "dtype": DTYPES[form]}, indent=2)
-    (folder / "config.json").write_text(text, encoding="utf-8")
+    values |= {"architectures": [ARCHITECTURE], "dtype": DTYPES[form]}
+    formats = matrix_formats(shape_of_model(config), config.blocks)
+    if any(formats.values()):
+        values[KEY] = quantization_config(formats)
+    (folder / "config.json").write_text(json.dumps(values, indent=2), encoding="utf-8")
 
 
 def _kept_folder(kept: Path, model: Trained, form: str) -> Path:
@@ -215,9 +228,15 @@ def _kept_folder(kept: Path, model: Trained, form: str) -> Path:
         import torch
         from safetensors.torch import save_file
 
+        from inlay.nas.formats.tensors import packed
+
+        def nearest(name: str, form: Format) -> Bytes:
+            return packed(model.tensors[name], form)
+
         write_config(folder, model.config, form)
+        formats = matrix_formats(shape_of_model(model.config), model.config.blocks)
         dtype = getattr(torch, DTYPES[form])
-        tensors = {name: tensor.to(dtype).contiguous() for name, tensor in model.tensors.items()}
-        save_file(tensors, folder / "model.safetensors")
+        stored = stored_tensors(model.tensors, model.tensors.__getitem__, formats, model.rows or nearest, dtype)
+        save_file(dict(stored), folder / "model.safetensors")
 
     return written_once(kept / f"{model.key}-{form}-{__version__}-{NAME}", write)

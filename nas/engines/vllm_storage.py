@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from math import prod
 from typing import Final
 
-from inlay.nas.families.shape import DTYPE_BYTES, FINAL_NORM, Entry, Shape, ends_tensors
+from inlay.nas.families.shape import DTYPE_BYTES, FINAL_NORM, Entry, Shape, ends_tensors, subblock_tensors
+from inlay.nas.formats.compressed import COMPRESSED, SCALE_BYTES
 from inlay.nas.modeling.kinds_inlay import SUBBLOCKS
-from inlay.nas.modeling.subblock_inlay import Slot
+from inlay.nas.modeling.subblock_inlay import FORMAT, Slot
 from inlay.nas.variants.sizes import parameters
 from inlay.nas.variants.storage import Storage
 
@@ -29,7 +30,7 @@ def block_tokens(device: str) -> int:
 
 
 class VllmStorage(Storage):
-    """Weights in one dtype, and a cache of the same.
+    """Weights in one dtype where entries name no format, with their scales in that dtype, and a cache of the same.
 
     A sequence holds whole blocks; a layer with a window lets go of those that it no longer sees. That vLLM fills up
     pages where layers with windows stand beside others is not counted: it depends on all layers together.
@@ -40,7 +41,13 @@ class VllmStorage(Storage):
 
     def weights(self, entry: Entry, slot: Slot, shape: Shape) -> int:
         """Its tensors; query, key and value are one, and so are gate and up, but not larger for it."""
-        return parameters(entry, slot, shape) * self._bytes
+        whole = parameters(entry, slot, shape) * self._bytes
+        if FORMAT not in entry:
+            return whole
+        form = COMPRESSED[entry[FORMAT]]
+        sizes = [size for size in subblock_tensors(shape, slot, entry).values() if len(size) == 2]
+        scales = sum(map(form.num_scales, sizes)) * (self._bytes - SCALE_BYTES)
+        return whole + scales + sum(form.num_bytes(size) - prod(size) * self._bytes for size in sizes)
 
     def ends(self, shape: Shape, form: str | None = None) -> int:
         """Final norm, embedding and an untied head."""

@@ -55,7 +55,7 @@ def write_model_folder(
     place.check_held()
     place.store.delete(f"{name}/{CONFIG}")
     with tempfile.TemporaryDirectory(prefix="inlay-") as folder:
-        _write_all_but_weights(Path(folder), parent, model, text, job)
+        write_all_but_weights(Path(folder), parent, model, text, job)
         files = sorted((path.name for path in Path(folder).iterdir()), key=lambda file: (file == CONFIG, file))
         for key in place.store.list(f"{name}/"):
             if key.removeprefix(f"{name}/") not in {WEIGHTS, *files}:
@@ -69,7 +69,7 @@ def write_model_folder(
 def write_folder(place: Workspace, parent: Parent, model: TrainedModel, output: Path, text: str, job: Job) -> Path:
     """Writes a model folder whole: beside first, then renamed into place; an older one is replaced."""
     with written_whole(output) as folder:
-        _write_all_but_weights(folder, parent, model, text, job)
+        write_all_but_weights(folder, parent, model, text, job)
         shutil.copyfile(place.store.blob_path(model.blob), folder / WEIGHTS)
         place.check_held()
     return output
@@ -80,10 +80,15 @@ def hf_card(evaluation: Mapping[str, Any], job: Job) -> str:
     return card(evaluation, job, "transformers", _USE)
 
 
-def _write_all_but_weights(folder: Path, parent: Parent, model: TrainedModel, text: str, job: Job) -> None:
+def write_all_but_weights(
+    folder: Path, parent: Parent, model: TrainedModel, text: str, job: Job, also: Mapping[str, Any] | None = None
+) -> None:
+    """Writes all else into a folder; `also` is what its config says beside the usual."""
     config = parent.config.with_blocks(structures_of(parent.shape, model.architecture))
     config.architectures = ["InlayForCausalLM"]
     config.auto_map = AUTO_MAP
+    for name, value in (also or {}).items():
+        setattr(config, name, value)
     config.save_pretrained(folder)
     write_companions(folder, parent, model, text, job)
     for file in modeling.MODELING_FILES:

@@ -1,11 +1,15 @@
-"""Stored tensors under other names, copied one at a time: a large model needs no memory for more than one of them."""
+"""Tensors in files of the safetensors format, one at a time or a file at a time: a large model needs no memory for all
+of them."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MOST_SHARD_BYTES: Final = 5_000_000_000
 """What Transformers and the hub take for one file of weights."""
@@ -43,8 +47,43 @@ def copy_tensors(
             _write_shard(source, folder / shard, names, _header(file, names, rename))
     if split.is_sharded:
         weight_map = {rename(name): shard for name, shard in split.tensor_to_filename.items()}
-        index = {"metadata": split.metadata, "weight_map": weight_map}
-        (folder / _INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+        _write_index(folder, split.metadata, weight_map)
+
+
+def write_tensors(
+    folder: Path, tensors: Iterable[tuple[str, Tensor]], most_shard_bytes: int = MOST_SHARD_BYTES
+) -> None:
+    """Writes tensors into a folder, in files as `copy_tensors` makes them; those of one file are held at once."""
+    from safetensors.torch import save_file
+
+    shards: list[list[str]] = []
+    held: dict[str, Tensor] = {}
+    total = 0
+
+    def flush() -> None:
+        save_file(held, folder / f"{len(shards)}.part", {"format": "pt"})
+        shards.append(list(held))
+        held.clear()
+
+    for name, tensor in tensors:
+        if held and sum(each.nbytes for each in held.values()) + tensor.nbytes > most_shard_bytes:
+            flush()
+        held[name] = tensor
+        total += tensor.nbytes
+    flush()
+    files = [f"model-{number:05}-of-{len(shards):05}.safetensors" for number in range(1, len(shards) + 1)]
+    if len(files) == 1:
+        files = ["model.safetensors"]
+    for number, file in enumerate(files):
+        (folder / f"{number}.part").rename(folder / file)
+    if len(files) > 1:
+        weight_map = {name: file for file, names in zip(files, shards, strict=True) for name in names}
+        _write_index(folder, {"total_size": total}, weight_map)
+
+
+def _write_index(folder: Path, metadata: Mapping[str, Any], weight_map: Mapping[str, str]) -> None:
+    index = {"metadata": metadata, "weight_map": weight_map}
+    (folder / _INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
 
 
 def _header(file: Any, names: Sequence[str], rename: Callable[[str], str]) -> bytes:

@@ -1,8 +1,9 @@
-"""What is inside a block of ggml's types: a code for each number, and the scale and offset that make it a number.
+"""What is inside a block of numbers: a code for each, and the scale and offset that make it a number.
 
-A number is `scale * code + offset`; codes are whole numbers between two bounds. Which code a number gets may be chosen
-freely once the scales are known, which is what rounding by least squares does (nas/formats/fitting.py). The layouts are
-those of ggml's block structures (ggml-common.h, MIT); tests hold them against its own unpacking.
+A number is `scale * code + offset`; codes are whole numbers between two bounds unless their class says otherwise. Which
+code a number gets may be chosen freely once the scales are known, which is what rounding by least squares does
+(nas/formats/fitting.py). The layouts here are those of ggml's block structures (ggml-common.h, MIT); tests hold them
+against its own unpacking.
 """
 
 from __future__ import annotations
@@ -14,7 +15,12 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from inlay.nas.formats.format import Bytes, Numbers
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    Numbers = NDArray[np.float32]
+    Bytes = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,22 @@ class Codes(ABC):
 
     @abstractmethod
     def with_codes(self, packed: Bytes, codes: Bytes) -> Bytes:
-        """The same blocks with other codes: [N, block] of `code - least`."""
+        """The same blocks with other codes: [N, block], as `stored` gives them."""
+
+    def nearest(self, scaled: Tensor) -> Tensor:
+        """The codes nearest to numbers that were divided by their scales; float32, in place of them."""
+        return scaled.round_().clamp_(self.least, self.most)
+
+    def step(self, codes: Tensor) -> Tensor | float:
+        """How far the next other code is from each, at least."""
+        return 1.0
+
+    def stored(self, codes: Tensor) -> Bytes:
+        """The byte of each code: `code - least`."""
+        import torch
+
+        found: Bytes = (codes - self.least).to(torch.uint8).cpu().contiguous().numpy()
+        return found
 
 
 @dataclass(frozen=True)

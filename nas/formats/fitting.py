@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from inlay.nas.errors import UserError
-from inlay.nas.formats.codes import CODES, Codes
+from inlay.nas.formats.codes import Codes
 from inlay.nas.formats.format import Format
 
 if TYPE_CHECKING:
@@ -35,8 +35,8 @@ RUN = 32
 
 
 def can_fit(form: Format) -> bool:
-    """Whether codes may be chosen: not where every number has an exponent of its own."""
-    return form.name in CODES
+    """Whether codes may be chosen: not where every number is rounded by itself."""
+    return form.codes(form.block) is not None
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,8 @@ def fitted(weights_RC: Tensor, form: Format, inputs: Inputs) -> Bytes:
     """
     if not inputs.gram_CC.isfinite().all():
         raise UserError(f"{form.name}: what a matrix reads is not finite; gather the statistics anew")
-    codes, factor_CC = CODES[form.name], inputs.factor_CC
+    codes, factor_CC = form.codes(weights_RC.shape[1]), inputs.factor_CC
+    assert codes is not None
     importance = inputs.importance_C.numpy()
     own_CR = weights_RC.T.contiguous()
     left_CR = own_CR.clone()
@@ -111,7 +112,7 @@ def fitted(weights_RC: Tensor, form: Format, inputs: Inputs) -> Bytes:
     _refine(own_CR, codes, scale_CR, offset_CR, inputs.damped_CC, chosen_CR)
     for number, bytes_RB in enumerate(packed):
         own = chosen_CR[number * codes.block : (number + 1) * codes.block]
-        packed[number] = codes.with_codes(bytes_RB, own.T.to(torch.uint8).contiguous().numpy())
+        packed[number] = codes.with_codes(bytes_RB, codes.stored(own.T))
     return np.concatenate(packed, axis=1)
 
 
@@ -124,14 +125,14 @@ def _sweep(
     chosen_BR: Tensor,
     error_BR: Tensor,
 ) -> None:
-    """Fills in the codes of some columns, less the least one, and the errors that those behind make up for."""
+    """Fills in the codes of some columns, and the errors that those behind make up for."""
     # Where a scale is nothing every code means the same number.
     inverse_BR = torch.where(scale_BR == 0, 0.0, 1 / scale_BR)
     for column, (left_R, scale_R, offset_R) in enumerate(zip(left_BR, scale_BR, offset_BR, strict=True)):
-        code_R = ((left_R - offset_R) * inverse_BR[column]).round_().clamp_(codes.least, codes.most)
+        code_R = codes.nearest((left_R - offset_R) * inverse_BR[column])
         torch.div(left_R - torch.addcmul(offset_R, code_R, scale_R), factor_BB[column, column], out=error_BR[column])
         left_BR[column + 1 :].addr_(factor_BB[column, column + 1 :], error_BR[column], alpha=-1)
-        torch.sub(code_R, codes.least, out=chosen_BR[column])
+        chosen_BR[column] = code_R
 
 
 def _refine(
@@ -139,7 +140,7 @@ def _refine(
 ) -> None:
     """Coordinate descent: each column in turn takes the codes that are best beside those of all others."""
     inverse_CR = torch.where(scale_CR == 0, 0.0, 1 / scale_CR)
-    number_CR = torch.addcmul(offset_CR, chosen_CR + codes.least, scale_CR)
+    number_CR = torch.addcmul(offset_CR, chosen_CR, scale_CR)
     # Half the gradient of the outputs' square error.
     pull_CR = gram_CC @ (number_CR - own_CR)
     for _ in range(PASSES):
@@ -149,11 +150,11 @@ def _refine(
             for column in range(len(before_BR)):
                 here = start + column
                 wanted_R = number_CR[here] - pull_BR[column] / gram_BB[column, column]
-                code_R = ((wanted_R - offset_CR[here]) * inverse_CR[here]).round_().clamp_(codes.least, codes.most)
+                code_R = codes.nearest((wanted_R - offset_CR[here]) * inverse_CR[here])
                 number_R = torch.addcmul(offset_CR[here], code_R, scale_CR[here])
                 pull_BR.addr_(gram_BB[:, column], number_R - number_CR[here])
                 number_CR[here] = number_R
-                torch.sub(code_R, codes.least, out=chosen_CR[here])
+                chosen_CR[here] = code_R
             change_BR = number_CR[run] - before_BR
             pull_CR[:start] += gram_CC[:start, run] @ change_BR
             pull_CR[run.stop :] += gram_CC[run.stop :, run] @ change_BR

@@ -14,11 +14,9 @@ from typing import TYPE_CHECKING
 from inlay.nas.errors import UserError
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+    from inlay.nas.formats.codes import Bytes, Codes, Numbers
 
-    Numbers = NDArray[np.float32]
-    Bytes = NDArray[np.uint8]
+__all__ = ["Bytes", "Format", "Numbers"]
 
 
 @dataclass(frozen=True)
@@ -46,6 +44,10 @@ class Format(ABC):
     def num_bytes(self, shape: tuple[int, ...]) -> int:
         """Bytes of a tensor; its last dimension is the row."""
         return prod(shape) // self.block * self.block_bytes
+
+    def codes(self, row: int) -> Codes | None:
+        """What a row of so many numbers is made of; None where every number is rounded by itself."""
+        return None
 
     def pack(self, numbers: Numbers, importance: Numbers | None = None) -> Bytes:
         """A tensor's bytes as they are in a file, rows first.

@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
 from inlay.nas.errors import UserError
+from inlay.nas.formats.codes import CODES, Codes
 from inlay.nas.formats.format import Format
 
 if TYPE_CHECKING:
@@ -40,6 +41,10 @@ class GgufFormat(Format):
             assert found.substitute is not None
             found = GGUF[found.substitute]
         return found
+
+    def codes(self, row: int) -> Codes | None:
+        """Those of its blocks; None for the types whose numbers have an exponent each."""
+        return CODES.get(self.name)
 
     def _packed(self, numbers: Numbers, importance: Numbers | None) -> Bytes:
         import numpy as np

@@ -9,12 +9,13 @@ R rows, C input channels, S sub-blocks of a row that have one scale, B numbers o
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import gcd
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from inlay.nas.formats.codes import CODES
+from inlay.nas.formats.codes import Codes
 from inlay.nas.formats.fitting import Inputs
 from inlay.nas.formats.format import Format
 from inlay.nas.formats.kept import KeptRounding
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from inlay.nas.formats.format import Bytes
 
 TOGETHER = 16
-"""Numbers that have one scale in every format."""
+"""Numbers that have one scale in every format, where rows are so long."""
 INSIDE = 0.49
 """Of a step of the grid: so far from its code a weight may begin."""
 
@@ -48,35 +49,45 @@ class Grid:
     @staticmethod
     def of(weights_RC: Tensor, form: Format, inputs: Inputs | None, kept: KeptRounding | None) -> Grid:
         """With the scales that `packed` finds for a matrix; on its device."""
-        rows = packed(weights_RC, form, inputs, kept)
-        blocks = rows.reshape(-1, form.block_bytes)
+        rows, codes = packed(weights_RC, form, inputs, kept), _codes_of(form, weights_RC)
+        together = gcd(TOGETHER, codes.block)
         scale, offset = (
-            torch.from_numpy(part.reshape(len(rows), -1, TOGETHER)[..., :1].copy()).to(weights_RC.device)
-            for part in CODES[form.name].grid(blocks)
+            torch.from_numpy(part.reshape(len(rows), -1, together)[..., :1].copy()).to(weights_RC.device)
+            for part in codes.grid(rows.reshape(-1, codes.block_bytes))
         )
         return Grid(form, rows, scale, offset)
 
     def start(self, weights_RC: Tensor) -> Tensor:
         """The weights nearest to these that are rounded to the fitted codes; float32."""
         numbers = torch.from_numpy(self.form.unpack(self.fitted, weights_RC.shape[1]).copy()).to(weights_RC.device)
-        reach_RSB = (INSIDE * self.scale_RS1.abs()).expand(-1, -1, TOGETHER).reshape(numbers.shape)
-        return weights_RC.detach().float().clamp(numbers - reach_RSB, numbers + reach_RSB)
+        step_RSB = _codes_of(self.form, numbers).step(self._nearest(numbers))
+        reach_RC = (
+            (INSIDE * self.scale_RS1.abs() * step_RSB).expand(-1, -1, self._together(numbers)).reshape(numbers.shape)
+        )
+        return weights_RC.detach().float().clamp(numbers - reach_RC, numbers + reach_RC)
 
     def __call__(self, weights_RC: Tensor) -> Tensor:
         """The numbers that the engine computes with in place of these."""
-        codes_RSB = self._codes(weights_RC)
-        return torch.addcmul(self.offset_RS1, codes_RSB, self.scale_RS1).view_as(weights_RC)
+        return torch.addcmul(self.offset_RS1, self._nearest(weights_RC), self.scale_RS1).view_as(weights_RC)
 
     def pack(self, weights_RC: Tensor) -> Bytes:
         """The rows as they are in a file, [R, bytes of a row]."""
-        codes = CODES[self.form.name]
-        chosen = (self._codes(weights_RC) - codes.least).to(torch.uint8).cpu().reshape(-1, self.form.block)
-        blocks = codes.with_codes(self.fitted.reshape(-1, self.form.block_bytes), chosen.numpy())
-        return blocks.reshape(self.fitted.shape)
+        codes = _codes_of(self.form, weights_RC)
+        chosen = codes.stored(self._nearest(weights_RC).reshape(-1, codes.block))
+        return codes.with_codes(self.fitted.reshape(-1, codes.block_bytes), chosen).reshape(self.fitted.shape)
 
-    def _codes(self, weights_RC: Tensor) -> Tensor:
-        codes = CODES[self.form.name]
-        weights_RSB = weights_RC.detach().view(len(weights_RC), -1, TOGETHER)
+    def _nearest(self, weights_RC: Tensor) -> Tensor:
+        weights_RSB = weights_RC.detach().view(len(weights_RC), -1, self._together(weights_RC))
         # Where a scale is nothing every code means the same number.
         inverse_RS1 = torch.where(self.scale_RS1 == 0, 0.0, 1 / self.scale_RS1)
-        return ((weights_RSB - self.offset_RS1) * inverse_RS1).round_().clamp_(codes.least, codes.most)
+        return _codes_of(self.form, weights_RC).nearest((weights_RSB - self.offset_RS1) * inverse_RS1)
+
+    def _together(self, weights_RC: Tensor) -> int:
+        """B."""
+        return weights_RC.shape[1] // self.scale_RS1.shape[1]
+
+
+def _codes_of(form: Format, weights_RC: Tensor) -> Codes:
+    found = form.codes(weights_RC.shape[1])
+    assert found is not None
+    return found

@@ -13,6 +13,7 @@ from inlay.nas.engines.llama_cpp import NAME as LLAMA_CPP
 from inlay.nas.engines.registry import format_of
 from inlay.nas.errors import UserError
 from inlay.nas.export.deci_consumers import CONSUMERS
+from inlay.nas.formats.compressed import COMPRESSED
 from inlay.nas.formats.gguf import GGUF
 from inlay.nas.tables.architecture import blocks_of
 
@@ -93,6 +94,18 @@ def _write_gguf(exported: Exported) -> Path:
     return _write_with(write_gguf_folder, exported, "type")
 
 
+def _check_compressed(parent: Parent, architecture: Blocks, options: Options) -> None:
+    from inlay.nas.export.compressed import check_compressed
+
+    check_compressed(parent, architecture, options["type"])
+
+
+def _write_compressed(exported: Exported) -> Path:
+    from inlay.nas.export.compressed import write_compressed_folder
+
+    return _write_with(write_compressed_folder, exported, "type")
+
+
 def _write_with(write: Callable[..., Path], exported: Exported, option: str) -> Path:
     """By a writer whose last argument is the value of the form's option."""
     place, parent, model, output = exported.workspace, exported.parent, exported.model, exported.output
@@ -106,6 +119,9 @@ FORMATS: Final[Mapping[str, Format]] = MappingProxyType(
             _write_deci, _check_deci, {"for": tuple(CONSUMERS)}, why="each program reads a DeciLM folder of its own"
         ),
         "gguf": Format(_write_gguf, _check_gguf, {"type": tuple(GGUF)}, usual=_usual_type),
+        "compressed-tensors": Format(
+            _write_compressed, _check_compressed, {"type": tuple(COMPRESSED)}, usual=lambda job, parent: {"type": ""}
+        ),
     }
 )
 """Every form by the value of `--format`, in the order messages list them."""

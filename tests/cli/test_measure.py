@@ -237,6 +237,8 @@ WRONG: list[tuple[dict[str, Any], str]] = [
      "/no/python"),
     ({"hardware.engine": "vllm"}, "vLLM on a CPU has attention for heads of 32, 64, "),
     ({"hardware.engine": "vllm", "hardware.format": "q8_0"}, "q8_0 is not a format of vllm; write bf16, f16, f32 or"),
+    ({"hardware.engine": "llama.cpp", "space": {"formats": ["int8"]}},
+     "space.formats[0]: int8 is not a format of llama.cpp; search with `hardware.engine: vllm`, or leave it out"),
     ({"hardware.device": "cuda", "hardware.engine": "llama.cpp"}, "hardware.device: cuda is not where inlay runs"),
     ({"hardware.scenarios": [{"prefill": 64, "generate": 64}]}, "context is 64, so make one of them smaller"),
     ({"space": {"attention": [{"kv_heads": 3}]}}, "space.attention[0].kv_heads: "),

@@ -24,12 +24,17 @@ from engines.children import Changes, write_child
 from engines.processes import living_in_group
 
 import inlay
+from inlay.nas.engines.compressed_checkpoint import matrix_formats
 from inlay.nas.engines.engine import Target
 from inlay.nas.engines.registry import ENGINES
+from inlay.nas.engines.shapes import shape_of_model
+from inlay.nas.engines.talk import Trained
 from inlay.nas.engines.vllm import process, settings_of, told_of, write_config
 from inlay.nas.errors import UserError
 from inlay.nas.families import open_parent
+from inlay.nas.formats.tensors import rounded
 from inlay.nas.modeling import InlayForCausalLM
+from inlay.nas.modeling.subblock_inlay import FORMAT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
@@ -97,7 +102,7 @@ class Vllm:
 
     def tokens(self, folders: Sequence[Path], prompts: list[list[int]]) -> list[list[list[int]]]:
         """Greedy tokens by folder and prompt."""
-        request = {"folders": list(map(str, folders)), "prompts": prompts, "tokens": TOKENS}
+        request = {"folders": list(map(str, folders)), "prompts": prompts, "tokens": TOKENS, "dtype": "float32"}
         done = self.run(HERE / "vllm_generate.py", given=json.dumps(request))
         assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
         found: list[list[list[int]]] = json.loads(done.stdout.splitlines()[-1])
@@ -166,9 +171,62 @@ def test_every_family(vllm: Vllm, tiny_parent: Any, tmp_path: Path) -> None:
     )
 
 
+def in_formats(stories: Path, folder: Path, form: str) -> tuple[InlayForCausalLM, Trained]:
+    """A child with some subblocks in a format: with the numbers that they are rounded to, and as an engine gets it."""
+    changes: Changes = {(0, "attention"): {"kind": "full", "kv_heads": 1}, (1, "attention"): LINEAR, (2, "ffn"): NO_OP}
+    child = write_child(stories, changes, folder)
+    plain = {(2, "ffn"), (3, "attention"), (4, "ffn")}
+    blocks = [
+        {slot: entry if (layer, slot) in plain else {**entry, FORMAT: form} for slot, entry in block.items()}
+        for layer, block in enumerate(child.config.blocks)
+    ]
+    config = child.config.with_blocks(blocks)
+    tensors = {name: tensor.detach().clone() for name, tensor in child.state_dict().items()}
+    with torch.no_grad():
+        for name, held in matrix_formats(shape_of_model(config), blocks).items():
+            if held is not None:
+                child.get_parameter(name).copy_(rounded(tensors[name], held))
+    return child, Trained("0a", config, stories, tensors)
+
+
+@pytest.mark.parametrize("dtype", ["f16", "bf16"])
+def test_subblocks_in_formats(vllm: Vllm, stories: Path, tmp_path: Path, dtype: str) -> None:
+    """Each token is the rounded model's choice, as far as half precision tells, and not that of the model before."""
+    child, trained = in_formats(stories, tmp_path / "child", "int4_g32")
+    before = InlayForCausalLM(child.config).eval()
+    before.load_state_dict(trained.tensors)
+    prompts, target = random_prompts(4096), Target("cpu", "float32", dtype, vllm.python)
+    with ENGINES["vllm"].talk({"child": trained}, target, 1, tmp_path / "kept") as talk:
+        found = [list(talk.continuations(ids, TOKENS, ())["child"].ids) for ids in prompts]
+    told = list(zip(prompts, found, strict=True))
+    most = {"f16": 0.02, "bf16": 0.2}[dtype]
+    assert max(behind(child, *each) for each in told) < most
+    assert max(behind(before, *each) for each in told) > 5 * most
+
+
+@pytest.mark.parametrize("form", ["int8", "fp8"])
+def test_formats_without_code_on_a_cpu(vllm: Vllm, stories: Path, tmp_path: Path, form: str) -> None:
+    """What a search is refused (vllm_formats.py) vLLM does not run."""
+    _, trained = in_formats(stories, tmp_path / "child", form)
+    target = Target("cpu", "float32", "bf16", vllm.python)
+    with (
+        ENGINES["vllm"].talk({"child": trained}, target, 1, tmp_path / "kept") as talk,
+        pytest.raises(UserError, match=r"^vllm: it does not run a model: "),
+    ):
+        talk.continuations([1, 2, 3], 4, ())
+
+
+def behind(model: InlayForCausalLM, ids: list[int], told: list[int]) -> float:
+    """How far the logits of these tokens are from the model's largest at most, given all before them."""
+    with torch.no_grad():
+        logits_TV = model(torch.tensor([ids + told])).logits[0, len(ids) - 1 : -1]
+    own_T = logits_TV.gather(1, torch.tensor(told)[:, None])[:, 0]
+    return float((logits_TV.max(1).values - own_T).max())
+
+
 def test_what_cannot_run_is_told_by_layer(vllm: Vllm, stories: Path, tmp_path: Path) -> None:
     write_child(stories, {(2, "attention"): {"kind": "window", "kv_heads": 2, "window": 16, "sinks": 2}}, tmp_path)
-    request = {"folders": [str(tmp_path)], "prompts": [[1]], "tokens": 1}
+    request = {"folders": [str(tmp_path)], "prompts": [[1]], "tokens": 1, "dtype": "float32"}
     done = vllm.run(HERE / "vllm_generate.py", given=json.dumps(request))
     assert done.returncode != 0
     assert "layer 2: vLLM has windows but keeps no first tokens beside them (window 16, sinks 2)" in done.stderr

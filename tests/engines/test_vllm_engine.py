@@ -15,6 +15,7 @@ from inlay.nas.engines.fitting import hardware_problems, shape_problems
 from inlay.nas.engines.registry import ENGINES
 from inlay.nas.errors import UserError
 from inlay.nas.families import Shape, open_parent
+from inlay.nas.formats.compressed import COMPRESSED
 from inlay.nas.job.sections import Hardware
 from inlay.nas.job.space import Space
 
@@ -24,7 +25,7 @@ ALL = {"attention": [{"kv_heads": 1}, "linear", "no_op"], "ffn": [{"width": 0.5}
 
 @pytest.fixture
 def shape(tiny_parent: Callable[..., Path]) -> Shape:
-    return open_parent(tiny_parent("llama", hidden_size=128)).shape
+    return open_parent(tiny_parent("llama", hidden_size=128, intermediate_size=192)).shape
 
 
 def problems(shape: Shape, space: dict[str, Any], **hardware: Any) -> list[str]:
@@ -63,6 +64,76 @@ def test_its_formats(shape: Shape) -> None:
     assert problems(shape, ALL, format="q8_0") == [
         "hardware.format: q8_0 is not a format of vllm; write bf16, f16, f32 or auto"
     ]
+
+
+def test_subblocks_in_formats_of_their_own(shape: Shape) -> None:
+    space = {"ffn": [{"width": 0.5}], "formats": ["int4_g32"]}
+    assert problems(shape, space) == []
+    assert problems(shape, space, format="f32") == [
+        "space.formats[0]: vLLM has code for weights in int4_g32 where all else is in bf16 or f16; set hardware.format"
+    ]
+    every = {**space, "formats": ["int8", "fp8", "int4_g32"], "multiple": 32}
+    for device in ("cpu", "cuda"):
+        assert problems(shape, every, device=device) == (
+            [
+                f"space.formats[{place}]: vLLM on a CPU has no code for weights in {form}; take int4_g32 or int4_g128, "
+                "or search with `hardware.device: cuda`"
+                for place, form in enumerate(("int8", "fp8"))
+            ]
+            if device == "cpu"
+            else []
+        )
+
+
+def test_formats_of_others_are_told_by_name(shape: Shape) -> None:
+    assert problems(shape, {"formats": ["q4_0", "bf16"]}, format="f16") == [
+        "space.formats[0]: q4_0 is not a format of vllm; search with `hardware.engine: llama.cpp`, or leave it out",
+        "space.formats[1]: vllm has bf16 for whole models alone (hardware.format); search with `hardware.engine: "
+        "llama.cpp`, or leave it out",
+    ]
+    assert problems(shape, {"formats": ["bf16"]}) == [
+        "space.formats[0]: bf16 is what everything is stored in already (hardware.format); leave it out"
+    ]
+    for engine in ("llama.cpp", "transformers"):
+        assert problems(shape, {"formats": ["int8"]}, engine=engine) == [
+            f"space.formats[0]: int8 is not a format of {engine}; search with `hardware.engine: vllm`, or leave it out"
+        ]
+    own = shape.parent_entry(0, "ffn")
+    told = ENGINES["llama.cpp"].problem({**own, "format": "int8"}, "ffn", shape, "f16")
+    assert str(told).startswith("llama.cpp has no int8; its formats are f32, f16, ")
+    assert ENGINE.problem({**own, "format": "q4_0"}, "ffn", shape, "bf16") == (
+        "vLLM has no q4_0; its formats are int8, fp8, int4_g32, int4_g128"
+    )
+    assert problems(shape, ALL, format="int8") == [
+        "hardware.format: vllm stores only subblocks in int8; name it in space.formats, and here write bf16, f16, f32 "
+        "or auto"
+    ]
+
+
+def test_sizes_that_a_format_does_not_take_are_told(shape: Shape) -> None:
+    assert problems(shape, {"ffn": [{"width": 24}], "formats": ["int4_g32"]}) == [
+        "space.ffn: ffn:width=24@int4_g32 at layer 0: int4_g32 stores 32 numbers together, and mlp.down_proj.weight "
+        "has rows of 24; take a multiple of 32, or another format"
+    ]
+    assert problems(shape, {"formats": ["int4_g128"]}) == [
+        "space.ffn: ffn:parent@int4_g128 at layer 0: int4_g128 stores 128 numbers together, and "
+        "mlp.down_proj.weight has rows of 192; take a multiple of 128, or int4_g32"
+    ]
+    narrow = dataclasses.replace(shape, hidden=66)
+    assert ENGINE.problem({**shape.parent_entry(0, "ffn"), "format": "fp8"}, "ffn", narrow, "bf16") == (
+        "fp8 stores 4 numbers together, and mlp.gate_proj.weight has rows of 66; take a multiple of 4, or another "
+        "format"
+    )
+
+
+@pytest.mark.parametrize("form", COMPRESSED)
+def test_bytes_of_subblocks_in_formats(shape: Shape, form: str) -> None:
+    """Codes, scales as wide as all other numbers, and norms as everything is."""
+    own, bits = shape.parent_entry(0, "ffn"), 4 if form.startswith("int4") else 8
+    scales = {"int4_g32": 3 * 128 * 192 // 32, "int4_g128": 3 * 128 * 192 // 128}.get(form, 2 * 192 + 128)
+    for dtype, size in (("bf16", 2), ("f32", 4)):
+        found = ENGINE.storage(dtype, "cpu").weights({**own, "format": form}, "ffn", shape)
+        assert found == 3 * 128 * 192 * bits // 8 + scales * size + 128 * size
 
 
 @pytest.mark.parametrize(("device", "block"), [("cpu", 128), ("cuda", 16), ("cuda:3", 16)])

@@ -1,6 +1,6 @@
-"""Run by the Python of a vLLM environment: greedy tokens of model folders, in float32 on the CPU.
+"""Run by the Python of a vLLM environment: greedy tokens of model folders on the CPU.
 
-Standard input: {"folders": [...], "prompts": [[ids], ...], "tokens": N}. The last line of standard
+Standard input: {"folders": [...], "prompts": [[ids], ...], "tokens": N, "dtype": "float32"}. The last line of standard
 output: one list of token lists a folder.
 """
 
@@ -17,7 +17,7 @@ def main(request: dict[str, Any]) -> list[list[list[int]]]:
     greedy = SamplingParams(temperature=0.0, max_tokens=request["tokens"], ignore_eos=True, detokenize=False)
     found = []
     for folder in request["folders"]:
-        model = LLM(folder, dtype="float32", kv_cache_memory_bytes=1 << 28, enforce_eager=True)
+        model = LLM(folder, dtype=request["dtype"], kv_cache_memory_bytes=1 << 28, enforce_eager=True)
         outputs = model.generate([{"prompt_token_ids": ids} for ids in request["prompts"]], greedy, use_tqdm=False)
         found.append([list(output.outputs[0].token_ids) for output in outputs])
         del model

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from inlay.nas.errors import UserError
+from inlay.nas.formats import FORMATS
 from inlay.nas.formats.codes import CODES
+from inlay.nas.formats.compressed import COMPRESSED
 from inlay.nas.formats.fitting import DAMPING, Inputs, can_fit, fitted
 from inlay.nas.formats.gguf import GGUF
 
@@ -25,9 +27,9 @@ def weights_RC() -> torch.Tensor:
     return torch.randn(48, 512, generator=torch.Generator().manual_seed(1)) * 0.05
 
 
-@pytest.mark.parametrize("name", CODES)
+@pytest.mark.parametrize("name", [*CODES, *COMPRESSED])
 def test_outputs_change_less_than_by_the_nearest_codes_on_other_text_too(name: str, weights_RC: torch.Tensor) -> None:
-    form, read_ND = GGUF[name], correlated(512, 4096)
+    form, read_ND = FORMATS[name], correlated(512, 4096)
     own_ND, other_ND = read_ND[:2048], read_ND[2048:]
     inputs = Inputs("", own_ND.T @ own_ND / len(own_ND))
     harm = {}
@@ -108,7 +110,7 @@ def test_inputs_that_say_nothing_leave_every_number_to_itself(weights_RC: torch.
 
 
 def test_only_formats_with_codes_are_fitted() -> None:
-    assert {name for name in GGUF if can_fit(GGUF[name])} == set(CODES)
+    assert {name for name in FORMATS if can_fit(FORMATS[name])} == {*CODES, *COMPRESSED}
 
 
 def test_statistics_that_are_not_finite_are_told(weights_RC: torch.Tensor) -> None:

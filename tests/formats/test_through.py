@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from inlay.nas.formats.codes import CODES
-from inlay.nas.formats.fitting import Inputs
-from inlay.nas.formats.gguf import GGUF
+from inlay.nas.formats import FORMATS
+from inlay.nas.formats.fitting import Inputs, can_fit
 from inlay.nas.formats.tensors import packed
 from inlay.nas.formats.through import Grid
+
+FITTED = [name for name in FORMATS if can_fit(FORMATS[name])]
 
 
 @pytest.fixture
@@ -26,15 +27,15 @@ def inputs() -> Inputs:
 
 
 def numbers(rows: object, name: str) -> torch.Tensor:
-    return torch.from_numpy(GGUF[name].unpack(rows, 512).copy())  # type: ignore[arg-type]
+    return torch.from_numpy(FORMATS[name].unpack(rows, 512).copy())  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", CODES)
+@pytest.mark.parametrize("name", FITTED)
 def test_training_begins_with_the_fitted_codes_and_near_the_weights(
     name: str, weights_RC: torch.Tensor, inputs: Inputs
 ) -> None:
-    fitted = packed(weights_RC, GGUF[name], inputs)
-    grid = Grid.of(weights_RC, GGUF[name], inputs, None)
+    fitted = packed(weights_RC, FORMATS[name], inputs)
+    grid = Grid.of(weights_RC, FORMATS[name], inputs, None)
     start = grid.start(weights_RC)
     assert (grid.pack(start) == fitted).all()
     assert (grid.pack(weights_RC) != fitted).any()
@@ -44,9 +45,9 @@ def test_training_begins_with_the_fitted_codes_and_near_the_weights(
     assert float((start - weights_RC).abs().sum()) < 0.5 * float((numbers(fitted, name) - weights_RC).abs().sum())
 
 
-@pytest.mark.parametrize("name", CODES)
+@pytest.mark.parametrize("name", FITTED)
 def test_what_is_computed_with_is_what_is_stored(name: str, weights_RC: torch.Tensor) -> None:
-    grid = Grid.of(weights_RC, GGUF[name], None, None)
+    grid = Grid.of(weights_RC, FORMATS[name], None, None)
     moved = weights_RC + 0.03 * torch.randn(weights_RC.shape, generator=torch.Generator().manual_seed(3))
     rows = grid.pack(moved)
     assert (rows != grid.pack(weights_RC)).any()

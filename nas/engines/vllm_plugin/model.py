@@ -78,7 +78,9 @@ class InlayModel(nn.Module):
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__()
         config: InlayConfig = vllm_config.model_config.hf_config
-        shape = shape_of(config.to_dict(), "float32")
+        # How weights are stored is vLLM's own matter.
+        values = {name: value for name, value in config.to_dict().items() if name != "quantization_config"}
+        shape = shape_of(values, "float32")
         rope_parameters = config.family_config().rope_parameters
         _check(shape)
         common = Common(
