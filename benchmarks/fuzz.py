@@ -40,7 +40,7 @@ def main() -> None:
     with ProcessPoolExecutor(asked.processes, mp_context=get_context("spawn")) as pool:
         for done, part in enumerate(pool.map(tried, seeds, counts), start=1):
             add(whole, part)
-            print(f"{done * PART:,} cases, {len(whole.finds)} finds", file=sys.stderr, flush=True)
+            print(f"{done * PART:,} cases", *part.finds, sep="\n", file=sys.stderr, flush=True)
     asked.output.write_text(page(whole, asked.seed))
     print(page(whole, asked.seed))
     raise SystemExit(bool(whole.finds))
@@ -70,9 +70,9 @@ def page(found: Found, seed: int) -> str:
     lines = [
         "# Job files and identifiers that nobody means",
         "",
-        f"{total:,} cases of seed {seed}: {by_end['taken']:,} taken, {by_end['refused']:,} refused in a sentence. A find "
-        "is any other error, a refusal with control characters or of more than 100 kB, a job that reads differently the "
-        f"second time, or more than {MOST_SECONDS:g} s. Written by `benchmarks/fuzz.py`.",
+        f"{total:,} cases of seed {seed}: {by_end['taken']:,} taken, {by_end['refused']:,} refused in a sentence. "
+        "A find is any other error, a refusal with control characters or of more than 100 kB, a job that reads "
+        f"differently the second time, or more than {MOST_SECONDS:g} s. Written by `benchmarks/fuzz.py`.",
         "",
         "| subject | cases | taken | refused | longest, ms |",
         "|---|---:|---:|---:|---:|",

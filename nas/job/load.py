@@ -12,7 +12,7 @@ from inlay.nas.errors import UserError
 from inlay.nas.problems import show
 
 LARGEST_BYTES = 1_000_000
-MOST_VALUES = 20_000
+MOST_VALUES = 10_000
 
 
 def read_text(path: str | os.PathLike[str]) -> str:

@@ -56,9 +56,9 @@ def blocks_html(
 ) -> Iterator[str]:
     """Every variant at every layer, with a filter: what it costs, how well it learnt its place, and its score alone."""
     learnt = {(row.layer, row.variant): row for row in losses}
-    alone = {(row.layer, _single(row)): row.kl_nats for row in scores if _single(row)}
+    alone = {(row.layer, label): row.kl_nats for row in scores if (label := _single(row)) is not None}
     stands = {(layer, label) for layer, block in enumerate(child) for label in block}
-    places = {*learnt, *alone, *stands} | {place for place in shares if place[0] >= 0}
+    places = {*learnt, *alone, *stands} | {(layer, label) for layer, label in shares if label in PARENT_LABELS}
     rows = []
     for layer, label in sorted(places, key=lambda place: (place[0], parse_variant(place[1]).rank)):
         variant, row = parse_variant(label), learnt.get((layer, label))

@@ -250,6 +250,17 @@ def test_all_at_once_and_in_their_words(values: dict[str, Any]) -> None:
     assert "distill" not in caught.value.sections
 
 
+def test_more_problems_than_are_read_are_counted(values: dict[str, Any]) -> None:
+    values |= {f"key{number}": 1 for number in range(1, 1502)}
+    with pytest.raises(JobError) as caught:
+        Job.from_dict(values)
+    headline, *lines, last = str(caught.value).splitlines()
+    assert headline == "job has 1,501 problems:"
+    assert len(lines) == 100
+    assert last == "  and 1,401 more"
+    assert len(caught.value.problems) == 1501
+
+
 def test_checks_between_fields_run_beside_wrong_fields(values: dict[str, Any]) -> None:
     wrong = changed(changed(values, ("seed",), -1), ("budget", "chatt"), {"kv": "1GiB"})
     with pytest.raises(JobError) as caught:
