@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Protocol
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 from inlay.cluster.errors import AbsentError, StoreError
 
@@ -279,7 +280,7 @@ def open_files(url: str) -> Files:
     except Exception as error:
         reason = ascii(str(error) or type(error).__name__)[1:-1]
         raise StoreError(f"the store {ascii(url[:_LONGEST_SHOWN])[1:-1]} cannot be opened: {reason}") from error
-    if isinstance(filesystem, fsspec.implementations.local.LocalFileSystem):
+    if isinstance(filesystem, LocalFileSystem):
         return LocalFiles(Path(root))
     return RemoteFiles(filesystem, root)
 

@@ -30,7 +30,7 @@ VARIABLE = "INLAY_SUBMISSION"
 # One environment variable holds at most 128 KiB, and Ray puts it into another one once more.
 LARGEST_BYTES = 60_000
 LARGEST_UNPACKED = 4_000_000
-"""A job file has at most 1 MB, of which JSON may make some times as much."""
+"""A job file has at most 500 kB, of which JSON may make some times as much."""
 
 
 @dataclass(frozen=True)

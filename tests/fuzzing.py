@@ -304,7 +304,8 @@ def check_job(job: Job) -> None:
 def identifier(chance: random.Random) -> str:
     """An example with something done to it, or something else altogether."""
     if chance.random() < 0.02:
-        return chance.choice(PARTS) * (MEGABYTE // 3)
+        part = chance.choice(PARTS) or " "
+        return part * (MEGABYTE // len(part))
     text = chance.choice((*EXAMPLES, *PARTS))
     for _ in range(chance.randrange(4)):
         text = _broken(chance, text, PARTS)

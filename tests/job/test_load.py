@@ -69,7 +69,7 @@ def test_files(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is not UTF-8 at byte 8"):
         read_text(file)
     file.write_bytes(b"#" * (LARGEST_BYTES + 1))
-    with pytest.raises(UserError, match="is larger than 1000000 bytes"):
+    with pytest.raises(UserError, match="is larger than 500000 bytes"):
         read_text(file)
     file.write_bytes(b"\xef\xbb\xbfseed: 1\n")
     assert read_text(file) == "seed: 1\n"
