@@ -9,13 +9,13 @@ import fuzzing
 
 def test_nothing_is_found() -> None:
     found = fuzzing.Found()
-    for case in islice(fuzzing.cases(seed=20261130), 1500):
+    for case in islice(fuzzing.cases(seed=20261130), 1000):
         found.add(case)
     assert found.finds == []
     taken = {subject for subject, end in found.ends if end == "taken"}
     refused = {subject for subject, end in found.ends if end == "refused"}
-    assert {"job", "job id", "tag", "model URI", "on_end", "workspace"} <= taken & refused
-    assert "job file" in refused
+    assert {"job", "job file", "listed id", "model name"} <= taken & refused
+    assert set(fuzzing.IDENTIFIERS) | {"job file"} <= taken | refused
 
 
 def test_a_find_is_seen() -> None:
