@@ -14,11 +14,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Protocol
 
 import fsspec
+from fsspec.implementations.local import LocalFileSystem
 
 from inlay.cluster.errors import AbsentError, StoreError
 
 TEMPORARY = ".tmp"
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
+_LONGEST_SHOWN = 300
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -274,9 +276,11 @@ def open_files(url: str) -> Files:
         extra = _EXTRAS.get(url.partition("://")[0])
         way_out = f"; pip install 'inlay[{extra}]'" if extra else ""
         raise StoreError(f"the store {url} cannot be opened: {error}{way_out}") from error
-    except ValueError as error:
-        raise StoreError(f"the store {url} cannot be opened: {error}") from error
-    if isinstance(filesystem, fsspec.implementations.local.LocalFileSystem):
+    # Each client has errors of its own, and a chain of them (`zip://...`) opens files already.
+    except Exception as error:
+        reason = ascii(str(error) or type(error).__name__)[1:-1]
+        raise StoreError(f"the store {ascii(url[:_LONGEST_SHOWN])[1:-1]} cannot be opened: {reason}") from error
+    if isinstance(filesystem, LocalFileSystem):
         return LocalFiles(Path(root))
     return RemoteFiles(filesystem, root)
 

@@ -59,6 +59,20 @@ def request_json(
         raise HttpError(f"{url} answers, but not with JSON", 200) from None
 
 
+def post_json(url: str, value: Any, timeout_seconds: float) -> int:
+    """Send `value` once and return the status of the answer, which is not read; raises HttpError if there is none."""
+    import requests
+
+    try:
+        with (
+            _session(0) as session,
+            session.post(url, json=value, timeout=timeout_seconds, allow_redirects=False, stream=True) as answer,
+        ):
+            return int(answer.status_code)
+    except (requests.RequestException, ValueError) as error:
+        raise HttpError(f"nothing answers at {url} ({_reason(error)})") from error
+
+
 def is_healthy(url: str) -> bool:
     """Tell whether `url` answers with success."""
     import requests

@@ -24,12 +24,13 @@ from inlay.nas.errors import InlayError, UserError
 
 if TYPE_CHECKING:
     from inlay.nas.job import Job
+    from inlay.nas.stages.run import RunResult
 
 VARIABLE = "INLAY_SUBMISSION"
 # One environment variable holds at most 128 KiB, and Ray puts it into another one once more.
 LARGEST_BYTES = 60_000
 LARGEST_UNPACKED = 4_000_000
-"""A job file has at most 1 MB, of which JSON may make some times as much."""
+"""A job file has at most 500 kB, of which JSON may make some times as much."""
 
 
 @dataclass(frozen=True)
@@ -127,22 +128,31 @@ def check_versions(theirs: Mapping[str, str]) -> None:
 
 def run(values: dict[str, Any]) -> None:
     """Check that every node can use what the job names, then run the job on this cluster."""
-    from inlay.cluster.probe import probe_nodes
-    from inlay.cluster.runtime import ClusterSettings, connect
     from inlay.nas.job import Job
     from inlay.nas.report.progress import Reporter
-
-    job = Job.parse(values["job"], values["folder"])
-    scratch = job.resolve(job.cluster.scratch) if job.cluster.scratch else None
-    with connect(ClusterSettings(workers=1, address="auto")) as cluster:
-        problems = probe_nodes(cluster, named_paths(job), values["workspace"], values["versions"]["inlay"], scratch)
-    if problems:
-        raise UserError("; ".join(problems))
+    from inlay.nas.stages.recording.on_end import told_on_end
     from inlay.nas.stages.rounds import run_rounds
 
+    job, workspace, job_id = Job.parse(values["job"], values["folder"]), values["workspace"], values["job_id"]
     with Reporter() as reporter:
-        result = run_rounds(job, values["workspace"], reporter, name=f"the job {values['job_id']}", address="auto")
-        reporter.summary(result.to_dict())
+
+        def work() -> RunResult:
+            _check_nodes(job, workspace, values["versions"]["inlay"])
+            return run_rounds(job, workspace, reporter, name=f"the job {job_id}", address="auto")
+
+        reporter.summary(told_on_end(job, workspace, job_id, reporter.warning, work).to_dict())
+
+
+def _check_nodes(job: Job, workspace: str, version: str) -> None:
+    """Raise UserError unless every node can use what the job names."""
+    from inlay.cluster.probe import probe_nodes
+    from inlay.cluster.runtime import ClusterSettings, connect
+
+    scratch = job.resolve(job.cluster.scratch) if job.cluster.scratch else None
+    with connect(ClusterSettings(workers=1, address="auto")) as cluster:
+        problems = probe_nodes(cluster, named_paths(job), workspace, version, scratch)
+    if problems:
+        raise UserError("; ".join(problems))
 
 
 def named_paths(job: Job) -> list[str]:

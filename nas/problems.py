@@ -7,6 +7,9 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+LONGEST_WORD = 100
+"""Longer ones are no slip of the keyboard, and take long to compare."""
+
 
 @dataclass(frozen=True, order=True)
 class Problem:
@@ -54,4 +57,6 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 def closest(word: str, known: Iterable[str]) -> str:
     """The known word that is close enough to be meant, else nothing."""
+    if len(word) > LONGEST_WORD:
+        return ""
     return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)), "")

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from inlay.nas.errors import UserError
+from inlay.nas.problems import show
 
 _FORM = re.compile(r"\s*([^=<>]*[^=<>\s])\s*(=|<=|>=)\s*([^=<>]*?)\s*", re.DOTALL)
 _LONGEST = 200
@@ -33,9 +34,10 @@ class Asked:
 
 def parse_asked(text: str) -> Asked:
     """Reads one limit; UserError when it has another form."""
-    match = _FORM.fullmatch(text) if len(text) <= _LONGEST else None
+    match = _FORM.fullmatch(text) if len(text) <= _LONGEST and text.isprintable() else None
     if match is None or not match[3]:
+        shown = text[:_LONGEST] if text.isprintable() else show(text, _LONGEST)
         raise UserError(
-            f"--limit {text[:_LONGEST]}: write NAME=VALUE (at most) or 'NAME>=VALUE' (at least), such as runtime=0.6x"
+            f"--limit {shown}: write NAME=VALUE (at most) or 'NAME>=VALUE' (at least), such as runtime=0.6x"
         )
     return Asked(text, match[1], match[2] == ">=", match[3])

@@ -27,9 +27,12 @@ def run_command(
     loaded = Job.load(job)
     with make_reporter() as reporter:
         try:
+            from inlay.nas.stages.recording.on_end import told_on_end
             from inlay.nas.stages.rounds import run_rounds
 
-            result = run_rounds(loaded, workspace, reporter)
+            result = told_on_end(
+                loaded, workspace, None, reporter.warning, lambda: run_rounds(loaded, workspace, reporter)
+            )
         except KeyboardInterrupt:
             reporter.close()
             print("inlay: stopped; finished pieces are kept, the same command goes on from there", file=sys.stderr)

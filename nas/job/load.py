@@ -11,8 +11,9 @@ import yaml
 from inlay.nas.errors import UserError
 from inlay.nas.problems import show
 
-LARGEST_BYTES = 1_000_000
-MOST_VALUES = 20_000
+LARGEST_BYTES = 500_000
+MOST_VALUES = 10_000
+DEEPEST = 50
 
 
 def read_text(path: str | os.PathLike[str]) -> str:
@@ -50,8 +51,6 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
         where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         problem = (error.problem or error.context or "it cannot be parsed").replace("\n", " ")
         raise UserError(f"{source} is not valid YAML{where}: {problem}") from None
-    except RecursionError:
-        raise UserError(f"{source} is nested too deeply; a job file has three levels") from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:
         raise UserError(f"{source} is not valid YAML: {_reason(error)}") from None
     if not isinstance(value, dict):
@@ -68,12 +67,18 @@ class _Loader(yaml.SafeLoader):
         super().__init__(text)
         self.source = source
         self.values_left = MOST_VALUES
+        self.depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         self.values_left -= 1
         if self.values_left < 0:
             raise UserError(_too_many(self.source))
-        return super().compose_node(parent, index)
+        self.depth += 1
+        if self.depth > DEEPEST:
+            raise UserError(f"{self.source} is nested too deeply; a job file has three levels")
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()

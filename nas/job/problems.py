@@ -14,12 +14,18 @@ from pydantic_core import ErrorDetails
 
 from inlay.nas.problems import FieldProblems, Problem, closest, did_you_mean, path_of, show
 
+MOST_LISTED = 100
+"""Problems that are told in words; keys that are unknown beyond them are not compared with the known ones."""
+
 
 def list_problems(problems: Sequence[Problem], source: str) -> str:
-    """All problems as text: a single line for one, else a headline and one line each."""
+    """The problems as text: a single line for one, else a headline and one line each, up to `MOST_LISTED`."""
     if len(problems) == 1:
         return f"{source}: {problems[0]}"
-    return "\n".join([f"{source} has {len(problems)} problems:", *(f"  {problem}" for problem in problems)])
+    lines = [f"{source} has {len(problems):,} problems:", *(f"  {problem}" for problem in problems[:MOST_LISTED])]
+    if len(problems) > MOST_LISTED:
+        lines.append(f"  and {len(problems) - MOST_LISTED:,} more")
+    return "\n".join(lines)
 
 
 def problems_of(error: ValidationError, model: type[BaseModel], values: Any) -> list[Problem]:
@@ -31,9 +37,12 @@ def problems_of(error: ValidationError, model: type[BaseModel], values: Any) -> 
         if detail["type"] == "too_short" and any(_is_below(other, detail) for other in details):
             continue
         if detail["type"] == "extra_forbidden":
-            problem, meant = _unknown_key(detail, model)
+            if len(found) < MOST_LISTED:
+                problem, meant = _unknown_key(detail, model)
+                forgiven.add(meant)
+            else:
+                problem = Problem(path_of(detail["loc"]), "unknown key")
             found.append(problem)
-            forgiven.add(meant)
         elif isinstance(cause := detail.get("ctx", {}).get("error"), FieldProblems):
             found += [Problem(path_of(detail["loc"]) + path, text) for path, text in cause.problems]
         else:

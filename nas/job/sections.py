@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, model_validator
 
+from inlay.cluster.on_end import check_url
 from inlay.nas.families.registered import check_model_alias, check_model_name
 from inlay.nas.formats import FORMATS
 from inlay.nas.job.fields import Bytes, Count, Number, Seconds, Section
@@ -359,4 +360,7 @@ class Cluster(Section):
     )
     patience: Seconds = Field(
         default=1800.0, ge=1, le=864_000, description="A piece without progress for so long is tried again."
+    )
+    on_end: Annotated[str, AfterValidator(check_url)] | None = Field(
+        default=None, max_length=2_000, description="URL that is told how the job ended, where the cluster allows it."
     )

@@ -22,11 +22,15 @@ from inlay.nas.variants.registry import KINDS, kind_with
 Alternative = str | dict[str, int | float]
 """`"linear"`, `"no_op"`, `{"kv_heads": 2}`, `{"window": 128}`, both in one, `{"width": 256}` or `{"width": 0.5}`."""
 
+MOST_ALTERNATIVES = 500
+"""Of a list: each is compared with all others."""
+
 
 def parse_alternatives(slot: Slot, value: object) -> tuple[Alternative, ...]:
     """Checks one list of alternatives; raises FieldProblems naming every bad item by its place."""
     if isinstance(value, str | Mapping) or not isinstance(value, Sequence):
         raise FieldProblems([("", f"{show(value)} is not a list; write for example {_example(slot)}")])
+    _check_length(value)
     problems: list[tuple[str, str]] = []
     parsed: list[Alternative] = []
     for index, item in enumerate(value):
@@ -54,9 +58,10 @@ def _ffn(value: object) -> tuple[Alternative, ...]:
 def _formats(value: object) -> tuple[str, ...]:
     if isinstance(value, str | Mapping) or not isinstance(value, Sequence):
         raise FieldProblems([("", f"{show(value)} is not a list; write for example [q8_0, q4_K]")])
+    _check_length(value)
     problems = []
     for index, form in enumerate(value):
-        if form not in FORMATS:
+        if not isinstance(form, str) or form not in FORMATS:
             hint = did_you_mean(str(form), FORMATS)
             problems.append((f"[{index}]", f"{show(form)} is not a format; {hint}there are {', '.join(FORMATS)}"))
         elif form in value[:index]:
@@ -64,6 +69,11 @@ def _formats(value: object) -> tuple[str, ...]:
     if problems:
         raise FieldProblems(problems)
     return tuple(value)
+
+
+def _check_length(value: Sequence[object]) -> None:
+    if len(value) > MOST_ALTERNATIVES:
+        raise FieldProblems([("", f"has {len(value):,} entries; at most {MOST_ALTERNATIVES} are searched")])
 
 
 def _kinds(slot: Slot) -> list[Kind]:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from matplotlib.figure import Figure
-
-from inlay.nas.report.grid import Cell, GridRecord, draw_grid
+from inlay.nas.report.grid import Cell, GridRecord
 from inlay.nas.tables.architecture import Block
 from inlay.nas.variants import is_free, parse_variant
 
@@ -17,7 +15,10 @@ Shares = Mapping[tuple[int, str], float]
 
 
 def architecture_record(models: Mapping[str, Sequence[Block]], shares: Shares) -> GridRecord:
-    """Computes the picture: two rows a model, coloured by the share of the parent's time that is left."""
+    """Computes the picture: two rows a model, coloured by the share of the parent's time that is left.
+
+    Dark cells cost as much as the parent's own subblock, white ones nothing.
+    """
     rows, cells = [], []
     for name, blocks in models.items():
         for place, slot in enumerate(SLOTS):
@@ -26,11 +27,6 @@ def architecture_record(models: Mapping[str, Sequence[Block]], shares: Shares) -
             cells.append(tuple(Cell(_share(layer, label, shares), short(label)) for layer, label in enumerate(labels)))
     breaks = tuple(range(0, len(rows), 2))
     return GridRecord("Architecture", tuple(rows), tuple(cells), "time, of the parent's subblock", False, 0, 1, breaks)
-
-
-def draw_architecture(record: GridRecord) -> Figure:
-    """Dark cells cost as much as the parent's own subblock, white ones nothing."""
-    return draw_grid(record, "Blues")
 
 
 def shares_of(costs: Sequence[Mapping[str, object]]) -> dict[tuple[int, str], float]:

@@ -37,11 +37,16 @@ def empty_figure(width: float, height: float, title: str) -> tuple[Figure, Any]:
     return figure, axes
 
 
+def spans_much(values: Sequence[float]) -> bool:
+    """Whether `values` are to be drawn by their magnitude."""
+    positive = [value for value in values if value > 0] or [1.0]
+    return max(positive) >= 5 * min(positive)
+
+
 def scale_for(axes: Any, values: Sequence[float]) -> None:
     """Scales the upright axis: logarithmic with plain numbers where `values` span much, else linear from 0."""
-    positive = [value for value in values if value > 0] or [1.0]
-    if max(positive) < 5 * min(positive):
-        axes.set_ylim(0, 1.08 * max(positive))
+    if not spans_much(values):
+        axes.set_ylim(0, 1.08 * max([value for value in values if value > 0], default=1.0))
         return
 
     def text(value: float, _: int) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
@@ -25,7 +25,8 @@ class Cell:
 
 @dataclass(frozen=True)
 class GridRecord:
-    """What is drawn: `cells[row][layer]`; `logarithmic` colours by magnitude; `breaks` are rows with a line above."""
+    """What is drawn: `cells[row][layer]`; `logarithmic` colours by magnitude; `breaks` are rows with a line above;
+    `colours` names a palette from light to dark."""
 
     title: str
     rows: tuple[str, ...]
@@ -35,15 +36,16 @@ class GridRecord:
     low: float | None = None
     high: float | None = None
     breaks: tuple[int, ...] = ()
+    colours: str = "Blues"
 
 
-def draw_grid(record: GridRecord, colours: str = "YlGnBu") -> Figure:
+def draw_grid(record: GridRecord) -> Figure:
     """Dark is much; cells carry their text while there are few enough layers to read it."""
     columns = max((len(row) for row in record.cells), default=0)
     width = min(14.0, max(7.0, 2.4 + 0.52 * min(columns, MOST_COLUMNS_WITH_TEXT)))
     figure, axes = empty_figure(width, 1.3 + 0.3 * len(record.rows), record.title)
     values = [[math.nan if cell.value is None else cell.value for cell in row] for row in record.cells]
-    image = axes.imshow(values, aspect="auto", cmap=colours, norm=_norm(record, values), interpolation="nearest")
+    image = axes.imshow(values, aspect="auto", cmap=record.colours, norm=norm_of(record), interpolation="nearest")
     axes.set_facecolor(MISSING)
     axes.grid(visible=False)
     axes.set_yticks(range(len(record.rows)), record.rows)
@@ -78,8 +80,9 @@ def short_number(value: float) -> str:
     return "0" if value == 0 else f"{value:.0e}".replace("e-0", "e-")
 
 
-def _norm(record: GridRecord, values: Sequence[Sequence[float]]) -> Normalize:
-    finite = [value for row in values for value in row if math.isfinite(value)]
+def norm_of(record: GridRecord) -> Normalize:
+    """How dark a value is, 0 to 1."""
+    finite = [cell.value for row in record.cells for cell in row if cell.value is not None and isfinite(cell.value)]
     if record.logarithmic:
         positive = [value for value in finite if value > 0] or [1.0]
         low, high = record.low or min(positive), record.high or max(positive)

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from matplotlib.figure import Figure
-
-from inlay.nas.report.grid import Cell, GridRecord, draw_grid, short_number
+from inlay.nas.report.grid import Cell, GridRecord, short_number
 from inlay.nas.report.records import PARENT_LABELS, LossRow, ScoreRow
 from inlay.nas.variants import parse_variant
 
@@ -30,11 +28,6 @@ def score_record(rows: Sequence[ScoreRow]) -> GridRecord:
     return _record("Scores: KL with one subblock replaced", "nats per token", values, set(), True)
 
 
-def draw_losses(record: GridRecord) -> Figure:
-    """Dark is a large error."""
-    return draw_grid(record, "OrRd")
-
-
 def _record(
     title: str,
     unit: str,
@@ -48,7 +41,8 @@ def _record(
     cells = tuple(tuple(_cell((layer, label), values, failed) for layer in range(layers)) for label in labels)
     first_ffn = next((row for row, label in enumerate(labels) if label.startswith("ffn:")), 0)
     low, high = (None, None) if logarithmic else (0.0, 1.0)
-    return GridRecord(title, tuple(labels), cells, unit, logarithmic, low, high, (first_ffn,) if first_ffn else ())
+    breaks = (first_ffn,) if first_ffn else ()
+    return GridRecord(title, tuple(labels), cells, unit, logarithmic, low, high, breaks, colours="OrRd")
 
 
 def _cell(

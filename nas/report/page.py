@@ -5,23 +5,41 @@ from __future__ import annotations
 import base64
 import html
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
 from inlay.nas.errors import InlayError, UserError
 from inlay.nas.quantities import show_bytes, show_count, show_seconds
+from inlay.nas.report.architecture import shares_of
 from inlay.nas.report.drawing import png_of, svg_of
 from inlay.nas.report.figures import PRESET_COLUMNS, evaluation_lines, preset_lines
 from inlay.nas.report.further import sensitivity_lines, task_lines
-from inlay.nas.report.pictures import all_pictures
+from inlay.nas.report.pareto import ParetoRecord
+from inlay.nas.report.pictures import Picture, all_pictures, architectures
 from inlay.nas.report.promises import broken_promises
 from inlay.nas.report.prompts import prompts_html
-from inlay.nas.report.records import Evaluation, StageRow, read_evaluation, read_solution, stages_of
+from inlay.nas.report.records import (
+    Evaluation,
+    StageRow,
+    read_evaluation,
+    read_losses,
+    read_pool,
+    read_rows,
+    read_scores,
+    read_solution,
+    stages_of,
+)
+from inlay.nas.report.rows import blocks_html, candidates_html, table
 from inlay.nas.report.sentences import counted, round_words
-from inlay.nas.report.style import CAPTIONS, PAGE, SENSITIVITY, TASKS
+from inlay.nas.report.style import CAPTIONS, SENSITIVITY, TASKS, framed
 from inlay.nas.report.summary import failed_sentence
 from inlay.nas.workspace import Workspace
+
+Chart = tuple[str, Picture]
+"""The place of a picture's chart in the page, by its name."""
+MOST_BYTES = 2_950_000
+"""Of a page, its frame not counted: charts for which there is no room stay pictures."""
 
 
 def write_report(workspace: Workspace, output: Path | None = None, solution: str | None = None) -> list[Path]:
@@ -46,37 +64,38 @@ def write_report(workspace: Workspace, output: Path | None = None, solution: str
     pictures = dict(all_pictures(workspace, solution))
     if not pictures:
         raise UserError(f"{workspace.url} has nothing to show yet; run its job until the first tables are there")
-    page = page_of(workspace, {name: svg_of(figure) for name, figure in pictures.items()})
+    page = page_of(workspace, pictures)
     try:
         (folder / "pictures").mkdir(parents=True, exist_ok=True)
         written = [folder / "report.html"]
         written[0].write_text(page, encoding="utf-8")
-        for name, figure in pictures.items():
+        for name, picture in pictures.items():
             written.append(folder / "pictures" / f"{name}.png")
-            written[-1].write_bytes(png_of(figure))
+            written[-1].write_bytes(png_of(picture.figure))
     except OSError as error:
         raise InlayError(f"the report cannot be written to {folder}: {error.strerror}; give another --output") from None
     return written
 
 
-def page_of(workspace: Workspace, pictures: Mapping[str, bytes]) -> str:
-    """The page's HTML; `pictures` are SVG by name."""
+def page_of(workspace: Workspace, pictures: Mapping[str, Picture]) -> str:
+    """The page's HTML, below 3 MB."""
     run = workspace.find_json("run.json") or {}
     evaluation = read_evaluation(workspace)
     job = run.get("job") or {}
     title = f"{_parent_name(job)} under {_budget(job)}" if job else workspace.url
-    body = [
+    body: list[str | Chart] = [
         f"<h1>{html.escape(title)}</h1>",
         f"<p class=where>{html.escape(workspace.url)}</p>",
         *_rounds(workspace),
         *(_cards(evaluation) if evaluation else ["<p>This search is not finished: figures come with its end.</p>"]),
         *([*_figures(evaluation), *_presets(evaluation), *_further(evaluation)] if evaluation else []),
-        *(_picture(name, svg) for name, svg in pictures.items()),
+        *_drawn(workspace, pictures),
+        *_blocks(workspace, pictures),
         *(prompts_html(evaluation) if evaluation else []),
         *_stages(stages_of(run), run.get("failed_variants") or []),
         *([f"<h2>Job</h2><pre>{html.escape(_job_text(job))}</pre>"] if job else []),
     ]
-    return PAGE.replace("{title}", html.escape(f"inlay: {title}")).replace("{body}", "\n".join(body))
+    return framed(f"inlay: {title}", *_filled(body))
 
 
 def _rounds(workspace: Workspace) -> Iterator[str]:
@@ -85,8 +104,7 @@ def _rounds(workspace: Workspace) -> Iterator[str]:
         return
     relative = ": its parent is the child of the one before, and figures are relative to the parent of the first"
     yield f"<p class=note>This is {round_words(own.number, own.of)}{relative if own.number > 1 else ''}.</p>"
-    head = "".join(f"<th>{name}</th>" for name in ("round", "budget", "KL to parent, nats", "runtime", "parameters"))
-    rows = _rows(
+    rows = (
         (
             str(each["round"]),
             _budget(each),
@@ -98,7 +116,7 @@ def _rounds(workspace: Workspace) -> Iterator[str]:
         )
         for each in own.known
     )
-    yield f"<table><tr>{head}</tr>{rows}</table>"
+    yield table(("round", "budget", "KL to parent, nats", "runtime", "parameters"), rows)
 
 
 def _cards(evaluation: Evaluation) -> Iterator[str]:
@@ -119,10 +137,9 @@ def _cards(evaluation: Evaluation) -> Iterator[str]:
 
 
 def _figures(evaluation: Evaluation) -> Iterator[str]:
-    head = "".join(f"<th>{html.escape(model.name)}</th>" for model in evaluation.models)
-    rows = _rows((line.name, *line.values) for line in evaluation_lines(evaluation))
+    rows = ((line.name, *line.values) for line in evaluation_lines(evaluation))
     scenario = f" Times are those of the scenario {html.escape(evaluation.scenario)}." if evaluation.scenario else ""
-    yield f"<h2>Figures</h2><table><tr><th></th>{head}</tr>{rows}</table>"
+    yield f"<h2>Figures</h2>{table(('', *(model.name for model in evaluation.models)), rows)}"
     for sentence in broken_promises(evaluation):
         yield f"<p class=note>{html.escape(sentence)}</p>"
     yield f"<p class=caption>{html.escape(_judged_on(evaluation))}{scenario}</p>"
@@ -140,9 +157,8 @@ def _judged_on(evaluation: Evaluation) -> str:
 def _presets(evaluation: Evaluation) -> Iterator[str]:
     """llama.cpp's own presets of the parent, where there are any."""
     if lines := preset_lines(evaluation):
-        head = "".join(f"<th>{html.escape(name)}</th>" for name in PRESET_COLUMNS)
-        rows = _rows((line.name, *line.values) for line in lines)
-        yield f"<h2>llama.cpp's presets</h2><table><tr><th></th>{head}</tr>{rows}</table>"
+        rows = ((line.name, *line.values) for line in lines)
+        yield f"<h2>llama.cpp's presets</h2>{table(('', *PRESET_COLUMNS), rows)}"
 
 
 def _further(evaluation: Evaluation) -> Iterator[str]:
@@ -156,24 +172,57 @@ def _further(evaluation: Evaluation) -> Iterator[str]:
         (sensitivity_lines(evaluation) or [()], "Prompt sensitivity", SENSITIVITY),
     ):
         if head:
-            names = "".join(f"<th>{html.escape(name)}</th>" for name in head)
-            yield f"<h2>{title}</h2><table><tr>{names}</tr>{_rows(lines)}</table><p class=caption>{caption}</p>"
+            yield f"<h2>{title}</h2>{table(head, lines)}<p class=caption>{caption}</p>"
 
 
-def _picture(name: str, svg: bytes) -> str:
-    data = base64.b64encode(svg).decode()
-    title, caption = CAPTIONS.get(name, (name, ""))
-    return (
-        f"<h2>{html.escape(title)}</h2>"
-        f'<img alt="{html.escape(title)}" src="data:image/svg+xml;base64,{data}">'
-        f"<p class=caption>{html.escape(caption)}</p>"
-    )
+def _drawn(workspace: Workspace, pictures: Mapping[str, Picture]) -> Iterator[str | Chart]:
+    """Each picture with the place of its chart, which takes over where JavaScript runs, and its caption; below the
+    front, what was tried."""
+    for name, picture in pictures.items():
+        title, caption = (html.escape(text) for text in CAPTIONS[name])
+        image = base64.b64encode(svg_of(picture.figure)).decode()
+        yield f'<h2>{title}</h2><div class=chart><img alt="{title}" src="data:image/svg+xml;base64,{image}">'
+        yield name, picture
+        yield f"</div><p class=caption>{caption}</p>"
+        if isinstance(picture.record, ParetoRecord):
+            yield from candidates_html(read_pool(workspace), picture.record)
+
+
+def _filled(body: Sequence[str | Chart]) -> tuple[str, str]:
+    """The body with the charts that there is room for, and the library that they need."""
+    charts = [part for part in body if not isinstance(part, str)]
+    if not charts:
+        return "\n".join(part for part in body if isinstance(part, str)), ""
+    # Bokeh takes a second to import: not before there is something to draw.
+    from inlay.nas.report.charts import LIBRARY, chart_data, chart_of
+
+    room = MOST_BYTES - len(LIBRARY.encode()) - sum(len(part.encode()) for part in body if isinstance(part, str))
+    parts = []
+    for part in body:
+        if isinstance(part, str):
+            parts.append(part)
+            continue
+        name, picture = part
+        data = chart_data(chart_of(picture.record))
+        if len(data) < room:
+            room -= len(data)
+            parts.append(f'<div id="chart-{name}"></div><script type="application/json">{data}</script>')
+    return "\n".join(parts), LIBRARY
+
+
+def _blocks(workspace: Workspace, pictures: Mapping[str, Picture]) -> Iterator[str]:
+    """Every variant at every layer, as soon as one was trained or scored."""
+    losses, scores = read_losses(workspace), read_scores(workspace)
+    if pictures and (losses or scores):
+        models, evaluation = architectures(workspace), read_evaluation(workspace)
+        child = models.get(evaluation.chosen if evaluation else "child", ())
+        yield from blocks_html(losses, scores, shares_of(read_rows(workspace, "costs")), child)
 
 
 def _stages(stages: list[StageRow], failed: list[Mapping[str, Any]]) -> Iterator[str]:
     if not stages:
         return
-    rows = _rows(
+    rows = (
         (
             stage.name,
             show_seconds(stage.seconds),
@@ -182,14 +231,9 @@ def _stages(stages: list[StageRow], failed: list[Mapping[str, Any]]) -> Iterator
         )
         for stage in stages
     )
-    yield f"<h2>Stages</h2><table><tr><th>stage</th><th>time</th><th>pieces</th><th>peak memory</th></tr>{rows}</table>"
+    yield f"<h2>Stages</h2>{table(('stage', 'time', 'pieces', 'peak memory'), rows)}"
     if failed:
         yield f"<p class=note>{html.escape(failed_sentence(failed))}</p>"
-
-
-def _rows(rows: Iterable[Iterable[object]]) -> str:
-    cells = ("".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) for row in rows)
-    return "".join(f"<tr>{row}</tr>" for row in cells)
 
 
 def _parent_name(job: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 
 from inlay.nas.report.drawing import COLOURS, FAINT, MARKERS, empty_figure, scale_for
@@ -45,6 +46,13 @@ class ParetoRecord:
     ended: tuple[Ended, ...]
     presets: tuple[tuple[str, float, float], ...] = ()
 
+    @property
+    def kl_nats(self) -> list[float]:
+        """Every KL that is drawn."""
+        tried = [value for each in self.tried for value in (each.predicted_kl_nats, each.kl_nats)]
+        ended = [value for each in self.ended for value in (each.before_kl_nats, each.kl_nats)]
+        return [*tried, *ended, *(kl for *_, kl in self.presets)]
+
 
 def pareto_record(
     pool: Sequence[PoolRow], parent_runtime_ns: float, evaluation: Evaluation | None = None
@@ -75,10 +83,9 @@ def draw_pareto(record: ParetoRecord) -> Figure:
     """Hollow points are predictions, full ones the truth; upright lines are what recovery gained."""
     figure, axes = empty_figure(8, 4.8, "KL to the parent against runtime")
     blue = COLOURS["pool"]
-    for each in record.tried:
-        xs, ys = (each.predicted_ratio, each.ratio), (each.predicted_kl_nats, each.kl_nats)
-        axes.plot(xs, ys, color=FAINT, linewidth=0.7, alpha=0.6, zorder=2)
     if record.tried:
+        lines = [((t.predicted_ratio, t.predicted_kl_nats), (t.ratio, t.kl_nats)) for t in record.tried]
+        axes.add_collection(LineCollection(lines, colors=FAINT, linewidths=0.7, alpha=0.6, zorder=2))
         places = {"facecolors": "none", "edgecolors": FAINT, "s": 26, "linewidths": 1.0, "zorder": 3}
         axes.scatter(
             *_xy([(t.predicted_ratio, t.predicted_kl_nats) for t in record.tried]), **places, label="predicted"
@@ -93,15 +100,7 @@ def draw_pareto(record: ParetoRecord) -> Figure:
     for name, ratio, kl_nats in record.presets:
         axes.scatter([ratio], [kl_nats], marker="x", s=34, color=FAINT, zorder=6)
         axes.annotate(name, (ratio, kl_nats), xytext=(4, 4), textcoords="offset points", fontsize=8, color=FAINT)
-    values = [value for tried in record.tried for value in (tried.predicted_kl_nats, tried.kl_nats)]
-    scale_for(
-        axes,
-        [
-            *values,
-            *(value for e in record.ended for value in (e.before_kl_nats, e.kl_nats)),
-            *(kl for *_, kl in record.presets),
-        ],
-    )
+    scale_for(axes, record.kl_nats)
     axes.scatter([1.0], [0.0], marker=MARKERS["parent"], s=50, color=COLOURS["parent"], clip_on=False, zorder=6,
                  transform=axes.get_xaxis_transform(), label="parent (KL 0)")  # fmt: skip
     axes.set_xlabel("runtime, relative to the parent")

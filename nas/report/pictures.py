@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
-from inlay.nas.report.architecture import architecture_record, draw_architecture, shares_of
-from inlay.nas.report.curves import curves_record, draw_curves
-from inlay.nas.report.losses import draw_losses, loss_record, score_record
-from inlay.nas.report.pareto import draw_pareto, pareto_record
+from inlay.nas.report.architecture import architecture_record, shares_of
+from inlay.nas.report.curves import CurvesRecord, curves_record, draw_curves
+from inlay.nas.report.grid import GridRecord, draw_grid
+from inlay.nas.report.losses import loss_record, score_record
+from inlay.nas.report.pareto import ParetoRecord, draw_pareto, pareto_record
 from inlay.nas.report.records import (
     read_evaluation,
     read_losses,
@@ -24,7 +26,15 @@ from inlay.nas.tables.costs import CostTable
 from inlay.nas.workspace import Workspace
 
 
-def all_pictures(workspace: Workspace, solution: str | None = None) -> Iterator[tuple[str, Figure]]:
+@dataclass(frozen=True)
+class Picture:
+    """What is drawn, and the drawing."""
+
+    record: ParetoRecord | GridRecord | CurvesRecord
+    figure: Figure
+
+
+def all_pictures(workspace: Workspace, solution: str | None = None) -> Iterator[tuple[str, Picture]]:
     """`pareto`, `architecture`, `losses`, `scores`, `recovery`, each as soon as its data is there.
 
     With `solution`, that one's architecture is drawn too.
@@ -32,17 +42,22 @@ def all_pictures(workspace: Workspace, solution: str | None = None) -> Iterator[
     costs = read_rows(workspace, "costs")
     pool = read_pool(workspace)
     if pool and costs:
-        yield "pareto", draw_pareto(pareto_record(pool, parent_runtime_ns(workspace), read_evaluation(workspace)))
+        front = pareto_record(pool, parent_runtime_ns(workspace), read_evaluation(workspace))
+        yield "pareto", Picture(front, draw_pareto(front))
+    grids = {}
     if models := architectures(workspace, solution):
-        yield "architecture", draw_architecture(architecture_record(models, shares_of(costs)))
+        grids["architecture"] = architecture_record(models, shares_of(costs))
     if losses := read_losses(workspace):
-        yield "losses", draw_losses(loss_record(losses))
+        grids["losses"] = loss_record(losses)
     if scores := read_scores(workspace):
-        yield "scores", draw_losses(score_record(scores))
+        grids["scores"] = score_record(scores)
+    for name, grid in grids.items():
+        yield name, Picture(grid, draw_grid(grid))
     if recovery := read_recovery(workspace):
         run = workspace.find_json("run.json") or {}
         tokens = int(run.get("job", {}).get("recover", {}).get("tokens", len(recovery)))
-        yield "recovery", draw_curves(curves_record(recovery, tokens))
+        curves = curves_record(recovery, tokens)
+        yield "recovery", Picture(curves, draw_curves(curves))
 
 
 def architectures(workspace: Workspace, solution: str | None = None) -> dict[str, tuple[Block, ...]]:

@@ -28,13 +28,14 @@ def prompts_html(evaluation: Evaluation) -> Iterator[str]:
     if not evaluation.prompts:
         return
     yield "<h2>Side by side</h2>"
-    yield f"<table class=texts><tr><th>prompt</th><th>parent</th><th>{html.escape(evaluation.chosen)}</th></tr>"
+    yield "<div class=table><table class=texts>"
+    yield f"<tr><th>prompt</th><th>parent</th><th>{html.escape(evaluation.chosen)}</th></tr>"
     for row in evaluation.prompts:
         same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(row.parent, row.child, strict=False)))
         rest = row.child[same:]
         child = html.escape(row.child[:same]) + (f"<mark>{html.escape(rest)}</mark>" if rest else "")
         yield f"<tr><td>{html.escape(row.prompt)}</td><td>{html.escape(row.parent)}</td><td>{child}</td></tr>"
-    yield "</table>"
+    yield "</table></div>"
     yield (
         "<p class=caption>Both continue the beginnings of documents that nothing has seen, always with the likeliest "
         "token. Marked is what the parent does not say.</p>"

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import html
+from importlib.resources import files
+
 CAPTIONS = {
     "pareto": (
         "Front",
         "Every architecture that was tried as a real model. A line joins what the tables predicted with what was "
         "found; upright lines show what recovery gained. Down and to the left is better. The pool is judged on the "
-        "score text, recovered models on the report text.",
+        "score text, recovered models on the report text. The filter below marks its candidates here too.",
     ),
     "architecture": (
         "Architecture",
@@ -33,39 +38,39 @@ SENSITIVITY = (
 )
 TASKS = "± is the standard error; that of a difference is of the paired samples."
 
-PAGE = """<!doctype html>
+_FOLDER = files("inlay.nas.report")
+_STYLE = _FOLDER.joinpath("page.css").read_text(encoding="utf-8")
+_SCRIPT = _FOLDER.joinpath("page.js").read_text(encoding="utf-8")
+
+
+def framed(title: str, body: str, library: str) -> str:
+    """The whole page; browsers fetch nothing for it and run no script but `library` and the page's own.
+
+    Args:
+        title: as text.
+        body: HTML.
+        library: the script that draws charts, or nothing where there are none.
+    """
+    scripts = [library, _SCRIPT] if library else [_SCRIPT]
+    allowed = " ".join(f"'sha256-{_digest(script)}'" for script in scripts)
+    policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {allowed}"
+    return f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title>
+<title>{html.escape(title)}</title>
 <style>
-body { font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; color: #1f2933; background: #fff;
-       max-width: 60rem; margin: 2.5rem auto; padding: 0 1.25rem; }
-h1 { font-size: 1.6rem; margin: 0; letter-spacing: -.01em; }
-h2 { font-size: 1.15rem; margin: 2.5rem 0 .75rem; padding-top: 1.25rem; border-top: 1px solid #e4e8ec; }
-.where { color: #66717d; font-size: .85rem; margin: .25rem 0 1.5rem; overflow-wrap: anywhere; }
-.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .75rem; }
-.cards div { background: #f4f6f8; border-radius: 8px; padding: .8rem 1rem; }
-.cards b { display: block; font-size: 1.5rem; color: #0f7b4f; }
-.cards span { font-size: .82rem; color: #4b5563; }
-table { border-collapse: collapse; width: 100%; font-size: .92rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .35rem .6rem; text-align: right; border-bottom: 1px solid #e4e8ec; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; white-space: pre; }
-th { font-weight: 600; }
-.texts td, .texts th { text-align: left; vertical-align: top; width: 33.3%; }
-.texts { table-layout: fixed; }
-.texts td { white-space: pre-wrap; overflow-wrap: anywhere; line-height: 1.35; font-size: .86rem; }
-mark { background: #fdf0d5; color: inherit; }
-img { max-width: 100%; height: auto; display: block; }
-.caption { color: #4b5563; font-size: .88rem; max-width: 46rem; margin: .4rem 0 0; }
-.note { background: #fff7e6; border-left: 4px solid #d98e04; padding: .5rem .8rem; font-size: .92rem; }
-pre { background: #f4f6f8; border-radius: 8px; padding: 1rem; font-size: .82rem; overflow-x: auto; }
-@media print { h2 { break-after: avoid; } img, table { break-inside: avoid; } }
-</style>
+{_STYLE}</style>
 </head>
 <body>
 {body}
+{"".join(f"<script>{script}</script>" for script in scripts)}
 </body>
 </html>
 """
+
+
+def _digest(script: str) -> str:
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

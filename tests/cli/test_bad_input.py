@@ -268,7 +268,7 @@ def test_a_locked_workspace(inlay: Inlay, write_job: WriteJob) -> None:
         (b"parent: [", "is not valid YAML"),
         (b"a: &a [*a]", "an alias that contains itself"),
         (b"x: !!python/object/apply:os.system [true]", "could not determine a constructor"),
-        (b"#" * 1_000_001, "is larger than 1000000 bytes"),
+        (b"#" * 500_001, "is larger than 500000 bytes"),
         (b"\xff", "is not UTF-8"),
         (b"- a", "not a mapping"),
     ],

@@ -160,6 +160,7 @@ def test_no_time_says_so_with_the_bound(table: Path, capsys: Captured) -> None:
     ("words", "said"),
     [
         (["--limit", "runtime_sm=9"], "--limit: t.csv has no column `runtime_sm`; did you mean `runtime_ms`?"),
+        (["--limit", "a\x1b[2J=\r9"], r"--limit 'a\x1b[2J=\r9': write NAME=VALUE (at most) or 'NAME>=VALUE'"),
         (["--limit", "runtime_ms"], "--limit runtime_ms: write NAME=VALUE (at most) or 'NAME>=VALUE'"),
         (["--limit", "runtime_ms=fast"], "--limit runtime_ms=fast: 'fast' is not a number"),
         (["--limit", "runtime_ms=3GiB"], "--limit runtime_ms=3GiB: '3GiB' has the unit `GiB`"),

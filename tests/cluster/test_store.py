@@ -187,6 +187,13 @@ def test_an_unknown_scheme_is_refused() -> None:
         Store("gopher://x")
 
 
+def test_a_store_that_its_client_cannot_open(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=rf"the store zip://x::{tmp_path} cannot be opened: .*Is a directory"):
+        Store(f"zip://x::{tmp_path}")
+    with pytest.raises(StoreError, match=r"the store a\\x1b://b cannot be opened"):
+        Store("a\x1b://b")
+
+
 def test_a_missing_library_of_a_store_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gcsfs", None)
     with pytest.raises(StoreError, match=r"the store gs://bucket/x cannot be opened: .*; pip install 'inlay\[gcs\]'"):

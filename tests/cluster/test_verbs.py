@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import commands
 import pytest
@@ -31,11 +32,37 @@ COMMAND = [sys.executable, "-m", "inlay.nas.cli"]
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8")
 
 
+class Hook(BaseHTTPRequestHandler):
+    """What jobs call when they end."""
+
+    documents: list[Any]
+    url: str
+
+    def do_POST(self) -> None:
+        self.documents.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        self.send_response(204)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        """Write nothing."""
+
+
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """An account of its own, with services that run."""
+def hook() -> Iterator[type[Hook]]:
+    handler = type("Handler", (Hook,), {"documents": []})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    handler.url = f"http://127.0.0.1:{server.server_port}/ends"
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield handler
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory, hook: type[Hook]) -> Iterator[Path]:
+    """An account of its own, with services that run, and may call the hook."""
     home = tmp_path_factory.mktemp("home")
-    done = inlay(home, "up", "--cpus", "2", "--jobs-at-once", "2", "--json")
+    done = inlay(home, "up", "--cpus", "2", "--jobs-at-once", "2", "--json", INLAY_ON_END_ALLOW=hook.url)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["job_server"].startswith("http://127.0.0.1:")
     yield home
@@ -53,7 +80,9 @@ def inlay(home: Path, *arguments: str | Path, **more: str) -> subprocess.Complet
 
 
 @pytest.mark.slow
-def test_a_new_users_path(home: Path, client: Client, job: Path, tmp_path: Path) -> None:
+def test_a_new_users_path(home: Path, client: Client, job: Path, tmp_path: Path, hook: type[Hook]) -> None:
+    values = yaml.safe_load(job.read_text()) | {"cluster": {"on_end": hook.url}}
+    job.write_text(yaml.safe_dump(values))
     done = inlay(home, "submit", job, "--tag", "team=blue", "--wait")
     assert done.returncode == 0, done.stderr
     (first,) = done.stdout.split()
@@ -62,6 +91,14 @@ def test_a_new_users_path(home: Path, client: Client, job: Path, tmp_path: Path)
     recorded = json.loads((tmp_path / "stories.search" / "run.json").read_text())["job"]
     evaluation = json.loads((tmp_path / "stories.search" / "evaluation.json").read_text())
     assert client.job(first).evaluation() == evaluation
+    ended = hook.documents[-1]
+    assert (ended["job_id"], ended["state"], ended["workspace"]) == (
+        first,
+        "SUCCEEDED",
+        str(tmp_path / "stories.search"),
+    )
+    assert ended["figures"]["kl_nats"] == evaluation[evaluation["chosen"]]["kl_nats"]
+    assert ended["mlflow_run_id"] == json.loads((tmp_path / "stories.search" / "run.json").read_text())["mlflow_run_id"]
     assert recorded["cluster"]["address"] is None, "evaluate and export would look for a cluster later"
     assert inlay(home, "export", tmp_path / "stories.search", "-o", tmp_path / "exported").returncode == 0
     status = json.loads(inlay(home, "status", first, "--json").stdout)
@@ -71,7 +108,6 @@ def test_a_new_users_path(home: Path, client: Client, job: Path, tmp_path: Path)
         r"http://127\.0\.0\.1:\d+/#/experiments/\d+/runs/[0-9a-f]{32}\?workflowType=machine_learning", status["mlflow"]
     )
     assert "evaluate" in inlay(home, "logs", first).stdout
-    values = yaml.safe_load(job.read_text())
     values["distill"]["tokens"] = "2M"
     job.write_text(yaml.safe_dump(values))
     second = inlay(home, "submit", job, "--id", "long", "-w", tmp_path / "long").stdout.strip()
@@ -82,6 +118,7 @@ def test_a_new_users_path(home: Path, client: Client, job: Path, tmp_path: Path)
     assert "its workspace can be resumed" in done.stdout
     stopped = json.loads(inlay(home, "status", second, "--json").stdout)
     assert stopped["state"] == "STOPPED"
+    assert [each["state"] for each in hook.documents if each["job_id"] == "long"] == ["STOPPED"]
     server, _, run_id = stopped["mlflow"].partition("?")[0].rpartition("/")
     assert MlflowClient(server.partition("/#")[0]).get_run(run_id).info.status == "KILLED"
     assert [entry["job_id"] for entry in json.loads(inlay(home, "list", "--json").stdout)][:2] == [second, first]
@@ -94,13 +131,16 @@ def test_a_new_users_path(home: Path, client: Client, job: Path, tmp_path: Path)
     assert (tmp_path / "stories.search" / "evaluation.json").exists()
 
 
-def test_a_failed_job_is_exit_code_4_and_says_why(home: Path, job: Path) -> None:
-    values = yaml.safe_load(job.read_text())
+def test_a_failed_job_is_exit_code_4_and_says_why(home: Path, job: Path, hook: type[Hook]) -> None:
+    values = yaml.safe_load(job.read_text()) | {"cluster": {"on_end": hook.url}}
     values["data"]["distill"]["path"] = "gone.txt"
     job.write_text(yaml.safe_dump(values))
     done = inlay(home, "submit", job, "--id", "fails", "--wait")
     assert done.returncode == 4
     assert "inlay: the job `fails` is FAILED: the node 127.0.0.1 does not have " in done.stderr
+    (ended,) = (each for each in hook.documents if each["job_id"] == "fails")
+    assert (ended["state"], ended["exit_code"]) == ("FAILED", 2)
+    assert ended["reason"].startswith("the node 127.0.0.1 does not have ")
     log = inlay(home, "logs", "fails").stdout
     assert "gone.txt" in log
     assert inlay(home, "logs", "fails", "--tail", "1").stdout == log.splitlines(keepends=True)[-1]
@@ -273,7 +313,7 @@ def test_mistakes_are_one_sentence(home: Path, arguments: tuple[str, ...], code:
 @pytest.mark.parametrize(
     ("content", "text"),
     [
-        (b"#" * 1_000_001, "is larger than 1000000 bytes; a job file is a page"),
+        (b"#" * 500_001, "is larger than 500000 bytes; a job file is a page"),
         (b"a: &a [x, x]\n" + b"b: &b [*a, *a, *a]\n" * 1 + b"c: [" + b"*b, " * 9000 + b"*b]", "more than 20000 values"),
         (b"a: &a [*a]", "an alias that contains itself"),
         (b"parent: !!python/object/apply:os.system [true]", "could not determine a constructor"),

@@ -85,6 +85,9 @@ CASES: list[tuple[Path, object, str]] = [
     (("space",), {}, "space: {} offers no alternative"),
     (("space", "formats"), "q8_0", "space.formats: 'q8_0' is not a list; write for example [q8_0, q4_K]"),
     (("space", "formats"), ["q4_k"], "space.formats[0]: 'q4_k' is not a format; did you mean `q4_K`? there are f32"),
+    (("space", "formats"), ["q8_0"] * 501, "space.formats: has 501 entries; at most 500 are searched"),
+    (("space", "ffn"), [{"width": n} for n in range(1, 1002)], "space.ffn: has 1,001 entries; at most 500 are"),
+    (("space", "formats"), [["q8_0"]], "space.formats[0]: ['q8_0'] is not a format; there are f32"),
     (("space", "formats"), ["q8_0", "q8_0"], "space.formats[1]: 'q8_0' is there twice"),
     (("hardware", "format"), "q4_k", "hardware.format: 'q4_k' is not a format; did you mean `q4_K`? there are auto"),
     (("space", "multiple"), 0, "space.multiple: 0 is out of range"),
@@ -248,6 +251,17 @@ def test_all_at_once_and_in_their_words(values: dict[str, Any]) -> None:
     assert str(caught.value).splitlines()[0].startswith("job has ")
     assert "parent" in caught.value.sections
     assert "distill" not in caught.value.sections
+
+
+def test_more_problems_than_are_read_are_counted(values: dict[str, Any]) -> None:
+    values |= {f"key{number}": 1 for number in range(1, 1502)}
+    with pytest.raises(JobError) as caught:
+        Job.from_dict(values)
+    headline, *lines, last = str(caught.value).splitlines()
+    assert headline == "job has 1,501 problems:"
+    assert len(lines) == 100
+    assert last == "  and 1,401 more"
+    assert len(caught.value.problems) == 1501
 
 
 def test_checks_between_fields_run_beside_wrong_fields(values: dict[str, Any]) -> None:

@@ -14,7 +14,6 @@ from inlay.nas.job import Job
 from inlay.nas.loop.baselines import BASELINES
 from inlay.nas.pieces.texts import Texts
 from inlay.nas.report.best import Best
-from inlay.nas.report.drawing import svg_of
 from inlay.nas.report.figures import evaluation_markdown
 from inlay.nas.report.page import page_of
 from inlay.nas.report.pictures import all_pictures
@@ -157,9 +156,9 @@ class TrackedSearch:
     def report(self) -> None:
         """Every picture that the workspace has the data for, and the page that shows them all."""
         drawn = dict(all_pictures(self.place))
-        for name, figure in drawn.items():
-            self.tracker.figure(f"pictures/{name}.png", figure)
-        self.tracker.text("report.html", page_of(self.place, {name: svg_of(figure) for name, figure in drawn.items()}))
+        for name, picture in drawn.items():
+            self.tracker.figure(f"pictures/{name}.png", picture.figure)
+        self.tracker.text("report.html", page_of(self.place, drawn))
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
