@@ -17,7 +17,7 @@ from inlay.nas.report.further import sensitivity_lines, task_lines
 from inlay.nas.report.pictures import all_pictures
 from inlay.nas.report.promises import broken_promises
 from inlay.nas.report.prompts import prompts_html
-from inlay.nas.report.records import Evaluation, StageRow, read_evaluation, read_solution, stages_of
+from inlay.nas.report.records import Evaluation, StageRow, cost_columns, read_evaluation, read_solution, stages_of
 from inlay.nas.report.sentences import counted, round_words
 from inlay.nas.report.style import CAPTIONS, PAGE, SENSITIVITY, TASKS
 from inlay.nas.report.summary import failed_sentence
@@ -173,16 +173,22 @@ def _picture(name: str, svg: bytes) -> str:
 def _stages(stages: list[StageRow], failed: list[Mapping[str, Any]]) -> Iterator[str]:
     if not stages:
         return
+    costs = cost_columns(stages)
     rows = _rows(
         (
             stage.name,
             show_seconds(stage.seconds),
             stage.pieces or "",
             show_bytes(stage.peak_bytes) if stage.peak_bytes else "",
+            *(each[number] for each, _ in costs.values()),
         )
-        for stage in stages
+        for number, stage in enumerate(stages)
     )
-    yield f"<h2>Stages</h2><table><tr><th>stage</th><th>time</th><th>pieces</th><th>peak memory</th></tr>{rows}</table>"
+    total = _rows(
+        [("total", show_seconds(sum(s.seconds for s in stages)), "", "", *(all for _, all in costs.values()))]
+    )
+    titles = "".join(f"<th>{title}</th>" for title in ("stage", "time", "pieces", "peak memory", *costs))
+    yield f"<h2>Stages</h2><table><tr>{titles}</tr>{rows}{total}</table>"
     if failed:
         yield f"<p class=note>{html.escape(failed_sentence(failed))}</p>"
 

@@ -239,14 +239,16 @@ def _result(job: Job, place: Workspace, *, already_done: bool) -> RunResult:
     return RunResult(url, last.read_json("evaluation.json"), run, already_done)
 
 
+_ADDED = ("seconds", "pieces", "cpu_hours", "gpu_hours")
+"""What of a stage is added up over rounds."""
+
+
 def _summed(runs: Iterable[Mapping[str, Any]]) -> Sequence[dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for run in runs:
         for stage in run["stages"]:
-            held = found.setdefault(
-                stage["name"], {"name": stage["name"], "seconds": 0.0, "pieces": 0, "peak_bytes": 0}
-            )
-            held["seconds"] += stage["seconds"]
-            held["pieces"] += stage["pieces"]
+            held = found.setdefault(stage["name"], {"name": stage["name"], **dict.fromkeys(_ADDED, 0), "peak_bytes": 0})
+            for name in _ADDED:
+                held[name] += stage.get(name, 0)
             held["peak_bytes"] = max(held["peak_bytes"], stage["peak_bytes"])
     return list(found.values())

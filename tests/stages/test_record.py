@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from inlay.cluster.cost import Cost
 from inlay.cluster.runtime import connect
 from inlay.nas.job import Job
 from inlay.nas.loop.search import Search, cluster_settings
@@ -47,8 +48,15 @@ def run_of(job: Job, place: Workspace) -> str:
     return identifier
 
 
-def run_stage(job: Job, place: Workspace, name: str, error: BaseException | None = None) -> dict[str, Any]:
-    """Starts the record of a search, runs one empty stage, which may end by an error; run.json after it."""
+def run_stage(
+    job: Job,
+    place: Workspace,
+    name: str,
+    error: BaseException | None = None,
+    spend: Callable[[Search], None] = lambda search: None,
+) -> dict[str, Any]:
+    """Starts the record of a search, runs one stage that does nothing but `spend`, and may end by an error; run.json
+    after it."""
     record = SearchRecord(job, place, Reporter())
     with connect(cluster_settings(job, place)) as cluster:
         search = Search(job, place, open_job_parent(job), cluster, record.reporter)
@@ -56,9 +64,10 @@ def run_stage(job: Job, place: Workspace, name: str, error: BaseException | None
         assert record.tracked.tracker.flush(200)
         try:
             with record.stage(name, search):
+                spend(search)
                 if error is not None:
                     raise error
-        except KeyboardInterrupt as stopped:
+        except (KeyboardInterrupt, RuntimeError) as stopped:
             record.end(stopped)
         else:
             record.end(None)
@@ -84,6 +93,49 @@ def test_a_search_that_goes_on_adds_to_its_stages(make: Make, tmp_path: Path) ->
     assert stages[0]["seconds"] > first[0]["seconds"] > 0
     # Another search of the workspace has its own times.
     assert [stage["name"] for stage in run_stage(make(seed=1), place, "score")["stages"]] == ["score"]
+
+
+def test_a_search_that_goes_on_adds_to_what_it_has_cost(make: Make, tmp_path: Path) -> None:
+    import mlflow
+
+    def costs(spent: Cost, error: BaseException | None = None) -> dict[str, Any]:
+        def spend(search: Search) -> None:
+            search.spent = spent
+            search.on_spent()
+
+        return run_stage(make(), place, "distill", error, spend)
+
+    place = Workspace(tmp_path / "w.search")
+    for hours, error in ((0.5, KeyboardInterrupt()), (0.75, RuntimeError("a worker failed"))):
+        costs(Cost(hours), error)
+    run = costs(Cost(1.0, 0.25))
+    (stage,) = run["stages"]
+    assert (stage["cpu_hours"], stage["gpu_hours"]) == (2.25, 0.25)
+    metrics = mlflow.MlflowClient(make().tracking.uri).get_run(run["mlflow_run_id"]).data.metrics
+    told = {name: value for name, value in metrics.items() if name.endswith("_hours")}
+    assert told == {
+        "distill/cpu_hours": 2.25,
+        "distill/gpu_hours": 0.25,
+        "cost/cpu_hours": 2.25,
+        "cost/gpu_hours": 0.25,
+    }
+
+
+def test_what_a_stage_has_cost_is_kept_while_it_runs(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A driver that is killed writes nothing more."""
+    monkeypatch.setattr("inlay.nas.stages.recording.record.SECONDS_BETWEEN_WRITES", 0.0)
+    job, place, kept = make(), Workspace(tmp_path / "w.search"), []
+
+    def spend(search: Search) -> None:
+        for hours in (0.5, 0.75):
+            search.spent = Cost(hours)
+            search.on_spent()
+            kept.append(place.read_json("run.json")["stages"])
+
+    run_stage(job, place, "distill", spend=spend)
+    assert [stage["cpu_hours"] for (stage,) in kept] == [0.5, 0.75], "a sum is written, not added again"
 
 
 def test_the_best_architecture_is_told_to_the_tracker(make: Make, tmp_path: Path) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
+from inlay.cluster.cost import Cost
 from inlay.cluster.errors import LockedError
 from inlay.cluster.events import PieceEvent
 from inlay.cluster.tracking import JOB_TAG, Tracker, spool_folder, submitted_tags
@@ -99,6 +101,10 @@ class TrackedSearch:
         self.tracker.metrics(
             {f"{entry['name']}/{key}": value for key, value in entry.items() if key not in ("name", "pieces")}
         )
+
+    def cost(self, cost: Cost) -> None:
+        """What the search has held of the cluster so far, all stages together."""
+        self.tracker.metrics({f"cost/{name}": value for name, value in asdict(cost).items()})
 
     def table(self, name: str, rows: Sequence[dict[str, Any]]) -> None:
         """A table as an artifact."""
