@@ -33,7 +33,7 @@ def list_command(
     insecure: InsecureOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """List jobs, the newest first."""
+    """List jobs, the newest first; `before` is how many others begin before one that waits."""
     from inlay.cluster.account import account_name
     from inlay.cluster.ids import parse_wanted_tags
 
@@ -50,11 +50,13 @@ def list_command(
     from rich.text import Text
 
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    for name in ("id", "state", "submitted", "owner", "tags"):
+    for name in ("id", "state", "before", "priority", "submitted", "owner", "tags"):
         table.add_column(name, overflow="fold")
     for job in jobs:
         values = job_values(job)
         tags = " ".join(f"{name}={value}" for name, value in sorted(job.tags.items()))
         # Text, since rich takes brackets in a plain string for its markup, and the words are other people's.
-        table.add_row(*map(Text, (job.job_id, job.state, values["submitted"] or "", job.owner, tags)))
+        before = "" if job.before is None else str(job.before)
+        shown = (job.job_id, job.state, before, job.priority, values["submitted"] or "", job.owner, tags)
+        table.add_row(*map(Text, shown))
     print_rich(table)

@@ -42,6 +42,7 @@ def status_command(
         "search": ", ".join(filter(None, (number, search.partition(" · ")[0]))),
         "cost": cost_words(whole) if costs else "",
         "": "; ".join(f"{name} {cost_words(each)}" for name, each in costs.items()),
+        "priority": job.priority if job.priority != "normal" else "",
         "submitted": values["submitted"],
         "ended": values["ended"],
         "owner": values["owner"],
