@@ -6,6 +6,7 @@ Every process carries MARK in its environment, so that what is left over is foun
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import resource
 import signal
@@ -60,12 +61,32 @@ class Machines:
         head |= {"include_dashboard": True, "dashboard_port": free_port(0)}
         self._cluster = Cluster(initialize_head=True, head_node_args=head)
         self._nodes: list[Any] = []
+        self._added: list[Any] = []
         for _ in range(NODES):
             self.add()
 
     def add(self) -> None:
         """One more node."""
         self._nodes.append(self._cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES))
+
+    def add_ahead(self, variables: dict[str, str]) -> None:
+        """One more node, whose processes have these variables, until `take_away_added`."""
+        kept = {name: os.environ.get(name) for name in variables}
+        os.environ.update(variables)  # the node's processes are started from here
+        try:
+            self._added.append(self._cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES))
+        finally:
+            for name, value in kept.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
+
+    def take_away_added(self) -> None:
+        """End the nodes of `add_ahead`."""
+        for node in self._added:
+            self._cluster.remove_node(node, allow_graceful=False)
+        self._added.clear()
 
     def lose_node(self, index: int) -> None:
         """Kill a node with all its processes."""
@@ -81,6 +102,36 @@ class Machines:
         with contextlib.suppress(Exception):  # Ray's helper stumbles over nodes that are dead already
             self._cluster.shutdown()
         end_all(ours(("raylet", "gcs_server", "ray::", "ray/dashboard", "ray/_private")))
+
+
+class Growing:
+    """A head without CPUs whose cluster grows by Ray's second autoscaler: that of the tests of the cluster room."""
+
+    def __init__(self, folder: Path) -> None:
+        place = Path(__file__).parents[1] / "tests" / "cluster" / "conftest.py"
+        spec = importlib.util.spec_from_file_location("nodes_of_tests", place)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        spec.loader.exec_module(module)
+        kind = {"resources": {"CPU": 1}, "min_workers": 0, "max_workers": 2}
+        self._nodes = module.RayNodes(folder, cpus=0, slots=1, growth={"small": kind}, v2=True)
+
+    @property
+    def url(self) -> str:
+        return str(self._nodes.url)
+
+    def add(self, cpus: int) -> None:
+        """One more node."""
+        self._nodes.add(cpus)
+
+    def __enter__(self) -> Growing:
+        self._nodes.wait(1)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._nodes.close()
 
 
 class Tracker:
