@@ -25,6 +25,7 @@ from inlay.nas.job import Job
 from inlay.nas.job.rounds import round_values
 from inlay.nas.modeling.subblock_inlay import SLOTS
 from inlay.nas.report.progress import Reporter
+from inlay.nas.stages.recording.unsent import send_unsent
 from inlay.nas.stages.run import RunResult, begin, fingerprint_of, open_job_parent, run_job, unpacked_place
 from inlay.nas.tables.idle_limits import parent_sizes
 from inlay.nas.variants import space_problems
@@ -54,6 +55,8 @@ def run_rounds(
     source = open_job_parent(job)
     fingerprint = fingerprint_of(job, source)
     if (place.find_json(ROUNDS_FILE) or {}).get("finished") == fingerprint:
+        for number in range(1, job.rounds + 1):
+            send_unsent(job, place.round(number), reporter)
         return _result(job, place, already_done=True)
     for warning in check_job(job):
         reporter.warning(warning)

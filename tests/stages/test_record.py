@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 
 from inlay.cluster.cost import Cost
+from inlay.cluster.events import PieceEvent
 from inlay.cluster.runtime import connect
 from inlay.nas.job import Job
 from inlay.nas.loop.search import Search, cluster_settings
 from inlay.nas.report.best import Best
 from inlay.nas.report.progress import Reporter
 from inlay.nas.stages.recording.record import SearchRecord
+from inlay.nas.stages.recording.tracked import TrackedSearch
 from inlay.nas.stages.run import open_job_parent
 from inlay.nas.workspace import Workspace
 
@@ -161,6 +163,51 @@ def test_the_best_architecture_is_told_to_the_tracker(make: Make, tmp_path: Path
     )
     history = client.get_metric_history(identifier, "best/runtime_ratio")
     assert [(point.step, point.value) for point in history] == [(0, 0.58), (1, 0.57)]
+
+
+def test_a_training_that_goes_on_after_a_lost_worker_is_told_once(make: Make, tmp_path: Path) -> None:
+    import mlflow
+
+    job, place = make(), Workspace(tmp_path / "w.search")
+    record = SearchRecord(job, place, Reporter())
+    record.start()
+    # The worker was lost after step 6; the other begins at step 3.
+    for step in (1, 2, 3, 4, 5, 6, 3, 4, 5, 6, 7, 8):
+        numbers = {"step": step, "loss": 1 / step}
+        record.tracked.numbers(PieceEvent("progress", "layer 0001", "distill", 0, 1, None, step / 8, "", numbers))
+        record.tracked.numbers(PieceEvent("progress", "abc", "recover", 0, 1, None, step / 8, "", numbers))
+    record.end(None)
+    client = mlflow.MlflowClient(job.tracking.uri)
+    experiment = client.get_experiment_by_name("inlay")
+    runs = client.search_runs([experiment.experiment_id])
+    told = {
+        name: [point.step for point in client.get_metric_history(run.info.run_id, name)]
+        for run in runs
+        for name in run.data.metrics
+    }
+    assert told == {"distill/loss/layer_0001": list(range(1, 9)), "recover/loss": list(range(1, 9))}
+
+
+def test_further_figures_leave_the_run_to_whom_it_is_of(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    job, place = make(), Workspace(tmp_path / "w.search")
+    monkeypatch.setenv("LOGNAME", "ada")
+    identifier = run_of(job, place)
+    client = mlflow.MlflowClient(job.tracking.uri)
+    before = client.get_run(identifier).data.tags
+    assert before["mlflow.user"] == "ada"
+    monkeypatch.setenv("LOGNAME", "bob")
+    creation = place.read_json("run.json")["mlflow_creation"]
+    tracked = TrackedSearch(Job.from_dict(job.to_dict()), place, Reporter())
+    tracked.go_on(identifier, creation)
+    tracked.tracker.metrics({"child/acc": 0.5})
+    tracked.end(None)
+    after = client.get_run(identifier)
+    assert after.data.tags == before
+    assert (after.data.metrics["child/acc"], after.info.status) == (0.5, "FINISHED")
 
 
 def test_a_search_continues_its_run_wherever_it_computes(make: Make, tmp_path: Path) -> None:

@@ -61,6 +61,11 @@ class TrackedSearch:
         self.tracker.start(self.name, tags, resume_run_id=resume_run_id, creation=creation)
         self.models.start(creation)
 
+    def go_on(self, run_id: str, creation: str) -> None:
+        """Continues the run of a finished search, which says whose it is and what it was made from."""
+        self.tracker.start(self.name, resume_run_id=run_id, creation=creation)
+        self.models.start(creation)
+
     def describe(self) -> None:
         """What is searched, and with which packages."""
         self.tracker.params(flatten(self.job.to_dict()))
