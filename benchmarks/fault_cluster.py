@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,9 @@ class Machines:
     """Head without CPUs for pieces, and NODES nodes of one CPU each."""
 
     def __init__(self) -> None:
-        self.start()
+        self._cluster: Any = None
+        self._nodes: list[Any] = []
+        self._added: list[Any] = []
 
     @property
     def address(self) -> str:
@@ -59,22 +62,21 @@ class Machines:
 
         head = {"num_cpus": 0, "object_store_memory": STORE_BYTES}
         head |= {"include_dashboard": True, "dashboard_port": free_port(0)}
-        self._cluster = Cluster(initialize_head=True, head_node_args=head)
-        self._nodes: list[Any] = []
-        self._added: list[Any] = []
+        self._cluster = patiently(lambda: Cluster(initialize_head=True, head_node_args=head))
+        self._nodes, self._added = [], []
         for _ in range(NODES):
             self.add()
 
     def add(self) -> None:
         """One more node."""
-        self._nodes.append(self._cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES))
+        self._nodes.append(patiently(lambda: self._cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES)))
 
     def add_ahead(self, variables: dict[str, str]) -> None:
         """One more node, whose processes have these variables, until `take_away_added`."""
         kept = {name: os.environ.get(name) for name in variables}
         os.environ.update(variables)  # the node's processes are started from here
         try:
-            self._added.append(self._cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES))
+            self._added.append(patiently(lambda: self._cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES)))
         finally:
             for name, value in kept.items():
                 if value is None:
@@ -102,6 +104,17 @@ class Machines:
         with contextlib.suppress(Exception):  # Ray's helper stumbles over nodes that are dead already
             self._cluster.shutdown()
         end_all(ours(("raylet", "gcs_server", "ray::", "ray/dashboard", "ray/_private")))
+
+
+def patiently(start: Callable[[], Any], tries: int = 4) -> Any:
+    """What `start` gives; Ray gives its processes 30 s to start, which a busy machine may exceed."""
+    while True:
+        tries -= 1
+        try:
+            return start()
+        except Exception as error:  # Ray raises a bare one
+            if not tries or "timed out during startup" not in str(error):
+                raise
 
 
 class Growing:

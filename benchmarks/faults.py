@@ -127,16 +127,20 @@ class Campaign:
                 raise SystemExit(f"{folder} holds a campaign of seed {self.state['seed']}; name another --state")
         self.disk = Disk(folder / "disk")
         self.tracker = Tracker(folder, free_port(0))
-        self.tracker.start()
         self.store = FaultyStore()
         os.environ |= self.store.environment  # before the nodes start: their workers have what these have
-        self.store.make_bucket()
-        self.ahead = clock_ahead(folder)
         self.machines = Machines()
+        self.ahead = clock_ahead(folder)
         self.kinds = [kind for kind in KINDS if kind != "full disk" or self.disk.mounted]
         if not (self.ahead and may_be_elsewhere(folder)):
             self.kinds = [kind for kind in self.kinds if kind not in ELSEWHERE]
         self.restart_tracker_at: float | None = None
+
+    def open(self) -> None:
+        """Start what runs beside the searches."""
+        self.store.make_bucket()
+        self.tracker.start()
+        self.machines.start()
 
     def run(self, faults: int, until: float) -> None:
         """Search until `faults` faults are done, or the clock that `time.monotonic` has is at `until`."""
@@ -547,6 +551,7 @@ def main() -> None:
     protect_token()
     campaign = Campaign(options.state, options.seed)
     try:
+        campaign.open()
         campaign.run(options.faults, until)
     finally:
         campaign.close()
