@@ -42,6 +42,8 @@ print("filled", flush=True)
 print(sum(ray.get(asked)), flush=True)
 """
 STORE_BYTES = 80 << 20
+RAYS_OWN = ("raylet", "gcs_server", "ray::", "ray/dashboard", "ray/autoscaler", "ray/_private")
+"""What the commands of Ray's processes begin with, or have in them."""
 
 
 class Machines:
@@ -60,9 +62,13 @@ class Machines:
         """A new cluster."""
         from ray.cluster_utils import Cluster
 
-        head = {"num_cpus": 0, "object_store_memory": STORE_BYTES}
-        head |= {"include_dashboard": True, "dashboard_port": free_port(0)}
-        self._cluster = patiently(lambda: Cluster(initialize_head=True, head_node_args=head))
+        head = {"num_cpus": 0, "object_store_memory": STORE_BYTES, "include_dashboard": True}
+
+        def start_head() -> Any:
+            end_all(ours(RAYS_OWN))  # of a try that was given up
+            return Cluster(initialize_head=True, head_node_args=head | {"dashboard_port": free_port(0)})
+
+        self._cluster = patiently(start_head)
         self._nodes, self._added = [], []
         for _ in range(NODES):
             self.add()
@@ -103,7 +109,7 @@ class Machines:
         """End all nodes."""
         with contextlib.suppress(Exception):  # Ray's helper stumbles over nodes that are dead already
             self._cluster.shutdown()
-        end_all(ours(("raylet", "gcs_server", "ray::", "ray/dashboard", "ray/_private")))
+        end_all(ours(RAYS_OWN))
 
 
 def patiently(start: Callable[[], Any], tries: int = 4) -> Any:

@@ -208,15 +208,13 @@ def test_jobs_wait_for_their_turn_and_say_for_what(nodes: Any, tmp_path: Path) -
         "minor": ("PENDING", 3, True),
     }
     where = "2 jobs run at once here, now two, one"
-    assert message("urgent") in (f"it waits for its turn: {where}", f"it waits for its turn: {where}, urgent")
+    assert message("urgent") == f"it waits for its turn: {where}"
     assert message("four") == f"it waits for its turn behind 2 others, 1 of higher priority: {where}"
     listed = [line.split()[:4] for line in verb(nodes, "list").splitlines()]
     assert ["minor", "PENDING", "3", "low"] in listed
     assert server.logs("minor").splitlines()[-1].startswith("it waits for its turn behind ")
-    started = time.monotonic()
     assert "four had not started and will not: it is STOPPED when its turn comes" in verb(nodes, "stop", "four")
     assert "one is STOPPED" in verb(nodes, "stop", "one")
-    assert time.monotonic() - started < 20
     reach(server, "urgent", "RUNNING")
     assert server.job("three").state == "PENDING"
     submit("same", "high", "/searches/two/")
