@@ -82,7 +82,7 @@ PUT_ASIDE = "it is put aside in"
 TABLES = ("costs", "scenarios", "losses", "scores", "recovery")
 SAME = ("library.json", "texts.json", "tables/corrections.json", *(f"tables/{name}.parquet" for name in TABLES))
 FAULTS_A_SEARCH = 6
-PATIENCE_SECONDS = 600.0
+PATIENCE_SECONDS = 1800.0
 DEADLINE_SECONDS = 10.0
 HANG_SECONDS = 100.0  # a piece that its worker does not begin is given 60 s
 
