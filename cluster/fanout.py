@@ -235,7 +235,9 @@ class _FanOut:
             memory_limit_bytes=self.cluster.settings.memory_limit_bytes,
         )
         wish = piece.resources
-        options = self.alone(wish) if self.exclusive else {"num_cpus": wish.cpus, "memory": wish.memory_bytes or None}
+        options: dict[str, Any] = {"num_cpus": wish.cpus, "memory": wish.memory_bytes or None}
+        if self.exclusive:
+            options = self.alone(wish)
         options |= {"resources": wish.custom} if wish.custom else {}
         task = self.gpu_task if wish.gpus else self.task
         # What is measured shares its GPU with nobody.
