@@ -3,7 +3,7 @@
     python benchmarks/faults.py [--faults 100] [--minutes 600] [--seed 0] [--state FOLDER] [--output FILE]
 
 One search runs undisturbed. The others get several faults each, at numbers of finished pieces that the seed picks, of
-the kinds in KINDS in turns; every fourth one is a search of CIRCUMSTANCES instead, which is one fault. A search ends
+the kinds in KINDS in turns; every other one is a search of CIRCUMSTANCES instead, which is one fault. A search ends
 when its command says so; where a fault ends the driver, the same command is given again. Stopped and started again with
 the same --state, the campaign goes on. The page is written at the end, or when the minutes are over.
 """
@@ -158,8 +158,8 @@ class Campaign:
             index = len(self.state["searches"])
             chance = random.Random(f"{self.seed}/{index}")
             points = sorted(chance.sample(range(1, int(self.state["expected"]["records"] * 0.9)), FAULTS_A_SEARCH))
-            if index % 4 == 3:
-                search = self.circumstance(index, tuple(CIRCUMSTANCES)[index // 4 % len(CIRCUMSTANCES)])
+            if index % 2:
+                search = self.circumstance(index, tuple(CIRCUMSTANCES)[index // 2 % len(CIRCUMSTANCES)])
             else:
                 search = self.search(index, list(zip(points, self.next_kinds(chance), strict=True)))
             self.machines.take_away_added()
@@ -549,6 +549,7 @@ def main() -> None:
     os.environ["XDG_CACHE_HOME"] = str(options.state.absolute() / "cache")
     os.environ |= {"OMP_NUM_THREADS": "1", LOOPBACK_ONLY[0]: LOOPBACK_ONLY[1]}
     protect_token()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that it ends what it started
     campaign = Campaign(options.state, options.seed)
     try:
         campaign.open()
