@@ -6,12 +6,14 @@ Every process carries MARK in its environment, so that what is left over is foun
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import resource
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +42,17 @@ print("filled", flush=True)
 print(sum(ray.get(asked)), flush=True)
 """
 STORE_BYTES = 80 << 20
+RAYS_OWN = ("raylet", "gcs_server", "ray::", "ray/dashboard", "ray/autoscaler", "ray/_private")
+"""What the commands of Ray's processes begin with, or have in them."""
 
 
 class Machines:
     """Head without CPUs for pieces, and NODES nodes of one CPU each."""
 
     def __init__(self) -> None:
-        self.start()
+        self._cluster: Any = None
+        self._nodes: list[Any] = []
+        self._added: list[Any] = []
 
     @property
     def address(self) -> str:
@@ -56,16 +62,39 @@ class Machines:
         """A new cluster."""
         from ray.cluster_utils import Cluster
 
-        head = {"num_cpus": 0, "object_store_memory": STORE_BYTES}
-        head |= {"include_dashboard": True, "dashboard_port": free_port(0)}
-        self._cluster = Cluster(initialize_head=True, head_node_args=head)
-        self._nodes: list[Any] = []
+        head = {"num_cpus": 0, "object_store_memory": STORE_BYTES, "include_dashboard": True}
+
+        def start_head() -> Any:
+            end_all(ours(RAYS_OWN))  # of a try that was given up
+            return Cluster(initialize_head=True, head_node_args=head | {"dashboard_port": free_port(0)})
+
+        self._cluster = patiently(start_head)
+        self._nodes, self._added = [], []
         for _ in range(NODES):
             self.add()
 
     def add(self) -> None:
         """One more node."""
-        self._nodes.append(self._cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES))
+        self._nodes.append(patiently(lambda: self._cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES)))
+
+    def add_ahead(self, variables: dict[str, str]) -> None:
+        """One more node, whose processes have these variables, until `take_away_added`."""
+        kept = {name: os.environ.get(name) for name in variables}
+        os.environ.update(variables)  # the node's processes are started from here
+        try:
+            self._added.append(patiently(lambda: self._cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES)))
+        finally:
+            for name, value in kept.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
+
+    def take_away_added(self) -> None:
+        """End the nodes of `add_ahead`."""
+        for node in self._added:
+            self._cluster.remove_node(node, allow_graceful=False)
+        self._added.clear()
 
     def lose_node(self, index: int) -> None:
         """Kill a node with all its processes."""
@@ -80,7 +109,48 @@ class Machines:
         """End all nodes."""
         with contextlib.suppress(Exception):  # Ray's helper stumbles over nodes that are dead already
             self._cluster.shutdown()
-        end_all(ours(("raylet", "gcs_server", "ray::", "ray/dashboard", "ray/_private")))
+        end_all(ours(RAYS_OWN))
+
+
+def patiently(start: Callable[[], Any], tries: int = 4) -> Any:
+    """What `start` gives; Ray gives its processes 30 s to start, which a busy machine may exceed."""
+    while True:
+        tries -= 1
+        try:
+            return start()
+        except Exception as error:  # Ray raises a bare one
+            if not tries or "timed out during startup" not in str(error):
+                raise
+
+
+class Growing:
+    """A head without CPUs whose cluster grows by Ray's second autoscaler: that of the tests of the cluster room."""
+
+    def __init__(self, folder: Path) -> None:
+        place = Path(__file__).parents[1] / "tests" / "cluster" / "conftest.py"
+        spec = importlib.util.spec_from_file_location("nodes_of_tests", place)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        spec.loader.exec_module(module)
+        kind = {"resources": {"CPU": 1}, "min_workers": 0, "max_workers": 2}
+        self._nodes = module.RayNodes(folder, cpus=0, slots=1, growth={"small": kind}, v2=True)
+
+    @property
+    def url(self) -> str:
+        return str(self._nodes.url)
+
+    def add(self, cpus: int) -> None:
+        """One more node."""
+        self._nodes.add(cpus)
+
+    def __enter__(self) -> Growing:
+        self._nodes.wait(1)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._nodes.close()
 
 
 class Tracker:

@@ -1,10 +1,11 @@
 """The fault campaign: whole searches on a cluster of several nodes, broken on purpose, compared byte for byte.
 
-    python benchmarks/faults.py [--faults 100] [--seed 0] [--state FOLDER] [--output docs/reliability.md]
+    python benchmarks/faults.py [--faults 100] [--minutes 600] [--seed 0] [--state FOLDER] [--output FILE]
 
 One search runs undisturbed. The others get several faults each, at numbers of finished pieces that the seed picks, of
-the kinds in KINDS in turns. A search ends when its command says so; where a fault ends the driver, the same command is
-given again. Stopped and started again with the same --state, the campaign goes on. The page is written at the end.
+the kinds in KINDS in turns; every other one is a search of CIRCUMSTANCES instead, which is one fault. A search ends
+when its command says so; where a fault ends the driver, the same command is given again. Stopped and started again with
+the same --state, the campaign goes on. The page is written at the end, or when the minutes are over.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,12 +30,27 @@ import psutil
 import yaml
 
 sys.path.insert(0, str(Path(__file__).parent))
-from fault_cluster import MARK, NODES, Disk, Machines, Tracker, busy_workers, end_all, fill_object_stores, ours, starve
+from fault_cluster import (
+    MARK,
+    NODES,
+    Disk,
+    Growing,
+    Machines,
+    Tracker,
+    busy_workers,
+    end_all,
+    fill_object_stores,
+    ours,
+    starve,
+)
+from fault_identity import AHEAD_SECONDS, clock_ahead, elsewhere, may_be_elsewhere, new_boot
+from fault_store import BUCKET, FaultyStore
 from machine import footer
 
 from inlay.cluster.processes import free_port
 from inlay.cluster.ray_environment import LOOPBACK_ONLY
 from inlay.cluster.ray_token import protect_token
+from inlay.cluster.store import Store
 from inlay.nas.embedded import corpus
 
 KINDS = {
@@ -46,11 +63,26 @@ KINDS = {
     "hung piece": "a worker at a piece is stopped (SIGSTOP)",
     "lost tracker": "the MLflow server is killed, and started again five seconds later",
     "full disk": "the workspace's file system is filled until the search says so; then the same command is given again",
+    "clock ahead": f"a node comes whose clock is {AHEAD_SECONDS // 60} minutes ahead, and stays; a run of another "
+    "machine with that clock wants the workspace, and is refused since the owner lives",
+    "living owner": "the driver is stopped (SIGSTOP) until a run of another machine has taken the workspace over; then "
+    "it goes on (SIGCONT), and has to end without a further commit",
+    "refused entry": "the driver is killed, and an entry that can never be sent is put into the tracker's queue; the "
+    "same command is given again",
 }
+CIRCUMSTANCES = {
+    "failing reads": "the workspace is on a store of which one read in ten fails",
+    "no conditional writes": "the store ignores If-None-Match, and is refused by name; then one that does not",
+    "second autoscaler": "submitted to a head without CPUs whose cluster grows by autoscaler v2; then two nodes come",
+}
+ELSEWHERE = ("clock ahead", "living owner")
+"""Kinds that need a process that takes itself for another machine's."""
+TAKEN_OVER = "was taken over by"
+PUT_ASIDE = "it is put aside in"
 TABLES = ("costs", "scenarios", "losses", "scores", "recovery")
 SAME = ("library.json", "texts.json", "tables/corrections.json", *(f"tables/{name}.parquet" for name in TABLES))
 FAULTS_A_SEARCH = 6
-PATIENCE_SECONDS = 300.0
+PATIENCE_SECONDS = 1800.0
 DEADLINE_SECONDS = 10.0
 HANG_SECONDS = 100.0  # a piece that its worker does not begin is given 60 s
 
@@ -60,10 +92,13 @@ class Search:
     """One search under way."""
 
     index: int
-    workspace: Path
+    workspace: str
+    """A folder, or the URL of a store."""
     log: Path
     process: subprocess.Popen[bytes] = field(init=False)
     starts: int = 0
+    boot: Path | None = None
+    """The identity of the machine that its commands are given on, where that is another one."""
     in_flight: int = 0
     """Pieces that were under way when the driver or the head was lost."""
     faults: list[dict[str, Any]] = field(default_factory=list)
@@ -71,7 +106,7 @@ class Search:
     @property
     def records(self) -> int:
         """Finished pieces that are committed."""
-        return sum(1 for _ in (self.workspace / "records").rglob("*.json"))
+        return sum(1 for _ in (Path(self.workspace) / "records").rglob("*.json"))
 
     @property
     def alive(self) -> bool:
@@ -92,15 +127,25 @@ class Campaign:
                 raise SystemExit(f"{folder} holds a campaign of seed {self.state['seed']}; name another --state")
         self.disk = Disk(folder / "disk")
         self.tracker = Tracker(folder, free_port(0))
-        self.tracker.start()
+        self.store = FaultyStore()
+        os.environ |= self.store.environment  # before the nodes start: their workers have what these have
         self.machines = Machines()
+        self.ahead = clock_ahead(folder)
         self.kinds = [kind for kind in KINDS if kind != "full disk" or self.disk.mounted]
+        if not (self.ahead and may_be_elsewhere(folder)):
+            self.kinds = [kind for kind in self.kinds if kind not in ELSEWHERE]
         self.restart_tracker_at: float | None = None
 
-    def run(self, faults: int, write: Callable[[dict[str, Any]], None]) -> None:
-        """Search until `faults` faults are done; `write` gets the state after every search."""
+    def open(self) -> None:
+        """Start what runs beside the searches."""
+        self.store.make_bucket()
+        self.tracker.start()
+        self.machines.start()
+
+    def run(self, faults: int, until: float) -> None:
+        """Search until `faults` faults are done, or the clock that `time.monotonic` has is at `until`."""
         if self.state["expected"] is None:
-            measured = self.search(-2, []).workspace / "tables" / "costs.parquet"
+            measured = Path(self.search(-2, []).workspace) / "tables" / "costs.parquet"
             shutil.copyfile(measured, self.folder / "costs.parquet")
             search = self.search(-1, [])
             self.state["expected"] = {
@@ -109,11 +154,15 @@ class Campaign:
                 "seconds": self.seconds,
             }
             self.save()
-        while sum(len(search["faults"]) for search in self.state["searches"]) < faults:
+        while sum(len(search["faults"]) for search in self.state["searches"]) < faults and time.monotonic() < until:
             index = len(self.state["searches"])
             chance = random.Random(f"{self.seed}/{index}")
             points = sorted(chance.sample(range(1, int(self.state["expected"]["records"] * 0.9)), FAULTS_A_SEARCH))
-            search = self.search(index, list(zip(points, self.next_kinds(chance), strict=True)))
+            if index % 2:
+                search = self.circumstance(index, tuple(CIRCUMSTANCES)[index // 2 % len(CIRCUMSTANCES)])
+            else:
+                search = self.search(index, list(zip(points, self.next_kinds(chance), strict=True)))
+            self.machines.take_away_added()
             end_all(left := busy_workers())
             self.state["searches"].append({
                 "index": index,
@@ -125,7 +174,6 @@ class Campaign:
                 "faults": search.faults,
             })  # fmt: skip
             self.save()
-            write(self.state)
             print(json.dumps(self.state["searches"][-1]), flush=True)
 
     def next_kinds(self, chance: random.Random) -> list[str]:
@@ -142,9 +190,8 @@ class Campaign:
 
     def search(self, index: int, plan: list[tuple[int, str]]) -> Search:
         """One search from an empty workspace to its end, with the faults of the plan."""
-        search = Search(index, self.disk.folder / "search", self.folder / f"search-{index}.log")
-        subprocess.run(["rm", "-rf", str(search.workspace)], check=True)
-        search.log.unlink(missing_ok=True)
+        search = self.begun(index, str(self.disk.folder / "search"))
+        subprocess.run(["rm", "-rf", search.workspace], check=True)
         started = time.monotonic()
         self.give(search)
         chance = random.Random(f"{self.seed}/{index}/faults")
@@ -162,17 +209,144 @@ class Campaign:
                 raise SystemExit(f"search {index} did not end within {PATIENCE_SECONDS:g} s; its log is {search.log}")
             time.sleep(0.02)
         self.seconds = round(time.monotonic() - started, 1)
+        said = search.log.read_text().count(PUT_ASIDE)
+        for fault in search.faults:
+            if (before := fault.pop("put_aside_after", None)) is not None:
+                fault["noticed"] = said > before
         return search
+
+    def begun(self, index: int, workspace: str) -> Search:
+        search = Search(index, workspace, self.folder / f"search-{index}.log")
+        search.log.unlink(missing_ok=True)
+        return search
+
+    def circumstance(self, index: int, kind: str) -> Search:
+        """One search under other circumstances, from nothing to its end."""
+        started = time.monotonic()
+        place = str(self.disk.folder / "search") if kind == "second autoscaler" else f"s3://{BUCKET}/{index}"
+        search = self.begun(index, place)
+        subprocess.run(["rm", "-rf", str(self.disk.folder / "search")], check=True)
+        fault = {"kind": kind, "at": 0, "noticed": True}
+        getattr(self, kind.replace(" ", "_"))(search, fault)
+        self.seconds = round(time.monotonic() - started, 1)
+        search.faults.append(fault | {"seconds": self.seconds})
+        return search
+
+    def failing_reads(self, search: Search, fault: dict[str, Any]) -> None:
+        before, self.store.fails_reads = self.store.failed, True
+        try:
+            self.give_until_done(search)
+        finally:
+            self.store.fails_reads = False
+        fault["noticed"] = self.store.failed > before
+
+    def no_conditional_writes(self, search: Search, fault: dict[str, Any]) -> None:
+        self.store.is_conditional = False
+        try:
+            self.give(search)
+            search.process.wait(timeout=PATIENCE_SECONDS)
+        finally:
+            self.store.is_conditional = True
+        said = f"the store {search.workspace} does not honour conditional writes (If-None-Match)"
+        left = Store(search.workspace).list("records/")
+        fault["noticed"] = search.process.returncode != 0 and said in search.log.read_text() and not left
+        self.give_until_done(search)
+
+    def second_autoscaler(self, search: Search, fault: dict[str, Any]) -> None:
+        with Growing(self.folder / f"growing-{search.index}") as nodes:
+            job = write_job(self.folder, None, self.tracker.uri)
+            words = ["submit", str(job), "-w", search.workspace, "--wait", "--address", nodes.url]
+            search.starts, search.process = 1, self.command(search.log, words, None)
+            deadline = time.monotonic() + PATIENCE_SECONDS
+            while search.alive and "waiting: a worker needs 1 CPU" not in search.log.read_text():
+                if time.monotonic() > deadline:
+                    break
+                time.sleep(0.5)
+            told = re.search("waiting: a worker needs 1 CPU.*(on the way|autoscaler)", search.log.read_text())
+            fault["noticed"] = search.alive and told is not None
+            for _ in range(NODES):
+                nodes.add(1)
+            search.process.wait(timeout=PATIENCE_SECONDS)
+        if search.process.returncode != 0:
+            raise SystemExit(f"search {search.index} failed; its log is {search.log}")
+
+    def give_until_done(self, search: Search) -> None:
+        """Give the command until it succeeds."""
+        deadline = time.monotonic() + 2 * PATIENCE_SECONDS
+        self.give(search)
+        while search.process.wait(timeout=max(1.0, deadline - time.monotonic())) != 0:
+            self.give(search)
 
     def give(self, search: Search) -> None:
         """Give the command, again or for the first time, on the cluster that there is."""
         search.starts += 1
         if search.starts > 3 * FAULTS_A_SEARCH:
             raise SystemExit(f"search {search.index} was started {search.starts} times; its log is {search.log}")
+        job = write_job(self.folder, self.machines.address, self.tracker.uri, apart="://" in search.workspace)
+        search.process = self.command(search.log, ["run", str(job), "-w", search.workspace], search.boot)
+
+    def command(
+        self, file: Path, words: list[str], boot: Path | None, environment: dict[str, str] | None = None
+    ) -> subprocess.Popen[bytes]:
+        """A verb of inlay as a process that writes to a file."""
+        set_variables = ["env", *(f"{name}={value}" for name, value in (environment or {}).items())]
+        command = [*set_variables, sys.executable, "-m", "inlay.nas.cli", *words]
+        with file.open("ab") as log:
+            command = command if boot is None else elsewhere(boot, command)
+            return subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder)
+
+    def clock_ahead(self, search: Search, chance: random.Random, fault: dict[str, Any]) -> bool:
+        self.machines.add_ahead(self.ahead)
         job = write_job(self.folder, self.machines.address, self.tracker.uri)
-        command = [sys.executable, "-m", "inlay.nas.cli", "run", str(job), "-w", str(search.workspace)]
-        with search.log.open("ab") as log:
-            search.process = subprocess.Popen(command, stdout=log, stderr=log, cwd=self.folder)
+        log = search.log.with_suffix(".ahead.log")
+        log.unlink(missing_ok=True)
+        boot = new_boot(self.folder)
+        newcomer = self.command(log, ["run", str(job), "-w", search.workspace], boot, self.ahead)
+        newcomer.wait(timeout=PATIENCE_SECONDS)
+        said = log.read_text()
+        # A search that ended meanwhile held nothing any more.
+        fault["noticed"] = newcomer.returncode == 2 and " is in use by " in said
+        return fault["noticed"] or search.alive
+
+    def living_owner(self, search: Search, chance: random.Random, fault: dict[str, Any]) -> bool:
+        self.pick(search, chance)
+        if not search.alive:
+            return False
+        owner, before = search.process, search.log.read_text().count(TAKEN_OVER)
+        search.in_flight += len(busy_workers())
+        generation = self.generation(search)
+        os.kill(owner.pid, signal.SIGSTOP)
+        try:
+            search.boot = new_boot(self.folder)
+            self.give(search)
+            deadline = time.monotonic() + PATIENCE_SECONDS
+            while self.generation(search) <= generation and search.alive and time.monotonic() < deadline:
+                time.sleep(0.1)
+        finally:
+            os.kill(owner.pid, signal.SIGCONT)
+        owner.wait(timeout=PATIENCE_SECONDS)
+        fault["noticed"] = owner.returncode != 0 and search.log.read_text().count(TAKEN_OVER) > before
+        return True
+
+    def generation(self, search: Search) -> int:
+        """Of the workspace's lock: who takes it over makes a higher one."""
+        found = Path(search.workspace, "lock").glob("0*.json")
+        return max((int(path.stem) for path in found), default=0)
+
+    def refused_entry(self, search: Search, chance: random.Random, fault: dict[str, Any]) -> bool:
+        self.pick(search, chance)
+        search.in_flight += len(busy_workers())
+        if not self.kill_driver(search):
+            return False
+        before = search.log.read_text().count(PUT_ASIDE)
+        queue = next(Path(search.workspace, "tracking").glob("*/unsent.jsonl"), None)
+        if queue is None:
+            return False
+        entry = {"ref": "search", "kind": "file", "values": {"local": "/nowhere/gone.txt", "folder": ""}}
+        with queue.open("a") as stream:
+            stream.write(json.dumps(entry) + "\n")
+        fault["put_aside_after"] = before
+        return True
 
     def lost_worker(self, search: Search, chance: random.Random, fault: dict[str, Any]) -> bool:
         worker = self.pick(search, chance)
@@ -268,6 +442,7 @@ class Campaign:
         self.machines.stop()
         self.tracker.kill()
         self.disk.close()
+        self.store.close()
         deadline = time.monotonic() + 30
         while (left := ours()) and time.monotonic() < deadline:
             time.sleep(0.5)
@@ -276,15 +451,17 @@ class Campaign:
         self.save()
 
 
-def fingerprint(workspace: Path) -> dict[str, str]:
+def fingerprint(workspace: str) -> dict[str, str]:
     """Digests of the tables, of every trained variant and of the three recovered models."""
-    found = {name: hashlib.sha256((workspace / name).read_bytes()).hexdigest() for name in SAME}
-    run = json.loads((workspace / "run.json").read_text())
+    store = Store(workspace)
+    found = {name: hashlib.sha256(store.get(name)).hexdigest() for name in SAME}
+    run = store.get_json("run.json")
     return found | {f"model {name}": blob for name, blob in run["models"].items()} | {"chosen": run["chosen"]}
 
 
-def write_job(folder: Path, address: str, tracking: str) -> Path:
-    """A whole search of seconds on the parent that ships with inlay; measured costs are given."""
+def write_job(folder: Path, address: str | None, tracking: str, apart: bool = False) -> Path:
+    """A whole search of seconds on the parent that ships with inlay; measured costs are given. `apart`: scratch is not
+    in the workspace."""
     for name, split in (("train", "train"), ("held_out", "held_out")):
         if not (folder / f"{name}.txt").exists():
             (folder / f"{name}.txt").write_text(corpus.text(split)[:60_000], encoding="utf-8")
@@ -303,7 +480,8 @@ def write_job(folder: Path, address: str, tracking: str) -> Path:
         "hardware": {"scenarios": [{"prefill": 8, "generate": 4}]} | ({"costs": str(costs)} if costs.exists() else {}),
         "budget": {"parameters": "0.85x"},
         "tracking": {"experiment": "faults", "uri": tracking},
-        "cluster": {"address": address, "patience": DEADLINE_SECONDS},
+        "cluster": {"address": address, "patience": DEADLINE_SECONDS}
+        | ({"scratch": str(folder / "scratch")} if apart else {}),
     }
     path = folder / "job.yaml"
     path.write_text(yaml.safe_dump(job, sort_keys=False))
@@ -311,20 +489,20 @@ def write_job(folder: Path, address: str, tracking: str) -> Path:
 
 
 def page(state: dict[str, Any]) -> str:
-    """docs/reliability.md: what was broken, what it cost, and whether anything came out differently."""
+    """benchmarks/results/faults.md: what was broken, what it cost, and whether anything came out differently."""
     searches = state["searches"]
     faults = [fault for search in searches for fault in search["faults"]]
     unequal = [search["index"] for search in searches if not search["equal"]]
     left = sum(search["left_running"] for search in searches) + len(state["left_at_the_end"])
     rows = "\n".join(
         f"| {kind} | {what} | {len(of)} | {sum(fault['noticed'] for fault in of)} |"
-        for kind, what in KINDS.items()
+        for kind, what in (KINDS | CIRCUMSTANCES).items()
         for of in [[fault for fault in faults if fault["kind"] == kind]]
     )
     times, expected = sorted(search["seconds"] for search in searches), state["expected"]
     equal = f"{len(searches) - len(unequal)} of {len(searches)} searches"
     repeated, starts = (sum(search[name] for search in searches) for name in ("repeated", "starts"))
-    return f"""# What it survives
+    return f"""# Faults
 
 Written by `benchmarks/faults.py`, which breaks whole searches on purpose and compares what comes out, byte for byte,
 with an undisturbed one. The cluster: a head without CPUs for pieces and {NODES} nodes of one CPU, processes of one
@@ -335,7 +513,8 @@ machine, token on; the parent that ships with inlay; costs given. Undisturbed, a
 |---|---|---|---|
 {rows}
 
-- **{len(faults)} faults** over {len(searches)} searches, {FAULTS_A_SEARCH} a search, seed {state["seed"]}.
+- **{len(faults)} faults** over {len(searches)} searches, seed {state["seed"]}: {FAULTS_A_SEARCH} a search, and one
+  where all of it is the fault (the last {len(CIRCUMSTANCES)} kinds).
 - **{equal}** ended with the undisturbed search's tables, trained variants and models{_named(unequal)}.
 - **{repeated} pieces** were done more than once, of {len(searches) * expected["records"]} that were committed.
 - The command was given {starts} times for {len(searches)} searches. A search took {times[0]:g} to
@@ -359,17 +538,22 @@ def main() -> None:
     """Run the campaign, or what is left of it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faults", type=int, default=100)
+    parser.add_argument("--minutes", type=float, default=600.0, help="Begin no search after so many.")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--state", type=Path, default=Path(tempfile.gettempdir()) / "inlay-faults")
-    parser.add_argument("--output", type=Path, default=Path(__file__).parents[1] / "docs" / "reliability.md")
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "faults.md")
     options = parser.parse_args()
+    until = time.monotonic() + 60 * options.minutes
     os.environ |= {MARK: str(os.getpid()), "RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
     os.environ["INLAY_MEASURED"] = str(options.state.absolute() / "measured")
+    os.environ["XDG_CACHE_HOME"] = str(options.state.absolute() / "cache")
     os.environ |= {"OMP_NUM_THREADS": "1", LOOPBACK_ONLY[0]: LOOPBACK_ONLY[1]}
     protect_token()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that it ends what it started
     campaign = Campaign(options.state, options.seed)
     try:
-        campaign.run(options.faults, lambda state: None)
+        campaign.open()
+        campaign.run(options.faults, until)
     finally:
         campaign.close()
     options.output.write_text(page(campaign.state))

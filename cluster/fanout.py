@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from inlay.cluster.capacity import fits, misfit, words
+from inlay.cluster.cost import Cost
 from inlay.cluster.errors import PieceError
 from inlay.cluster.events import PieceEvent, TimeLeft
 from inlay.cluster.flights import Flight, completed, has_room, read_progress
@@ -37,6 +38,7 @@ def run_pieces(
     *,
     on_event: Callable[[PieceEvent], None] | None = None,
     on_record: Callable[[Record], None] | None = None,
+    on_cost: Callable[[Cost], None] = lambda cost: None,
     ready: Callable[[Piece], bool] | None = None,
     more: Callable[[], Piece | None] | None = None,
     called_off: Container[str] = (),
@@ -49,9 +51,10 @@ def run_pieces(
 
     Of pieces that ask for the same, as many are sent as have room, and where nodes may come twice as many. `ready` is
     asked before a piece is sent, and again after every record; `on_record` gets every record once, the committed ones
-    first. `more` is asked for another piece whenever there is room for one and none waits, and again later where it has
-    none while others run; their records are given back too. Pieces whose keys stand in `called_off`, which is read
-    while they run, are told that they may end early. A piece that reports no progress for `deadline_seconds`, or that
+    first, `on_cost` what each attempt has held once it is over, a lost one too. `more` is asked for another piece
+    whenever there is room for one and none waits, and again later where it has none while others run; their records are
+    given back too. Pieces whose keys stand in `called_off`, which is read while they run, are told that they may end
+    early. A piece that reports no progress for `deadline_seconds`, or that
     has its worker for so long and does not begin, is ended and tried again; one that waits for what others hold is not.
     `retries` more attempts follow a lost worker or a missed deadline, twice as many want of memory, ten times as many a
     lost node. An exception of the function ends the call by PieceError once the pieces that have begun are committed;
@@ -60,7 +63,7 @@ def run_pieces(
     """
     kept, stale = _survey(store, pieces)
     fanout = _FanOut(
-        store, list(pieces), cluster, kept, on_event, on_record, ready, more, called_off,
+        store, list(pieces), cluster, kept, on_event, on_record, on_cost, ready, more, called_off,
         deadline_seconds, retries, exclusive,
     )  # fmt: skip
     fanout.tell_kept()
@@ -96,6 +99,7 @@ class _FanOut:
     records: dict[str, Record]
     on_event: Callable[[PieceEvent], None] | None
     on_record: Callable[[Record], None] | None
+    on_cost: Callable[[Cost], None]
     ready: Callable[[Piece], bool] | None
     more: Callable[[], Piece | None] | None
     called_off: Container[str]
@@ -151,6 +155,8 @@ class _FanOut:
                     self.receive(reference, outcome)
                 self.poll()
         except BaseException:
+            for flight in self.flights.values():
+                self.on_cost(flight.cost(None))
             if not self.cluster.head.lost:
                 for reference in self.flights:
                     self.cancel(reference)
@@ -229,11 +235,15 @@ class _FanOut:
             memory_limit_bytes=self.cluster.settings.memory_limit_bytes,
         )
         wish = piece.resources
-        options = self.alone(wish) if self.exclusive else {"num_cpus": wish.cpus, "memory": wish.memory_bytes or None}
+        options: dict[str, Any] = {"num_cpus": wish.cpus, "memory": wish.memory_bytes or None}
+        if self.exclusive:
+            options = self.alone(wish)
         options |= {"resources": wish.custom} if wish.custom else {}
         task = self.gpu_task if wish.gpus else self.task
         # What is measured shares its GPU with nobody.
         gpus = math.ceil(wish.gpus) if self.exclusive else wish.gpus
+        count, each = piece.ranks or (0, wish)
+        flight.cpus, flight.gpus = options["num_cpus"] + count * each.cpus, gpus + count * each.gpus
         task = task.options(name=f"{piece.stage}: {piece.label}", max_retries=0, num_gpus=gpus or None, **options)
         self.flights[self.cluster.head.ask(task.remote, order)] = flight
         self.sent[wish] += 1
@@ -278,6 +288,7 @@ class _FanOut:
         self.cluster.head.ask(delete_value, flight.progress_key, PROGRESS_NAMESPACE)
         if flight.called_off:
             self.cluster.head.ask(delete_value, flight.progress_key + CALLED_OFF, PROGRESS_NAMESPACE)
+        self.on_cost(flight.cost(None if isinstance(outcome, Exception) else outcome.seconds))
         if flight.dropped and isinstance(outcome, Exception):
             return
         try:
@@ -435,7 +446,8 @@ class _FanOut:
         if told is None:
             return False
         now = time.monotonic()
-        flight.node, flight.waits = told["node"], told["waits"]
+        flight.node = told["node"]
+        flight.waits_for(told["waits"])
         if flight.waits:
             flight.moved = now
             return False

@@ -10,52 +10,23 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import replace
 from typing import Any
 
 from inlay.cluster.capacity import Amounts, Growth, crowded, live_resources, misfit, read_growth, read_status_text
 from inlay.cluster.errors import ClusterError
 from inlay.cluster.http import HttpError, request_json
 from inlay.cluster.ids import is_loopback, parse_job_id, parse_listed_id, parse_server
+from inlay.cluster.job_info import PRIORITY, JobInfo, ahead_of, holder_of
 from inlay.cluster.pieces import Resources
 from inlay.cluster.ray_token import ray_authorization
-from inlay.cluster.services import JOB_SLOT, find_services, services_folder
+from inlay.cluster.services import JOB_SLOT, TURN, find_services, job_token, services_folder, turn_name
 
-ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 _POLL_SECONDS = 1.0
 _AGENT_SECONDS = 90.0
 _REGISTER_SECONDS = 30.0
 _SERVERS_OWN = (" -- Runtime env is setting up.", "Running entrypoint for job ")
 _TAG = "tag."
-OWNER = "owner"
-"""Among the details."""
-
-
-@dataclass(frozen=True)
-class JobInfo:
-    """What the job server knows of a job; times are seconds of the epoch."""
-
-    job_id: str
-    state: str
-    """PENDING, RUNNING, SUCCEEDED, FAILED or STOPPED."""
-    message: str
-    exit_code: int | None
-    submitted: float | None
-    ended: float | None
-    tags: dict[str, str]
-    details: dict[str, str]
-    """What the submitter noted: workspace, owner, tracking, versions."""
-    environment: dict[str, str] = field(repr=False)
-    """The variables that it was submitted with."""
-
-    @property
-    def is_over(self) -> bool:
-        return self.state in ENDED
-
-    @property
-    def owner(self) -> str:
-        """The account that submitted it; empty where that noted none."""
-        return self.details.get(OWNER, "")
 
 
 class JobServer:
@@ -74,6 +45,7 @@ class JobServer:
                 )
             given = ray.url
         self.url = parse_server(given)
+        self._begun: set[str] = set()
         self._has_answered = False  # one that has may be away for a while: what is only looked at is asked again
         near = is_loopback(self.url)
         # This account's token is that of its own cluster. All others get one only where that is asked for, those on the
@@ -101,7 +73,7 @@ class JobServer:
         tags: Mapping[str, str],
         details: Mapping[str, str],
     ) -> None:
-        """Submit a command under `job_id`; where the cluster has job slots, it waits for one of them."""
+        """Submit a command under `job_id`; where the cluster has tokens of its priority, it waits for one of them."""
         if any(job.job_id == job_id for job in self.jobs()):
             raise ValueError(f"there is a job `{job_id}` already; choose another id, or delete that one")
         request: dict[str, Any] = {
@@ -110,8 +82,9 @@ class JobServer:
             "runtime_env": {"env_vars": dict(environment)},
             "metadata": {f"{_TAG}{name}": value for name, value in tags.items()} | dict(details),
         }
-        if any(node.get(JOB_SLOT) for node in self._known_nodes()):
-            request["entrypoint_resources"] = {JOB_SLOT: 1}
+        token = job_token(details.get(PRIORITY, ""))
+        if any(node.get(token) for node in self._known_nodes()):
+            request["entrypoint_resources"] = {token: 1}
         deadline = time.monotonic() + _AGENT_SECONDS
         while True:
             try:
@@ -131,7 +104,7 @@ class JobServer:
         owner: str | None = None,
         limit: int | None = None,
     ) -> list[JobInfo]:
-        """Return the submitted jobs, the newest first, by one request whatever their number.
+        """Return the submitted jobs, the newest first, by two requests at most, whatever their number.
 
         Args:
             tags: only jobs that have all of them; None stands for any value.
@@ -141,7 +114,8 @@ class JobServer:
         """
         answer = self._ask("GET", "/api/jobs/")
         with self._understood():
-            found = [_job_info(value) for value in answer if value["type"] == "SUBMISSION"]
+            found = [self._at_gate(job) for job in self._noted(answer)]
+        found = [replace(job, before=len(ahead_of(job, found))) if job.state == "PENDING" else job for job in found]
         asked = [
             job
             for job in found
@@ -155,7 +129,11 @@ class JobServer:
         """Return one job; raises ValueError for an unknown one."""
         answer = self._ask("GET", f"/api/jobs/{parse_listed_id(job_id)}", job_id=job_id)
         with self._understood():
-            return _job_info(answer)
+            (job,) = self._noted([answer | {"type": "SUBMISSION"}])
+            job = self._at_gate(job)
+        if job.state != "PENDING":
+            return job
+        return next((listed for listed in self.jobs() if listed.job_id == job_id), job)
 
     def logs(self, job_id: str, tail: int | None = None) -> str:
         """Return what a job has written so far, or its last `tail` lines, without those that the job server adds."""
@@ -251,18 +229,47 @@ class JobServer:
             time.sleep(_POLL_SECONDS)
         return nodes
 
+    def slots(self) -> int:
+        """Return how many jobs run at once; 0 is as many as are submitted."""
+        return int(sum(node.get(JOB_SLOT, 0) for node in self.nodes()))
+
+    def turns(self) -> dict[str, str]:
+        """Return the ids of the placement groups by which jobs hold their turns, by their names."""
+        answer = self._ask("GET", "/api/v0/placement_groups?limit=10000")
+        with self._understood():
+            found = answer["data"]["result"]["result"]
+            return {
+                str(group["name"]): str(group["placement_group_id"])
+                for group in found
+                if group["state"] == "CREATED" and str(group["name"]).startswith(TURN)
+            }
+
     def waits_for(self, job: JobInfo) -> str:
-        """Return what a job that has not started waits for."""
-        slots = int(sum(node.get(JOB_SLOT, 0) for node in self.nodes()))
-        others = [other for other in self.jobs() if other.job_id != job.job_id]
-        running = [other.job_id for other in others if other.state == "RUNNING"]
-        if slots == 0 or len(running) < slots:
+        """Return what a job that has not begun waits for."""
+        jobs = self.jobs()
+        if (holder := holder_of(job, jobs)) is not None:
+            return f"it waits for the end of the job `{holder.job_id}`, which has the same workspace"
+        slots, ahead = self.slots(), ahead_of(job, jobs)
+        running = [other.job_id for other in jobs if other.state == "RUNNING" and other.priority]
+        if slots == 0 or (len(running) < slots and not ahead):
             return "it is being started"
-        before = sum(o.state == "PENDING" and (o.submitted or 0) < (job.submitted or 0) for o in others)
-        turn = "it waits for its turn" + (f" behind {before} other{'' if before == 1 else 's'}" if before else "")
+        higher = sum(other.priority != job.priority for other in ahead)
+        others = f" behind {len(ahead)} other{'' if len(ahead) == 1 else 's'}" if ahead else ""
+        turn = f"it waits for its turn{others}" + (f", {higher} of higher priority" if higher else "")
         shown = ", ".join(running[:5]) + (f" and {len(running) - 5} more" if len(running) > 5 else "")
         many = "job runs" if slots == 1 else "jobs run"
         return f"{turn}: {slots} {many} at once here, now {shown}"
+
+    def _noted(self, answer: Any) -> list[JobInfo]:
+        return [_job_info(value) for value in answer if value["type"] == "SUBMISSION"]
+
+    def _at_gate(self, job: JobInfo) -> JobInfo:
+        """Return a job as PENDING that Ray has started and whose turn has not come."""
+        if job.state != "RUNNING" or not job.priority:
+            return job
+        if (name := turn_name(job.job_id, job.submitted)) not in self._begun:
+            self._begun |= self.turns().keys()  # who has begun does not wait again
+        return job if name in self._begun else replace(job, state="PENDING", at_gate=True)
 
     @contextmanager
     def _understood(self) -> Iterator[None]:

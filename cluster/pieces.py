@@ -120,6 +120,8 @@ class Piece:
     arguments: dict[str, Any]
     resources: Resources = Resources()
     seed: int = 0
+    ranks: tuple[int, Resources] | None = None
+    """What it has others hold for it while it books nothing itself: so many times these resources."""
 
     @property
     def record_key(self) -> str:

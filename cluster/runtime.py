@@ -68,7 +68,8 @@ class Cluster:
         self.started = False
         self.head = Head(None)
         """Of the running cluster, once started: all that is asked of it goes through `head.ask`."""
-        self._dashboard = ""
+        self.dashboard = ""
+        """`host:port` of the running cluster's, once started; empty where it has none."""
         self._gcs = ""
         self._session: Path | None = None
         self._environment = RayEnvironment()
@@ -120,7 +121,7 @@ class Cluster:
                 if not self.elastic:
                     stack.enter_context(on_the_loopback())
                     stack.enter_context(without_monitors())
-                self._dashboard = _init_patiently(ray, options)
+                self.dashboard = _init_patiently(ray, options)
         except Exception as error:  # Ray raises its own, builtin ones, and bare Exception for a slow start
             raise ConnectError(_refusal(self.settings.address, error)) from error
         silence()
@@ -153,7 +154,7 @@ class Cluster:
 
         None while the task is queued, and where no dashboard keeps a record of tasks.
         """
-        return self.head.ask(read_hand_over, self._dashboard, task_id) if self._dashboard else None
+        return self.head.ask(read_hand_over, self.dashboard, task_id) if self.dashboard else None
 
     def growth(self) -> Growth | None:
         """Return what the cluster's autoscaler says, None where there is none; raises as `nodes` does."""

@@ -21,6 +21,7 @@ from pathlib import Path
 from inlay.cluster.capacity import live_resources, usable_cpus
 from inlay.cluster.errors import ClusterError
 from inlay.cluster.http import HttpError, is_healthy, request_json
+from inlay.cluster.job_info import PRIORITIES
 from inlay.cluster.processes import Spawned, end, free_port, spawn
 from inlay.cluster.ray_environment import LOOPBACK_ONLY
 from inlay.cluster.ray_token import protect_token, ray_authorization
@@ -29,6 +30,8 @@ _MIB = 1 << 20
 # Ray's sockets lie below its folder, and the path of a socket has at most 107 bytes.
 _LONGEST_RAY_FOLDER = 40
 JOB_SLOT = "inlay_job"
+"""Ray's name for the right to run: a head has as many as jobs run at once."""
+TURN = "inlay turn "
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,21 @@ class Services:
 
     ray: Service | None
     mlflow: Service | None
+
+
+def job_token(priority: str) -> str:
+    """Return Ray's name for the right of a job of this priority to be started, and to wait for its turn."""
+    return f"{JOB_SLOT}_{priority}"
+
+
+def job_resources(jobs_at_once: int) -> dict[str, int]:
+    """Return what a head has where so many jobs run at once."""
+    return dict.fromkeys((JOB_SLOT, *map(job_token, PRIORITIES)), jobs_at_once)
+
+
+def turn_name(job_id: str, submitted: float | None) -> str:
+    """Return the name of what holds a job's turn; a job of the same id that was deleted had another."""
+    return f"{TURN}{job_id} {round((submitted or 0) * 1000)}"
 
 
 def services_folder(given: str | Path | None = None) -> Path:
@@ -162,7 +180,7 @@ def _start_ray(settings: ServiceSettings, tracking_uri: str) -> Service:
     command += ["--include-dashboard", "true", "--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard_port)]
     # The agent opens its port seconds later and serves no jobs where another has taken it: it is to choose for itself.
     command += ["--dashboard-agent-listen-port", "0", "--temp-dir", str(ray_folder(settings.folder))]
-    command += ["--resources", json.dumps({JOB_SLOT: settings.jobs_at_once or max(cpus // 2, 1)})]
+    command += ["--resources", json.dumps(job_resources(settings.jobs_at_once or max(cpus // 2, 1)))]
     log = settings.folder / "logs" / "ray.log"
     process = spawn(command, environment, log)
     return Service(process, f"http://127.0.0.1:{dashboard_port}", log, f"127.0.0.1:{port}")

@@ -193,7 +193,7 @@ class Tracker(TrackedRun):
         if self._entries:
             self._on_warning(
                 f"{len(self._entries)} tracking entries could not be sent to {redacted(self.uri)}; they are kept in "
-                f"{self._buffer.path} and sent by the next run of this workspace"
+                f"{self._buffer.path}, and sent when the same command is given again"
             )
 
     def _weights_bytes(self) -> int:

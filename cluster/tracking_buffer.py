@@ -18,6 +18,10 @@ class Buffer:
         self._sent_path = folder / "sent"
         self._sent = 0
 
+    def is_empty(self) -> bool:
+        """Tell whether nothing waits, without changing anything."""
+        return not (self.path.is_file() and self.path.stat().st_size)
+
     def unsent(self) -> list[Entry]:
         """Return what an earlier run of the workspace left; a last line cut by a kill is dropped."""
         entries = []

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from inlay.cluster.errors import StoreError
+from inlay.cluster.errors import AbsentError, StoreError
 from inlay.cluster.store import Store
 
 FOLDER = "child"
@@ -23,6 +23,10 @@ _ALIASED = "inlay.alias"
 """Tag of a version that got its alias."""
 SLOWEST_BYTES_PER_SECOND = 10_000_000
 """How fast weights are sent at least, before the tracker is given up."""
+
+
+class _ChangedError(StoreError):
+    """The folder is not the one that was to be sent."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,7 @@ def send_model(
         with tempfile.TemporaryDirectory(prefix="inlay-") as folder, _patient(model):
             try:
                 _write(Path(folder), logged.model_id, run_ids[0], model)
-            except StoreError as error:
+            except (AbsentError, _ChangedError) as error:  # of all else the store may think better the next time
                 client.finalize_logged_model(logged.model_id, "FAILED")
                 warn(f"the model {model.name} is not put into the tracker: {error}")
                 return
@@ -112,7 +116,7 @@ def _write(folder: Path, model_id: str, run_id: str, model: ServedModel) -> None
     store = Store(model.store)
     key, digest = model.mark
     if hashlib.sha256(store.get(key)).hexdigest() != digest:
-        raise StoreError(f"{model.store}/{model.folder} is another one by now")
+        raise _ChangedError(f"{model.store}/{model.folder} is another one by now")
     written = folder / "written"
     with tempfile.TemporaryDirectory(prefix="inlay-") as place:
         code = Path(place) / "model.py"

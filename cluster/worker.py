@@ -15,7 +15,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,8 @@ class Outcome:
     message: str = ""
     details: str = ""
     out_of_memory: bool = False
+    seconds: float = 0.0
+    """Of the attempt, as its worker has it."""
 
 
 def take_own_session() -> None:
@@ -77,9 +79,10 @@ def take_own_session() -> None:
 
 def execute(order: Order) -> Outcome:
     """Run one piece in a worker and commit it, telling the driver how far it is."""
+    begun = time.perf_counter()
     progress = _Progress(order.progress_key)
     progress.start()
-    return perform(order, progress)
+    return replace(perform(order, progress), seconds=time.perf_counter() - begun)
 
 
 def perform(order: Order, progress: Progress) -> Outcome:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import posixpath
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 from inlay.nas.errors import InlayError, JobFailedError, UserError
 
 if TYPE_CHECKING:
-    from inlay.cluster.jobs import JobInfo, JobServer
+    from inlay.cluster.job_info import JobInfo
+    from inlay.cluster.jobs import JobServer
     from inlay.nas.job import Job
 
 _PATIENCE_SECONDS = 30.0
@@ -81,9 +81,11 @@ class Client:
                 server.check_together(resources_of(loaded), loaded.recover.workers)
             except ValueError as error:
                 raise UserError(f"recover.workers: {error}; lower it") from error
-            notes = tuple(_shares(other) for other in _others(server, order.details["workspace"]))
             server.submit(identifier, order.entrypoint, order.environment, named, order.details)
-        return JobHandle(server, identifier, notes)
+            jobs = server.jobs()  # now, since of two that are submitted at once one must learn of the other
+        own = next((listed for listed in jobs if listed.job_id == identifier), None)
+        others = [j for j in jobs if own and j is not own and not j.is_over and j.workspace == own.workspace]
+        return JobHandle(server, identifier, tuple(map(_shares, others)))
 
     def resubmit(self, job_id: str, *, new_id: str | None = None) -> JobHandle:
         """Submits the same job again, with its tags and on its workspace, where it goes on.
@@ -219,7 +221,7 @@ def stop_jobs(server: JobServer, job_ids: Sequence[str]) -> list[tuple[JobInfo, 
     stopped = []
     for job_id, in_time in asked:
         job = server.wait(job_id, began + _PENDING_SECONDS - time.monotonic())
-        if job.state != "PENDING":
+        if job.state != "PENDING" or job.at_gate:
             job = server.wait(job_id, began + _PATIENCE_SECONDS - time.monotonic())
         if in_time and job.is_over:
             end_job_run(job.details.get("tracking", ""), job.details.get("experiment", ""), job_id)
@@ -229,7 +231,7 @@ def stop_jobs(server: JobServer, job_ids: Sequence[str]) -> list[tuple[JobInfo, 
 
 def still_goes(job: JobInfo) -> bool:
     """Whether a job that `stop_jobs` gives did not heed; one that waits for its turn ends when that comes."""
-    return not job.is_over and job.state != "PENDING"
+    return not job.is_over and (job.state != "PENDING" or job.at_gate)
 
 
 def submitted_values(job: JobInfo) -> dict[str, Any]:
@@ -243,20 +245,9 @@ def submitted_values(job: JobInfo) -> dict[str, Any]:
         raise UserError(text) from None
 
 
-def _others(server: JobServer, workspace: str) -> list[JobInfo]:
-    """The jobs that have this workspace and are not over."""
-    place = _plain(workspace)
-    return [job for job in server.jobs() if not job.is_over and _plain(job.details.get("workspace", "")) == place]
-
-
-def _plain(workspace: str) -> str:
-    """One spelling of a workspace; its links are not followed, since they are those of other machines."""
-    return workspace.rstrip("/") if "://" in workspace else posixpath.normpath(workspace)
-
-
 def _shares(job: JobInfo) -> str:
     owner = f" of {job.owner}" if job.owner else ""
     return (
         f"the job `{job.job_id}`{owner} is {job.state} and has the same workspace, where one runs at a time: "
-        f"whichever starts while the other runs fails; stop one (`inlay stop {job.job_id}`), or name another workspace"
+        f"the other waits for its end; stop one (`inlay stop {job.job_id}`), or name another workspace"
     )

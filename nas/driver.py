@@ -45,7 +45,7 @@ class Submission:
 def submission(job: Job, workspace: str | None, job_id: str, tags: Mapping[str, str]) -> Submission:
     """Return what runs `job` on a cluster; raises UserError for a job that is too large to travel."""
     from inlay.cluster.account import account_name
-    from inlay.cluster.jobs import OWNER
+    from inlay.cluster.job_info import OWNER, PRIORITY, WORKSPACE
     from inlay.cluster.tracking import JOB_TAG, TAGS_VARIABLE
     from inlay.cluster.tracking_origin import USER_TAG
     from inlay.nas.workspace import check_workspace_url
@@ -70,8 +70,8 @@ def submission(job: Job, workspace: str | None, job_id: str, tags: Mapping[str, 
         entrypoint='exec "${INLAY_PYTHON:-python}" -m inlay.nas.driver',
         environment={VARIABLE: packed, TAGS_VARIABLE: json.dumps(all_tags)},
         details=versions
-        | {"workspace": place, "experiment": job.tracking.experiment, "tracking": _tracking(job)}
-        | {OWNER: account_name()},
+        | {WORKSPACE: place, "experiment": job.tracking.experiment, "tracking": _tracking(job)}
+        | {OWNER: account_name(), PRIORITY: job.cluster.priority},
     )
 
 
@@ -127,7 +127,7 @@ def check_versions(theirs: Mapping[str, str]) -> None:
 
 
 def run(values: dict[str, Any]) -> None:
-    """Check that every node can use what the job names, then run the job on this cluster."""
+    """Wait for the job's turn, check that every node can use what it names, then run the job on this cluster."""
     from inlay.nas.job import Job
     from inlay.nas.report.progress import Reporter
     from inlay.nas.stages.recording.on_end import told_on_end
@@ -137,19 +137,24 @@ def run(values: dict[str, Any]) -> None:
     with Reporter() as reporter:
 
         def work() -> RunResult:
-            _check_nodes(job, workspace, values["versions"]["inlay"])
+            _begin(job, workspace, job_id, values["versions"]["inlay"])
             return run_rounds(job, workspace, reporter, name=f"the job {job_id}", address="auto")
 
         reporter.summary(told_on_end(job, workspace, job_id, reporter.warning, work).to_dict())
 
 
-def _check_nodes(job: Job, workspace: str, version: str) -> None:
-    """Raise UserError unless every node can use what the job names."""
+def _begin(job: Job, workspace: str, job_id: str, version: str) -> None:
+    """Wait for the job's turn, then raise UserError unless every node can use what it names."""
+    from inlay.cluster.jobs import JobServer
     from inlay.cluster.probe import probe_nodes
     from inlay.cluster.runtime import ClusterSettings, connect
+    from inlay.cluster.turns import take_turn
 
     scratch = job.resolve(job.cluster.scratch) if job.cluster.scratch else None
     with connect(ClusterSettings(workers=1, address="auto")) as cluster:
+        cluster.start()
+        server = JobServer(f"http://{cluster.dashboard}", allow_insecure=True)  # within the cluster
+        take_turn(server, job_id, lambda reason: print(f"inlay: {reason}", file=sys.stderr, flush=True))
         problems = probe_nodes(cluster, named_paths(job), workspace, version, scratch)
     if problems:
         raise UserError("; ".join(problems))

@@ -108,6 +108,11 @@ def show_seconds(value: float) -> str:
     return _show(value * 1e9, ((10**9, " s"), (10**6, " ms"), (10**3, " us")), " ns")
 
 
+def show_hours(value: float) -> str:
+    """A number of hours for reading, two digits of it or all before the point: 0.0013, 0.52, 120."""
+    return f"{value:.0f}" if value >= 100 else f"{float(f'{value:.2g}'):.8f}".rstrip("0").rstrip(".")
+
+
 def _split(value: object, way_out: str) -> tuple[Fraction, str]:
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise ValueError(f"is not a number; {way_out}")

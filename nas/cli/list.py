@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from inlay.nas.cli.output import JsonOption, print_json, print_rich
-from inlay.nas.cli.service_shared import AddressOption, InsecureOption, job_server, job_values
+from inlay.nas.cli.service_shared import AddressOption, InsecureOption, job_server, job_values, show_time
 
 
 class State(StrEnum):
@@ -33,7 +33,7 @@ def list_command(
     insecure: InsecureOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """List jobs, the newest first."""
+    """List jobs, the newest first; `before` is how many others begin before one that waits."""
     from inlay.cluster.account import account_name
     from inlay.cluster.ids import parse_wanted_tags
 
@@ -49,12 +49,25 @@ def list_command(
     from rich.table import Table
     from rich.text import Text
 
+    columns = {
+        "id": [job.job_id for job in jobs],
+        "state": [job.state for job in jobs],
+        "before": ["" if job.before is None else str(job.before) for job in jobs],
+        "priority": [job.priority for job in jobs],
+        "submitted": [show_time(job.submitted) or "" for job in jobs],
+        "owner": [job.owner for job in jobs],
+        "tags": [" ".join(f"{name}={value}" for name, value in sorted(job.tags.items())) for job in jobs],
+    }
+    # Narrow, where nobody waits, and all are of one priority.
+    shown = {
+        name: cells
+        for name, cells in columns.items()
+        if (name != "before" or any(cells)) and (name != "priority" or not {"", "normal"}.issuperset(cells))
+    }
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    for name in ("id", "state", "submitted", "owner", "tags"):
+    for name in shown:
         table.add_column(name, overflow="fold")
-    for job in jobs:
-        values = job_values(job)
-        tags = " ".join(f"{name}={value}" for name, value in sorted(job.tags.items()))
+    for row in zip(*shown.values(), strict=True):
         # Text, since rich takes brackets in a plain string for its markup, and the words are other people's.
-        table.add_row(*map(Text, (job.job_id, job.state, values["submitted"] or "", job.owner, tags)))
+        table.add_row(*map(Text, row))
     print_rich(table)

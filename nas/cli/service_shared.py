@@ -14,7 +14,8 @@ from inlay.nas.cli.output import print_json
 from inlay.nas.client import user_errors
 
 if TYPE_CHECKING:
-    from inlay.cluster.jobs import JobInfo, JobServer
+    from inlay.cluster.job_info import JobInfo
+    from inlay.cluster.jobs import JobServer
     from inlay.nas.client import JobHandle
 
 AddressOption = Annotated[
@@ -72,6 +73,8 @@ def job_values(job: JobInfo) -> dict[str, Any]:
         "ended": show_time(job.ended),
         "workspace": job.details.get("workspace"),
         "owner": job.owner or None,
+        "priority": job.priority or None,
+        "before": job.before,
         "tags": job.tags,
     }
 

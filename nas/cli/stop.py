@@ -12,7 +12,7 @@ from inlay.nas.cli.service_shared import AddressOption, InsecureOption, job_serv
 from inlay.nas.errors import InlayError, UserError
 
 if TYPE_CHECKING:
-    from inlay.cluster.jobs import JobInfo
+    from inlay.cluster.job_info import JobInfo
 
 
 def stop_command(

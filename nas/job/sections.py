@@ -352,6 +352,9 @@ class Cluster(Section):
     address: str | None = Field(
         default=None, min_length=1, max_length=300, description="A running Ray cluster; default: this machine."
     )
+    priority: Literal["low", "normal", "high"] = Field(
+        default="normal", description="Of a submitted job: higher ones begin first, equal ones as they came."
+    )
     scratch: str | None = Field(
         default=None,
         min_length=1,

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from inlay.cluster.cost import Cost
 from inlay.cluster.events import PieceEvent
 from inlay.cluster.fanout import run_pieces
 from inlay.cluster.here import run_pieces_here
@@ -54,6 +55,10 @@ class Search:
     """What records of measured times hold, by their place in the store, once they were read."""
     inputs: str = ""
     """The digest of what rounding is weighed by, once it was gathered; "" where it is not."""
+    spent: Cost = field(default_factory=Cost)
+    """What the pieces of the stage that runs have held of the cluster."""
+    on_spent: Callable[[], None] = lambda: None
+    """Told that `spent` grew."""
     scratch_peak_bytes: int = 0
     """The largest worker's memory in the stage's pieces whose records are not kept."""
     original: Parent | None = None
@@ -194,6 +199,7 @@ class Search:
             pieces,
             self.cluster,
             on_event=self._tell if tell else None,
+            on_cost=self._spend,
             deadline_seconds=self.job.cluster.patience,
             exclusive=exclusive,
         )
@@ -210,6 +216,10 @@ class Search:
         """Tells of the best architecture so far."""
         self.reporter.found(best.sentence())
         self.on_best(best)
+
+    def _spend(self, cost: Cost) -> None:
+        self.spent += cost
+        self.on_spent()
 
     def _tell(self, event: PieceEvent) -> None:
         self.reporter.piece_event(event)

@@ -207,4 +207,5 @@ def _piece(search: Search, texts: Texts, library: Library, architecture: Blocks,
         may_grow=search.cluster.elastic,
         checkpoint_seconds=CHECKPOINT_SECONDS,
     )
-    return replace(piece, function=recover_with_ranks, resources=Resources(cpus=0))
+    ranks = (job.recover.workers, piece.resources)
+    return replace(piece, function=recover_with_ranks, resources=Resources(cpus=0), ranks=ranks)

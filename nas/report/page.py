@@ -22,6 +22,7 @@ from inlay.nas.report.prompts import prompts_html
 from inlay.nas.report.records import (
     Evaluation,
     StageRow,
+    cost_columns,
     read_evaluation,
     read_losses,
     read_pool,
@@ -222,16 +223,21 @@ def _blocks(workspace: Workspace, pictures: Mapping[str, Picture]) -> Iterator[s
 def _stages(stages: list[StageRow], failed: list[Mapping[str, Any]]) -> Iterator[str]:
     if not stages:
         return
-    rows = (
+    costs = cost_columns(stages)
+    rows = [
         (
             stage.name,
             show_seconds(stage.seconds),
             stage.pieces or "",
             show_bytes(stage.peak_bytes) if stage.peak_bytes else "",
+            *(each[number] for each, _ in costs.values()),
         )
-        for stage in stages
+        for number, stage in enumerate(stages)
+    ]
+    rows.append(
+        ("total", show_seconds(sum(s.seconds for s in stages)), "", "", *(whole for _, whole in costs.values()))
     )
-    yield f"<h2>Stages</h2>{table(('stage', 'time', 'pieces', 'peak memory'), rows)}"
+    yield f"<h2>Stages</h2>{table(('stage', 'time', 'pieces', 'peak memory', *costs), rows)}"
     if failed:
         yield f"<p class=note>{html.escape(failed_sentence(failed))}</p>"
 

@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from inlay.nas.quantities import show_bytes, show_count, show_seconds
+from inlay.nas.quantities import show_bytes, show_count, show_hours, show_seconds
 
 
 def plan_tables(plan: Mapping[str, Any]) -> Iterator[Table | Text]:
@@ -16,8 +16,8 @@ def plan_tables(plan: Mapping[str, Any]) -> Iterator[Table | Text]:
 
     Args:
         plan: `parent` (`name`, `family`, `layers`, `parameters`, `weights_bytes`), `space` (`variants`, `trained`,
-            `log10_architectures`), `stages` (each `name`, `what`, and where known `pieces`, `bytes`, `seconds`),
-            `facts` (pairs of name and text), `warnings` (sentences); all but `stages` may be missing.
+            `log10_architectures`), `stages` (each `name`, `what`, and where known `pieces`, `bytes`, `seconds`,
+            `cpu_hours`), `facts` (pairs of name and text), `warnings` (sentences); all but `stages` may be missing.
     """
     facts = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
     facts.add_column(style="bold", no_wrap=True)
@@ -29,7 +29,7 @@ def plan_tables(plan: Mapping[str, Any]) -> Iterator[Table | Text]:
         yield Text("")
     stages = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     stages.add_column("stage", no_wrap=True)
-    for name in ("pieces", "size", "time"):
+    for name in ("pieces", "size", "time", "CPU hours"):
         stages.add_column(name, justify="right", no_wrap=True)
     stages.add_column("what", overflow="fold")
     for stage in plan["stages"]:
@@ -38,10 +38,12 @@ def plan_tables(plan: Mapping[str, Any]) -> Iterator[Table | Text]:
             _known(stage.get("pieces"), str),
             _known(stage.get("bytes"), show_bytes),
             _known(stage.get("seconds"), lambda seconds: f"~{show_seconds(seconds)}"),
+            _known(stage.get("cpu_hours"), lambda hours: f"~{show_hours(hours)}"),
             stage.get("what", ""),
         )
-    if known := [stage["seconds"] for stage in plan["stages"] if stage.get("seconds") is not None]:
-        stages.add_row("total", "", "", f"~{show_seconds(sum(known))}", "", style="bold")
+    if known := [stage for stage in plan["stages"] if stage.get("seconds") is not None]:
+        seconds, hours = (sum(stage[name] for stage in known) for name in ("seconds", "cpu_hours"))
+        stages.add_row("total", "", "", f"~{show_seconds(seconds)}", f"~{show_hours(hours)}", "", style="bold")
     yield stages
     for warning in plan.get("warnings", ()):
         yield Text.assemble(("! ", "yellow"), warning)

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TextIO
 
-from inlay.nas.report.sentences import batch_words, finished_words, round_words, search_words
+from inlay.cluster.cost import Cost
+from inlay.nas.report.sentences import batch_words, cost_words, finished_words, round_words, search_words
 from inlay.nas.report.time_left import SearchTime
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class Reporter:
         self._what, self._unit = "", "pieces"
         self._done, self._total = 0, 0
         self._told_kept = False
+        self._cost = Cost()
         self._last_line = -SECONDS_BETWEEN_LINES
 
     def __enter__(self) -> Self:
@@ -74,8 +76,13 @@ class Reporter:
         self._stage = name
         self._what, self._unit, self._done, self._total = "", "pieces", 0, 0
         self._told_kept = False
+        self._cost = Cost()
         self._time.stage_started(name)
         self._show_start()
+
+    def spent(self, cost: Cost) -> None:
+        """What the running stage has held of the cluster so far, in earlier runs of the search too."""
+        self._cost = cost
 
     def part(self, end: float, batches: int | None = None) -> None:
         """What follows takes the stage up to the share `end`, in so many batches of pieces where that is known."""
@@ -107,7 +114,7 @@ class Reporter:
         """A stage ended: its wall time, its largest worker's memory, and what came out in a few words."""
         self._stage = ""
         self._time.stage_finished()
-        self._show_end(name, finished_words(seconds, peak_bytes, note))
+        self._show_end(name, finished_words(seconds, peak_bytes, self._cost, note))
 
     def found(self, text: str) -> None:
         """The best architecture so far is another one."""
@@ -154,7 +161,8 @@ class Reporter:
         standing = self._time.standing()
         if not standing.num_stages:
             return words
-        return " · ".join(filter(None, (words, self._round, f"search {search_words(standing)}")))
+        cost = f"{self._stage} {cost_words(self._cost)} so far" if self._cost else ""
+        return " · ".join(filter(None, (words, self._round, f"search {search_words(standing)}", cost)))
 
     def _line(self, name: str, text: str) -> None:
         self._out(f"{name:<10} {text}")

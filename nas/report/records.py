@@ -5,11 +5,12 @@ No torch here. A file that a search has not come to yet gives None or an empty l
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from inlay.nas.errors import InlayError
+from inlay.nas.quantities import show_hours
 from inlay.nas.tables.architecture import Blocks, blocks_of
 from inlay.nas.workspace import Workspace
 
@@ -277,12 +278,14 @@ class RecoveryRow:
 
 @dataclass(frozen=True)
 class StageRow:
-    """A stage in `run.json`: wall time of the run that did it, its pieces, and the largest worker's memory."""
+    """A stage in `run.json`: its wall time, its pieces, the largest worker's memory, and what its pieces held."""
 
     name: str
     seconds: float
     peak_bytes: int | None = None
     pieces: int | None = None
+    cpu_hours: float = 0.0
+    gpu_hours: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -346,6 +349,19 @@ def solution_row(values: Mapping[str, Any]) -> SolutionRow:
 def read_stages(workspace: Workspace) -> list[StageRow]:
     """Stages in the order they ran."""
     return stages_of(workspace.find_json("run.json") or {})
+
+
+def cost_columns(stages: Sequence[StageRow]) -> dict[str, tuple[list[str], str]]:
+    """By title, what stages held of the cluster, and the sum; no column of what none has held."""
+    held = {
+        "CPU hours": [stage.cpu_hours for stage in stages],
+        "GPU hours": [stage.gpu_hours for stage in stages],
+    }
+    return {
+        title: ([show_hours(each) if each else "" for each in hours], show_hours(sum(hours)))
+        for title, hours in held.items()
+        if any(hours)
+    }
 
 
 def stages_of(run: Mapping[str, Any]) -> list[StageRow]:

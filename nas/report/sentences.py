@@ -5,15 +5,21 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from inlay.nas.quantities import show_bytes, show_seconds
+from inlay.cluster.cost import Cost
+from inlay.nas.quantities import show_bytes, show_hours, show_seconds
 from inlay.nas.report.time_left import Standing
 
 _PROGRESS = re.compile(
     r"(?P<stage>[a-z]+) +(?:"
     r"(?P<doing>.+?)(?:, (?P<done>\d+) of (?P<total>\d+) [a-z]+)?(?: · (?P<round>round \d+ of \d+))? · search "
-    r"(?:(?P<percent>\d+) %(?:, about (?P<left>.+) left)?|stage \d+ of \d+)"
+    r"(?:(?P<percent>\d+) %(?:, about (?P<left>.+?) left)?|stage \d+ of \d+)(?: · .* so far)?"
     r"|(?P<trouble>waiting: .*|.* retried: .*))"
 )
+
+_COST = re.compile(
+    r"(?P<stage>[a-z]+) +(?:.*(?:, | · (?P=stage) ))?(?P<cpu>[\d.]+) CPU h(?:, (?P<gpu>[\d.]+) GPU h)?(?: so far|, .*)?"
+)
+_ROUND = re.compile(r"round \d+ of \d+")
 
 
 def counted(number: int, noun: str) -> str:
@@ -61,11 +67,31 @@ def about(seconds: float) -> str:
     return "about " + " ".join(part for part in (f"{minutes} min" * bool(minutes), f"{rest} s" * bool(rest)) if part)
 
 
-def finished_words(seconds: float, peak_bytes: int | None, note: str) -> str:
-    """`48 s, 310 MiB, 40 variants`."""
-    return ", ".join(
-        part for part in (show_seconds(seconds), show_bytes(peak_bytes) if peak_bytes else "", note) if part
-    )
+def finished_words(seconds: float, peak_bytes: int | None, cost: Cost, note: str) -> str:
+    """`48 s, 310 MiB, 0.013 CPU h, 40 variants`."""
+    memory = show_bytes(peak_bytes) if peak_bytes else ""
+    return ", ".join(filter(None, (show_seconds(seconds), memory, cost_words(cost) if cost else "", note)))
+
+
+def cost_words(cost: Cost) -> str:
+    """`0.013 CPU h`, `12 CPU h, 1.5 GPU h`."""
+    gpus = f", {show_hours(cost.gpu_hours)} GPU h" if cost.gpu_hours else ""
+    return f"{show_hours(cost.cpu_hours)} CPU h{gpus}"
+
+
+def read_costs(log: str) -> dict[str, Cost]:
+    """What each stage has cost by a run's log: by the last line of it that tells, over all rounds together."""
+    found: dict[tuple[int, str], Cost] = {}
+    number = 0
+    for line in map(str.strip, log.splitlines()):
+        if _ROUND.fullmatch(line):
+            number += 1
+        elif told := _COST.fullmatch(line):
+            found[number, told["stage"]] = Cost(float(told["cpu"]), float(told["gpu"] or 0))
+    costs: dict[str, Cost] = {}
+    for (_, stage), cost in found.items():
+        costs[stage] = costs.get(stage, Cost()) + cost
+    return costs
 
 
 def read_progress(log: str) -> dict[str, Any] | None:

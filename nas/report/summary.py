@@ -1,4 +1,4 @@
-"""The end of a run on stdout: the figures, time and memory of every stage, and where to look next."""
+"""The end of a run on stdout: the figures, time, memory and cost of every stage, and where to look next."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from inlay.cluster.urls import redacted
 from inlay.nas.quantities import show_bytes, show_seconds
 from inlay.nas.report.figures import evaluation_table, preset_table
 from inlay.nas.report.promises import broken_promises
-from inlay.nas.report.records import Evaluation, StageRow, stages_of
+from inlay.nas.report.records import Evaluation, StageRow, cost_columns, stages_of
 
 
 def print_summary(result: Mapping[str, Any], console: Console | None = None) -> None:
@@ -46,18 +46,21 @@ def print_summary(result: Mapping[str, Any], console: Console | None = None) -> 
 
 
 def stage_table(stages: list[StageRow]) -> Table:
-    """Time and memory of every stage."""
+    """Time, memory and cost of every stage."""
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    costs = cost_columns(stages)
     table.add_column("stage", no_wrap=True)
-    for name in ("time", "pieces", "peak memory"):
+    for name in ("time", "pieces", "peak memory", *costs):
         table.add_column(name, justify="right", no_wrap=True)
-    for stage in stages:
+    for number, stage in enumerate(stages):
         pieces = "" if stage.pieces is None else str(stage.pieces)
         memory = show_bytes(stage.peak_bytes) if stage.peak_bytes else ""
-        table.add_row(stage.name, show_seconds(stage.seconds), pieces, memory)
+        cost = (each[number] for each, _ in costs.values())
+        table.add_row(stage.name, show_seconds(stage.seconds), pieces, memory, *cost)
     total = sum(stage.seconds for stage in stages)
     peak = max((stage.peak_bytes or 0 for stage in stages), default=0)
-    table.add_row("total", show_seconds(total), "", show_bytes(peak) if peak else "", style="bold")
+    cost = (whole for _, whole in costs.values())
+    table.add_row("total", show_seconds(total), "", show_bytes(peak) if peak else "", *cost, style="bold")
     return table
 
 

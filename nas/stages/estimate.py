@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from inlay.cluster.capacity import usable_cpus
+from inlay.cluster.cost import Cost
 from inlay.distill.rates import plan_local_trials, plan_trials
 from inlay.distill.settings import JUDGED
 from inlay.nas.engines.timing import ROUNDS, SAMPLED_STEPS
@@ -18,6 +19,7 @@ from inlay.nas.job.judged import judged_length
 from inlay.nas.loop.excess import is_measured
 from inlay.nas.loop.probes import probe_tokens
 from inlay.nas.loop.prompts import ADDED_TOKENS
+from inlay.nas.loop.resources import resources_of
 from inlay.nas.loop.sampling import rows_written, sampled_lengths
 from inlay.nas.loop.texts import held_out_batches
 from inlay.nas.loop.training import global_settings
@@ -51,12 +53,34 @@ FORWARD = 2.0
 """Operations for each number and token of a forward; a backward takes twice as many."""
 SLOTS: tuple[Slot, Slot] = ("attention", "ffn")
 
+
+@dataclass(frozen=True)
+class Expected:
+    """What a stage will take.
+
+    Args:
+        seconds: by the clock.
+        worker_seconds: the same, added up over the workers that are held meanwhile.
+    """
+
+    seconds: float
+    worker_seconds: float = 0.0
+
+    @classmethod
+    def shared(cls, work: float, workers: float) -> Expected:
+        """So many seconds of one worker, done by several at once."""
+        return cls(work / workers, work)
+
+    def __add__(self, other: Expected) -> Expected:
+        return Expected(self.seconds + other.seconds, self.worker_seconds + other.worker_seconds)
+
+
 Space = list[tuple[Variant, ...]]
 """The variants of each layer."""
 
 
-def stage_seconds(job: Job, parent: Parent) -> dict[str, float]:
-    """Seconds of every stage, in the order in which they run, on workers like this machine's CPUs.
+def expected_stages(job: Job, parent: Parent) -> dict[str, Expected]:
+    """Of every stage, in the order in which they run, on workers like this machine's CPUs.
 
     One layer is timed for some tenths of a second, by its thread's CPU time, so that other work on the machine changes
     nothing. For other devices only the proportions mean something.
@@ -97,42 +121,58 @@ def stage_seconds(job: Job, parent: Parent) -> dict[str, float]:
     dropped = 0 if job.space.formats_alone else 3 * shape.num_layers
     if are_estimated(job):
         # The backward pass takes no gradient of weights: one forward more. The blocks that are checked run to the end.
-        scored = score_tokens * (2 + CHECKED) * forward / min(workers, max(1, score_tokens // SMALLEST_SHARD))
+        scored = score_tokens * (2 + CHECKED) * forward
+        by_block = min(workers, max(1, score_tokens // SMALLEST_SHARD))
     else:
-        scored = score_tokens * blocks * FORWARD * (own / 2 + head) / by_layer
+        scored, by_block = score_tokens * blocks * FORWARD * (own / 2 + head), by_layer
     forms = len(job.space.formats)
-    rounding = forms * own / ROUNDED_PER_SECOND / by_layer + bool(forms) * INPUT_TOKENS * forward / judging / by_layer
+    rounding = forms * own / ROUNDED_PER_SECOND + bool(forms) * INPUT_TOKENS * forward / judging
     pool = 4 * job.solve.pool + dropped + SWAPPED
     timed = _TimedModels(parent, job, rates[length])
 
-    def sampling(tokens: int, length: int) -> float:
-        """Seconds in which the parent writes a text: each piece a token of all its sequences at a time."""
+    def sampling(tokens: int, length: int) -> Expected:
+        """Of a text that the parent writes: each piece a token of all its sequences at a time."""
         rows, at_once = rows_written(tokens, length)
         step = (shape.num_layers + 1) * STEP * rates[length].step_seconds
         pieces = -(-rows // at_once)
-        return length * (pieces * step + rows * forward / rates[length].operations_per_second) / min(workers, pieces)
+        work = length * (pieces * step + rows * forward / rates[length].operations_per_second)
+        return Expected.shared(work, min(workers, pieces))
+
+    def alone(seconds: float) -> Expected:
+        """Of what has a node for itself."""
+        return Expected(seconds, seconds * workers)
 
     by_the_clock, whole_models = any(map(is_measured, job.budget)), bool(job.recover.tokens)
-    written = {part: sampling(*each) for part, each in sampled_lengths(job).items()}
+    written = [sampling(*each) for each in sampled_lengths(job).values()]
+    start = Expected(START_SECONDS)  # what is started holds nothing yet
+    learnt = bool(trained) * job.distill.tokens * (FORWARD * own + variants) / learning
+    pooled = score_tokens * pool * forward / judging + job.recover.probed * whole_training(probe_tokens(job))
+    # As assembled on the report text; after recovery beside the parent on both; times that are not there yet.
+    figures = models * (3 * report_tokens + 2 * score_tokens if whole_models else report_tokens) * forward / judging
     return {
-        **({"sample": START_SECONDS + sum(written.values())} if written else {}),
-        "measure": (0 if written else START_SECONDS) + timed.subblocks(space),
-        "distill": bool(trained) * job.distill.tokens * (FORWARD * own + variants) / learning / by_layer,
-        "score": scored / judging + rounding,
-        "assemble": score_tokens * pool * forward / judging / workers
-        + job.recover.probed * whole_training(probe_tokens(job)) / workers
-        + (timed.beside_parent(1 + job.recover.probed) if by_the_clock else 0),
-        "recover": models * whole_training(job.recover.tokens) / by_model,
-        # As assembled on the report text; after recovery beside the parent on both; times that are not there yet.
-        "evaluate": models
-        * (3 * report_tokens + 2 * score_tokens if whole_models else report_tokens)
-        * forward
-        / judging
-        / workers
-        + timed.beside_parent(models - by_the_clock)
-        + _continuing(shape.num_layers, rates[judged]),
-        "export": whole * shape.dtype_bytes / STORED_BYTES_PER_SECOND,
+        **({"sample": sum(written, start)} if written else {}),
+        "measure": (Expected(0) if written else start) + alone(timed.subblocks(space)),
+        "distill": Expected.shared(learnt, by_layer),
+        "score": Expected.shared(scored / judging, by_block) + Expected.shared(rounding, by_layer),
+        "assemble": Expected.shared(pooled, workers)
+        + alone(timed.beside_parent(1 + job.recover.probed) if by_the_clock else 0),
+        "recover": Expected.shared(models * whole_training(job.recover.tokens), by_model),
+        "evaluate": Expected.shared(figures, workers)
+        + alone(timed.beside_parent(models - by_the_clock))
+        + Expected.shared(_continuing(shape.num_layers, rates[judged]), 1),
+        "export": Expected(whole * shape.dtype_bytes / STORED_BYTES_PER_SECOND),
     }
+
+
+def stage_seconds(job: Job, parent: Parent) -> dict[str, float]:
+    """Seconds of every stage by the clock, as `expected_stages` has them."""
+    return {name: expected.seconds for name, expected in expected_stages(job, parent).items()}
+
+
+def expected_cost(job: Job, expected: Expected) -> Cost:
+    """What the workers of a stage hold."""
+    share = resources_of(job)
+    return Cost.held(share.cpus, share.gpus, expected.worker_seconds)
 
 
 def _continuing(layers: int, rate: LayerRate) -> float:

@@ -125,7 +125,7 @@ def _track(job: Job, place: Workspace, reporter: Reporter, evaluation: dict[str,
     if run.get("mlflow_run_id") is None or ("://" not in store and not Path(store).exists()):
         return
     tracked = TrackedSearch(job, place, reporter)
-    tracked.start(run["mlflow_run_id"], run["mlflow_creation"])
+    tracked.go_on(run["mlflow_run_id"], run["mlflow_creation"])
     try:
         tracked.evaluation(evaluation)
         tracked.report()

@@ -6,6 +6,7 @@ import math
 import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,13 @@ from inlay.nas.stages.calibrate import INPUT_TOKENS
 from inlay.nas.stages.estimate import (
     SLOTS,
     START_SECONDS,
+    Expected,
     Space,
+    expected_cost,
+    expected_stages,
     judged_tokens,
     num_models,
     scored_blocks,
-    stage_seconds,
 )
 from inlay.nas.stages.estimates import CHECKED, are_estimated
 from inlay.nas.stages.measure import CostRows
@@ -48,7 +51,7 @@ from inlay.nas.variants.storage import Storage
 def make_plan(job: Job) -> dict[str, Any]:
     """The plan that `inlay plan` shows; raises UserError for what is wrong with the job or its parent.
 
-    Times are estimates for workers on CPUs like this one (`stage_seconds`), None for other devices.
+    Times and costs are estimates for workers on CPUs like this one (`expected_stages`), None for other devices.
     """
     original = open_job_original(job)
     with ExitStack() as stack:
@@ -153,7 +156,7 @@ def _stages(job: Job, parent: Parent, space: Space, trained: int) -> list[dict[s
     """Every stage in the order they run, with its part of the whole; `advance` is within distill's and score's time."""
     shape = parent.shape
     tokens, length = _advanced(job, trained)
-    seconds: dict[str, float] = stage_seconds(job, parent) if job.hardware.device == "cpu" else {}
+    found = expected_stages(job, parent) if job.hardware.device == "cpu" else {}
     score_tokens, report_tokens = judged_tokens(job)
     variant_bytes = sum(
         parameters(v.entry(shape, i), v.slot, shape) for i, vs in enumerate(space) for v in vs if v.trained
@@ -194,10 +197,18 @@ def _stages(job: Job, parent: Parent, space: Space, trained: int) -> list[dict[s
     elif known := _known_times(job, parent):
         wanted = len(job.hardware.scenarios) * (len(_timed(job, parent)) + 1)
         told["measure"]["what"] += f"; of {wanted} times this machine has {known}"
-        if "measure" in seconds:
-            start = 0 if "sample" in seconds else START_SECONDS  # workers start all the same
-            seconds["measure"] = start + (seconds["measure"] - start) * (1 - known / wanted)
-    return [{"name": name, "seconds": seconds.get(name), **stage} for name, stage in told.items()]
+        if "measure" in found:
+            start = 0 if "sample" in found else START_SECONDS  # workers start all the same
+            share, all_of_it = 1 - known / wanted, found["measure"]
+            found["measure"] = Expected(start + (all_of_it.seconds - start) * share, all_of_it.worker_seconds * share)
+    return [{"name": name, **_expected(job, found.get(name)), **stage} for name, stage in told.items()]
+
+
+def _expected(job: Job, expected: Expected | None) -> dict[str, float | None]:
+    """Time and cost of a stage, None where they are not known before it runs."""
+    if expected is None:
+        return dict.fromkeys(("seconds", "cpu_hours", "gpu_hours"))
+    return {"seconds": expected.seconds, **asdict(expected_cost(job, expected))}
 
 
 def _distilled(job: Job, space: Space, trained: int) -> str:

@@ -25,6 +25,7 @@ from inlay.nas.job import Job
 from inlay.nas.job.rounds import round_values
 from inlay.nas.modeling.subblock_inlay import SLOTS
 from inlay.nas.report.progress import Reporter
+from inlay.nas.stages.recording.unsent import send_unsent
 from inlay.nas.stages.run import RunResult, begin, fingerprint_of, open_job_parent, run_job, unpacked_place
 from inlay.nas.tables.idle_limits import parent_sizes
 from inlay.nas.variants import space_problems
@@ -54,6 +55,8 @@ def run_rounds(
     source = open_job_parent(job)
     fingerprint = fingerprint_of(job, source)
     if (place.find_json(ROUNDS_FILE) or {}).get("finished") == fingerprint:
+        for number in range(1, job.rounds + 1):
+            send_unsent(job, place.round(number), reporter)
         return _result(job, place, already_done=True)
     for warning in check_job(job):
         reporter.warning(warning)
@@ -239,14 +242,16 @@ def _result(job: Job, place: Workspace, *, already_done: bool) -> RunResult:
     return RunResult(url, last.read_json("evaluation.json"), run, already_done)
 
 
+_ADDED = ("seconds", "pieces", "cpu_hours", "gpu_hours")
+"""What of a stage is added up over rounds."""
+
+
 def _summed(runs: Iterable[Mapping[str, Any]]) -> Sequence[dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for run in runs:
         for stage in run["stages"]:
-            held = found.setdefault(
-                stage["name"], {"name": stage["name"], "seconds": 0.0, "pieces": 0, "peak_bytes": 0}
-            )
-            held["seconds"] += stage["seconds"]
-            held["pieces"] += stage["pieces"]
+            held = found.setdefault(stage["name"], {"name": stage["name"], **dict.fromkeys(_ADDED, 0), "peak_bytes": 0})
+            for name in _ADDED:
+                held[name] += stage.get(name, 0)
             held["peak_bytes"] = max(held["peak_bytes"], stage["peak_bytes"])
     return list(found.values())

@@ -22,6 +22,7 @@ from inlay.nas.errors import InlayError, UserError
 from inlay.nas.families import GgufFile, Parent, open_parent, open_source, unpacked
 from inlay.nas.job import Job, sources_by_field
 from inlay.nas.report.progress import Reporter
+from inlay.nas.stages.recording.unsent import send_unsent
 from inlay.nas.workspace import Workspace
 from inlay.version import __version__
 
@@ -80,6 +81,7 @@ def run_job(
     fingerprint = fingerprint_of(job, parent)
     done = _finished(place, fingerprint)
     if done is not None:
+        send_unsent(job, place, reporter)
         return done
     for warning in check_job(job):
         reporter.warning(warning)

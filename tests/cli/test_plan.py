@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,25 @@ def test_every_stage_has_its_time_and_they_are_added_up(inlay: Inlay, write_job:
     shown = inlay("plan", job).stdout
     (total,) = [line for line in shown.splitlines() if line.startswith("total")]
     assert "~" in total
+
+
+def test_what_workers_hold_is_said_before(inlay: Inlay, write_job: WriteJob) -> None:
+    def plan(workers: int, cpus: int = 1) -> dict[str, Any]:
+        job = write_job({"cluster": {"max_workers": workers, "cpus_per_worker": cpus}})
+        return {stage["name"]: stage for stage in plan_of(inlay, job)["stages"]}
+
+    stages = plan(1, 3)
+    for name in ("distill", "score", "recover"):
+        assert stages[name]["cpu_hours"] == pytest.approx(3 * stages[name]["seconds"] / 3600)
+    assert stages["measure"]["cpu_hours"] * 3600 < 3 * stages["measure"]["seconds"], "what is started holds nothing"
+    assert (stages["export"]["cpu_hours"], stages["advance"]["cpu_hours"]) == (0, None)
+    assert {stage["gpu_hours"] for stage in stages.values()} == {0, None}
+    more = plan(3)  # as many as there are layers and models: all at once, for a third of the time
+    for name in ("distill", "recover"):
+        assert more[name]["cpu_hours"] == pytest.approx(3 * more[name]["seconds"] / 3600)
+    shown = inlay("plan", write_job({"cluster.max_workers": 1})).stdout
+    assert "CPU hours" in shown
+    assert len(re.findall("~", next(line for line in shown.splitlines() if line.startswith("total")))) == 2
 
 
 def test_more_to_measure_takes_longer_and_a_given_table_nothing(

@@ -19,7 +19,7 @@ from inlay.cluster import Cluster, ClusterSettings, Store, connect
 from inlay.cluster.http import HttpError, request_json
 from inlay.cluster.processes import Spawned, end, free_port, spawn
 from inlay.cluster.ray_token import protect_token, ray_authorization
-from inlay.cluster.services import JOB_SLOT
+from inlay.cluster.services import job_resources
 
 _STORE_BYTES = 90 * 2**20
 
@@ -103,9 +103,9 @@ class RayNodes:
             file.write_text(json.dumps(_growing(growth, cpus, self.address)))
             words += ["--autoscaling-config", str(file)]
         self.growth, self.v2 = growth, v2
-        self.add(cpus, words, {JOB_SLOT: slots})
+        self.add(cpus, words, job_resources(slots))
 
-    def add(self, cpus: int, words: list[str] | None = None, resources: dict[str, float] | None = None) -> Spawned:
+    def add(self, cpus: int, words: list[str] | None = None, resources: dict[str, int] | None = None) -> Spawned:
         """Starts a node, a worker's unless `words` say more."""
         words = words if words is not None else ["--address", self.address]
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats", *words]

@@ -155,6 +155,31 @@ def test_the_schemas_refuse_what_is_wrong() -> None:
         kubernetes_validate.validate(pod, KUBERNETES, strict=True)
 
 
+@pytest.mark.parametrize("name", ["rayjob.yaml", "raycluster.yaml"])
+def test_the_guides_line_gives_a_manifest_to_kueue(name: str) -> None:
+    """What Kueue asks of RayJobs and RayClusters: its label, no autoscaling, a cluster that goes away."""
+    document = (ROOT / "docs" / "cluster.md").read_text()
+    (line,) = re.findall(r"^\$ (sed -e .*?) \| kubectl create -f -$", document, re.MULTILINE | re.DOTALL)
+    done = subprocess.run(
+        ["bash", "-c", line.replace("rayjob.yaml", name)], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    value = yaml.safe_load(done.stdout)
+    jsonschema.validate(value, SCHEMA)
+    labels = {"kueue.x-k8s.io/queue-name": "searches", "kueue.x-k8s.io/priority-class": "nightly"}
+    assert value["metadata"]["labels"] == labels
+    spec = value["spec"] if name == "raycluster.yaml" else value["spec"]["rayClusterSpec"]
+    assert spec["enableInTreeAutoscaling"] is False
+    assert "autoscalerOptions" not in spec
+    sizes = [[group[n] for n in ("minReplicas", "replicas", "maxReplicas")] for group in spec["workerGroupSpecs"]]
+    assert sizes == [[8, 8, 8], [0, 0, 8]]
+    if name == "rayjob.yaml":
+        assert value["spec"]["shutdownAfterJobFinishes"] is True
+    given = yaml.safe_load((DEPLOY / name).read_text())
+    own = given["spec"] if name == "raycluster.yaml" else given["spec"]["rayClusterSpec"]
+    changed = {"enableInTreeAutoscaling", "autoscalerOptions", "workerGroupSpecs"}
+    assert {k: v for k, v in spec.items() if k not in changed} == {k: v for k, v in own.items() if k not in changed}
+
+
 def test_both_clusters_are_one_and_the_same() -> None:
     specs = cluster_specs()
     assert specs["RayCluster"] == specs["RayJob"]
@@ -163,14 +188,14 @@ def test_both_clusters_are_one_and_the_same() -> None:
 def test_the_token_is_on_and_workers_may_be_lost() -> None:
     import ray
 
-    from inlay.cluster.services import JOB_SLOT
+    from inlay.cluster.services import job_resources
 
     spec = cluster_specs()["RayCluster"]
     assert spec["authOptions"] == {"mode": "token"}
     assert spec["rayVersion"] == ray.__version__
     head, cpu, gpu = groups(spec)
     assert head["rayStartParams"]["num-cpus"] == "0"
-    assert json.loads(json.loads(head["rayStartParams"]["resources"])) == {JOB_SLOT: 4}
+    assert json.loads(json.loads(head["rayStartParams"]["resources"])) == job_resources(4)
     refused = head["template"]["spec"]["affinity"]["nodeAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
     assert len(refused["nodeSelectorTerms"]) == 1
     for worker in (cpu, gpu):

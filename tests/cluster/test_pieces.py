@@ -31,6 +31,7 @@ from inlay.cluster import (
     read_record,
     run_pieces,
 )
+from inlay.cluster.cost import Cost
 from inlay.cluster.worker import is_out_of_memory
 
 
@@ -124,6 +125,21 @@ def report_from_a_copy(arguments: dict[str, Any], context: PieceContext) -> Piec
     copy = pickle.loads(pickle.dumps(context.progress))
     copy(0.5, {"step": 1})
     time.sleep(2)
+    return PieceOutput()
+
+
+def crash_late(arguments: dict[str, Any], context: PieceContext) -> PieceOutput:
+    time.sleep(1.5)
+    if context.attempt == 1:
+        os._exit(1)
+    return PieceOutput()
+
+
+def wait_only(arguments: dict[str, Any], context: PieceContext) -> PieceOutput:
+    context.progress.waits("its ranks")
+    time.sleep(2)
+    context.progress(0.5)
+    time.sleep(1.5)
     return PieceOutput()
 
 
@@ -391,6 +407,37 @@ def test_exclusive_pieces_never_overlap(store: Store, cluster: Cluster) -> None:
     records = run_pieces(store, [make(note_times, f"measure {n}") for n in range(3)], cluster, exclusive=True)
     times = sorted((record.values["begun"], record.values["ended"]) for record in records)
     assert all(before[1] <= after[0] for before, after in itertools.pairwise(times))
+
+
+def test_the_cost_has_what_was_held_and_for_how_long_lost_attempts_too(store: Store, cluster: Cluster) -> None:
+    def cost_of(piece: Piece, *, exclusive: bool = False) -> list[float]:
+        """Of each attempt, in CPU-seconds."""
+        costs: list[Cost] = []
+        run_pieces(store, [piece], cluster, on_cost=costs.append, exclusive=exclusive)
+        assert not any(cost.gpu_hours for cost in costs)
+        return [cost.cpu_hours * 3600 for cost in costs]
+
+    wide = Resources(cpus=2)
+    lost, kept = cost_of(replace(make(crash_late, "crashes late"), resources=wide))
+    assert kept > 3
+    assert lost > 1.5, "what was lost has cost as much"
+    assert cost_of(make(crash_late, "crashes late")) == [], "it is there already"
+    (alone,) = cost_of(make(note_times, "measured alone"), exclusive=True)
+    assert alone > 0.6, "it has the two CPUs of its node"
+    ranks = replace(make(wait_only, "has ranks"), resources=Resources(cpus=0), ranks=(2, Resources(cpus=3)))
+    (trained,) = cost_of(ranks)
+    assert 6 < trained < 6 * 3, "its ranks hold nothing while they wait for room"
+
+
+def test_what_is_ended_under_way_has_cost_something(store: Store, cluster: Cluster) -> None:
+    def stop(event: PieceEvent) -> None:
+        if event.fraction > 0.3:
+            raise KeyboardInterrupt
+
+    costs: list[Cost] = []
+    with pytest.raises(KeyboardInterrupt):
+        run_pieces(store, [make(slow, "stopped", steps=40)], cluster, on_event=stop, on_cost=costs.append)
+    assert [cost.cpu_hours * 3600 > 1 for cost in costs] == [True]
 
 
 def test_progress_is_told_with_the_time_left(store: Store, cluster: Cluster) -> None:

@@ -157,30 +157,78 @@ def test_a_job_that_can_never_fit_is_told_so_before_it_is_sent(nodes: Any, tmp_p
     assert verb(nodes, "list") == "no jobs\n"
 
 
+TURN = """
+import os, sys, time
+from inlay.cluster.jobs import JobServer
+from inlay.cluster.runtime import ClusterSettings, connect
+from inlay.cluster.turns import take_turn
+
+with connect(ClusterSettings(workers=1, address="auto")) as cluster:
+    cluster.start()
+    server = JobServer(f"http://{cluster.dashboard}", allow_insecure=True)
+    take_turn(server, sys.argv[1], lambda reason: print(reason, flush=True))
+    print("began", flush=True)
+    time.sleep(600)
+"""
+"""What a search's driver does before anything else."""
+
+
 @pytest.mark.slow
-def test_jobs_wait_for_their_turn_and_say_for_what(nodes: Any) -> None:
+def test_jobs_wait_for_their_turn_and_say_for_what(nodes: Any, tmp_path: Path) -> None:
+    (tmp_path / "turn.py").write_text(TURN)
     server = JobServer(nodes.url)
-    for name in ("one", "two", "three", "four"):
-        server.submit(name, "sleep 600", {}, {}, {"workspace": f"/searches/{name}"})
-        if name in ("one", "two"):
-            reach(server, name, "RUNNING")
+
+    def submit(name: str, priority: str = "normal", place: str = "") -> None:
+        details = {"priority": priority, "workspace": place or f"/searches/{name}"}
+        server.submit(name, f"exec {sys.executable} {tmp_path / 'turn.py'} {name}", {}, {}, details)
+
+    def message(name: str) -> str:
+        return str(json.loads(verb(nodes, "status", name, "--json"))["message"])
+
+    for name in ("one", "two"):
+        submit(name)
+        reach(server, name, "RUNNING")
+        assert server.logs(name).endswith("began\n")
+    submit("three")
+    submit("four")
+    submit("minor", "low")
+    deadline = time.monotonic() + 60
+    while not server.job("minor").at_gate:
+        assert time.monotonic() < deadline
+        time.sleep(0.3)
     time.sleep(3)
-    assert [server.job(name).state for name in ("one", "two", "three", "four")] == ["RUNNING"] * 2 + ["PENDING"] * 2
-    status = json.loads(verb(nodes, "status", "four", "--json"))
-    assert status["state"] == "PENDING"
-    assert status["message"] == "it waits for its turn behind 1 other: 2 jobs run at once here, now two, one"
-    assert "it waits for its turn: 2 jobs run at once here, now two, one" in verb(nodes, "status", "three")
-    started = time.monotonic()
+    submit("urgent", "high")
+    states = {job.job_id: (job.state, job.before, job.at_gate) for job in server.jobs()}
+    assert states | {"urgent": ("PENDING", 0, True)} == {
+        "one": ("RUNNING", None, False),
+        "two": ("RUNNING", None, False),
+        "urgent": ("PENDING", 0, True),
+        "three": ("PENDING", 1, False),
+        "four": ("PENDING", 2, False),
+        "minor": ("PENDING", 3, True),
+    }
+    where = "2 jobs run at once here, now two, one"
+    assert message("urgent") == f"it waits for its turn: {where}"
+    assert message("four") == f"it waits for its turn behind 2 others, 1 of higher priority: {where}"
+    listed = [line.split()[:4] for line in verb(nodes, "list").splitlines()]
+    assert ["minor", "PENDING", "3", "low"] in listed
+    assert server.logs("minor").splitlines()[-1].startswith("it waits for its turn behind ")
     assert "four had not started and will not: it is STOPPED when its turn comes" in verb(nodes, "stop", "four")
-    assert time.monotonic() - started < 10
-    started = time.monotonic()
     assert "one is STOPPED" in verb(nodes, "stop", "one")
-    assert time.monotonic() - started < 10
+    reach(server, "urgent", "RUNNING")
+    assert server.job("three").state == "PENDING"
+    submit("same", "high", "/searches/two/")
+    assert message("same") == "it waits for the end of the job `two`, which has the same workspace"
+    verb(nodes, "stop", "urgent")
     reach(server, "three", "RUNNING")
+    assert server.job("same").state == "PENDING", "others pass"
     verb(nodes, "stop", "two")
+    reach(server, "same", "RUNNING")
     reach(server, "four", "STOPPED")
     assert server.logs("four") == ""
-    verb(nodes, "stop", "three")
+    assert "minor is STOPPED" in verb(nodes, "stop", "minor"), "it was started, and waited by itself"
+    for name in ("three", "same"):
+        verb(nodes, "stop", name)
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from inlay.cluster.registry import RegistryError, fetch_version, find_version
 from inlay.cluster.store import Store
 from inlay.cluster.tracking import Tracker
 from inlay.cluster.tracking_model import ServedModel
+from inlay.cluster.tracking_send import Entry, Sender, TrackerDownError
 
 CODE = """
 from pathlib import Path
@@ -158,6 +159,30 @@ def test_a_folder_that_is_another_one_by_now_is_not_sent_in_its_place(uri: str, 
     ]
     assert str(only_model(uri).status) == "FAILED"
     assert MlflowClient(uri).search_registered_models() == []
+
+
+def test_a_store_that_cannot_be_read_now_is_asked_again(uri: str, tmp_path: Path) -> None:
+    model = served(tmp_path / "w")
+    sender = Sender(uri, "models", tmp_path / "spool")
+    made = {"name": "stories", "tags": {}, "parent": None, "resume": None, "creation": None, "at": 0}
+    sender.send([Entry("search", "run", made)])
+    recipe = tmp_path / "w" / "child" / "recipe.json"
+    content = recipe.read_bytes()
+    recipe.unlink()
+    recipe.mkdir()
+    entry = Entry("search", "model", asdict(model))
+    with pytest.raises(TrackerDownError, match=r"recipe\.json cannot be read"):
+        sender.send([entry])
+    assert str(only_model(uri).status) == "PENDING"
+    recipe.rmdir()
+    recipe.write_bytes(content)
+    assert sender.send([entry]) == 1
+    assert sender.take_warnings() == []
+    assert str(only_model(uri).status) == "READY"
+    recipe.unlink()
+    sender.send([Entry("search", "model", asdict(replace(model, creation="two")))])
+    (warning,) = sender.take_warnings()
+    assert warning.endswith("child/recipe.json does not exist")
 
 
 def test_weights_that_are_too_large_stay_where_they_are(uri: str, tmp_path: Path) -> None:

@@ -7,12 +7,13 @@ import io
 import pytest
 from rich.console import Console
 
+from inlay.cluster.cost import Cost
 from inlay.cluster.events import PieceEvent
 from inlay.nas.report.best import Best
 from inlay.nas.report.live import LiveReporter
 from inlay.nas.report.progress import Reporter
 from inlay.nas.report.records import StageRow
-from inlay.nas.report.sentences import about, batch_words, counted, probe_words, read_progress, search_words
+from inlay.nas.report.sentences import about, batch_words, counted, probe_words, read_costs, read_progress, search_words
 from inlay.nas.report.summary import closing_lines, print_summary, stage_table
 from inlay.nas.report.terminal import make_reporter
 from inlay.nas.report.time_left import Standing
@@ -232,6 +233,33 @@ def test_progress_is_read_back_from_a_log() -> None:
     assert read_progress("hello\nwarning    MLflow does not answer\ndistill    32 s, 300 MiB, 64 variants") is None
 
 
+def test_what_stages_cost_is_told_and_read_back_from_the_log() -> None:
+    clock, stream = Clock(), io.StringIO()
+    reporter = Reporter(stream, clock)
+    reporter.search_started(STAGES, ESTIMATES)
+    reporter.stage_started("distill")
+    assert read_costs(stream.getvalue()) == {}
+    reporter.spent(Cost(0.01234))
+    clock.now = 20
+    reporter.batch_started("training 64 variants", "layers")
+    reporter.piece_event(event("finished", 3))
+    line = stream.getvalue().splitlines()[-1]
+    assert line.endswith(" left · distill 0.012 CPU h so far")
+    assert (read_progress(stream.getvalue()) or {})["percent"] is not None
+    assert read_costs(stream.getvalue()) == {"distill": Cost(0.012)}
+    reporter.spent(Cost(1.5, 0.25))
+    reporter.stage_finished("distill", 32.0, 300 * 2**20, "64 variants")
+    assert stream.getvalue().splitlines()[-1] == "distill    32 s, 300 MiB, 1.5 CPU h, 0.25 GPU h, 64 variants"
+    reporter.stage_started("recover")
+    reporter.stage_finished("recover", 1.0)
+    assert read_costs(stream.getvalue()) == {"distill": Cost(1.5, 0.25)}, "the last line of a stage tells"
+    reporter.round_started(2, 3)
+    reporter.stage_started("distill")
+    reporter.spent(Cost(120.4, 2.0))
+    reporter.stage_finished("distill", 32.0)
+    assert read_costs(stream.getvalue()) == {"distill": Cost(121.5, 2.25)}, "rounds are added up"
+
+
 @pytest.mark.parametrize("width", [40, 80, 120])
 def test_live_frames_fit_the_terminal_and_keep_their_height(width: int) -> None:
     clock, stream = Clock(), io.StringIO()
@@ -333,3 +361,9 @@ def test_stage_table_adds_up() -> None:
     rows = [StageRow("distill", 10.0, 2**30, 8), StageRow("score", 20.0)]
     Console(file=stream, width=80).print(stage_table(rows))
     assert stream.getvalue().splitlines()[-1].split() == ["total", "30", "s", "1", "GiB"]
+    stream = io.StringIO()
+    rows = [StageRow("distill", 10.0, 2**30, 8, 1.25), StageRow("score", 20.0, cpu_hours=0.0055)]
+    Console(file=stream, width=80).print(stage_table(rows))
+    title, *_, score, total = (line.split() for line in stream.getvalue().splitlines())
+    assert title[-2:] == ["CPU", "hours"], "no GPU was held"
+    assert (score[-1], total[-1]) == ("0.0055", "1.3")

@@ -8,7 +8,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from inlay.cluster.errors import ClusterError
+from inlay.cluster.cost import Cost
+from inlay.cluster.errors import ClusterError, StoreError
 from inlay.nas.job import Job
 from inlay.nas.loop.search import Search
 from inlay.nas.loop.solving import Tables
@@ -24,6 +25,9 @@ from inlay.nas.stages.recording.tracked import TrackedSearch
 from inlay.nas.stages.recover import Recovered
 from inlay.nas.tables.architecture import identify
 from inlay.nas.workspace import Workspace
+
+SECONDS_BETWEEN_WRITES = 60.0
+"""Of run.json and the log, while a stage runs."""
 
 
 @dataclass
@@ -61,29 +65,46 @@ class SearchRecord:
 
     @contextmanager
     def stage(self, name: str, search: Search) -> Iterator[Told]:
-        """Times a stage; its records' largest memory and number of pieces are stored and shown."""
+        """Times a stage; its records' largest memory, number of pieces and what they held are stored and shown.
+
+        They are stored while it runs too, so that a search whose driver is killed goes on with nearly all of it.
+        """
         self.reporter.stage_started(name)
         search.records.clear()
-        search.scratch_peak_bytes = 0
+        search.scratch_peak_bytes, search.spent = 0, Cost()
         told = Told()
-        start = time.monotonic()
+        start = written = time.monotonic()
 
         def took() -> tuple[float, int, dict[str, Any]]:
-            seconds = time.monotonic() - start
+            nonlocal written
+            written = time.monotonic()
+            seconds = written - start
             peak = max([search.scratch_peak_bytes, *(record.peak_bytes for record in search.records.values())])
-            entry = self.run_json.add_stage(name, seconds, peak, len(search.records), told.metrics)
+            entry = self.run_json.stage(name, seconds, peak, len(search.records), search.spent, told.metrics)
             self.run_json.write(self.tracked.run_id())
             self.log.write()
             return seconds, peak, entry
 
+        def spent() -> None:
+            self.reporter.spent(self.run_json.cost(name, search.spent))
+            if time.monotonic() - written > SECONDS_BETWEEN_WRITES:
+                with suppress(StoreError, OSError):  # a disk that is full now may have room at the stage's end
+                    took()
+
+        search.on_spent = spent
+        self.reporter.spent(self.run_json.cost(name, search.spent))
         try:
             yield told
-        except (KeyboardInterrupt, SystemExit):
-            took()  # the search goes on with what the stage has done so far
+        except BaseException:
+            with suppress(ClusterError, OSError):  # what ended the stage is what is told
+                took()  # the search goes on with what the stage has done so far
             raise
+        finally:
+            search.on_spent = lambda: None
         seconds, peak, entry = took()
         self.reporter.stage_finished(name, seconds, peak or None, told.note)
         self.tracked.stage(entry)
+        self.tracked.cost(self.run_json.whole_cost())
 
     def table(self, name: str, rows: Sequence[dict[str, Any]], told: Mapping[bytes, bytes] | None = None) -> None:
         """A table of the workspace, with `told` as its metadata, and the same as an artifact."""

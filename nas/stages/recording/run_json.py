@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
+from inlay.cluster.cost import Cost
 from inlay.nas.job import Job
 from inlay.nas.workspace import Workspace
 
@@ -16,7 +17,8 @@ NAME = "run.json"
 class RunJson:
     """The file of one search, written at its start, after every stage and at its end.
 
-    A search that goes on where it stopped adds to its stages' times; another search of the workspace begins anew.
+    A search that goes on where it stopped adds to its stages' times and costs; another search of the workspace begins
+    anew.
     """
 
     def __init__(self, job: Job, place: Workspace) -> None:
@@ -24,7 +26,8 @@ class RunJson:
         self._before = place.find_json(NAME) or {}
         digest = job.search_digest()
         earlier = self._before if self._before.get("job_digest") == digest else {}
-        self._stages: dict[str, dict[str, Any]] = {stage["name"]: stage for stage in earlier.get("stages", ())}
+        self._earlier: dict[str, dict[str, Any]] = {stage["name"]: stage for stage in earlier.get("stages", ())}
+        self._stages = dict(self._earlier)
         self._own: dict[str, Any] = {
             "job_digest": digest,
             "mlflow_run_id": earlier.get("mlflow_run_id"),
@@ -48,19 +51,30 @@ class RunJson:
         """When the search began, in seconds since 1970; it may have been stopped since."""
         return float(self._own["begun"])
 
-    def add_stage(
-        self, name: str, seconds: float, peak_bytes: int, pieces: int, metrics: Mapping[str, float]
+    def stage(
+        self, name: str, seconds: float, peak_bytes: int, pieces: int, cost: Cost, metrics: Mapping[str, float]
     ) -> dict[str, Any]:
-        """Adds what a stage took now to what it took before; the sum."""
-        before = self._stages.get(name, {})
+        """Takes in what a stage took in this run so far, and gives the sum with what it took in earlier ones."""
+        before = self._earlier.get(name, {})
+        spent = self.cost(name, cost)
         self._stages[name] = {
             "name": name,
             "seconds": before.get("seconds", 0.0) + seconds,
             "peak_bytes": max(before.get("peak_bytes", 0), peak_bytes),
             "pieces": pieces,
+            "cpu_hours": spent.cpu_hours,
+            "gpu_hours": spent.gpu_hours,
             **metrics,
         }
         return self._stages[name]
+
+    def cost(self, name: str, now: Cost) -> Cost:
+        """What a stage has cost, where it was `now` in this run."""
+        return cost_of(self._earlier.get(name, {})) + now
+
+    def whole_cost(self) -> Cost:
+        """What all stages have cost so far."""
+        return sum(map(cost_of, self._stages.values()), Cost())
 
     def add(self, values: Mapping[str, Any]) -> None:
         """Adds what the search came to."""
@@ -80,3 +94,8 @@ class RunJson:
         # The tracker makes its run in its own time.
         self._own["mlflow_run_id"] = mlflow_run_id or self.mlflow_run_id
         return {**self._own, "stages": list(self._stages.values())}
+
+
+def cost_of(stage: Mapping[str, Any]) -> Cost:
+    """What a stage of run.json has cost."""
+    return Cost(stage.get("cpu_hours", 0.0), stage.get("gpu_hours", 0.0))

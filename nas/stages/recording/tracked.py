@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
+from inlay.cluster.cost import Cost
 from inlay.cluster.errors import LockedError
 from inlay.cluster.events import PieceEvent
 from inlay.cluster.tracking import JOB_TAG, Tracker, spool_folder, submitted_tags
@@ -58,6 +60,11 @@ class TrackedSearch:
         self.tracker.start(self.name, tags, resume_run_id=resume_run_id, creation=creation)
         self.models.start(creation)
 
+    def go_on(self, run_id: str, creation: str) -> None:
+        """Continues the run of a finished search, which says whose it is and what it was made from."""
+        self.tracker.start(self.name, resume_run_id=run_id, creation=creation)
+        self.models.start(creation)
+
     def describe(self) -> None:
         """What is searched, and with which packages."""
         self.tracker.params(flatten(self.job.to_dict()))
@@ -98,6 +105,10 @@ class TrackedSearch:
         self.tracker.metrics(
             {f"{entry['name']}/{key}": value for key, value in entry.items() if key not in ("name", "pieces")}
         )
+
+    def cost(self, cost: Cost) -> None:
+        """What the search has held of the cluster so far, all stages together."""
+        self.tracker.metrics({f"cost/{name}": value for name, value in asdict(cost).items()})
 
     def table(self, name: str, rows: Sequence[dict[str, Any]]) -> None:
         """A table as an artifact."""

@@ -40,11 +40,13 @@ class Live:
     steps: set[int] = field(default_factory=set)
 
     def takes(self, event: PieceEvent) -> bool:
-        """Whether this point is told: the last one, and `LIVE_POINTS` before it."""
-        if event.fraction < 1 and abs(event.fraction - self.fraction) < 1 / LIVE_POINTS:
+        """Whether this point is told: the last one, and `LIVE_POINTS` before it; none twice, since a training whose
+        worker was lost takes steps again."""
+        step = int(event.numbers["step"])
+        if step in self.steps or (event.fraction < 1 and abs(event.fraction - self.fraction) < 1 / LIVE_POINTS):
             return False
         self.fraction = event.fraction
-        self.steps.add(int(event.numbers["step"]))
+        self.steps.add(step)
         return True
 
 
