@@ -27,6 +27,7 @@ from inlay.nas.loop.resources import resources_of
 from inlay.nas.pieces.stage import Stage
 from inlay.nas.report.best import Best
 from inlay.nas.report.progress import Reporter
+from inlay.nas.tables.architecture import Blocks, cache_form
 from inlay.nas.variants.storage import Storage
 from inlay.nas.workspace import Workspace
 
@@ -140,11 +141,16 @@ class Search:
         rounded = any("@" in label for blocks in architectures for block in blocks for label in block)
         return {"inputs": self.inputs} if rounded and self.inputs else {}
 
-    @property
-    def cache_rounding(self) -> dict[str, str]:
-        """What the KL of whole models depends on where keys and values are rounded."""
-        form = self.target.kv_format
-        return {"kv_format": form} if form is not None and form in CODES else {}
+    def cache_of(self, architecture: Blocks = ()) -> str:
+        """What the keys and values of an architecture, or of the search's own models, are rounded to; "" where they are
+        not."""
+        form = cache_form(architecture) or self.target.kv_format
+        return form if form is not None and form in CODES else ""
+
+    def cache_rounding(self, architecture: Blocks = ()) -> dict[str, str]:
+        """What the KL of a whole model depends on where its keys and values are rounded."""
+        form = self.cache_of(architecture)
+        return {"kv_format": form} if form else {}
 
     def part(self, end: float, batches: int | None = None) -> None:
         """Says that what follows takes the stage up to the share `end`, in so many batches where that is known."""

@@ -34,7 +34,7 @@ from inlay.nas.stages.quality import above_child, judged_text
 from inlay.nas.stages.recording.logged_model import CHILD
 from inlay.nas.stages.recording.record import SearchRecord
 from inlay.nas.stages.recover import Recovered, recover
-from inlay.nas.stages.score import offered_ends
+from inlay.nas.stages.score import offered_caches, offered_ends
 from inlay.nas.stages.scoring import Scored, score_all
 from inlay.nas.tables.architecture import Block, identify
 from inlay.nas.tables.costs import TIMES, CostTable, quantities
@@ -162,7 +162,8 @@ class Pipeline:
         for layer in range(self.parent.shape.num_layers):
             for variant in variants_of(self.job.space, self.parent.shape, layer):
                 measured.setdefault(layer, {})[variant.block] = 0.0
-        scores = ScoreTable(measured, ends=dict.fromkeys(offered_ends(self.search), 0.0))
+        ends, caches = (dict.fromkeys(told(self.search), 0.0) for told in (offered_ends, offered_caches))
+        scores = ScoreTable(measured, ends=ends, caches=caches)
         problem = Tables(scores, costs, self._tokens()).problem(self.job.budget)
         solve_pool(problem, 1, 0.0, self.job.solve.time_limit)
 

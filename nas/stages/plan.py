@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from inlay.nas.engines.registry import ENGINES, format_of, storage_of
+from inlay.nas.engines.registry import ENGINES, format_of, kv_formats_of, storage_of
 from inlay.nas.errors import UserError
 from inlay.nas.families import Parent, Shape, described, subblock_tensors
 from inlay.nas.formats import FORMATS
@@ -230,9 +230,9 @@ def _recovered(job: Job) -> str:
 def _timed(job: Job, parent: Parent) -> list[str]:
     """The subblocks that `measure` asks for."""
     form = format_of(job.hardware.engine, job.hardware.format, parent.shape)
-    return CostRows(
-        job.space, parent.shape, ENGINES[job.hardware.engine], form, storage_of(job.hardware, parent.shape)
-    ).entries()
+    storage, caches = storage_of(job.hardware, parent.shape), kv_formats_of(job.hardware)[1:]
+    engine = ENGINES[job.hardware.engine]
+    return CostRows(job.space, parent.shape, engine, form, storage, caches=caches).entries()
 
 
 def _known_times(job: Job, parent: Parent) -> int:
@@ -274,7 +274,7 @@ def _facts(job: Job, parent: Parent, space: Space) -> list[tuple[str, str]]:
             )
         )
         least, own = (
-            least_sizes(parent, space, _ends(job, shape), scenario, storage),
+            least_sizes(parent, space, _ends(job, shape), scenario, storage, kv_formats_of(job.hardware)[1:]),
             parent_sizes(shape, scenario, storage),
         )
         ratios = ", ".join(f"{name} {least[name] / own[name]:.3f}x" for name in own)
@@ -296,7 +296,8 @@ def _warnings(job: Job, parent: Parent, space: Space, trained: int) -> list[str]
         found.append("scratch does not hold all boundaries at once: layers are worked on in spans, one after the other")
     for scenario in job.hardware.scenarios:
         own = parent_sizes(parent.shape, scenario, storage)
-        least = least_sizes(parent, space, _ends(job, parent.shape), scenario, storage)
+        caches = kv_formats_of(job.hardware)[1:]
+        least = least_sizes(parent, space, _ends(job, parent.shape), scenario, storage, caches)
         for limit in job.budget:
             here = limit.scenario in (None, scenario.name)
             if limit.name == PEAK and here and limit.amount is not None and limit.amount < least["memory"]:
@@ -319,9 +320,22 @@ def _ends(job: Job, shape: Shape) -> tuple[str, ...]:
 
 
 def least_sizes(
-    parent: Parent, space: Space, ends: Sequence[str], scenario: Scenario, storage: Storage
+    parent: Parent,
+    space: Space,
+    ends: Sequence[str],
+    scenario: Scenario,
+    storage: Storage,
+    caches: Sequence[str] = (),
 ) -> dict[str, int]:
-    """The least of each exact quantity that the space reaches, each on its own, ends included."""
+    """The least of each exact quantity that the space reaches, each on its own, ends and every cache included."""
+    found = [_least_sizes(parent, space, ends, scenario, storage, cache) for cache in (None, *caches)]
+    return {name: min(own[name] for own in found) for name in found[0]}
+
+
+def _least_sizes(
+    parent: Parent, space: Space, ends: Sequence[str], scenario: Scenario, storage: Storage, cache: str | None
+) -> dict[str, int]:
+    """The same of models with one cache."""
     shape, length = parent.shape, scenario.prefill + scenario.generate
     numbers = ends_parameters(shape)
     weights = min(storage.ends(shape, form) for form in (None, *ends))
@@ -331,10 +345,10 @@ def least_sizes(
             sizes = []
             for variant in (v for v in variants if v.slot == slot):
                 entry = variant.entry(shape, layer)
-                cache = storage.kv(entry, shape, scenario.batch_size, length)
+                kv = storage.kv(entry, shape, scenario.batch_size, length, cache)
                 count = parameters(entry, slot, shape)
                 weights = storage.weights(entry, slot, shape)
-                sizes.append({"parameters": count, "weights": weights, "kv": cache, "memory": weights + cache})
+                sizes.append({"parameters": count, "weights": weights, "kv": kv, "memory": weights + kv})
             for name in least:
                 least[name] += min(size[name] for size in sizes)
     return least
