@@ -70,7 +70,7 @@ def budget_problems(hardware: Hardware, limits: Iterable[BudgetLimit]) -> Iterat
 
 def _format_problems(engine: Engine, space: SearchSpace, form: str) -> Iterator[Problem]:
     """Formats of single subblocks that the engine does not have, or has everything in already."""
-    for place, own in enumerate(space.formats):
+    for place, own in enumerate(space.forms):
         field = f"space.formats[{place}]"
         if own not in engine.formats:
             others = " or ".join(name for name, other in ENGINES.items() if own in other.formats)

@@ -27,8 +27,9 @@ from inlay.nas.engines.shapes import shape_of_model, with_vocabulary
 from inlay.nas.engines.talk import Talk, Trained
 from inlay.nas.engines.timing import Workload, clock_of, take_rounds
 from inlay.nas.families.shape import Entry, Shape
+from inlay.nas.formats.by_tensor import form_of
 from inlay.nas.formats.gguf import F16, GGUF
-from inlay.nas.modeling.full_inlay import FullAttention
+from inlay.nas.modeling.full_inlay import KEY, QUERY, VALUE, FullAttention
 from inlay.nas.modeling.gated_inlay import GatedFfn
 from inlay.nas.modeling.kinds_inlay import SUBBLOCKS
 from inlay.nas.modeling.linear_inlay import Linear
@@ -50,6 +51,7 @@ COPIES: Final = 4
 """Copies of a subblock in the model that is timed."""
 SMALL_VOCABULARY: Final = 32
 """Tokens of the models that time subblocks: their ends are not what is asked."""
+_ALIKE: Final = "give all three one format"
 _ELSEWHERE: Final = "take it out of the space, or search with `hardware.engine: transformers`"
 
 
@@ -103,15 +105,19 @@ class LlamaCppEngine(Engine):
         part = part_of(shape, 0, slot, entry, form)
         if part.role == "map" and not mixed_architecture(shape).empty_attention:
             return f"llama.cpp has no {kind} {slot} beside attention whose heads are normed; {_ELSEWHERE}"
+        joined = {form_of(form, name) for name in (QUERY, KEY, VALUE)} if part.role == "attention" else {form}
+        if len(joined) > 1 and mixed_architecture(shape).fused:
+            return f"llama.cpp stores query, key and value of heads that are normed as one matrix; {_ALIKE}"
         # What the parent itself has, and rows as wide as the model, are stored as llama.cpp's tools do it where they do
         # not fit: by what holds them.
         own = [shape.parent_entry(layer, slot) for layer in range(shape.num_layers)]
         given = (shape.hidden, shape.q_heads * shape.head_dim)
         for tensor in part.tensors if structure(entry) not in own else ():
-            if len(tensor.shape) == 2 and tensor.format != form and tensor.shape[1] not in given:
-                block = GGUF[form].block
+            asked = form_of(form, tensor.sources[0])
+            if len(tensor.shape) == 2 and tensor.format != asked and tensor.shape[1] not in given:
+                block = GGUF[asked].block
                 return (
-                    f"{form} stores {block} numbers together, and {tensor.name} has rows of {tensor.shape[1]}; take a "
+                    f"{asked} stores {block} numbers together, and {tensor.name} has rows of {tensor.shape[1]}; take a "
                     f"multiple of {block}, or the format {tensor.format}"
                 )
         return None

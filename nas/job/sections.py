@@ -230,7 +230,9 @@ def _known_caches(value: object) -> str | tuple[str, ...]:
         elif form in value[:index]:
             problems.append((f"[{index}]", f"{show(form)} is there twice; leave one out"))
     if problems or not value:
-        raise FieldProblems(problems or [("", f"{show(value)} is empty; name one cache or several, such as [f16, q8_0]")])
+        raise FieldProblems(
+            problems or [("", f"{show(value)} is empty; name one cache or several, such as [f16, q8_0]")]
+        )
     return tuple(value) if len(value) > 1 else str(value[0])
 
 

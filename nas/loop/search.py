@@ -24,10 +24,13 @@ from inlay.nas.formats.kept import FOLDER
 from inlay.nas.job import Job
 from inlay.nas.job.locations import is_hub_id
 from inlay.nas.loop.resources import resources_of
+from inlay.nas.modeling.subblock_inlay import Slot
 from inlay.nas.pieces.stage import Stage
 from inlay.nas.report.best import Best
 from inlay.nas.report.progress import Reporter
 from inlay.nas.tables.architecture import Blocks, cache_form
+from inlay.nas.variants import SearchSpace
+from inlay.nas.variants.mixed import MixedSpace
 from inlay.nas.variants.storage import Storage
 from inlay.nas.workspace import Workspace
 
@@ -55,6 +58,8 @@ class Search:
     """What records of measured times hold, by their place in the store, once they were read."""
     inputs: str = ""
     """The digest of what rounding is weighed by, once it was gathered; "" where it is not."""
+    mixes: Mapping[tuple[int, Slot], Sequence[str]] = field(default_factory=dict)
+    """In what subblocks are offered whose matrices may differ, once that is known."""
     scratch_peak_bytes: int = 0
     """The largest worker's memory in the stage's pieces whose records are not kept."""
     original: Parent | None = None
@@ -84,6 +89,11 @@ class Search:
     def _place(self, name: str, parent: Parent) -> str:
         """A folder that all nodes share, or a hub id at its commit: each node has its own cache of the hub."""
         return f"{name}@{self.job.revision}" if is_hub_id(name, self.job.folder) else str(parent.folder)
+
+    @property
+    def space(self) -> SearchSpace:
+        """The job's space, with the mixes of formats that are offered."""
+        return MixedSpace(self.job.space, self.mixes) if self.mixes else self.job.space
 
     @property
     def engine(self) -> Engine:

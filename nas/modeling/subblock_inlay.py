@@ -85,6 +85,9 @@ class SubblockKind(ABC):
     is_plain: ClassVar[bool] = False
     """Whether its update is nothing but what the family's own modules, or one matrix, make of the normed input:
     training may then compute it in another order."""
+    apart: ClassVar[tuple[str, ...]] = ()
+    """Projections that may be stored in another format than its other matrices, by their modules' names without
+    `_proj`."""
     absent: ClassVar[bool] = False
     """Whether there is no subblock at all: the residual passes by, and nothing is held, computed or timed."""
 

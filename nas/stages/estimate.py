@@ -100,7 +100,7 @@ def stage_seconds(job: Job, parent: Parent) -> dict[str, float]:
         scored = score_tokens * (2 + CHECKED) * forward / min(workers, max(1, score_tokens // SMALLEST_SHARD))
     else:
         scored = score_tokens * blocks * FORWARD * (own / 2 + head) / by_layer
-    forms = len(job.space.formats)
+    forms = len(job.space.formats.choices)
     rounding = forms * own / ROUNDED_PER_SECOND / by_layer + bool(forms) * INPUT_TOKENS * forward / judging / by_layer
     pool = 4 * job.solve.pool + dropped + SWAPPED
     timed = _TimedModels(parent, job, rates[length])

@@ -17,7 +17,6 @@ from inlay.nas.engines.registry import kv_formats_of
 from inlay.nas.families import Shape
 from inlay.nas.families.shape import Entry
 from inlay.nas.job.sections import Scenario
-from inlay.nas.job.space import Space
 from inlay.nas.loop.conditions import conditions_of, environment, run_timed, workload_of
 from inlay.nas.loop.search import Search
 from inlay.nas.modeling.kinds_inlay import SUBBLOCKS
@@ -32,7 +31,7 @@ from inlay.nas.tables.given_costs import given_costs
 from inlay.nas.tables.halves import StandIn
 from inlay.nas.tables.origin import Origin, origin_of
 from inlay.nas.tables.reading import read_arrow
-from inlay.nas.variants import ends_forms, ends_parameters, parameters, variants_of
+from inlay.nas.variants import SearchSpace, ends_forms, ends_parameters, parameters, variants_of
 from inlay.nas.variants.storage import Storage
 
 TIMES = ("prefill_ns", "decode_ns", "runtime_ns", "spread_ns")
@@ -45,9 +44,9 @@ def cost_rows(search: Search) -> list[dict[str, Any]]:
     caches = kv_formats_of(job.hardware)[1:]
     if job.hardware.costs is not None:
         given = job.resolve(job.hardware.costs)
-        return given_costs(given, job.hardware, search.target.format, shape, job.space, search.storage, caches)
+        return given_costs(given, job.hardware, search.target.format, shape, search.space, search.storage, caches)
     original = None if search.original is None else search.original.shape
-    counted_rows = CostRows(job.space, shape, search.engine, search.target.format, search.storage, original, caches)
+    counted_rows = CostRows(search.space, shape, search.engine, search.target.format, search.storage, original, caches)
     rows: list[dict[str, Any]] = []
     for scenario, times, compute_bytes in _measured_subblocks(search, counted_rows.entries()):
         rows += counted_rows.of(scenario, times, compute_bytes)
@@ -101,7 +100,7 @@ class CostRows:
         caches: what keys and values may be stored in beside what the storage does.
     """
 
-    space: Space
+    space: SearchSpace
     shape: Shape
     engine: Engine
     form: str

@@ -12,6 +12,7 @@ from inlay.nas.engines.registry import ENGINES, format_of, kv_formats_of, storag
 from inlay.nas.errors import UserError
 from inlay.nas.families import Parent, Shape, described, subblock_tensors
 from inlay.nas.formats import FORMATS
+from inlay.nas.formats.by_tensor import form_of
 from inlay.nas.job import Job, Scenario
 from inlay.nas.job.budget import PEAK
 from inlay.nas.job.judged import judged_length
@@ -118,13 +119,14 @@ def rounding_bytes(shape: Shape, space: Space) -> int:
     for layer, variants in enumerate(space):
         formed = [variant for variant in variants if variant.form is not None]
         for variant in formed:
-            sizes = subblock_tensors(shape, variant.slot, variant.entry(shape, layer)).values()
-            form = FORMATS[str(variant.form)]
-            total += sum(form.holding(size[1]).num_bytes(size) for size in sizes if len(size) == 2)
+            sizes = subblock_tensors(shape, variant.slot, variant.entry(shape, layer))
+            for name, size in sizes.items():
+                if len(size) == 2:
+                    total += FORMATS[form_of(str(variant.form), name)].holding(size[1]).num_bytes(size)
         # What the first matrix of a subblock reads, and what the last does.
         for slot in SLOTS if formed else ():
-            sizes = subblock_tensors(shape, slot, shape.parent_entry(layer, slot)).values()
-            rows = [size[1] for size in sizes if len(size) == 2]
+            own = subblock_tensors(shape, slot, shape.parent_entry(layer, slot)).values()
+            rows = [size[1] for size in own if len(size) == 2]
             total += sum(4 * row**2 for row in (*rows[:1], *rows[1:][-1:]))
     return total
 

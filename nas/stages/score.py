@@ -133,7 +133,7 @@ def layer_blocks(search: Search, layer: int, library: Library) -> list[tuple[str
 
 def offered(search: Search, layer: int, library: Library) -> list[Variant]:
     """The layer's variants that can be chosen beside the parent's own: untrained kinds and those that trained."""
-    space = variants_of(search.job.space, search.parent.shape, layer)
+    space = variants_of(search.space, search.parent.shape, layer)
     return [v for v in space if not v.is_parent and (not v.bare.trained or library.has(layer, v.bare.label))]
 
 

@@ -11,7 +11,8 @@ from inlay.nas.pieces.standard_error import Values
 from inlay.nas.pieces.texts import Texts
 from inlay.nas.pieces.weights import Library
 from inlay.nas.stages.calibrate import inputs_of
-from inlay.nas.stages.estimates import are_estimated, estimate_blocks
+from inlay.nas.stages.estimates import are_estimated, estimate_blocks, estimate_matrices
+from inlay.nas.stages.mixing import mixes_of
 from inlay.nas.stages.score import ScoredBlock, score_blocks, score_whole
 from inlay.nas.tables.architecture import OWN_CACHE, Block
 from inlay.nas.tables.scores import BASE, ScoreTable
@@ -64,6 +65,16 @@ def score_all(search: Search, texts: Texts, library: Library) -> Scored:
     if bases:
         parts[BASE] = sum(bases[1:], bases[0])
     return Scored(rows, parts, f"{len(rows)} blocks, {gammas}", {"gamma": gammas.common})
+
+
+def mix_formats(search: Search, texts: Texts) -> int:
+    """Finds in which mixes of formats subblocks are offered, where the job lets their matrices differ; how many."""
+    if search.job.space.formats.by != "tensor":
+        return 0
+    weigh_formats(search, texts)
+    nats = estimate_matrices(search, texts.score)
+    search.mixes = mixes_of(search.parent.shape, search.job.space.forms, nats)
+    return len({(slot, stored) for (_, slot), own in search.mixes.items() for stored in own})
 
 
 def weigh_formats(search: Search, texts: Texts) -> None:

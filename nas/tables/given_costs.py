@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Any
 from inlay.nas.errors import UserError
 from inlay.nas.families import Shape
 from inlay.nas.job.sections import Hardware
-from inlay.nas.job.space import Space
 from inlay.nas.problems import did_you_mean, show
 from inlay.nas.tables.costs import ADDED, AT_END, COMPUTE, ENDS, CostTable, with_cache
 from inlay.nas.tables.origin import origin_of, shape_values, workload_values
 from inlay.nas.tables.reading import read_arrow
-from inlay.nas.variants import ends_parameters, parameters, variants_of
+from inlay.nas.variants import SearchSpace, ends_parameters, parameters, variants_of
 from inlay.nas.variants.storage import Storage
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ def given_costs(
     hardware: Hardware,
     form: str | None,
     shape: Shape | None,
-    space: Space | None,
+    space: SearchSpace | None,
     storage: Storage | None,
     caches: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
@@ -155,7 +154,7 @@ def _check_against(
     path: Path,
     rows: list[dict[str, Any]],
     scenarios: Sequence[str],
-    space: Space,
+    space: SearchSpace,
     shape: Shape,
     storage: Storage | None,
     caches: Sequence[str],

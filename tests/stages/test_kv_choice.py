@@ -28,14 +28,15 @@ def folder(
     """What a search under a limit that one cache alone meets leaves."""
     folder = tmp_path_factory.mktemp("cache")
     values = whole_job()
-    values["parent"] = str(tiny_parent("llama", hidden_size=128, num_attention_heads=2, num_key_value_heads=2))
+    sizes = {"hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 256}
+    values["parent"] = str(tiny_parent("llama", **sizes))
     values["space"] = {"formats": ["q8_0"]}
     values["distill"] = values["recover"] = {"tokens": 0}
     values["solve"] = {"pool": 2, "corrections": 1}
     values["hardware"] = {
         "engine": "llama.cpp",
         "kv_format": ["f16", "q8_0"],
-        "scenarios": [{"name": "chat", "prefill": 250, "generate": 4}],
+        "scenarios": [{"name": "chat", "prefill": 16, "generate": 4}],
     }
     values["budget"] = {"kv": "0.6x"}
     (folder / "job.yaml").write_text(yaml.safe_dump(values))
@@ -114,5 +115,5 @@ def test_plan_counts_both(folder: Path, inlay_here: Run) -> None:
     told = dict(json.loads(done.stdout)["facts"])
     shape = open_parent(Path(yaml.safe_load((folder / "job.yaml").read_text())["parent"])).shape
     storage = ENGINES["llama.cpp"].storage("f16", "cpu")
-    own, least = (storage.kv(shape.parent_entry(0, "attention"), shape, 1, 254, form) for form in ("f16", "q8_0"))
+    own, least = (storage.kv(shape.parent_entry(0, "attention"), shape, 1, 20, form) for form in ("f16", "q8_0"))
     assert f"kv {least / own:.3f}x" in told["least"]
