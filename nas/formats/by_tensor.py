@@ -19,8 +19,12 @@ def stored_as(main: str, apart: Mapping[str, str]) -> str:
 
 def form_of(stored: str, tensor: str) -> str:
     """The format of one matrix, by its name within the layer or the model."""
-    module = tensor.removesuffix(".weight").rpartition(".")[2]
-    return parts_of(stored).get(module.removesuffix("_proj"), main_of(stored))
+    return parts_of(stored).get(part_of(tensor), main_of(stored))
+
+
+def part_of(tensor: str) -> str:
+    """What the part of a matrix would be called."""
+    return tensor.removesuffix(".weight").rpartition(".")[2].removesuffix("_proj")
 
 
 def main_of(stored: str) -> str:

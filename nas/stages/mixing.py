@@ -15,9 +15,9 @@ from typing import Final
 
 from inlay.nas.families.shape import SLOTS, Shape, subblock_tensors
 from inlay.nas.formats import FORMATS
-from inlay.nas.formats.by_tensor import forms_in, stored_as
+from inlay.nas.formats.by_tensor import form_of, part_of, stored_as
 from inlay.nas.modeling.kinds_inlay import SUBBLOCKS
-from inlay.nas.modeling.subblock_inlay import Slot
+from inlay.nas.modeling.subblock_inlay import Slot, Tensors
 from inlay.nas.variants import Variant
 
 MIXES: Final = 8
@@ -49,7 +49,12 @@ def mixes_of(shape: Shape, forms: Sequence[str], nats: Sequence[Nats]) -> Mixes:
     found: Mixes = {}
     for slot in SLOTS:
         every = {layer: front(all_mixes(shape, layer, slot, forms, own)) for layer, own in enumerate(nats)}
-        hulls = Counter(mix.stored for own in every.values() for mix in hull(own) if len(forms_in(mix.stored)) > 1)
+        hulls = Counter(
+            mix.stored
+            for layer, own in every.items()
+            for mix in hull(own)
+            if not any(_are_alike(shape, layer, slot, mix.stored, form) for form in forms)
+        )
         offered = sorted(hulls, key=lambda stored: (-hulls[stored], stored))[:MIXES]
         found |= {
             (layer, slot): tuple(mix.stored for mix in own if mix.stored in offered) for layer, own in every.items()
@@ -58,33 +63,48 @@ def mixes_of(shape: Shape, forms: Sequence[str], nats: Sequence[Nats]) -> Mixes:
 
 
 def all_mixes(shape: Shape, layer: int, slot: Slot, forms: Sequence[str], nats: Nats) -> Iterator[Mix]:
-    """Every way to store the parent's own subblock of a layer."""
+    """Every way to store the parent's own subblock of a layer; `nats` are the layer's."""
+    parts = _parts(shape, layer, slot)
+    told = {form: nats[label] for form in forms if (label := Variant(slot, "parent", form=form).label) in nats}
+    choices = [
+        [
+            Mix(form, _num_bytes(sizes, form), sum(own[name] for name in sizes))
+            for form, own in told.items()
+            # What holds no row of it is another format under that name.
+            if any(FORMATS[form].fits(size[1]) for size in sizes.values())
+        ]
+        for sizes in parts.values()
+    ]
+    for chosen in itertools.product(*choices):
+        main, *apart = (each.stored for each in chosen)
+        stored = stored_as(main, dict(zip([*parts][1:], apart, strict=True)))
+        yield Mix(stored, sum(each.num_bytes for each in chosen), sum(each.nats for each in chosen))
+
+
+def _parts(shape: Shape, layer: int, slot: Slot) -> dict[str, Tensors]:
+    """The matrices of a subblock by the part that is stored alike; those that are in none come first, as ""."""
     entry = shape.parent_entry(layer, slot)
     # Files hold query, key and value of heads that are normed as one matrix.
     apart = [part for part in SUBBLOCKS.of(entry).apart if not (shape.qk_norm and part == "v")]
-    sizes = {name: size for name, size in subblock_tensors(shape, slot, entry).items() if len(size) == 2}
-    groups: dict[str, dict[str, tuple[int, ...]]] = {"": {}, **{part: {} for part in apart}}
-    for name, size in sizes.items():
-        part = name.removesuffix(".weight").rpartition(".")[2].removesuffix("_proj")
-        groups[part if part in apart else ""][name] = size
-    told = {form: nats.get(Variant(slot, "parent", form=form).label) for form in forms}
-    choices: list[list[tuple[str, str, int, float]]] = []
-    for part, own in groups.items():
-        choices.append(
-            [
-                (part, form, sum(FORMATS[form].holding(size[1]).num_bytes(size) for size in own.values()), harm)
-                for form in forms
-                # What holds no row of it is another format under that name.
-                if any(FORMATS[form].fits(size[1]) for size in own.values())
-                for estimates in (told[form],)
-                if estimates is not None
-                for harm in (sum(estimates[name] for name in own),)
-            ]
-        )
-    for chosen in itertools.product(*choices) if all(groups.values()) else ():
-        main, *rest = chosen
-        stored = stored_as(main[1], {part: form for part, form, _, _ in rest})
-        yield Mix(stored, sum(each[2] for each in chosen), sum(each[3] for each in chosen))
+    found: dict[str, Tensors] = {part: {} for part in ("", *apart)}
+    for name, size in subblock_tensors(shape, slot, entry).items():
+        if len(size) == 2:
+            own = part_of(name)
+            found[own if own in apart else ""][name] = size
+    return found
+
+
+def _are_alike(shape: Shape, layer: int, slot: Slot, one: str, other: str) -> bool:
+    """Whether both come to the same: a format alone stores rows that it does not hold in another."""
+    sizes = {name: size for own in _parts(shape, layer, slot).values() for name, size in own.items()}
+    return all(
+        FORMATS[form_of(one, name)].holding(size[1]).name == FORMATS[form_of(other, name)].holding(size[1]).name
+        for name, size in sizes.items()
+    )
+
+
+def _num_bytes(sizes: Tensors, form: str) -> int:
+    return sum(FORMATS[form].holding(size[1]).num_bytes(size) for size in sizes.values())
 
 
 def front(mixes: Iterator[Mix]) -> list[Mix]:

@@ -1,4 +1,5 @@
-"""A whole search that chooses its cache, from the job to a file with the options that its child is to be run with."""
+"""A whole search that chooses its cache and the format of every matrix, from the job to a file with the options that
+its child is to be run with."""
 
 from __future__ import annotations
 
@@ -9,11 +10,19 @@ from typing import Any
 
 import pytest
 import yaml
+from gguf import GGUFReader
 
 from inlay.nas.engines.registry import ENGINES
 from inlay.nas.families import open_parent
+from inlay.nas.formats.by_tensor import form_of
+from inlay.nas.modeling.full_inlay import OUTPUT, QUERY, VALUE
+from inlay.nas.modeling.gated_inlay import DOWN, UP
+from inlay.nas.modeling.subblock_inlay import FORMAT
+from inlay.nas.tables.architecture import architecture_of
+from inlay.nas.variants.entries import entries_of
 from inlay.nas.workspace import Workspace
 
+pytestmark = pytest.mark.slow
 Run = Callable[..., Any]
 CACHE = "kv:q8_0"
 
@@ -28,9 +37,9 @@ def folder(
     """What a search under a limit that one cache alone meets leaves."""
     folder = tmp_path_factory.mktemp("cache")
     values = whole_job()
-    sizes = {"hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 256}
-    values["parent"] = str(tiny_parent("llama", **sizes))
-    values["space"] = {"formats": ["q8_0"]}
+    sizes = {"hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 2, "intermediate_size": 256}
+    values["parent"] = str(tiny_parent("llama", **sizes, max_position_embeddings=256))
+    values["space"] = {"formats": {"choices": ["q8_0", "q4_0"], "by": "tensor"}}
     values["distill"] = values["recover"] = {"tokens": 0}
     values["solve"] = {"pool": 2, "corrections": 1}
     values["hardware"] = {
@@ -80,6 +89,30 @@ def test_another_budget_takes_the_other_cache(folder: Path, inlay_here: Run) -> 
     assert "kv <= " in done.stderr
 
 
+def test_a_mix_of_formats_is_chosen_and_written(folder: Path, inlay_here: Run) -> None:
+    done = inlay_here("sweep", "job.search", "--limit", "weights=..0.6x", "--points", "8", "--json", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    points = json.loads(done.stdout)["points"]
+    mixed = next(point for point in points if any("=" in label for label in point["choices"]))
+    limit = f"weights={mixed['totals']['weights']}B"
+    done = inlay_here("solve", "job.search", "--limit", limit, "--json", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    (solution,) = json.loads(done.stdout)["solutions"]
+    assert any("=" in label for label in solution["choices"])
+    name = solution["id"]
+    done = inlay_here("export", "job.search", "--solution", name, "--format", "gguf", "-o", "mixed", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    (file,) = (folder / "mixed").glob("*-mixed.gguf")
+    tensors = {tensor.name: tensor for tensor in GGUFReader(file).tensors}
+    assert sum(int(tensor.n_bytes) for tensor in tensors.values()) == solution["totals"]["weights"]
+    shape = open_parent(Path(yaml.safe_load((folder / "job.yaml").read_text())["parent"])).shape
+    names = {"attn_q": QUERY, "attn_v": VALUE, "attn_output": OUTPUT, "ffn_up": UP, "ffn_down": DOWN}
+    for layer, block in enumerate(entries_of(shape, architecture_of(solution["choices"]))):
+        for tensor, module in names.items():
+            stored = block["attention" if tensor.startswith("attn") else "ffn"].get(FORMAT, "f16")
+            assert tensors[f"blk.{layer}.{tensor}.weight"].tensor_type.name.lower() == form_of(stored, module)
+
+
 def test_the_file_says_how_it_is_to_be_run(folder: Path, inlay_here: Run) -> None:
     done = inlay_here("export", "job.search", "--format", "gguf", "-o", "out", cwd=folder)
     assert done.returncode == 0, done.stderr
@@ -99,6 +132,7 @@ def test_a_table_for_one_cache_is_refused_where_two_are_to_be_chosen_from(folder
     lines = [",".join("" if row[name] is None else str(row[name]) for name in names) for row in rows]
     (folder / "one.csv").write_text("\n".join([",".join(names), *lines]) + "\n")
     values["hardware"]["costs"] = "one.csv"
+    values["space"]["formats"] = values["space"]["formats"]["choices"]
     (folder / "given.yaml").write_text(yaml.safe_dump(values))
     done = inlay_here("validate", "given.yaml", cwd=folder)
     assert done.returncode == 2

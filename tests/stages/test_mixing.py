@@ -98,8 +98,20 @@ def test_what_holds_no_row_of_a_part_is_not_among_them(shape: Shape) -> None:
     assert {mix.stored for mix in all_mixes(shape, 0, "attention", forms, nats)} == {"q8_0"}
 
 
+def test_what_a_format_alone_comes_to_is_no_mix(shape: Shape) -> None:
+    forms = ("q8_0", "q5_0", "q4_K")
+    nats = []
+    for layer in range(shape.num_layers):
+        own = drawn_nats(shape, layer)
+        nats.append({label.replace("q4_0", "q4_K"): told for label, told in own.items()})
+    # Of rows of 64 q4_K is q5_0, so that `ffn:parent@q4_K` says it already.
+    offered = {stored for held in mixes_of(shape, forms, nats).values() for stored in held}
+    assert "q8_0,down=q4_K" in offered
+    assert "q5_0,down=q4_K" not in offered
+
+
 def test_heads_that_are_normed_keep_their_values_with_the_queries(tiny_parent: Callable[..., Path]) -> None:
-    normed = open_parent(tiny_parent("qwen3")).shape
+    normed = open_parent(tiny_parent("qwen3", hidden_size=64, num_attention_heads=4, head_dim=16)).shape
     found = [mix.stored for mix in all_mixes(normed, 0, "attention", FORMS, drawn_nats(normed, 0))]
     assert len(found) == len(FORMS) ** 2
     assert not any("v=" in stored for stored in found)
