@@ -108,17 +108,24 @@ def _joined(found: Sequence[Infeasibility]) -> Infeasibility:
     """What holds of all alternatives, whose limits are the same."""
     sides = [_nearest(each) for each in zip(*(one.nearest for one in found), strict=True)]
     conflict = [side for side in sides if any(str(side) in map(str, one.conflict) for one in found)]
-    reached = [(one.loosened, one.together) for one in found if one.loosened is not None and one.together is not None]
-    loosened, together = min(reached, key=lambda each: (each[0], each[1].objective), default=(None, None))
+    best = min((one for one in found if one.together is not None), key=_way_to_go, default=found[0])
     cheapest = {name: min(one.cheapest[name] for one in found) for name in found[0].cheapest}
-    return Infeasibility(tuple(sides), tuple(conflict), together, loosened, cheapest)
+    return Infeasibility(tuple(sides), tuple(conflict), best.together, best.loosened, cheapest)
+
+
+def _way_to_go(told: Infeasibility) -> tuple[float, int]:
+    """How far limits have to give way, and what is reached then."""
+    assert told.together is not None
+    return told.loosened or 0.0, told.together.objective or 0
 
 
 def _nearest(found: Sequence[Nearest]) -> Nearest:
     """One limit: what the alternative that comes nearest reaches."""
-    nearer = min if found[0].side == "upper" else max
+    alone = [each.alone for each in found]
     beside = [each.with_others for each in found if each.with_others is not None]
-    return replace(found[0], alone=nearer(each.alone for each in found), with_others=nearer(beside, default=None))
+    if found[0].side == "upper":
+        return replace(found[0], alone=min(alone), with_others=min(beside, default=None))
+    return replace(found[0], alone=max(alone), with_others=max(beside, default=None))
 
 
 def _fits(instance: Instance, most: np.ndarray, deadline: float) -> bool | None:

@@ -301,7 +301,8 @@ class LlamaCppEngine(Engine):
 
 def cache_of(target: Target, config: InlayConfig | None = None) -> dict[str, int]:
     """What `open` is told of keys and values: the number of their type; nothing where they are as it ships."""
-    form = (config and config.kv_format) or target.kv_format or F16
+    own = None if config is None else config.kv_format
+    form = own or target.kv_format or F16
     return {} if form == F16 else {"kv_type": GGUF[form].number}
 
 

@@ -97,7 +97,9 @@ class _Costs:
     def total(self, architecture: Blocks) -> NDArray[np.int64]:
         """[K], base included."""
         held = self._by_cache[cache_form(architecture)]
-        return self._base_K + sum(own[" + ".join(block)] for own, block in zip(held, architecture, strict=True))
+        costs = [own[" + ".join(block)] for own, block in zip(held, architecture, strict=True)]
+        total_K: NDArray[np.int64] = self._base_K + np.sum(costs, axis=0)
+        return total_K
 
     def change(self, architecture: Blocks, layer: int, block: Block) -> NDArray[np.int64]:
         """[K]: what another block at a layer adds; another cache changes what every layer costs."""

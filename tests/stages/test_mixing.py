@@ -104,10 +104,10 @@ def test_what_a_format_alone_comes_to_is_no_mix(shape: Shape) -> None:
     for layer in range(shape.num_layers):
         own = drawn_nats(shape, layer)
         nats.append({label.replace("q4_0", "q4_K"): told for label, told in own.items()})
-    # Of rows of 64 q4_K is q5_0, so that `ffn:parent@q4_K` says it already.
-    offered = {stored for held in mixes_of(shape, forms, nats).values() for stored in held}
-    assert "q8_0,down=q4_K" in offered
-    assert "q5_0,down=q4_K" not in offered
+    # Of rows of 64 q4_K is q5_0, so that `ffn:parent@q4_K` says it already: the smallest, which is on every hull.
+    every = [hull(front(all_mixes(shape, layer, "ffn", forms, own))) for layer, own in enumerate(nats)]
+    assert all(own[0].stored == "q5_0,down=q4_K" for own in every)
+    assert "q5_0,down=q4_K" not in {stored for held in mixes_of(shape, forms, nats).values() for stored in held}
 
 
 def test_heads_that_are_normed_keep_their_values_with_the_queries(tiny_parent: Callable[..., Path]) -> None:
