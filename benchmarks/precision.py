@@ -63,7 +63,7 @@ def section(place: Workspace) -> list[str]:
 
 
 def told_of(job: Job) -> str:
-    formats = ", ".join(job.space.formats)
+    formats = ", ".join(job.space.formats.choices)
     return f"formats {formats} beside {job.hardware.format}, {job.data.validate.tokens:,} tokens judge"
 
 

@@ -22,7 +22,7 @@ from inlay.distill.records import NO_TEMPLATE, Message, Records, contents
 from inlay.distill.settings import NO_PEFT
 from inlay.nas.embedded import embedded_parent
 from inlay.nas.engines.fitting import budget_problems, hardware_problems, shape_problems
-from inlay.nas.engines.registry import format_of, storage_of
+from inlay.nas.engines.registry import format_of, kv_formats_of, storage_of
 from inlay.nas.errors import UserError
 from inlay.nas.families import (
     Described,
@@ -250,7 +250,8 @@ def _costs(sections: Mapping[str, Any], parent: _Described | None, folder: Path)
         form = format_of(hardware.engine, hardware.format, parent.shape)
         storage = storage_of(hardware, parent.shape)
     try:
-        rows = given_costs(resolve(hardware.costs, folder), hardware, form, shape, space, storage)
+        caches = kv_formats_of(hardware)[1:]
+        rows = given_costs(resolve(hardware.costs, folder), hardware, form, shape, space, storage, caches)
     except UserError as error:
         yield _problem(error, "hardware.costs")
         return

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from inlay.solver._checks import ProblemError
+from inlay.solver._describe import describe_picks
 from inlay.solver._instance import Instance
 from inlay.solver._problem import Problem, Solution
 from inlay.solver._rows import Rows, limit_rows
-from inlay.solver._solve import describe_picks
 from inlay.solver._table import Table
 
 TRIES = 1000
@@ -27,11 +27,16 @@ def baseline(problem: Problem, method: str, *, seed: int = 0) -> Solution:
     limits hold; it weighs choices by their own scores, pair terms count in the result only. `uniform`: one label in
     every layer, the best that holds the limits (else the nearest to them); no choices when no label is everywhere.
     `random`: the best of 1,000 drawn with `seed` that holds the limits (else the nearest). `largest` and `no_op`: the
-    choices that cost most, or least, in all costs together. No bound is given. Raises ProblemError for an unknown
-    method.
+    choices that cost most, or least, in all costs together. Of a problem's alternatives the best is told that holds the
+    limits. No bound is given. Raises ProblemError for an unknown method.
     """
     if method not in METHODS:
         raise ProblemError(f"`method` is `{method}`; use one of {', '.join(METHODS)}")
+    found = [_chosen(one, method, seed) for one in problem.alternatives]
+    return min(found, key=lambda each: (each.status, each.objective is None, each.objective or 0))
+
+
+def _chosen(problem: Problem, method: str, seed: int) -> Solution:
     begin = time.monotonic()
     rows = limit_rows(problem)
     picks = METHODS[method](problem, rows, seed)

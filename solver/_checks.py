@@ -165,6 +165,17 @@ def check_pairs(layers: Layers, pairs: Sequence[PairTerm]) -> None:
             )
 
 
+def check_others(names: Sequence[str], table: Table, others: Sequence[tuple[Sequence[str], Table]]) -> None:
+    """Raise for the first alternative whose costs are called otherwise, or whose choices start or end otherwise."""
+    for number, (theirs, other) in enumerate(others):
+        same = len(other.layer) == len(table.layer) and (other.layer == table.layer).all()
+        if tuple(theirs) != tuple(names) or not same or not (other.span == table.span).all():
+            raise ProblemError(
+                f"`others[{number}]` has other costs, or choices that start or end elsewhere; an alternative has the "
+                "same layers, with as many choices in each, at other costs"
+            )
+
+
 def did_you_mean(name: str, names: Sequence[str]) -> str:
     """` (did you mean \\`x\\`?)` for the nearest of `names`, or nothing."""
     near = difflib.get_close_matches(name, names, n=1)

@@ -14,7 +14,7 @@ from inlay.solver._instance import Instance
 from inlay.solver._parts import Limit
 from inlay.solver._problem import Problem, Solution
 from inlay.solver._rows import limit_rows
-from inlay.solver._solve import describe
+from inlay.solver._ways import best_of
 
 MAX_POINTS = 10_000
 
@@ -53,24 +53,25 @@ def front(problem: Problem, axes: Sequence[Axis], *, gap: float = 1e-4, time_lim
     others = [limit for limit in problem.limits if limit.name not in {axis.name for axis in axes}]
     values = [_values(problem, others, axis) for axis in axes]
     open_problem = problem.with_limits(*others, *(Limit(axis.name, upper=0) for axis in axes))
-    instance = Instance(open_problem, limit_rows(open_problem))
+    instances = [Instance(one, limit_rows(one)) for one in open_problem.alternatives]
     cells = list(itertools.product(*(range(len(axis)) for axis in values)))
-    picks: dict[tuple[int, ...], np.ndarray] = {}
+    picks: list[dict[tuple[int, ...], np.ndarray]] = [{} for _ in instances]
     points = []
     for number, cell in enumerate(cells):
         begin = time.monotonic()
         limits = {axis.name: values[k][cell[k]] for k, axis in enumerate(axes)}
-        rows = limit_rows(problem.with_limits(*others, *(Limit(name, upper=value) for name, value in limits.items())))
-        beside = [picks[near] for near in _before(cell) if near in picks]
         end = begin + max(0.0, deadline - begin) / (len(cells) - number)
-        outcome = instance.minimise(rows.most, gap=gap, deadline=end, starts=beside)
-        seconds = time.monotonic() - begin
-        if outcome.picks is None:
-            status = "infeasible" if outcome.proven else "unknown"
-            points.append(FrontPoint(limits, Solution(status, bound=outcome.bound, seconds=seconds)))
-            continue
-        picks[cell] = outcome.picks
-        points.append(FrontPoint(limits, describe(problem, rows, outcome, seconds)))
+        here = problem.with_limits(*others, *(Limit(name, upper=value) for name, value in limits.items()))
+        found = []
+        for place, (one, instance) in enumerate(zip(here.alternatives, instances, strict=True)):
+            rows, now = limit_rows(one), time.monotonic()
+            beside = [picks[place][near] for near in _before(cell) if near in picks[place]]
+            own = now + max(0.0, end - now) / (len(instances) - place)
+            outcome = instance.minimise(rows.most, gap=gap, deadline=own, starts=beside)
+            if outcome.picks is not None:
+                picks[place][cell] = outcome.picks
+            found.append((one, rows, outcome))
+        points.append(FrontPoint(limits, best_of(found, time.monotonic() - begin)[0]))
     return _mark(points, [axis.name for axis in axes])
 
 
@@ -88,23 +89,29 @@ def _check_axes(problem: Problem, axes: Sequence[Axis]) -> None:
 
 
 def _values(problem: Problem, others: Sequence[Limit], axis: Axis) -> list[int]:
-    column = problem.cost_names.index(axis.name)
     lowest, highest = axis.lowest, axis.highest
     free = problem.with_limits(*others)
-    rows = limit_rows(free)
     if lowest is None:
-        outcome = Instance(free, rows, score=problem.table.costs[:, column]).minimise(rows.most)
-        lowest = 0 if outcome.picks is None else _total(problem, column, outcome.picks)
+        reached = [_least(one, axis.name) for one in free.alternatives]
+        lowest = min((total for total in reached if total is not None), default=0)
     if highest is None:
-        outcome = Instance(free, rows).minimise(rows.most, gap=1e-3)
-        highest = lowest if outcome.picks is None else max(lowest, _total(problem, column, outcome.picks))
+        found = [
+            (one, (rows := limit_rows(one)), Instance(one, rows).minimise(rows.most, gap=1e-3))
+            for one in free.alternatives
+        ]
+        best = best_of(found, 0.0)[0]
+        highest = max(lowest, best.totals.get(axis.name, lowest))
     steps = max(1, axis.points - 1)
     values = [highest - (highest - lowest) * (steps - k) // steps for k in range(axis.points)]
     return list(dict.fromkeys(values if axis.points > 1 else [highest]))
 
 
-def _total(problem: Problem, column: int, picks: np.ndarray) -> int:
-    return problem.base_costs[column] + int(problem.table.costs[picks, column].sum())
+def _least(problem: Problem, name: str) -> int | None:
+    """The least total of a cost under the limits; None where nothing meets them."""
+    column, rows = problem.cost_names.index(name), limit_rows(problem)
+    weight = problem.table.costs[:, column]
+    picks = Instance(problem, rows, score=weight).minimise(rows.most).picks
+    return None if picks is None else problem.base_costs[column] + int(weight[picks].sum())
 
 
 def _before(cell: tuple[int, ...]) -> list[tuple[int, ...]]:

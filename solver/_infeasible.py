@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from inlay.solver._describe import describe
 from inlay.solver._instance import Instance
 from inlay.solver._problem import Problem, Solution
 from inlay.solver._rows import Rows, limit_rows
-from inlay.solver._solve import describe
 
 STEPS = 10_000
 """The common loosening is found to one part in so many of the limits themselves."""
@@ -62,8 +62,20 @@ class Infeasibility:
 def explain_infeasible(problem: Problem, *, time_limit: float = 20.0) -> Infeasibility | None:
     """What the limits ask for beside what can be reached, in integers; None when some architecture meets them all.
 
-    Raises TimeoutError when `time_limit` (seconds) does not suffice to tell whether there is one.
+    Of a problem's alternatives the nearest is told; what is in conflict is so in all of them. Raises TimeoutError when
+    `time_limit` (seconds) does not suffice to tell whether there is one.
     """
+    found = []
+    for one in problem.alternatives:
+        told = _explained(one, time_limit / len(problem.alternatives))
+        if told is None:
+            return None
+        found.append(told)
+    return _joined(found)
+
+
+def _explained(problem: Problem, time_limit: float) -> Infeasibility | None:
+    """Of one alternative."""
     deadline = time.monotonic() + time_limit
     rows = limit_rows(problem)
     whole = Instance(problem, rows)
@@ -90,6 +102,30 @@ def explain_infeasible(problem: Problem, *, time_limit: float = 20.0) -> Infeasi
         if name in rows.names
     }
     return Infeasibility(tuple(nearest), tuple(conflict), together, loosened, cheapest)
+
+
+def _joined(found: Sequence[Infeasibility]) -> Infeasibility:
+    """What holds of all alternatives, whose limits are the same."""
+    sides = [_nearest(each) for each in zip(*(one.nearest for one in found), strict=True)]
+    conflict = [side for side in sides if any(str(side) in map(str, one.conflict) for one in found)]
+    best = min((one for one in found if one.together is not None), key=_way_to_go, default=found[0])
+    cheapest = {name: min(one.cheapest[name] for one in found) for name in found[0].cheapest}
+    return Infeasibility(tuple(sides), tuple(conflict), best.together, best.loosened, cheapest)
+
+
+def _way_to_go(told: Infeasibility) -> tuple[float, int]:
+    """How far limits have to give way, and what is reached then."""
+    assert told.together is not None
+    return told.loosened or 0.0, told.together.objective or 0
+
+
+def _nearest(found: Sequence[Nearest]) -> Nearest:
+    """One limit: what the alternative that comes nearest reaches."""
+    alone = [each.alone for each in found]
+    beside = [each.with_others for each in found if each.with_others is not None]
+    if found[0].side == "upper":
+        return replace(found[0], alone=min(alone), with_others=min(beside, default=None))
+    return replace(found[0], alone=max(alone), with_others=max(beside, default=None))
 
 
 def _fits(instance: Instance, most: np.ndarray, deadline: float) -> bool | None:

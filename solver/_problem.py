@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
-from inlay.solver._checks import build_table, check_limits, check_names, check_pairs
+from inlay.solver._checks import build_table, check_limits, check_names, check_others, check_pairs
 from inlay.solver._parts import Choice, Limit, PairTerm
 from inlay.solver._table import Table
 
@@ -14,7 +15,9 @@ class Problem:
     """Layers × choices with limits: take choices that cover each layer exactly once, at the least total score.
 
     `layers[i]` lists the choices that start at layer i; `base_costs` (the embedding, norm and head; zeros when empty)
-    are added to every total. Raises ProblemError for whatever is malformed.
+    are added to every total. `others` are the same layers at other costs and scores, with as many choices that start
+    and end alike: one of them all is decided for the whole model, such as what its cache is stored in. Raises
+    ProblemError for whatever is malformed.
     """
 
     cost_names: tuple[str, ...]
@@ -22,6 +25,7 @@ class Problem:
     base_costs: tuple[int, ...] = ()
     limits: tuple[Limit, ...] = ()
     pairs: tuple[PairTerm, ...] = ()
+    others: tuple[Problem, ...] = ()
     table: Table = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -35,12 +39,24 @@ class Problem:
         object.__setattr__(self, "table", build_table(self.cost_names, self.base_costs, self.layers, self.pairs))
         check_limits(self.cost_names, self.limits)
         check_pairs(self.layers, self.pairs)
+        check_others(self.cost_names, self.table, [(each.cost_names, each.table) for each in self.others])
+
+    @property
+    def alternatives(self) -> tuple[Problem, ...]:
+        """Itself and the others, one of which is decided."""
+        return (self, *self.others)
+
+    def each(self, change: Callable[[Problem], Problem]) -> Problem:
+        """The problem with every alternative changed alike."""
+        own = replace(self, others=())
+        return replace(change(own), others=tuple(change(other) for other in self.others))
 
     def with_limits(self, *limits: Limit) -> Problem:
         """The same choices under other limits; the arrays are shared, so that this costs nothing."""
         other = object.__new__(Problem)
         other.__dict__.update(self.__dict__)
         object.__setattr__(other, "limits", tuple(limits))
+        object.__setattr__(other, "others", tuple(each.with_limits(*limits) for each in self.others))
         check_limits(other.cost_names, other.limits)
         return other
 

@@ -9,11 +9,12 @@ from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from inlay.solver._checks import ProblemError
+from inlay.solver._describe import describe
+from inlay.solver._exact import Outcome
 from inlay.solver._instance import Instance
 from inlay.solver._parts import Limit
 from inlay.solver._problem import Problem, Solution
 from inlay.solver._rows import limit_rows
-from inlay.solver._solve import describe
 
 
 def stack_scenarios(problems: Mapping[str, Problem]) -> Problem:
@@ -95,17 +96,18 @@ def decide(candidates: Sequence[Candidate], *, gap: float = 0.0, time_limit: flo
     best: tuple[Fraction, str, Solution] | None = None
     bounds: dict[str, Fraction | None] = {}
     proven = True
-    for candidate in candidates:
-        rows = limit_rows(candidate.problem)
+    for candidate, problem in ((each, one) for each in candidates for one in each.problem.alternatives):
+        rows = limit_rows(problem)
         at_most = math.inf
         if best is not None:
             at_most = float(math.floor(best[0] * candidate.amount) - candidate.base_objective)
-        outcome = Instance(candidate.problem, rows).minimise(rows.most, gap=gap, deadline=deadline, at_most=at_most)
+        outcome = Instance(problem, rows).minimise(rows.most, gap=gap, deadline=deadline, at_most=at_most)
         proven = proven and outcome.proven
-        bounds[candidate.name] = None if outcome.bound is None else _share(candidate, outcome.bound)
+        known = [each for each in (bounds.get(candidate.name), _bound(candidate, outcome)) if each is not None]
+        bounds[candidate.name] = min(known, default=None)
         if outcome.picks is None:
             continue
-        solution = describe(candidate.problem, rows, outcome, time.monotonic() - begin)
+        solution = describe(problem, rows, outcome, time.monotonic() - begin)
         assert solution.objective is not None
         share = _share(candidate, solution.objective)
         if best is None or share < best[0]:
@@ -115,6 +117,10 @@ def decide(candidates: Sequence[Candidate], *, gap: float = 0.0, time_limit: flo
         return Decision(None, Solution("infeasible" if proven else "unknown", seconds=seconds), bounds)
     status = "optimal" if proven and best[2].status == "optimal" else "feasible"
     return Decision(best[1], replace(best[2], status=status, seconds=seconds), bounds)
+
+
+def _bound(candidate: Candidate, outcome: Outcome) -> Fraction | None:
+    return None if outcome.bound is None else _share(candidate, outcome.bound)
 
 
 def _share(candidate: Candidate, objective: int) -> Fraction:

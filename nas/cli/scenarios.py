@@ -20,6 +20,7 @@ from inlay.nas.cli.subject import (
 )
 from inlay.nas.errors import InfeasibleError, InlayError, UserError
 from inlay.nas.tables.files import BareTable
+from inlay.nas.tables.problem import alternative_of
 from inlay.nas.tables.reading import read_bare_table
 from inlay.solver import Candidate, Decision, Limit, Problem, Solution, decide, explain_infeasible
 
@@ -103,11 +104,12 @@ def whole_problem(subject: WorkspaceSubject, scenario: str, problem: Problem) ->
         for limit in problem.limits
         if limit.name != KL
     ]
-    return replace(whole.problem, limits=tuple(limits), pairs=problem.pairs)
+    return whole.problem.each(lambda one: replace(one, limits=tuple(limits), pairs=problem.pairs))
 
 
 def restated(problem: Problem, solution: Solution) -> Solution:
     """A solution over the same choices with the scores and costs of another problem of single layers."""
+    problem = alternative_of(problem, solution.labels[-1])
     taken = set(enumerate(solution.choices))
     choices = [problem.layers[layer][index] for layer, index in enumerate(solution.choices)]
     totals = zip(problem.cost_names, problem.base_costs, *(choice.costs for choice in choices), strict=True)

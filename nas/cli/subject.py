@@ -165,7 +165,7 @@ class WorkspaceSubject:
         if pairs is not None:
             self.problem = with_pairs(self.problem, pairs, self.score)
         if fastest:
-            self.problem = _for_runtime(self.problem)
+            self.problem = self.problem.each(_for_runtime)
             self.columns[KL], self.score = self.score, self.columns["runtime"]
         costs, tokens = self._tables.costs, self._tables.tokens
         reference = costs.reference(len(self.problem.layers))
@@ -236,7 +236,7 @@ def with_pairs(problem: Problem, pairs: str, score: Column) -> Problem:
     """The problem with the pair terms of a file."""
     terms = read_pairs(Path(pairs), problem, score)
     with told_to_user():
-        return replace(problem, pairs=terms)
+        return problem.each(lambda one: replace(one, pairs=terms))
 
 
 def _restricted(tables: Tables, scenario: str) -> Tables:
@@ -245,7 +245,7 @@ def _restricted(tables: Tables, scenario: str) -> Tables:
 
 
 def _for_runtime(problem: Problem) -> Problem:
-    """The same choices with runtime as the score and the score as a cost."""
+    """The same choices, of one alternative, with runtime as the score and the score as a cost."""
     runtime = problem.cost_names.index("runtime")
     layers = (
         tuple(replace(choice, score=choice.costs[runtime], costs=(*choice.costs, choice.score)) for choice in layer)

@@ -62,7 +62,9 @@ def _heading(name: str, indent: str, comment: str | None) -> str:
 def _space(values: Mapping[str, Any]) -> list[str]:
     lines = ["space:"]
     for name, field in Space.model_fields.items():
-        if isinstance(field.default, tuple):
+        if name == "formats":
+            lines += [f"  # {field.description}", f"  {name}: [{', '.join(values.get(name, ()))}]"]
+        elif isinstance(field.default, tuple):
             items = ", ".join(_alternative(item) for item in values.get(name, field.default))
             lines += [f"  # {field.description}", f"  {name}: [{items}]"]
         else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from inlay.nas.engines.engine import Engine, Target
-from inlay.nas.engines.registry import ENGINES, format_of, kv_format_of
+from inlay.nas.engines.registry import ENGINES, format_of, kv_formats_of
 from inlay.nas.families.shape import Shape
 from inlay.nas.job.budget import PEAK, BudgetLimit
 from inlay.nas.job.sections import Hardware
@@ -23,8 +23,8 @@ def hardware_problems(hardware: Hardware) -> Iterator[Problem]:
         else:
             text = f"{hardware.format} is not a format of {engine.name};"
         yield Problem("hardware.format", f"{text} write {known} or auto")
-    if hardware.kv_format != "auto" and hardware.kv_format not in engine.kv_formats:
-        others = " or ".join(name for name, other in ENGINES.items() if hardware.kv_format in other.kv_formats)
+    if form := next((form for form in kv_formats_of(hardware) if form not in engine.kv_formats), None):
+        others = " or ".join(name for name, other in ENGINES.items() if form in other.kv_formats)
         text = f"{engine.name} stores keys and values in one way; search with `hardware.engine: {others}`, or leave it"
         yield Problem("hardware.kv_format", f"{text} out")
     if hardware.python is not None and not engine.has_python:
@@ -44,9 +44,9 @@ def shape_problems(hardware: Hardware, shape: Shape, space: SearchSpace | None) 
     if (problem := engine.model_problem(shape, form, hardware.device)) is not None:
         yield Problem("hardware.engine", problem)
         return
-    kv_format = kv_format_of(hardware)
-    if kv_format and (problem := engine.cache_problem(shape, kv_format)) is not None:
-        yield Problem("hardware.kv_format", problem)
+    for kv_format in kv_formats_of(hardware):
+        if (problem := engine.cache_problem(shape, kv_format)) is not None:
+            yield Problem("hardware.kv_format", problem)
     if space is None or space_problems(space, shape):
         return
     wrong = list(_format_problems(engine, space, form, hardware.device))
@@ -74,7 +74,7 @@ def budget_problems(hardware: Hardware, limits: Iterable[BudgetLimit]) -> Iterat
 
 def _format_problems(engine: Engine, space: SearchSpace, form: str, device: str) -> Iterator[Problem]:
     """Formats of single subblocks that the engine does not have, or not there, or has everything in already."""
-    for place, own in enumerate(space.formats):
+    for place, own in enumerate(space.forms):
         field = f"space.formats[{place}]"
         if own == form:
             yield Problem(field, f"{own} is what everything is stored in already (hardware.format); leave it out")

@@ -27,13 +27,14 @@ from inlay.nas.engines.shapes import shape_of_model, with_vocabulary
 from inlay.nas.engines.talk import Talk, Trained
 from inlay.nas.engines.timing import Workload, clock_of, take_rounds
 from inlay.nas.families.shape import Entry, Shape
+from inlay.nas.formats.by_tensor import form_of
 from inlay.nas.formats.gguf import F16, GGUF
-from inlay.nas.modeling.full_inlay import FullAttention
+from inlay.nas.modeling.full_inlay import KEY, QUERY, VALUE, FullAttention
 from inlay.nas.modeling.gated_inlay import GatedFfn
 from inlay.nas.modeling.kinds_inlay import SUBBLOCKS
 from inlay.nas.modeling.linear_inlay import Linear
 from inlay.nas.modeling.no_op_inlay import ABSENT
-from inlay.nas.modeling.subblock_inlay import ENDS_SLOT, FORMAT, Slot, TimedSlot, structure
+from inlay.nas.modeling.subblock_inlay import ENDS_SLOT, FORMAT, Slot, TimedSlot, structure, without_cache
 from inlay.nas.tables.halves import Half, StandIn
 from inlay.nas.variants.storage import Block, Storage
 from inlay.version import __version__
@@ -50,6 +51,7 @@ COPIES: Final = 4
 """Copies of a subblock in the model that is timed."""
 SMALL_VOCABULARY: Final = 32
 """Tokens of the models that time subblocks: their ends are not what is asked."""
+_ALIKE: Final = "give all three one format"
 _ELSEWHERE: Final = "take it out of the space, or search with `hardware.engine: transformers`"
 
 
@@ -69,11 +71,11 @@ class LlamaCppStorage(Storage):
         """Embedding, norm and an untied head."""
         return sum(tensor.num_bytes for tensor in pack(shape, shape.blocks, self._form, form).ends)
 
-    def kv(self, entry: Entry, shape: Shape, batch: int, length: int) -> int:
+    def kv(self, entry: Entry, shape: Shape, batch: int, length: int, form: str | None = None) -> int:
         """Cells that its cache allocates."""
         cells = -(-length // CELLS) * CELLS
         held = SUBBLOCKS.of(entry).state(entry, shape, cells).values()
-        return batch * sum(GGUF[self._kv_format].num_bytes(tuple(size)) for size in held)
+        return batch * sum(GGUF[form or self._kv_format].num_bytes(tuple(size)) for size in held)
 
     def model(self, shape: Shape, blocks: Sequence[Block], ends: str | None = None) -> int:
         """All tensors of the file."""
@@ -106,15 +108,19 @@ class LlamaCppEngine(Engine):
         part = part_of(shape, 0, slot, entry, form)
         if part.role == "map" and not mixed_architecture(shape).empty_attention:
             return f"llama.cpp has no {kind} {slot} beside attention whose heads are normed; {_ELSEWHERE}"
+        joined = {form_of(form, name) for name in (QUERY, KEY, VALUE)} if part.role == "attention" else {form}
+        if len(joined) > 1 and mixed_architecture(shape).fused:
+            return f"llama.cpp stores query, key and value of heads that are normed as one matrix; {_ALIKE}"
         # What the parent itself has, and rows as wide as the model, are stored as llama.cpp's tools do it where they do
         # not fit: by what holds them.
         own = [shape.parent_entry(layer, slot) for layer in range(shape.num_layers)]
         given = (shape.hidden, shape.q_heads * shape.head_dim)
         for tensor in part.tensors if structure(entry) not in own else ():
-            if len(tensor.shape) == 2 and tensor.format != form and tensor.shape[1] not in given:
-                block = GGUF[form].block
+            asked = form_of(form, tensor.sources[0])
+            if len(tensor.shape) == 2 and tensor.format != asked and tensor.shape[1] not in given:
+                block = GGUF[asked].block
                 return (
-                    f"{form} stores {block} numbers together, and {tensor.name} has rows of {tensor.shape[1]}; take a "
+                    f"{asked} stores {block} numbers together, and {tensor.name} has rows of {tensor.shape[1]}; take a "
                     f"multiple of {block}, or the format {tensor.format}"
                 )
         return None
@@ -186,7 +192,8 @@ class LlamaCppEngine(Engine):
         terms: dict[str, tuple[tuple[float, str], ...]] = {}
         # Of a prompt the second of the layers beside the ends reads no more than the last token with its ffn.
         prompt: dict[str, tuple[tuple[float, str], ...]] = {"ends": ((share, "ffns"), (-share, "base"))}
-        for key, (slot, entry) in subblocks.items():
+        for key, (slot, told) in subblocks.items():
+            entry, cache = without_cache(told)
             if slot == ENDS_SLOT:
                 models[key] = config.with_blocks([layer] * 2, entry[FORMAT])
                 terms[key] = ((1.0, key), (-2 * share, "layers"), (2 * share, "base"))
@@ -196,8 +203,13 @@ class LlamaCppEngine(Engine):
             # What is not an ffn of llama.cpp's shares its layer with one.
             is_ffn = part_of(shape, 0, slot, entry, "f32").role == "ffn"
             copy = [own] if is_ffn else [own, ffn]
-            models[key] = small.with_blocks([layer, *copy * COPIES, layer])
-            terms[key] = ((share, key), (-share, "base" if is_ffn else "ffns"))
+            models[key] = small.with_blocks([layer, *copy * COPIES, layer], kv_format=cache)
+            beside = "base" if is_ffn else "ffns"
+            if cache is not None:
+                # The small layers have a cache too.
+                beside = f"{beside} {cache}"
+                references[beside] = small.with_blocks([layer, *[ffn] * COPIES, layer], kv_format=cache)
+            terms[key] = ((share, key), (-share, beside))
         terms["ends"] = ((1.0, "whole"), (-2 * share, "layers"), (2 * share, "base"))
         return Skeletons(references, models, terms, prompt)
 
@@ -245,7 +257,8 @@ class LlamaCppEngine(Engine):
                 write_shape(path, config, target.format)
                 files[name] = str(path)
             vocabulary = min(config.vocab_size for config in models.values())
-            bench = ProcessBench(engine, files, workload, target.device, vocabulary, cache_of(target))
+            settings = {name: cache_of(target, config) for name, config in models.items()}
+            bench = ProcessBench(engine, files, workload, target.device, vocabulary, settings)
             rounds = take_rounds(list(models), bench, workload, on_round, together=together)
             return Timed(rounds, {name: held_of(files[name], told) for name, told in bench.told.items()})
 
@@ -260,8 +273,9 @@ class LlamaCppEngine(Engine):
         most = 0
         with scratch_folder("gguf", scratch) as folder, process(target.python) as engine:
             path = str(Path(folder) / "hollow.gguf")
-            bench = ProcessBench(engine, {"m": path}, workload, target.device, 1, cache_of(target))
             for config in models.values():
+                settings = {"m": cache_of(target, config)}
+                bench = ProcessBench(engine, {"m": path}, workload, target.device, 1, settings)
                 write_shape(Path(path), config, target.format, hollow=True)
                 most = max(most, held_of(path, bench.opened("m")).compute_bytes)
         return most
@@ -284,12 +298,14 @@ class LlamaCppEngine(Engine):
         with process(target.python) as engine:
             engine.ask("hello")  # where it is not installed, no file is written
             files = {name: str(_kept_file(kept, model, target.format)) for name, model in models.items()}
-            yield ProcessTalk(engine, files, threads, clock_of(target.device, threads), cache_of(target))
+            settings = {name: cache_of(target, model.config) for name, model in models.items()}
+            yield ProcessTalk(engine, files, threads, clock_of(target.device, threads), settings)
 
 
-def cache_of(target: Target) -> dict[str, int]:
+def cache_of(target: Target, config: InlayConfig | None = None) -> dict[str, int]:
     """What `open` is told of keys and values: the number of their type; nothing where they are as it ships."""
-    form = target.kv_format or F16
+    own = None if config is None else config.kv_format
+    form = own or target.kv_format or F16
     return {} if form == F16 else {"kv_type": GGUF[form].number}
 
 

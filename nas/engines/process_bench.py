@@ -21,7 +21,7 @@ class ProcessBench:
         workload: what a run is.
         device: where it runs: which clock is read.
         vocabulary: tokens that all of them have.
-        settings: what `open` is told beside the workload.
+        settings: what `open` is told of each beside the workload, by name.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class ProcessBench:
         workload: Workload,
         device: str,
         vocabulary: int,
-        settings: Mapping[str, Any],
+        settings: Mapping[str, Mapping[str, Any]],
     ) -> None:
         self._engine, self._models, self._workload = engine, models, workload
         self._clock, self._settings = workload.clock(device), settings
@@ -66,7 +66,7 @@ class ProcessBench:
             tokens=len(self._ids),
             sequences=self._workload.batch_size,
             threads=self._workload.threads,
-            **self._settings,
+            **self._settings[name],
         )
 
     def extend(self, context: int) -> None:

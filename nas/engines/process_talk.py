@@ -43,7 +43,7 @@ class ProcessTalk(Talk):
         models: what `open` is told of each, by name.
         threads: CPU threads.
         clock: `thread` or `wall`: what times are read from.
-        settings: what `open` is told beside.
+        settings: what `open` is told of each beside, by name.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class ProcessTalk(Talk):
         models: Mapping[str, Any],
         threads: int,
         clock: str,
-        settings: Mapping[str, Any],
+        settings: Mapping[str, Mapping[str, Any]],
     ) -> None:
         self._engine, self._models, self._threads, self._clock = engine, models, threads, clock
         self._settings, self._names = settings, list(models)
@@ -96,6 +96,6 @@ class ProcessTalk(Talk):
                 tokens=self._room,
                 sequences=1,
                 threads=self._threads,
-                **self._settings,
+                **self._settings[name],
             )
         self._prefill([0])  # what is done once, such as reading a file, is not counted to the first text

@@ -24,10 +24,17 @@ def format_of(engine: str, asked: str, shape: Shape) -> str:
     return ENGINES[engine].usual_format(shape) if asked == "auto" else asked
 
 
-def kv_format_of(hardware: Hardware) -> str | None:
-    """What the engine stores keys and values in; None where it has no choice."""
+def kv_formats_of(hardware: Hardware) -> tuple[str, ...]:
+    """What the engine may store keys and values in, in its order: of the first all figures of the parent are, the
+    others are chosen or not. Empty where it has one way."""
     known = ENGINES[hardware.engine].kv_formats
-    return next(iter(known), None) if hardware.kv_format == "auto" else hardware.kv_format
+    asked = (hardware.kv_format,) if isinstance(hardware.kv_format, str) else hardware.kv_format
+    return known[:1] if asked == ("auto",) else tuple(sorted(asked, key=lambda form: (*known, form).index(form)))
+
+
+def kv_format_of(hardware: Hardware) -> str | None:
+    """What the engine stores keys and values in where nothing else is chosen; None where it has one way."""
+    return next(iter(kv_formats_of(hardware)), None)
 
 
 def storage_of(hardware: Hardware, shape: Shape) -> Storage:

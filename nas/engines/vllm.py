@@ -137,7 +137,8 @@ class VllmEngine(Engine):
                 write_config(place, config, target.format)
                 told[name] = told_of(place, config, target)
             vocabulary = min(config.vocab_size for config in models.values())
-            bench = ProcessBench(engine, told, workload, target.device, vocabulary, settings_of(target, random=True))
+            settings = dict.fromkeys(told, settings_of(target, random=True))
+            bench = ProcessBench(engine, told, workload, target.device, vocabulary, settings)
             return Timed(take_rounds(list(models), bench, workload, on_round, together=together), {})
 
     @contextmanager
@@ -151,7 +152,8 @@ class VllmEngine(Engine):
                 for name, model in models.items()
             }
             clock = clock_of(target.device, threads)
-            yield ProcessTalk(engine, told, threads, clock, settings_of(target, random=False))
+            settings = dict.fromkeys(told, settings_of(target, random=False))
+            yield ProcessTalk(engine, told, threads, clock, settings)
 
 
 @contextmanager

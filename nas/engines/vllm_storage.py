@@ -57,7 +57,7 @@ class VllmStorage(Storage):
             numbers += rows * prod(size[1:])
         return numbers * self._bytes
 
-    def kv(self, entry: Entry, shape: Shape, batch: int, length: int) -> int:
+    def kv(self, entry: Entry, shape: Shape, batch: int, length: int, form: str | None = None) -> int:
         """Blocks that its sequences hold."""
         blocks = -(-length // self._block)
         for window, _ in filter(None, SUBBLOCKS.of(entry).masks(entry)):

@@ -35,6 +35,7 @@ def card(evaluation: Mapping[str, Any], job: Job, library: str, use: Sequence[st
         *(each for source in rows[0].get("sources", {}) for each in _of_source(source, rows)),
         _line("parameters", rows, lambda r: f"{r['parameters']:,}"),
         _line("weights, bytes", rows, lambda r: f"{r['weights_bytes']:,}"),
+        *([_line("keys and values in", rows, lambda r: str(r["kv_format"]))] if rows[0].get("kv_format") else []),
         _line("prefill, tokens per second", rows, lambda r: f"{r['prefill_tokens_per_second']:,.0f}"),
         _line("decode, tokens per second", rows, lambda r: f"{r['decode_tokens_per_second']:,.0f}"),
     ]

@@ -24,7 +24,7 @@ from inlay.nas.modeling import InlayConfig, InlayForCausalLM
 from inlay.nas.modeling.subblock_inlay import FORMAT, SLOTS
 from inlay.nas.pieces.assembled import TrainedModel
 from inlay.nas.pieces.stored_rows import Rows, stored_rows
-from inlay.nas.tables.architecture import Blocks
+from inlay.nas.tables.architecture import Blocks, cache_form
 from inlay.nas.tables.configs import config_of
 from inlay.nas.variants.entries import entries_of
 from inlay.nas.workspace import INPUTS_FILE, Workspace
@@ -96,7 +96,7 @@ def write_gguf_folder(
         with stored_rows(place.store, parent.shape, model, inputs) as rows:
             _write(folder / name, packed, config, parent, rows)
             difference = _compared(folder / name, packed, place, parent, model, job, rows)
-        use = _use(name + _cache_options(job), difference)
+        use = _use(name + _cache_options(model.architecture, job), difference)
         (folder / "README.md").write_text(card(evaluation, job, "llama.cpp", use))
         write_recipe(folder, model, job)
     return output
@@ -198,9 +198,9 @@ def _kl_nats(own: Any, other: Any) -> float:
     return float((p.exp() * (p - q)).sum(-1).mean())
 
 
-def _cache_options(job: Job) -> str:
-    """What llama.cpp's programs are told of keys and values, where the search was for another cache than they take."""
-    form = kv_format_of(job.hardware)
+def _cache_options(architecture: Blocks, job: Job) -> str:
+    """What llama.cpp's programs are told of keys and values, where the child is for another cache than they take."""
+    form = cache_form(architecture) or kv_format_of(job.hardware)
     return "" if form in (None, F16) else f" -fa on -ctk {form} -ctv {form}"
 
 

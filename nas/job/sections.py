@@ -15,7 +15,7 @@ from inlay.cluster.on_end import check_url
 from inlay.nas.families.registered import check_model_alias, check_model_name
 from inlay.nas.formats import FORMATS
 from inlay.nas.job.fields import Bytes, Count, Number, Seconds, Section
-from inlay.nas.problems import FieldProblems, did_you_mean
+from inlay.nas.problems import FieldProblems, did_you_mean, show
 
 LARGEST_COUNT = 10**15
 LONGEST_PATH = 4_096
@@ -213,6 +213,30 @@ def _known_format(name: str) -> str:
     return name
 
 
+KV_FORMATS = ("f16", "q8_0")
+
+
+def _known_caches(value: object) -> str | tuple[str, ...]:
+    """One name, or several of which the search chooses."""
+    if not isinstance(value, list | tuple):
+        if value not in ("auto", *KV_FORMATS):
+            raise ValueError(
+                f"is no cache; write auto, {' or '.join(KV_FORMATS)}, or a list: [{', '.join(KV_FORMATS)}]"
+            )
+        return str(value)
+    problems = []
+    for index, form in enumerate(value):
+        if form not in KV_FORMATS:
+            problems.append((f"[{index}]", f"{show(form)} is no cache; there are {', '.join(KV_FORMATS)}"))
+        elif form in value[:index]:
+            problems.append((f"[{index}]", f"{show(form)} is there twice; leave one out"))
+    if problems or not value:
+        raise FieldProblems(
+            problems or [("", f"{show(value)} is empty; name one cache or several, such as [f16, q8_0]")]
+        )
+    return tuple(value) if len(value) > 1 else str(value[0])
+
+
 def _listed(value: object) -> object:
     return (value,) if isinstance(value, dict | Scenario) else value
 
@@ -238,8 +262,8 @@ class Hardware(Section):
     format: Annotated[str, AfterValidator(_known_format)] = Field(
         default="auto", description="How the engine stores numbers; auto: what it takes unasked (docs/engines.md)."
     )
-    kv_format: Literal["auto", "f16", "q8_0"] = Field(
-        default="auto", description="How llama.cpp stores keys and values; auto: in f16, other engines in their type."
+    kv_format: Annotated[str | tuple[str, ...], BeforeValidator(_known_caches)] = Field(
+        default="auto", description="How llama.cpp stores keys and values: f16 (auto), q8_0; a list: what is better."
     )
     python: str | None = Field(
         default=None,

@@ -7,9 +7,10 @@ the parent's shape (does `kv_heads` divide, is `width` smaller) is checked by `i
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Self
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Final, Literal, Self, get_args
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
 from inlay.nas.families.shape import SLOTS
 from inlay.nas.formats import FORMATS
@@ -55,8 +56,32 @@ def _ffn(value: object) -> tuple[Alternative, ...]:
     return parse_alternatives("ffn", value)
 
 
-def _formats(value: object) -> tuple[str, ...]:
-    if isinstance(value, str | Mapping) or not isinstance(value, Sequence):
+By = Literal["subblock", "tensor"]
+_BY: Final[tuple[By, ...]] = get_args(By)
+
+
+@dataclass(frozen=True)
+class Formats:
+    """Formats that may be chosen, and of what: `[q8_0, q4_K]`, or `{choices: [q8_0, q4_K], by: tensor}`.
+
+    Args:
+        choices: beside that of the whole file.
+        by: `subblock`: all its matrices alike; `tensor`: those may differ that a kind may store apart.
+    """
+
+    choices: tuple[str, ...] = ()
+    by: By = "subblock"
+
+    def __bool__(self) -> bool:
+        return bool(self.choices)
+
+
+def _formats(value: object) -> Formats:
+    if isinstance(value, Formats):
+        return value
+    if isinstance(value, Mapping):
+        return _formats_by(value)
+    if isinstance(value, str) or not isinstance(value, Sequence):
         raise FieldProblems([("", f"{show(value)} is not a list; write for example [q8_0, q4_K]")])
     _check_length(value)
     problems = []
@@ -68,7 +93,36 @@ def _formats(value: object) -> tuple[str, ...]:
             problems.append((f"[{index}]", f"{show(form)} is there twice; leave one out"))
     if problems:
         raise FieldProblems(problems)
-    return tuple(value)
+    return Formats(tuple(value))
+
+
+def _formats_by(value: Mapping[Any, Any]) -> Formats:
+    keys = ("choices", "by")
+    problems = [
+        (
+            f".{plain_key(str(key))}",
+            f"is no key of formats; {did_you_mean(str(key), keys)}they have {' and '.join(keys)}",
+        )
+        for key in value
+        if key not in keys
+    ]
+    by = value.get("by", _BY[0])
+    if by not in _BY:
+        problems.append((".by", f"{show(by)} is neither {' nor '.join(_BY)}; write one of them"))
+    if not value.get("choices"):
+        problems.append((".choices", "is missing; write for example {choices: [q8_0, q4_K], by: tensor}"))
+    try:
+        found = _formats(value.get("choices") or ())
+    except FieldProblems as error:
+        problems += [(f".choices{path}", text) for path, text in error.problems]
+    if problems:
+        raise FieldProblems(problems)
+    return replace(found, by=by)
+
+
+def _as_written(formats: Formats) -> object:
+    """A list where one format is a whole subblock's."""
+    return list(formats.choices) if formats.by == _BY[0] else {"choices": list(formats.choices), "by": formats.by}
 
 
 def _check_length(value: Sequence[object]) -> None:
@@ -105,13 +159,23 @@ class Space(Section):
     ffn: Annotated[tuple[Alternative, ...], BeforeValidator(_ffn)] = Field(
         default=(), description=f"Alternatives to the ffn: {_forms('ffn')}."
     )
-    formats: Annotated[tuple[str, ...], BeforeValidator(_formats)] = Field(
-        default=(), description="Formats a subblock may be stored in beside hardware.format, such as q8_0, q4_K."
+    formats: Annotated[Formats, BeforeValidator(_formats), PlainSerializer(_as_written)] = Field(
+        default=Formats(),
+        description="Formats of a subblock beside hardware.format; {choices: …, by: tensor}: of tensors.",
     )
     multiple: Count = Field(default=8, ge=1, le=4096, description="FFN widths are rounded to a multiple of this.")
     sinks: Count = Field(
         default=4, ge=0, le=4096, description="First tokens a window always sees; stock engines know 0."
     )
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """The formats."""
+        return self.formats.choices
+
+    def stored_as(self, layer: int, slot: Slot) -> tuple[str, ...]:
+        """What a subblock may be stored in, all its matrices alike: which of them may differ is known in a search."""
+        return self.formats.choices
 
     @property
     def formats_alone(self) -> bool:

@@ -64,7 +64,8 @@ def everywhere(scores: ScoreTable, num_layers: int) -> list[Blocks]:
     blocks = sorted({block[:2] for block in set.union(*offered)})
     found = dict.fromkeys(tuple(at(layer, block) for layer in range(num_layers)) for block in blocks)
     stored: list[Block] = [(), *((ends,) for ends in scores.ends)]
-    return [(*each[:-1], each[-1] + ends) for each in found for ends in stored]
+    stored += [(*ends, cache) for cache in scores.caches for ends in stored]
+    return [(*each[:-1], each[-1] + whole) for each in found for whole in stored]
 
 
 def depth(search: Search, ids: Ids, library: Library, excess: Excess) -> Baseline:

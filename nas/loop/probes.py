@@ -239,7 +239,7 @@ def shares(scores: ScoreTable, layer: int, block: Block) -> dict[str, float]:
         for label, pair in zip(block[:2], ((block[0], PARENT_BLOCK[1]), (PARENT_BLOCK[0], block[1])), strict=True)
         if label not in PARENT_BLOCK
     }
-    alone |= {label: scores.ends[label] for label in block[2:]}
+    alone |= {label: scores.whole[label] for label in block[2:]}
     total = sum(alone.values())
     return {label: value / total if total > 0 else 1 / len(alone) for label, value in alone.items()}
 
@@ -269,12 +269,15 @@ def with_most_kl(problem: Problem, scores: ScoreTable, most: float) -> Problem:
         block = architecture_of([choice.label])[0]
         return replace(choice, costs=(*choice.costs, max(0, round(scores.score(layer, block) * NANO))))
 
-    return Problem(
-        cost_names=(*problem.cost_names, "kl"),
-        layers=tuple(tuple(priced(layer, choice) for choice in held) for layer, held in enumerate(problem.layers)),
-        base_costs=(*problem.base_costs, round(scores.base * NANO)),
-        limits=(*problem.limits, Limit("kl", upper=int(most * NANO))),
-    )
+    def limited(one: Problem) -> Problem:
+        return Problem(
+            cost_names=(*one.cost_names, "kl"),
+            layers=tuple(tuple(priced(layer, choice) for choice in held) for layer, held in enumerate(one.layers)),
+            base_costs=(*one.base_costs, round(scores.base * NANO)),
+            limits=(*one.limits, Limit("kl", upper=int(most * NANO))),
+        )
+
+    return problem.each(limited)
 
 
 def _distance(one: Candidate, other: Candidate) -> float:

@@ -25,9 +25,13 @@ from inlay.nas.formats.kept import FOLDER
 from inlay.nas.job import Job
 from inlay.nas.job.locations import is_hub_id
 from inlay.nas.loop.resources import resources_of
+from inlay.nas.modeling.subblock_inlay import Slot
 from inlay.nas.pieces.stage import Stage
 from inlay.nas.report.best import Best
 from inlay.nas.report.progress import Reporter
+from inlay.nas.tables.architecture import Blocks, cache_form
+from inlay.nas.variants import SearchSpace
+from inlay.nas.variants.mixed import MixedSpace
 from inlay.nas.variants.storage import Storage
 from inlay.nas.workspace import Workspace
 
@@ -59,6 +63,8 @@ class Search:
     """What the pieces of the stage that runs have held of the cluster."""
     on_spent: Callable[[], None] = lambda: None
     """Told that `spent` grew."""
+    mixes: Mapping[tuple[int, Slot], Sequence[str]] = field(default_factory=dict)
+    """In what subblocks are offered whose matrices may differ, once that is known."""
     scratch_peak_bytes: int = 0
     """The largest worker's memory in the stage's pieces whose records are not kept."""
     original: Parent | None = None
@@ -88,6 +94,11 @@ class Search:
     def _place(self, name: str, parent: Parent) -> str:
         """A folder that all nodes share, or a hub id at its commit: each node has its own cache of the hub."""
         return f"{name}@{self.job.revision}" if is_hub_id(name, self.job.folder) else str(parent.folder)
+
+    @property
+    def space(self) -> SearchSpace:
+        """The job's space, with the mixes of formats that are offered."""
+        return MixedSpace(self.job.space, self.mixes) if self.mixes else self.job.space
 
     @property
     def engine(self) -> Engine:
@@ -145,11 +156,16 @@ class Search:
         rounded = any("@" in label for blocks in architectures for block in blocks for label in block)
         return {"inputs": self.inputs} if rounded and self.inputs else {}
 
-    @property
-    def cache_rounding(self) -> dict[str, str]:
-        """What the KL of whole models depends on where keys and values are rounded."""
-        form = self.target.kv_format
-        return {"kv_format": form} if form is not None and form in CODES else {}
+    def cache_of(self, architecture: Blocks = ()) -> str:
+        """What the keys and values of an architecture, or of the search's own models, are rounded to; "" where they are
+        not."""
+        form = cache_form(architecture) or self.target.kv_format
+        return form if form is not None and form in CODES else ""
+
+    def cache_rounding(self, architecture: Blocks = ()) -> dict[str, str]:
+        """What the KL of a whole model depends on where its keys and values are rounded."""
+        form = self.cache_of(architecture)
+        return {"kv_format": form} if form else {}
 
     def part(self, end: float, batches: int | None = None) -> None:
         """Says that what follows takes the stage up to the share `end`, in so many batches where that is known."""

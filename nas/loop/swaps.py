@@ -1,16 +1,18 @@
-"""Swaps: changes of one or two layers of an architecture within the limits, where the local search looks."""
+"""Swaps: changes of one or two layers of an architecture, or of its cache, within the limits, where the local search
+looks."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from inlay.nas.tables.architecture import Block, Blocks
+from inlay.nas.tables.architecture import Block, Blocks, architecture_of, cache_form
 from inlay.nas.tables.scores import ScoreTable
-from inlay.solver import Problem
+from inlay.solver import Choice, Problem
 
 NEIGHBOURS = 12
 SWAPS_PAIRED = 1000
@@ -66,20 +68,49 @@ def _singles(architecture: Blocks, scores: ScoreTable, problem: Problem) -> _Sin
     """The limits are upper ones, as those of every budget are: a throughput is a runtime here."""
     limits = {limit.name: limit.upper for limit in problem.limits if limit.upper is not None}
     columns = [problem.cost_names.index(name) for name in limits]
-    room_K = np.array(list(limits.values()), dtype=np.int64) - np.array([problem.base_costs[c] for c in columns])
+    costs_of = _Costs(problem, columns)
+    own_K = costs_of.total(architecture)
+    room_K = np.array(list(limits.values()), dtype=np.int64) - own_K
     moves: list[tuple[int, Block]] = []
     costs, gains = [], []
     for layer, own in enumerate(architecture):
-        held = {choice.label: np.array([choice.costs[c] for c in columns]) for choice in problem.layers[layer]}
-        own_K = held[" + ".join(own)]
-        room_K = room_K - own_K
         for block in scores.blocks(layer):
             if block != own:
                 moves.append((layer, block))
-                costs.append(held[" + ".join(block)] - own_K)
+                costs.append(costs_of.change(architecture, layer, block))
                 gains.append(scores.score(layer, block) - scores.score(layer, own))
     cost_MK = np.array(costs, dtype=np.int64).reshape(len(moves), len(columns))
     return _Singles(moves, cost_MK, np.array(gains, dtype=np.float64), room_K)
+
+
+class _Costs:
+    """The limited costs of architectures: `columns` of the problem and of its alternatives, by label."""
+
+    def __init__(self, problem: Problem, columns: Sequence[int]) -> None:
+        self._columns = columns
+        self._base_K = np.array([problem.base_costs[c] for c in columns], dtype=np.int64)
+        self._by_cache = {
+            cache_form(architecture_of([one.layers[-1][0].label])): [self._by_label(layer) for layer in one.layers]
+            for one in problem.alternatives
+        }
+
+    def total(self, architecture: Blocks) -> NDArray[np.int64]:
+        """[K], base included."""
+        held = self._by_cache[cache_form(architecture)]
+        costs = [own[" + ".join(block)] for own, block in zip(held, architecture, strict=True)]
+        total_K: NDArray[np.int64] = self._base_K + np.sum(costs, axis=0)
+        return total_K
+
+    def change(self, architecture: Blocks, layer: int, block: Block) -> NDArray[np.int64]:
+        """[K]: what another block at a layer adds; another cache changes what every layer costs."""
+        swapped = _swapped(architecture, {layer: block})
+        if cache_form(swapped) != cache_form(architecture):
+            return self.total(swapped) - self.total(architecture)
+        held = self._by_cache[cache_form(architecture)][layer]
+        return held[" + ".join(block)] - held[" + ".join(architecture[layer])]
+
+    def _by_label(self, layer: Sequence[Choice]) -> dict[str, NDArray[np.int64]]:
+        return {choice.label: np.array([choice.costs[c] for c in self._columns], dtype=np.int64) for choice in layer}
 
 
 def _swapped(architecture: Blocks, changes: dict[int, Any]) -> Blocks:

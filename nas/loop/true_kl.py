@@ -39,6 +39,8 @@ def true_scores_question(
         group = list(architectures[first : first + GROUP])
         labels = [identify(architecture) for architecture in group]
         held = used_weights(library, group)
+        caches = [search.cache_of(architecture) for architecture in group]
+        rounded = {"caches": caches} if any(caches) else {}
         by_group.append([])
         for shard, rows in enumerate(ids.shards):
             arguments = {
@@ -52,7 +54,7 @@ def true_scores_question(
                 "labels": labels,
                 "library": held,
                 "documents": ids.documents,
-                **search.cache_rounding,
+                **rounded,
             }
             depends = {
                 "ids": ids.digest,
@@ -61,7 +63,7 @@ def true_scores_question(
                 "library": held,
                 "documents": ids.documents,
                 **search.rounding(group),
-                **search.cache_rounding,
+                **rounded,
             }
             label = f"{labels[0]}+{len(labels) - 1} shard {shard:05d}"
             by_group[-1].append(search.piece(TRUE, label, arguments, depends))
@@ -102,7 +104,7 @@ def models_question(search: Search, ids: Ids, models: Mapping[str, TrainedModel]
                 "documents": ids.documents,
                 **model.told,
                 **search.rounding([model.architecture]),
-                **search.cache_rounding,
+                **search.cache_rounding(model.architecture),
             }
             label = f"{identify(model.architecture)} {model.blob[:8]} on {ids.digest[:8]} shard {shard:05d}"
             pieces.append(search.piece(EVALUATE, label, {**depends, "store": search.workspace.url}, depends))

@@ -13,7 +13,7 @@ from inlay.nas.loop.together import Question, Records, answer_of
 from inlay.nas.pieces.measuring import Measured, time_architectures
 from inlay.nas.pieces.stage import Stage
 from inlay.nas.report.sentences import counted
-from inlay.nas.tables.architecture import Blocks, ends_form, identify
+from inlay.nas.tables.architecture import Blocks, cache_form, ends_form, identify
 from inlay.nas.tables.costs import TIMES, CostTable
 from inlay.nas.variants.entries import entries_of
 
@@ -112,7 +112,7 @@ def _piece(search: Search, scenario: Scenario, conditions: str, architectures: d
     first, more = next(iter(architectures)), len(architectures) - 1
     settings = {
         "architectures": {name: entries_of(search.parent.shape, blocks) for name, blocks in architectures.items()},
-        "ends": {name: ends_form(blocks) for name, blocks in architectures.items()},
+        "whole": {name: [ends_form(blocks), cache_form(blocks)] for name, blocks in architectures.items()},
         "workload": asdict(workload_of(scenario)),
         "conditions": conditions,
     }

@@ -36,8 +36,8 @@ class InlayConfig(PreTrainedConfig):
 
     `family` names the parent's family, `base` holds the fields of the family's own config that all layers share (sizes,
     activation, norm epsilon), and `blocks` one `{"attention": entry, "ffn": entry}` a layer. Raises ValueError naming
-    the layer and the value when a block does not fit the family's sizes. `ends_format` is what an engine
-    stores embedding and head in; None: as everything.
+    the layer and the value when a block does not fit the family's sizes. `ends_format` is what an engine stores
+    embedding and head in, None: as everything; `kv_format` what it stores keys and values in, None: as it is told.
     """
 
     model_type = "inlay"
@@ -52,6 +52,7 @@ class InlayConfig(PreTrainedConfig):
     tie_word_embeddings: bool = False
     use_cache: bool = True
     ends_format: str | None = None
+    kv_format: str | None = None
     pad_token_id: int | None = None
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
@@ -90,14 +91,16 @@ class InlayConfig(PreTrainedConfig):
         values = {name: getattr(parent, name) for name in (*shared, *special, "dtype")}
         return cls(family=family, base=base, blocks=blocks, **values)
 
-    def with_blocks(self, blocks: Sequence[Mapping[str, Any]], ends_format: str | None = None) -> InlayConfig:
-        """This configuration with other blocks, and with embedding and head in that format; all else, the attention
-        implementation too, is kept."""
+    def with_blocks(
+        self, blocks: Sequence[Mapping[str, Any]], ends_format: str | None = None, kv_format: str | None = None
+    ) -> InlayConfig:
+        """This configuration with other blocks, and with embedding and head, and keys and values, in those formats; all
+        else, the attention implementation too, is kept."""
         values = self.to_dict()
         values.pop("model_type")
         values.pop("architectures", None)
         values["blocks"] = list(blocks)
-        values["ends_format"] = ends_format
+        values["ends_format"], values["kv_format"] = ends_format, kv_format
         values["attn_implementation"] = self._attn_implementation
         return type(self)(**values)
 

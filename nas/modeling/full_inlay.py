@@ -31,6 +31,7 @@ class FullAttention(SubblockKind):
 
     name = "full"
     slots = ("attention",)
+    apart = ("v", "o")
     is_plain = True
     fields: ClassVar[Mapping[str, int]] = {"kv_heads": 1}
     optional: ClassVar[Mapping[str, int]] = {HEADS: 1}

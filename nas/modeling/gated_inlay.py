@@ -25,6 +25,7 @@ class GatedFfn(SubblockKind):
 
     name = "gated"
     slots = ("ffn",)
+    apart = ("down",)
     is_plain = True
     fields: ClassVar[Mapping[str, int]] = {"width": 1}
 

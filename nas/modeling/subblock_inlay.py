@@ -28,6 +28,9 @@ SLOTS: tuple[Slot, Slot] = ("attention", "ffn")
 FORMAT = "format"
 """What an entry of any kind may say beside its fields: how those who pack the model store its matrices. Modules and
 sizes take no notice."""
+KV_FORMAT: Final = "kv_format"
+"""What an entry that is timed may say beside: how its keys and values are stored, where that is not as the engine is
+told."""
 ENDS_SLOT: Final = "ends"
 """What embedding, final norm and head are called beside subblocks."""
 TimedSlot = Literal["attention", "ffn", "ends"]
@@ -82,6 +85,9 @@ class SubblockKind(ABC):
     is_plain: ClassVar[bool] = False
     """Whether its update is nothing but what the family's own modules, or one matrix, make of the normed input:
     training may then compute it in another order."""
+    apart: ClassVar[tuple[str, ...]] = ()
+    """Projections that may be stored in another format than its other matrices, by their modules' names without
+    `_proj`."""
     absent: ClassVar[bool] = False
     """Whether there is no subblock at all: the residual passes by, and nothing is held, computed or timed."""
 
@@ -129,6 +135,12 @@ class SubblockKind(ABC):
 def structure(entry: Entry) -> dict[str, Any]:
     """The entry without its format: what is computed."""
     return {name: value for name, value in entry.items() if name != FORMAT}
+
+
+def without_cache(entry: Entry) -> tuple[dict[str, Any], str | None]:
+    """The entry of something that is timed, and what it says of its keys and values."""
+    own = dict(entry)
+    return own, own.pop(KV_FORMAT, None)
 
 
 def norm_tensors(slot: Slot, sizes: Sizes) -> Tensors:

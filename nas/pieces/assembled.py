@@ -14,6 +14,7 @@ from inlay.distill.adapters import add_adapters, merged
 from inlay.distill.parallel import shard, world_mesh
 from inlay.distill.sweep import Slot
 from inlay.nas.families import Shape, ends_tensors, layer_prefix, subblock_tensors
+from inlay.nas.formats.by_tensor import form_of
 from inlay.nas.modeling import Ends, InlayForCausalLM, InlayLayer, build_layer
 from inlay.nas.pieces.boundaries import worker_source
 from inlay.nas.pieces.matrix_inputs import MatrixInputs
@@ -236,7 +237,7 @@ class StoredModel:
             return state
         rows = self._tensors(self.model.packed, prefix, names) if self.model.packed else {}
         rest = {name: tensor for name, tensor in state.items() if name not in rows}
-        trained = {name: numbers_of(own, form, state[name].shape[1]) for name, own in rows.items()}
+        trained = {name: numbers_of(own, form_of(form, name), state[name].shape[1]) for name, own in rows.items()}
         return rounded_state(rest, form, told, self.source.kept) | trained
 
     def _tensors(self, blob: str, prefix: str, names: Iterable[str]) -> dict[str, Tensor]:

@@ -137,9 +137,9 @@ def compare_architectures(arguments: dict[str, Any], context: PieceContext) -> P
 
     Arguments: `store, ids, rows` (one (first, end) a shard), `architectures` (per architecture a list of
     [attention label, ffn label]), `first_layer`, `library` (digests), and for `first_layer` above 0 also `scratch`.
-    With `documents`, the digest of the text's, also sums by document; with `kv_format` all but the parent run with such
-    a cache. Where the parent is a child of an `original`, everything is against that one, which is carried through
-    from the tokens on; it may stand among the architectures.
+    With `documents`, the digest of the text's, also sums by document; with `caches` each architecture runs with its own
+    ("": as it is). Where the parent is a child of an `original`, everything is against that one, which is carried
+    through from the tokens on; it may stand among the architectures.
     The blob `sequences` holds per-sequence means; `values["labels"]` names its rows.
     """
     library = Library({int(layer): held for layer, held in arguments["library"].items()})
@@ -149,7 +149,9 @@ def compare_architectures(arguments: dict[str, Any], context: PieceContext) -> P
     num_layers, first = source.num_layers, arguments["first_layer"]
     parent_choice: Blocks = tuple([PARENT_BLOCK] * num_layers)
     given = [blocks_of(each) for each in arguments["architectures"]]
-    architectures = [parent_choice, *(each for each in given if not is_original(each))]
+    caches = arguments.get("caches") or [""] * len(given)
+    swept = [(each, cache) for each, cache in zip(given, caches, strict=True) if not is_original(each)]
+    architectures = [(parent_choice, ""), *swept]
     forms = [ends_form(each) for each in given]
     own = {form: source.ends(form) if form else ends for form in {None, *forms}}
     parts: list[dict[str, Tensor]] = []
@@ -164,10 +166,7 @@ def compare_architectures(arguments: dict[str, Any], context: PieceContext) -> P
         for start, end, size in shares_of(len(ids_NS), ids_NS.shape[1], context.memory_retries):
             own_NS = None if documents_NS is None else documents_NS[start:end]
             with torch.inference_mode():
-                outputs = _swept(
-                    source, arguments.get("kv_format", ""), architectures, own, ids_NS[start:end], hidden[start:end],
-                    first, size,
-                )  # fmt: skip
+                outputs = _swept(source, architectures, own, ids_NS[start:end], hidden[start:end], first, size)
                 parent, *others = outputs
                 if reference is not source:
                     embedded = reference_ends.embed(ids_NS[start:end].to(source.device))
@@ -184,27 +183,23 @@ def compare_architectures(arguments: dict[str, Any], context: PieceContext) -> P
 
 def _swept(
     source: WorkerSource,
-    kv_format: str,
-    architectures: Sequence[Blocks],
+    architectures: Sequence[tuple[Blocks, str]],
     ends: Mapping[str | None, Ends],
     ids_NS: Tensor,
     hidden_NSD: Tensor,
     first: int,
     size: int,
 ) -> list[Tensor]:
-    """The last layer's outputs of all, the parent's first; those with an embedding of their own start from the tokens.
-
-    With a `kv_format` all but the parent run with such a cache.
-    """
+    """The last layer's outputs of all, each with its cache; those with an embedding of their own start from the tokens,
+    and those that run alike are swept together."""
     outputs: dict[int, Tensor] = {}
-    for form, own in ends.items():
-        places = [place for place, each in enumerate(architectures) if ends_form(each) == form]
-        start = hidden_NSD if form is None else own.embed(ids_NS.to(source.device))
-        apart = bool(kv_format) and places[:1] == [0]
-        for run, group in ((source, places[:1] if apart else []), (as_run(source, kv_format), places[apart:])):
-            if group:
-                found = sweep(run, [architectures[place] for place in group], start, 0 if form else first, size)
-                outputs |= dict(zip(group, found, strict=True))
+    runs = [(ends_form(each), cache) for each, cache in architectures]
+    for form, cache in dict.fromkeys(runs):
+        places = [place for place, own in enumerate(runs) if own == (form, cache)]
+        start = hidden_NSD if form is None else ends[form].embed(ids_NS.to(source.device))
+        group = [architectures[place][0] for place in places]
+        found = sweep(as_run(source, cache), group, start, 0 if form else first, size)
+        outputs |= dict(zip(places, found, strict=True))
     return [outputs[place] for place in range(len(architectures))]
 
 

@@ -28,7 +28,7 @@ def estimate_rounding(arguments: dict[str, Any], context: PieceContext) -> Piece
     """A piece: the estimates of some sequences, summed over their tokens.
 
     Arguments: `store, ids, rows` (first, end), `inputs`, `labels` (of each layer). `values["nats"]` has for each layer
-    one number a label, `values["tokens"]` the tokens that they are sums over.
+    by label one number a matrix, by its name; `values["tokens"]` the tokens that they are sums over.
     """
     source = worker_source(arguments, Library({}), context.scratch)
     first, end = arguments["rows"]
@@ -47,12 +47,12 @@ def estimate_rounding(arguments: dict[str, Any], context: PieceContext) -> Piece
     for number, ids_S in enumerate(ids_NS):
         _backward(model, ids_S, drawn)
         context.progress(0.5 * (number + 1) / len(ids_NS))
-    nats: list[list[float]] = [[] for _ in range(source.num_layers)]
+    nats: list[dict[str, dict[str, float]]] = [{} for _ in range(source.num_layers)]
     # Shards begin at different layers: what one of them has rounded the others of its machine only read.
     begun = source.num_layers * first // len(all_ids_NS)
     for done in range(source.num_layers):
         index = (begun + done) % source.num_layers
-        nats[index] = [_half_sum(source, index, label, squares) for label in arguments["labels"][index]]
+        nats[index] = {label: _half_sums(source, index, label, squares) for label in arguments["labels"][index]}
         context.progress(0.5 + 0.5 * (done + 1) / source.num_layers)
     return PieceOutput(values={"nats": nats, "tokens": len(ids_NS) * (ids_NS.shape[1] - 1)})
 
@@ -72,15 +72,15 @@ def _backward(model: Any, ids_S: Tensor, drawn: torch.Generator) -> None:
     torch.nn.functional.cross_entropy(logits_SV, labels_S, reduction="sum").backward()  # type: ignore[no-untyped-call]
 
 
-def _half_sum(source: WorkerSource, index: int, label: str, squares: dict[str, Tensor]) -> float:
+def _half_sums(source: WorkerSource, index: int, label: str, squares: dict[str, Tensor]) -> dict[str, float]:
     variant = parse_variant(label)
     told = source.matrix_inputs.within(index, variant)
     own = source.parent.slot_state(index, variant.slot)
-    total = 0.0
+    found = {}
     for name, tensor in rounded_state(own, variant.form, told, source.kept).items():
         if tensor.ndim == 2:
             inputs = told.get(name, tensor.shape[1])
             assert inputs is not None
             harm_R = inputs.harm(tensor.float() - own[name].float())
-            total += float((squares[f"{layer_prefix(index)}{name}"].cpu() * harm_R).sum())
-    return total / 2
+            found[name] = float((squares[f"{layer_prefix(index)}{name}"].cpu() * harm_R).sum()) / 2
+    return found

@@ -66,8 +66,8 @@ def time_architectures(arguments: dict[str, Any], context: PieceContext) -> Piec
     config = parent_of(arguments["parent"]).config
     workload = Workload(**arguments["workload"])
     shapes = {"parent": parent_of(arguments.get("original", arguments["parent"])).config}
-    ends = arguments["ends"]
-    shapes |= {name: config.with_blocks(blocks, ends[name]) for name, blocks in arguments["architectures"].items()}
+    whole = arguments["whole"]
+    shapes |= {name: config.with_blocks(blocks, *whole[name]) for name, blocks in arguments["architectures"].items()}
     together = not context.memory_retries
     timed = engine.rounds(shapes, workload, target, context.progress, together=together, scratch=context.scratch)
     parent = timed.rounds["parent"]

@@ -72,7 +72,8 @@ def quantise_presets(arguments: dict[str, Any], context: PieceContext) -> PieceO
             found[name] = {"types": named, "weights_bytes": sum(sizes), "file_bytes": path.stat().st_size}
             files[name] = str(path)
         shape = Workload(**workload)
-        bench = ProcessBench(engine, files, shape, target.device, parent.shape.vocab, cache_of(target))
+        settings = dict.fromkeys(files, cache_of(target))
+        bench = ProcessBench(engine, files, shape, target.device, parent.shape.vocab, settings)
         rounds = take_rounds(
             list(files), bench, shape, context.progress, PATIENCE_SECONDS, together=not context.memory_retries
         )

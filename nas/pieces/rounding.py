@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from inlay.distill.parallel import local
 from inlay.nas.families import Shape, ends_tensors, layer_prefix, subblock_tensors
 from inlay.nas.formats import FORMATS, Format
+from inlay.nas.formats.by_tensor import form_of
 from inlay.nas.formats.fitting import can_fit
 from inlay.nas.formats.through import Grid
 from inlay.nas.pieces.weights import WorkerSource
@@ -72,7 +73,7 @@ def _matrices(shape: Shape, architecture: Blocks) -> Iterator[tuple[str, int, Fo
                 own = subblock_tensors(shape, variant.slot, variant.entry(shape, layer))
                 for name, size in own.items():
                     if len(size) == 2:
-                        yield layer_prefix(layer) + name, size[1], FORMATS[variant.form]
+                        yield layer_prefix(layer) + name, size[1], FORMATS[form_of(variant.form, name)]
     if (form := ends_form(architecture)) is not None:
         for name, size in ends_tensors(shape).items():
             if len(size) == 2:

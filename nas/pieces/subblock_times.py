@@ -20,7 +20,7 @@ from inlay.nas.engines.engine import Engine, Rounds, Skeletons, Target
 from inlay.nas.engines.timing import Workload
 from inlay.nas.families.shape import Entry
 from inlay.nas.modeling.no_op_inlay import ABSENT
-from inlay.nas.modeling.subblock_inlay import ENDS_SLOT, FORMAT, TimedSlot
+from inlay.nas.modeling.subblock_inlay import ENDS_SLOT, FORMAT, KV_FORMAT, TimedSlot, without_cache
 from inlay.nas.pieces.kept_times import KeptTimes, Pace, Taken, Times
 from inlay.version import __version__
 
@@ -115,7 +115,9 @@ class SubblockBench:
             if slot == ENDS_SLOT:
                 models[key] = self._config.with_blocks(self._config.blocks, entry[FORMAT])
                 continue
-            models[key] = self._config.with_blocks([{**block, slot: entry} for block in self._config.blocks])
+            own, cache = without_cache(entry)
+            blocks = [{**block, slot: own} for block in self._config.blocks]
+            models[key] = self._config.with_blocks(blocks, kv_format=cache)
         return self._engine.buffers(models, self._workload, self._target, self._scratch)
 
     def _conditions(self) -> dict[str, Any]:
@@ -132,6 +134,7 @@ class SubblockBench:
             "device": self.environment["device"],
             "engine": self._engine.name,
             "format": self._target.format,
+            "kv_format": self._target.kv_format,
             "dtype": self._target.dtype,
             "target": self._target.device,
             "python": shutil.which(python) or python if python else sys.prefix,
@@ -155,6 +158,11 @@ def _code_digest() -> str:
 def entry_key(slot: str, entry: Entry) -> str:
     """A subblock's shape as text: equal shapes are measured once, whatever the layer."""
     return f"{slot} {json.dumps(entry, sort_keys=True)}"
+
+
+def cached_key(slot: str, entry: Entry, cache: str) -> str:
+    """A subblock whose keys and values are stored in another format than the engine is told."""
+    return entry_key(slot, {**entry, KV_FORMAT: cache})
 
 
 def ends_key(form: str) -> str:

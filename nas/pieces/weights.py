@@ -18,6 +18,7 @@ from inlay.cluster.store import Store
 from inlay.distill.sweep import Slot
 from inlay.nas.families import Parent, open_parent
 from inlay.nas.formats import FORMATS
+from inlay.nas.formats.by_tensor import form_of
 from inlay.nas.formats.kept import KeptRounding
 from inlay.nas.formats.tensors import rounded
 from inlay.nas.hub_ids import has_hub_form
@@ -53,7 +54,8 @@ def used_weights(library: Library, architectures: Sequence[Blocks]) -> dict[str,
 def rounded_state(
     state: Mapping[str, Tensor], form: str | None, inputs: MatrixInputs, kept: KeptRounding | None
 ) -> dict[str, Tensor]:
-    """A subblock's tensors as an engine computes with them: matrices rounded by what holds their rows in that format.
+    """A subblock's tensors as an engine computes with them: matrices rounded by what holds their rows in that format,
+    or in each one's own.
 
     None: as they are stored. Matrices whose inputs are not told are rounded number by number.
     """
@@ -63,7 +65,7 @@ def rounded_state(
     for name, tensor in state.items():
         if tensor.ndim == 2:
             row = tensor.shape[1]
-            found[name] = rounded(tensor, FORMATS[form].holding(row), inputs.get(name, row), kept)
+            found[name] = rounded(tensor, FORMATS[form_of(form, name)].holding(row), inputs.get(name, row), kept)
     return found
 
 

@@ -45,6 +45,7 @@ def evaluation_lines(evaluation: Evaluation) -> list[Line]:
         line("weights", lambda m: show_bytes(m.weights_bytes)),
         line("  file", lambda m: _size(m.sizes.get("file"))),
         line("KV cache a token", lambda m: show_bytes(m.kv_bytes_per_token)),
+        line("  stored in", lambda m: m.kv_format or ""),
         line("peak memory", lambda m: _size(m.sizes.get("memory_peak"))),
         line("prefill, tokens/s", lambda m: f"{m.prefill_tokens_per_second:,.0f}"),
         line("decode, tokens/s", lambda m: f"{m.decode_tokens_per_second:,.0f}"),

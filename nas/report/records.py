@@ -49,7 +49,8 @@ class Figures:
     `sources` has the figures of several sources by name. `before_kl_nats` is the KL before recovery (None: unknown);
     `runtime_ratio` is to the parent, measured in turns with it, and has its standard error; `ratios` are times over the
     parent's by term, each as predicted and as measured; `sizes` are bytes by term (`SIZES`), None where one was not
-    found out; `over_budget` has the limits that are missed, each with value over limit (1.07 is 7 % over).
+    found out; `over_budget` has the limits that are missed, each with value over limit (1.07 is 7 % over). `kv_format`
+    is what keys and values are stored in, None where the engine has one way.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Figures:
     perplexity_ratio: Interval | None = None
     sources: Mapping[str, SourceFigures] = field(default_factory=dict)
     architecture: Blocks = ()
+    kv_format: str | None = None
 
     @classmethod
     def of(cls, name: str, values: Mapping[str, Any]) -> Figures:
@@ -100,6 +102,7 @@ class Figures:
                 for name, own in values.get("sources", {}).items()
             },
             architecture=blocks_of(values.get("architecture") or ()),
+            kv_format=values.get("kv_format"),
         )
 
 

@@ -72,7 +72,7 @@ def keeps_outcomes(search: Search) -> bool:
 
 def layer_variants(search: Search, layer: int) -> tuple[Variant, ...]:
     """The variants of a layer that need weights of their own."""
-    space = variants_of(search.job.space, search.parent.shape, layer)
+    space = variants_of(search.space, search.parent.shape, layer)
     return tuple(variant for variant in space if variant.trained)
 
 

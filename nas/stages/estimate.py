@@ -125,7 +125,7 @@ def expected_stages(job: Job, parent: Parent) -> dict[str, Expected]:
         by_block = min(workers, max(1, score_tokens // SMALLEST_SHARD))
     else:
         scored, by_block = score_tokens * blocks * FORWARD * (own / 2 + head), by_layer
-    forms = len(job.space.formats)
+    forms = len(job.space.formats.choices)
     rounding = forms * own / ROUNDED_PER_SECOND + bool(forms) * INPUT_TOKENS * forward / judging
     pool = 4 * job.solve.pool + dropped + SWAPPED
     timed = _TimedModels(parent, job, rates[length])

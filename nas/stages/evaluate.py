@@ -21,7 +21,7 @@ from inlay.nas.stages.presets import has_presets, preset_quality_question, prese
 from inlay.nas.stages.quality import quality_of
 from inlay.nas.stages.recover import Recovered
 from inlay.nas.stages.sizes import attentions_in, parent_file_bytes, sizes_of
-from inlay.nas.tables.architecture import Blocks, is_original
+from inlay.nas.tables.architecture import Blocks, cache_form, is_original
 from inlay.nas.tables.costs import TIMES, CostTable
 
 
@@ -141,11 +141,14 @@ def _row(
     shape = search.parent.shape
     # One more token at the end of the scenario: what a sequence's cache grows by where nothing is cut off.
     length = scenario.prefill + scenario.generate
-    per_sequence = sum(search.storage.kv(entry, shape, 1, length) for entry in attentions_in(search, architecture))
+    cache = cache_form(architecture)
+    attentions = attentions_in(search, architecture)
+    per_sequence = sum(search.storage.kv(entry, shape, 1, length, cache) for entry in attentions)
     return {
         "times": "given" if times_are_given(search) else "measured",
         **quality,
         "parameters": total["parameters"],
+        "kv_format": cache or search.target.kv_format,
         "kv_bytes_per_token": per_sequence / length,
         "prefill_tokens_per_second": scenario.batch_size * scenario.prefill * 1e9 / times["prefill_ns"],
         "decode_tokens_per_second": scenario.batch_size * 1e9 / times["decode_ns"],

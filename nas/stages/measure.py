@@ -13,25 +13,25 @@ from pathlib import Path
 from typing import Any
 
 from inlay.nas.engines.engine import Engine, StoodIn
+from inlay.nas.engines.registry import kv_formats_of
 from inlay.nas.families import Shape
 from inlay.nas.families.shape import Entry
 from inlay.nas.job.sections import Scenario
-from inlay.nas.job.space import Space
 from inlay.nas.loop.conditions import conditions_of, environment, run_timed, workload_of
 from inlay.nas.loop.search import Search
 from inlay.nas.modeling.kinds_inlay import SUBBLOCKS
 from inlay.nas.modeling.subblock_inlay import SLOTS, Slot
 from inlay.nas.pieces.measuring import measure_subblocks
 from inlay.nas.pieces.stage import Stage
-from inlay.nas.pieces.subblock_times import ENDS_NAME, VERSION, ends_key, entry_key
+from inlay.nas.pieces.subblock_times import ENDS_NAME, VERSION, cached_key, ends_key, entry_key
 from inlay.nas.report.sentences import counted
 from inlay.nas.tables.architecture import ORIGINAL_BLOCK, ends_label
-from inlay.nas.tables.costs import AT_END, COMPUTE, ENDS, HALF, STAND_IN, stand_in_label
+from inlay.nas.tables.costs import AT_END, COMPUTE, ENDS, HALF, STAND_IN, stand_in_label, with_cache
 from inlay.nas.tables.given_costs import given_costs
 from inlay.nas.tables.halves import StandIn
 from inlay.nas.tables.origin import Origin, origin_of
 from inlay.nas.tables.reading import read_arrow
-from inlay.nas.variants import ends_forms, ends_parameters, parameters, variants_of
+from inlay.nas.variants import SearchSpace, ends_forms, ends_parameters, parameters, variants_of
 from inlay.nas.variants.storage import Storage
 
 TIMES = ("prefill_ns", "decode_ns", "runtime_ns", "spread_ns")
@@ -41,11 +41,12 @@ MEASURE = Stage("measure", VERSION, measure_subblocks)
 def cost_rows(search: Search) -> list[dict[str, Any]]:
     """The cost table's rows: read from `hardware.costs`, or measured."""
     job, shape = search.job, search.parent.shape
+    caches = kv_formats_of(job.hardware)[1:]
     if job.hardware.costs is not None:
         given = job.resolve(job.hardware.costs)
-        return given_costs(given, job.hardware, search.target.format, shape, job.space, search.storage)
+        return given_costs(given, job.hardware, search.target.format, shape, search.space, search.storage, caches)
     original = None if search.original is None else search.original.shape
-    counted_rows = CostRows(job.space, shape, search.engine, search.target.format, search.storage, original)
+    counted_rows = CostRows(search.space, shape, search.engine, search.target.format, search.storage, original, caches)
     rows: list[dict[str, Any]] = []
     for scenario, times, compute_bytes in _measured_subblocks(search, counted_rows.entries()):
         rows += counted_rows.of(scenario, times, compute_bytes)
@@ -96,20 +97,23 @@ class CostRows:
         form: the format that it stores matrices in.
         storage: how it keeps models.
         original: the shape of what the parent is a child of, whose own subblocks have rows too.
+        caches: what keys and values may be stored in beside what the storage does.
     """
 
-    space: Space
+    space: SearchSpace
     shape: Shape
     engine: Engine
     form: str
     storage: Storage
     original: Shape | None = None
+    caches: tuple[str, ...] = ()
 
     def entries(self) -> list[str]:
         """Every distinct subblock that has a time, by its key."""
-        own = {entry_key(each.slot, each.entry) for each in self._subblocks() if not each.is_absent}
-        own |= {ends_key(form) for form in self._ends_forms()}
-        return sorted(own | {entry_key(*held.timed) for held in self._stand_ins().values() if held.timed is not None})
+        timed = [(each.slot, each.entry) for each in self._subblocks() if not each.is_absent]
+        timed += [held.timed for held in self._stand_ins().values() if held.timed is not None]
+        cached = {cached_key(*each, cache) for each in timed if self._has_cache(each[1]) for cache in self.caches}
+        return sorted({entry_key(*each) for each in timed} | cached | {ends_key(form) for form in self._ends_forms()})
 
     def of(
         self, scenario: Scenario, times: Mapping[str, Mapping[str, int]], compute_bytes: int | None
@@ -127,28 +131,35 @@ class CostRows:
         rows = []
         for each in self._subblocks():
             entry, its_slot = each.entry, each.slot
-            own: dict[str, Any] = dict.fromkeys(TIMES, 0)
-            if not each.is_absent:
-                own = self._placed(scenario, times[entry_key(its_slot, entry)], its_slot, entry, each.layer)
-            rows.append(
-                {
-                    "scenario": scenario.name,
-                    "layer": each.layer,
-                    "slot": its_slot,
-                    "variant": each.label,
-                    **own,
-                    "parameters": parameters(entry, its_slot, shape),
-                    "weights_bytes": storage.weights(entry, its_slot, shape),
-                    "kv_bytes": storage.kv(entry, shape, scenario.batch_size, length),
-                }
-            )
+            for cache in (None, *(self.caches if self._has_cache(entry) else ())):
+                own: dict[str, Any] = dict.fromkeys(TIMES, 0)
+                if not each.is_absent:
+                    key = entry_key(its_slot, entry) if cache is None else cached_key(its_slot, entry, cache)
+                    own = self._placed(scenario, times[key], its_slot, entry, each.layer)
+                rows.append(
+                    {
+                        "scenario": scenario.name,
+                        "layer": each.layer,
+                        "slot": its_slot,
+                        "variant": each.label if cache is None else with_cache(each.label, cache),
+                        **own,
+                        "parameters": parameters(entry, its_slot, shape),
+                        "weights_bytes": storage.weights(entry, its_slot, shape),
+                        "kv_bytes": storage.kv(entry, shape, scenario.batch_size, length, cache),
+                    }
+                )
         layer, slot, label = ENDS
         for name, held in self._stand_ins().items():
-            own = dict(times[entry_key(*held.timed)]) if held.timed else dict.fromkeys(TIMES, 0)
-            cache = storage.kv(held.cache, shape, scenario.batch_size, length) if held.cache else 0
-            sizes = {"parameters": 0, "weights_bytes": held.weights_bytes, "kv_bytes": cache}
-            place = {"scenario": scenario.name, "layer": layer, "slot": STAND_IN, "variant": stand_in_label(name)}
-            rows.append({**place, **own, **sizes})
+            for cache in (None, *(self.caches if held.cache else ())):
+                own, own_label = dict.fromkeys(TIMES, 0), stand_in_label(name)
+                if held.timed:
+                    cached = cache is not None and self._has_cache(held.timed[1])
+                    own = dict(times[cached_key(*held.timed, str(cache)) if cached else entry_key(*held.timed)])
+                kv = storage.kv(held.cache, shape, scenario.batch_size, length, cache) if held.cache else 0
+                sizes = {"parameters": 0, "weights_bytes": held.weights_bytes, "kv_bytes": kv}
+                own_label = own_label if cache is None else with_cache(own_label, cache)
+                place = {"scenario": scenario.name, "layer": layer, "slot": STAND_IN, "variant": own_label}
+                rows.append({**place, **own, **sizes})
         sizes = {"parameters": ends_parameters(shape), "weights_bytes": storage.ends(shape), "kv_bytes": 0}
         rows.append({"scenario": scenario.name, "layer": layer, "slot": slot, "variant": label})
         rows[-1] |= {**times[ENDS_NAME], **sizes, **({} if compute_bytes is None else {COMPUTE: compute_bytes})}
@@ -173,6 +184,9 @@ class CostRows:
             if layer == self.shape.num_layers - 1:
                 own |= {name: last[name] for name in AT_END}
         return own
+
+    def _has_cache(self, entry: Entry) -> bool:
+        return self.storage.kv(entry, self.shape, 1, 1) > 0
 
     def _ends_forms(self) -> tuple[str, ...]:
         return ends_forms(self.space, self.shape) if self.engine.stores_ends_apart else ()

@@ -11,7 +11,7 @@ from typing import Any, Final
 from inlay.cluster.events import PieceEvent
 from inlay.cluster.worker import is_out_of_memory
 from inlay.nas.check import check_measured
-from inlay.nas.engines.registry import ENGINES, storage_of
+from inlay.nas.engines.registry import ENGINES, kv_formats_of, storage_of
 from inlay.nas.job import Job
 from inlay.nas.job.sections import Scenario
 from inlay.nas.loop.conditions import workload_of
@@ -59,7 +59,8 @@ def measure_alone(job: Job, reporter: Reporter, *, again: bool = False) -> Measu
     """
     parent = check_measured(job)
     engine, target = ENGINES[job.hardware.engine], target_of(job, parent)
-    table = CostRows(job.space, parent.shape, engine, target.format, storage_of(job.hardware, parent.shape))
+    storage, caches = storage_of(job.hardware, parent.shape), kv_formats_of(job.hardware)[1:]
+    table = CostRows(job.space, parent.shape, engine, target.format, storage, caches=caches)
     entries, scenarios = table.entries(), job.hardware.scenarios
     started = time.monotonic()
     reporter.stage_started("measure")

@@ -34,8 +34,8 @@ from inlay.nas.stages.quality import above_child, judged_text
 from inlay.nas.stages.recording.logged_model import CHILD
 from inlay.nas.stages.recording.record import SearchRecord
 from inlay.nas.stages.recover import Recovered, recover
-from inlay.nas.stages.score import offered_ends
-from inlay.nas.stages.scoring import Scored, score_all
+from inlay.nas.stages.score import offered_caches, offered_ends
+from inlay.nas.stages.scoring import Scored, mix_formats, score_all
 from inlay.nas.tables.architecture import Block, identify
 from inlay.nas.tables.costs import TIMES, CostTable, quantities
 from inlay.nas.tables.idle_limits import idle_limits
@@ -96,7 +96,7 @@ class Pipeline:
         self._tell_sources(packed)
         self.record.tracked.texts(texts)
         self.place.write_json("texts.json", texts.to_dict())
-        tables_costs = self._costs()
+        tables_costs = self._costs(texts)
         self._warn_of_idle_times(tables_costs)
         self._check_reachable(tables_costs)
         records, scores = self._scored(texts, self._trained(texts), tables_costs)
@@ -129,8 +129,10 @@ class Pipeline:
     def _tokens(self) -> dict[str, int]:
         return {s.name: s.batch_size * s.generate for s in self.job.hardware.scenarios}
 
-    def _costs(self) -> CostTable:
-        with self.stage("measure"):
+    def _costs(self, texts: Texts) -> CostTable:
+        with self.stage("measure") as told:
+            if mixes := mix_formats(self.search, texts):
+                told.note = f"{mixes} mixes of formats"
             rows = cost_rows(self.search)
             origin = costs_origin(self.search)
             self.record.table("costs", rows, metadata_of(origin) if origin else None)
@@ -160,9 +162,10 @@ class Pipeline:
         """An impossible budget is told now, before anything is trained."""
         measured: dict[int, dict[Block, float]] = {}
         for layer in range(self.parent.shape.num_layers):
-            for variant in variants_of(self.job.space, self.parent.shape, layer):
+            for variant in variants_of(self.search.space, self.parent.shape, layer):
                 measured.setdefault(layer, {})[variant.block] = 0.0
-        scores = ScoreTable(measured, ends=dict.fromkeys(offered_ends(self.search), 0.0))
+        ends, caches = (dict.fromkeys(told(self.search), 0.0) for told in (offered_ends, offered_caches))
+        scores = ScoreTable(measured, ends=ends, caches=caches)
         problem = Tables(scores, costs, self._tokens()).problem(self.job.budget)
         solve_pool(problem, 1, 0.0, self.job.solve.time_limit)
 

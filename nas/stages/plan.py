@@ -10,10 +10,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from inlay.nas.engines.registry import ENGINES, format_of, storage_of
+from inlay.nas.engines.registry import ENGINES, format_of, kv_formats_of, storage_of
 from inlay.nas.errors import UserError
 from inlay.nas.families import Parent, Shape, described, subblock_tensors
 from inlay.nas.formats import FORMATS
+from inlay.nas.formats.by_tensor import form_of
 from inlay.nas.job import Job, Scenario
 from inlay.nas.job.budget import PEAK
 from inlay.nas.job.judged import judged_length
@@ -126,13 +127,14 @@ def rounding_bytes(shape: Shape, space: Space) -> int:
     for layer, variants in enumerate(space):
         formed = [variant for variant in variants if variant.form is not None]
         for variant in formed:
-            sizes = subblock_tensors(shape, variant.slot, variant.entry(shape, layer)).values()
-            form = FORMATS[str(variant.form)]
-            total += sum(form.holding(size[1]).num_bytes(size) for size in sizes if len(size) == 2)
+            sizes = subblock_tensors(shape, variant.slot, variant.entry(shape, layer))
+            for name, size in sizes.items():
+                if len(size) == 2:
+                    total += FORMATS[form_of(str(variant.form), name)].holding(size[1]).num_bytes(size)
         # What the first matrix of a subblock reads, and what the last does.
         for slot in SLOTS if formed else ():
-            sizes = subblock_tensors(shape, slot, shape.parent_entry(layer, slot)).values()
-            rows = [size[1] for size in sizes if len(size) == 2]
+            own = subblock_tensors(shape, slot, shape.parent_entry(layer, slot)).values()
+            rows = [size[1] for size in own if len(size) == 2]
             total += sum(4 * row**2 for row in (*rows[:1], *rows[1:][-1:]))
     return total
 
@@ -246,9 +248,9 @@ def _recovered(job: Job) -> str:
 def _timed(job: Job, parent: Parent) -> list[str]:
     """The subblocks that `measure` asks for."""
     form = format_of(job.hardware.engine, job.hardware.format, parent.shape)
-    return CostRows(
-        job.space, parent.shape, ENGINES[job.hardware.engine], form, storage_of(job.hardware, parent.shape)
-    ).entries()
+    storage, caches = storage_of(job.hardware, parent.shape), kv_formats_of(job.hardware)[1:]
+    engine = ENGINES[job.hardware.engine]
+    return CostRows(job.space, parent.shape, engine, form, storage, caches=caches).entries()
 
 
 def _known_times(job: Job, parent: Parent) -> int:
@@ -290,7 +292,7 @@ def _facts(job: Job, parent: Parent, space: Space, against: Shape) -> list[tuple
             )
         )
         least, own = (
-            least_sizes(parent, space, _ends(job, shape), scenario, storage),
+            least_sizes(parent, space, _ends(job, shape), scenario, storage, kv_formats_of(job.hardware)[1:]),
             parent_sizes(against, scenario, storage_of(job.hardware, against)),
         )
         ratios = ", ".join(f"{name} {least[name] / own[name]:.3f}x" for name in own)
@@ -311,8 +313,8 @@ def _warnings(job: Job, parent: Parent, space: Space, trained: int, against: Sha
     if scratch_bytes(job, parent, trained) > free // 2:
         found.append("scratch does not hold all boundaries at once: layers are worked on in spans, one after the other")
     for scenario in job.hardware.scenarios:
-        own = sizes[scenario.name]
-        least = least_sizes(parent, space, _ends(job, parent.shape), scenario, storage)
+        own, caches = sizes[scenario.name], kv_formats_of(job.hardware)[1:]
+        least = least_sizes(parent, space, _ends(job, parent.shape), scenario, storage, caches)
         for limit in job.budget:
             here = limit.scenario in (None, scenario.name)
             if limit.name == PEAK and here and limit.amount is not None and limit.amount < least["memory"]:
@@ -335,9 +337,22 @@ def _ends(job: Job, shape: Shape) -> tuple[str, ...]:
 
 
 def least_sizes(
-    parent: Parent, space: Space, ends: Sequence[str], scenario: Scenario, storage: Storage
+    parent: Parent,
+    space: Space,
+    ends: Sequence[str],
+    scenario: Scenario,
+    storage: Storage,
+    caches: Sequence[str] = (),
 ) -> dict[str, int]:
-    """The least of each exact quantity that the space reaches, each on its own, ends included."""
+    """The least of each exact quantity that the space reaches, each on its own, ends and every cache included."""
+    found = [_least_sizes(parent, space, ends, scenario, storage, cache) for cache in (None, *caches)]
+    return {name: min(own[name] for own in found) for name in found[0]}
+
+
+def _least_sizes(
+    parent: Parent, space: Space, ends: Sequence[str], scenario: Scenario, storage: Storage, cache: str | None
+) -> dict[str, int]:
+    """The same of models with one cache."""
     shape, length = parent.shape, scenario.prefill + scenario.generate
     numbers = ends_parameters(shape)
     weights = min(storage.ends(shape, form) for form in (None, *ends))
@@ -347,10 +362,10 @@ def least_sizes(
             sizes = []
             for variant in (v for v in variants if v.slot == slot):
                 entry = variant.entry(shape, layer)
-                cache = storage.kv(entry, shape, scenario.batch_size, length)
+                kv = storage.kv(entry, shape, scenario.batch_size, length, cache)
                 count = parameters(entry, slot, shape)
                 weights = storage.weights(entry, slot, shape)
-                sizes.append({"parameters": count, "weights": weights, "kv": cache, "memory": weights + cache})
+                sizes.append({"parameters": count, "weights": weights, "kv": kv, "memory": weights + kv})
             for name in least:
                 least[name] += min(size[name] for size in sizes)
     return least

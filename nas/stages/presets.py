@@ -77,7 +77,7 @@ def preset_quality_question(search: Search, ids: Ids, made: Made) -> Question[di
         own = dict(made[name]["types"])
         for shard, rows in enumerate(ids.shards):
             depends = {"ids": ids.digest, "rows": list(rows), "types": own, "inputs": search.inputs}
-            depends |= search.cache_rounding
+            depends |= search.cache_rounding()
             arguments = {"store": search.workspace.url, **depends}
             pieces.append(search.piece(PRESET_KL, f"{name} shard {shard:05d}", arguments, depends))
 

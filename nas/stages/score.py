@@ -13,6 +13,7 @@ from typing import Any
 
 from inlay.cluster.fanout import kept_records
 from inlay.cluster.pieces import Piece, Record
+from inlay.nas.engines.registry import kv_formats_of
 from inlay.nas.loop.search import Search
 from inlay.nas.loop.spans import scratch_of, spans_with_boundaries
 from inlay.nas.loop.true_kl import true_scores
@@ -21,7 +22,7 @@ from inlay.nas.pieces.stage import Stage
 from inlay.nas.pieces.standard_error import Values
 from inlay.nas.pieces.texts import Ids
 from inlay.nas.pieces.weights import Library
-from inlay.nas.tables.architecture import PARENT_BLOCK, Block, Blocks, ends_label
+from inlay.nas.tables.architecture import OWN_CACHE, PARENT_BLOCK, Block, Blocks, cache_label, ends_label
 from inlay.nas.variants import Variant, ends_forms, variants_of
 
 SCORE = Stage("score", 2, compare_architectures)
@@ -30,9 +31,9 @@ PARENT = {"attention": "attention:parent", "ffn": "ffn:parent"}
 
 @dataclass(frozen=True)
 class ScoredBlock:
-    """The parent with one block replaced, or with its ends in another format, against the parent.
+    """The parent with one block replaced, or with its ends or its cache in another format, against the parent.
 
-    The ends are a label alone, at the last layer, with which they are chosen. Where the parent is a child of an
+    Ends and cache are a label alone, at the last layer, with which they are chosen. Where the parent is a child of an
     original, `comparison` is against that one, and `base` is what the parent itself is against it.
     """
 
@@ -64,7 +65,7 @@ def score_blocks(search: Search, ids: Ids, library: Library) -> list[ScoredBlock
     """Scores every offered variant of every layer, and the pairs; sorted by layer and label."""
     num_layers = search.parent.shape.num_layers
     blocks = {layer: layer_blocks(search, layer, library) for layer in range(num_layers)}
-    return _score(search, ids, library, blocks) + score_ends(search, ids, library)
+    return _score(search, ids, library, blocks) + score_whole(search, ids, library)
 
 
 def score_beside(search: Search, ids: Ids, library: Library) -> list[ScoredBlock]:
@@ -95,16 +96,28 @@ def offered_ends(search: Search) -> list[str]:
     return [ends_label(form) for form in ends_forms(search.job.space, search.parent.shape)]
 
 
-def score_ends(search: Search, ids: Ids, library: Library) -> list[ScoredBlock]:
-    """Embedding and head in each of their formats, by true KL."""
-    labels, own = offered_ends(search), [PARENT_BLOCK] * search.parent.shape.num_layers
-    if not labels:
+def offered_caches(search: Search) -> list[str]:
+    """Labels of caches for keys and values that may be chosen beside the search's own."""
+    return [cache_label(form) for form in kv_formats_of(search.job.hardware)[1:]]
+
+
+def score_whole(search: Search, ids: Ids, library: Library) -> list[ScoredBlock]:
+    """What is chosen once for the whole model: embedding and head in each of their formats, and every cache that rounds
+    keys and values, by true KL; the search's own cache too where it does."""
+    own = [PARENT_BLOCK] * search.parent.shape.num_layers
+    plain = (cache_label(search.engine.kv_formats[0]),) if search.cache_of() else ()  # of one change alone
+    scored = {label: (label, *plain) for label in offered_ends(search)}
+    scored |= {label: (label,) for label in offered_caches(search)}
+    scored |= {OWN_CACHE: ()} if search.cache_of() else {}
+    if not scored:
         return []
-    changed: list[Blocks] = [(*own[:-1], (*PARENT_BLOCK, label)) for label in labels]
-    what = "KL of embedding and head"
-    base = None if search.original is None else true_scores(search, ids, library, [tuple(own)], what)[0]
+    what = "KL of what the whole model is stored in"
+    base = None
+    if search.original is not None:
+        base = true_scores(search, ids, library, [(*own[:-1], (*PARENT_BLOCK, *plain))], what)[0]
+    changed: list[Blocks] = [(*own[:-1], (*PARENT_BLOCK, *labels)) for labels in scored.values()]
     found = true_scores(search, ids, library, changed, what)
-    return [ScoredBlock(len(own) - 1, (label,), one, base) for label, one in zip(labels, found, strict=True)]
+    return [ScoredBlock(len(own) - 1, (label,), one, base) for label, one in zip(scored, found, strict=True)]
 
 
 def layer_blocks(search: Search, layer: int, library: Library) -> list[tuple[str, str]]:
@@ -120,7 +133,7 @@ def layer_blocks(search: Search, layer: int, library: Library) -> list[tuple[str
 
 def offered(search: Search, layer: int, library: Library) -> list[Variant]:
     """The layer's variants that can be chosen beside the parent's own: untrained kinds and those that trained."""
-    space = variants_of(search.job.space, search.parent.shape, layer)
+    space = variants_of(search.space, search.parent.shape, layer)
     return [v for v in space if not v.is_parent and (not v.bare.trained or library.has(layer, v.bare.label))]
 
 

@@ -9,14 +9,16 @@ from collections.abc import Iterable, Sequence
 from inlay.nas.variants.kind import parted
 
 Block = tuple[str, ...]
-"""The labels of an attention variant and an ffn variant; in the last layer a third may say what embedding and head are
-stored in, where that is another format than the whole file's."""
+"""The labels of an attention variant and an ffn variant; in the last layer others may say what embedding and head are
+stored in, and then what keys and values are, where that is another format than the search's own."""
 Blocks = tuple[Block, ...]
 """An architecture: one block a layer."""
 PARENT_BLOCK: Block = ("attention:parent", "ffn:parent")
 ORIGINAL_BLOCK: Block = ("attention:original", "ffn:original")
 """What stood at a layer of the original that a parent is a child of; a cost table has it, no architecture does."""
-_ENDS = "ends:parent@"
+_ENDS, _CACHE = "ends:parent@", "kv:"
+OWN_CACHE = f"{_CACHE}parent"
+"""What a score table calls the cache that all models of a search have where none is chosen."""
 
 
 def ends_label(form: str) -> str:
@@ -26,8 +28,28 @@ def ends_label(form: str) -> str:
 
 def ends_form(architecture: Sequence[Sequence[str]]) -> str | None:
     """What an architecture's embedding and head are stored in; None: as the whole file."""
-    last = architecture[-1] if architecture else ()
-    return last[2].removeprefix(_ENDS) if len(last) > len(PARENT_BLOCK) else None
+    return _whole_form(architecture, _ENDS)
+
+
+def cache_label(form: str) -> str:
+    """The label of a cache for keys and values in a format."""
+    return f"{_CACHE}{form}"
+
+
+def is_cache(label: str) -> bool:
+    """Whether a label is that of a cache."""
+    return label.startswith(_CACHE)
+
+
+def cache_form(architecture: Sequence[Sequence[str]]) -> str | None:
+    """What an architecture's keys and values are stored in; None: as the search's own are."""
+    return _whole_form(architecture, _CACHE)
+
+
+def _whole_form(architecture: Sequence[Sequence[str]], opening: str) -> str | None:
+    """What a label of the whole model that opens so says, where there is one."""
+    labels = architecture[-1][len(PARENT_BLOCK) :] if architecture else ()
+    return next((label.removeprefix(opening) for label in labels if label.startswith(opening)), None)
 
 
 def identify(architecture: Sequence[Sequence[str]]) -> str:

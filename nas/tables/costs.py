@@ -4,7 +4,8 @@ Rows: `scenario, layer, slot, variant, prefill_ns, decode_ns, runtime_ns, spread
 kv_bytes`; the embedding, final norm, head and greedy choice are the row with layer -1, slot `ends`. Times of layers
 are added to the measured ends; sizes are exact. Where the engine's layers are an attention and an ffn, rows say which
 `half` they are and what the last ffn takes (`AT_END`), and layer -1, slot `stand_in` has what stands in for a missing
-half. No torch here: tables are read where solving happens.
+half. Where a search chooses between caches, what has one has a row for each: `attention:parent + kv:q8_0`. No torch
+here: tables are read where solving happens.
 """
 
 from __future__ import annotations
@@ -13,7 +14,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from inlay.nas.job.budget import PEAK
-from inlay.nas.tables.architecture import ORIGINAL_BLOCK, PARENT_BLOCK, Block, Blocks, ends_form, ends_label
+from inlay.nas.tables.architecture import (
+    ORIGINAL_BLOCK,
+    PARENT_BLOCK,
+    Block,
+    Blocks,
+    cache_form,
+    cache_label,
+    ends_form,
+    ends_label,
+)
 from inlay.nas.tables.halves import Half, StandIn, layers_of, stand_ins_at_most
 from inlay.nas.variants import is_free
 
@@ -57,17 +67,24 @@ class CostTable:
         """Whether that variant has a row."""
         return (scenario, layer, label) in self._held
 
-    def of(self, scenario: str, layer: int, label: str) -> Mapping[str, Any]:
-        """The costs of one variant at one layer; a no-op costs nothing and needs no row."""
+    def of(self, scenario: str, layer: int, label: str, cache: str | None = None) -> Mapping[str, Any]:
+        """The costs of one variant at one layer; a no-op costs nothing and needs no row.
+
+        Args:
+            scenario: the workload.
+            layer: where it stands.
+            label: the variant.
+            cache: what keys and values are stored in; None: as the search's own.
+        """
         if is_free(label):
             return dict.fromkeys(ADDED, 0)
-        return self._held[scenario, layer, label]
+        return self._with_cache(scenario, layer, label, cache) or self._held[scenario, layer, label]
 
-    def block(self, scenario: str, layer: int, labels: Sequence[str]) -> dict[str, int]:
+    def block(self, scenario: str, layer: int, labels: Sequence[str], cache: str | None = None) -> dict[str, int]:
         """Costs of a block: its two subblocks, and what at most stands in for what it lacks; so that sums of blocks
-        are never below `total`, but for a model without any attention."""
-        rows = [self.of(scenario, layer, label) for label in labels[:2]]
-        held = self._stand_ins(scenario)
+        are never below `total`, but for a model without any attention. `cache` as of `of`."""
+        rows = [self.of(scenario, layer, label, cache) for label in labels[:2]]
+        held = self._stand_ins(scenario, cache)
         if held:
             there = [row for row in rows if row.get(HALF)]
             rows += [held[name] for name in stand_ins_at_most(there, _half, StandIn.MAP in held, layer == 0)]
@@ -86,9 +103,10 @@ class CostTable:
     def terms(self, scenario: str, architecture: Sequence[Sequence[str]]) -> list[Mapping[str, Any]]:
         """The rows that a whole model's costs add up from: the ends, its subblocks as they stand in it, and what stands
         in where a layer of the engine lacks a half."""
-        rows = [self.of(scenario, i, label) for i, labels in enumerate(architecture) for label in labels[:2]]
+        cache = cache_form(architecture)
+        rows = [self.of(scenario, i, label, cache) for i, labels in enumerate(architecture) for label in labels[:2]]
         ends = self.ends(scenario, ends_form(architecture))
-        held = self._stand_ins(scenario)
+        held = self._stand_ins(scenario, cache)
         if not held:
             return [ends, *rows]
         layers = layers_of([row for row in rows if row.get(HALF)], _half, StandIn.MAP in held)
@@ -96,9 +114,22 @@ class CostTable:
         placed = [held[half] if isinstance(half, StandIn) else half for half in halves]
         return [ends, *placed[:-1], _at_end(placed[-1])]
 
-    def _stand_ins(self, scenario: str) -> dict[StandIn, Mapping[str, Any]]:
-        found = {name: self._held.get((scenario, -1, stand_in_label(name))) for name in StandIn}
+    def _stand_ins(self, scenario: str, cache: str | None) -> dict[StandIn, Mapping[str, Any]]:
+        labels = {name: stand_in_label(name) for name in StandIn}
+        found = {
+            name: self._with_cache(scenario, -1, label, cache) or self._held.get((scenario, -1, label))
+            for name, label in labels.items()
+        }
         return {name: row for name, row in found.items() if row is not None}
+
+    def _with_cache(self, scenario: str, layer: int, label: str, cache: str | None) -> Mapping[str, Any] | None:
+        """The row of what has a cache of its own, in another format than the search's; None of what has none."""
+        return None if cache is None else self._held.get((scenario, layer, with_cache(label, cache)))
+
+
+def with_cache(label: str, cache: str) -> str:
+    """What the row of a variant is called whose keys and values are stored so."""
+    return f"{label} + {cache_label(cache)}"
 
 
 def stand_in_label(name: StandIn) -> str:

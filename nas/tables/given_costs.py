@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Any
 from inlay.nas.errors import UserError
 from inlay.nas.families import Shape
 from inlay.nas.job.sections import Hardware
-from inlay.nas.job.space import Space
 from inlay.nas.problems import did_you_mean, show
-from inlay.nas.tables.costs import ADDED, AT_END, COMPUTE, ENDS, CostTable
+from inlay.nas.tables.costs import ADDED, AT_END, COMPUTE, ENDS, CostTable, with_cache
 from inlay.nas.tables.origin import origin_of, shape_values, workload_values
 from inlay.nas.tables.reading import read_arrow
-from inlay.nas.variants import ends_parameters, parameters, variants_of
+from inlay.nas.variants import SearchSpace, ends_parameters, parameters, variants_of
 from inlay.nas.variants.storage import Storage
 
 if TYPE_CHECKING:
@@ -37,8 +36,9 @@ def given_costs(
     hardware: Hardware,
     form: str | None,
     shape: Shape | None,
-    space: Space | None,
+    space: SearchSpace | None,
     storage: Storage | None,
+    caches: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
     """The rows of the job's scenarios, in the job's order, numbers as integers.
 
@@ -49,6 +49,7 @@ def given_costs(
         shape: the parent's shape; None where that is not known.
         space: the search space; with `shape`, every variant of every layer must have its row.
         storage: how the job's engine keeps the parent: a table that says what it is of must have these bytes.
+        caches: what keys and values may be stored in beside that: what has a cache must have its row for each.
 
     Raises:
         UserError: opened by `hardware.costs`: no such file, a column or row that is not there, a value that is no cost,
@@ -78,7 +79,7 @@ def given_costs(
     kept = [_checked(path, row) for name in scenarios for row in rows if str(row["scenario"]) == name]
     _check_rows(path, kept, scenarios)
     if space is not None and shape is not None:
-        _check_against(path, kept, scenarios, space, shape, storage if origin else None)
+        _check_against(path, kept, scenarios, space, shape, storage if origin else None, caches)
     return kept
 
 
@@ -153,9 +154,10 @@ def _check_against(
     path: Path,
     rows: list[dict[str, Any]],
     scenarios: Sequence[str],
-    space: Space,
+    space: SearchSpace,
     shape: Shape,
     storage: Storage | None,
+    caches: Sequence[str],
 ) -> None:
     """A row for every variant of every layer, of the sizes that it has in this parent."""
     table = CostTable(rows)
@@ -172,6 +174,12 @@ def _check_against(
                         "it on the device, or take the variant out of the space"
                     )
                 row = table.of(scenario, layer, variant.label)
+                for label in (with_cache(variant.label, cache) for cache in (caches if row["kv_bytes"] else ())):
+                    if not table.has(scenario, layer, label):
+                        raise _wrong(
+                            f"{path.name} has no row for {label} at layer {layer} in scenario {scenario}; measure it "
+                            "on the device for both caches, or name one cache in hardware.kv_format"
+                        )
                 entry = variant.entry(shape, layer)
                 _check_size(path, row, parameters(entry, variant.slot, shape))
                 if storage is not None:

@@ -5,11 +5,12 @@ No torch: this is what `inlay solve` runs on.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 
 from inlay.nas.errors import UserError
 from inlay.nas.job.budget import PEAK, BudgetLimit
-from inlay.nas.tables.architecture import ends_form
+from inlay.nas.tables.architecture import PARENT_BLOCK, cache_form, ends_form
 from inlay.nas.tables.costs import COMPUTE, CostTable, quantities
 from inlay.nas.tables.scores import ScoreTable
 from inlay.solver import Choice, Limit, Problem
@@ -41,15 +42,45 @@ def build_problem(
         costs: what it costs in time and bytes; blocks without a row in some scenario are left out.
         limits: the budget; relative ones are taken of the parent in the same tables.
         tokens: B·G by scenario, for throughput.
+
+    Returns:
+        The problem of models that have the search's own cache, with those of every other cache as its `others`.
     """
     compute = compute_bytes(costs)
     names = [(scenario, name) for scenario in costs.scenarios for name in COSTS]
-    layers, last = [], max(scores.measured)
     least = {scenario: costs.ends_at_least(scenario) for scenario in costs.scenarios}
+    base = [least[scenario][COSTS[name]] for scenario, name in names]
+    memory_base = [least[s]["weights_bytes"] + least[s]["kv_bytes"] for s in costs.scenarios]
+    base += memory_base
+    # The buffers that an engine computes in are a bound for all architectures: they differ by some percent of them.
+    base += [own + more for own, more in zip(memory_base, compute, strict=True)] if compute else []
+    cost_names = [cost_name(costs, scenario, name) for scenario, name in names]
+    cost_names += [cost_name(costs, scenario, "memory") for scenario in costs.scenarios]
+    cost_names += [cost_name(costs, scenario, PEAK) for scenario in costs.scenarios] if compute else []
+    found = [
+        Problem(
+            cost_names=tuple(cost_names),
+            layers=tuple(_layers(scores, costs, cache)),
+            base_costs=tuple(base),
+            limits=tuple(solver_limits(costs, limits, tokens, len(scores.measured))),
+        )
+        for cache in (None, *(cache_form([(*PARENT_BLOCK, label)]) for label in scores.caches))
+    ]
+    return replace(found[0], others=tuple(found[1:]))
+
+
+def _layers(scores: ScoreTable, costs: CostTable, cache: str | None) -> Iterator[tuple[Choice, ...]]:
+    """The choices of every layer where keys and values of the whole model are stored so."""
+    compute = compute_bytes(costs)
+    names = [(scenario, name) for scenario in costs.scenarios for name in COSTS]
+    least = {scenario: costs.ends_at_least(scenario) for scenario in costs.scenarios}
+    last = max(scores.measured)
     for layer in sorted(scores.measured):
         choices = []
         for block in scores.blocks(layer):
-            held = {scenario: costs.block(scenario, layer, block) for scenario in costs.scenarios}
+            if layer == last and cache_form([block]) != cache:
+                continue
+            held = {scenario: costs.block(scenario, layer, block, cache) for scenario in costs.scenarios}
             if layer == last:
                 # What stands outside the layers is chosen with the last of them: the base has the least of it.
                 for scenario, own in held.items():
@@ -59,21 +90,12 @@ def build_problem(
             amounts = tuple(held[scenario][COSTS[name]] for scenario, name in names)
             memory = tuple(held[s]["weights_bytes"] + held[s]["kv_bytes"] for s in costs.scenarios)
             choices.append(Choice(" + ".join(block), score, amounts + memory + (memory if compute else ())))
-        layers.append(tuple(choices))
-    base = [least[scenario][COSTS[name]] for scenario, name in names]
-    memory_base = [least[s]["weights_bytes"] + least[s]["kv_bytes"] for s in costs.scenarios]
-    base += memory_base
-    # The buffers that an engine computes in are a bound for all architectures: they differ by some percent of them.
-    base += [own + more for own, more in zip(memory_base, compute, strict=True)] if compute else []
-    cost_names = [cost_name(costs, scenario, name) for scenario, name in names]
-    cost_names += [cost_name(costs, scenario, "memory") for scenario in costs.scenarios]
-    cost_names += [cost_name(costs, scenario, PEAK) for scenario in costs.scenarios] if compute else []
-    return Problem(
-        cost_names=tuple(cost_names),
-        layers=tuple(layers),
-        base_costs=tuple(base),
-        limits=tuple(solver_limits(costs, limits, tokens, len(layers))),
-    )
+        yield tuple(choices)
+
+
+def alternative_of(problem: Problem, last: str) -> Problem:
+    """The one of a problem's alternatives in which this is a choice of the last layer, whose labels tell them apart."""
+    return next(one for one in problem.alternatives if any(choice.label == last for choice in one.layers[-1]))
 
 
 def compute_bytes(costs: CostTable) -> list[int]:

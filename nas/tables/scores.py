@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from inlay.nas.tables.architecture import PARENT_BLOCK, Block, kind_of
+from inlay.nas.tables.architecture import OWN_CACHE, PARENT_BLOCK, Block, is_cache, kind_of
 
 BASE: tuple[int, Block] = (-1, PARENT_BLOCK)
 """Where the KL of the parent itself stands among those of blocks."""
@@ -75,39 +75,46 @@ class ScoreTable:
         gammas: how two changes at one layer add up.
         factors: corrections of single blocks by (layer, block), 1 where there is none.
         ends: KL of embedding and head in another format than the file's, by label, nats.
-        base: KL of the parent itself against the original that it is a child of, nats: what blocks add to. 0 where it
-            is nobody's child.
+        caches: KL of keys and values in another format than the search's own, by label, nats.
+        base: KL of the parent itself, as it runs, nats: what blocks add to. What rounding its keys and values costs
+            where all models do that, and against the original where it is a child of one; else 0.
     """
 
     measured: Mapping[int, Mapping[Block, float]]
     gammas: Gammas = Gammas()
     factors: Mapping[tuple[int, Block], float] = field(default_factory=dict)
     ends: Mapping[str, float] = field(default_factory=dict)
+    caches: Mapping[str, float] = field(default_factory=dict)
     base: float = 0.0
 
     @staticmethod
     def of(rows: Iterable[Mapping[str, Any]]) -> ScoreTable:
-        """The table of the score stage's rows, with the gammas fitted on the pairs among them; ends are at layer -1.
+        """The table of the score stage's rows, with the gammas fitted on the pairs among them; ends and caches are at
+        layer -1.
 
         What lowers the KL of a parent to its original counts as free.
         """
         measured: dict[int, dict[Block, float]] = {}
-        ends: dict[str, float] = {}
+        whole: dict[str, float] = {}
         base = 0.0
         for row in rows:
             nats = float(row["kl_nats"])
             if "base_kl_nats" in row:
                 base, nats = float(row["base_kl_nats"]), max(0.0, nats)
             if int(row["layer"]) < 0:
-                ends[row["ffn"]] = nats
+                whole[row["ffn"]] = nats
                 continue
             measured.setdefault(int(row["layer"]), {})[row["attention"], row["ffn"]] = nats
-        return ScoreTable(measured, fit_gammas(measured), ends=ends, base=base)
+        base += whole.pop(OWN_CACHE, 0.0)
+        ends, caches = (
+            {label: nats for label, nats in whole.items() if is_cache(label) is own} for own in (False, True)
+        )
+        return ScoreTable(measured, fit_gammas(measured), ends=ends, caches=caches, base=base)
 
     def blocks(self, layer: int) -> list[Block]:
         """Every block that can be chosen at a layer: the parent's own, all pairs of what was scored alone there, and
         those of an ffn that stands beside one attention only. In the last layer each of them with every format of the
-        ends too.
+        ends too, and all these with every other cache.
         """
         held = self.measured[layer]
         attention = [PARENT_BLOCK[0], *(a for a, f in held if f == PARENT_BLOCK[1] and a != PARENT_BLOCK[0])]
@@ -116,21 +123,29 @@ class ScoreTable:
         own += [block for block in held if block[1] not in ffn]
         if layer == max(self.measured):
             own += [(*block, ends) for ends in self.ends for block in own]
+            own += [(*block, cache) for cache in self.caches for block in own]
         return own
 
     def score(self, layer: int, block: Block) -> float:
         """The score of a block, nats: measured where it was, else composed; 0 for the parent's own."""
         parts = self.parts(layer, block).items()
-        return sum(w * (self.ends[part[0]] if len(part) == 1 else self.measured[layer][part]) for part, w in parts)
+        return sum(w * (self.whole[part[0]] if len(part) == 1 else self.measured[layer][part]) for part, w in parts)
+
+    @property
+    def whole(self) -> Mapping[str, float]:
+        """The KL of what is chosen once for the whole model, by label."""
+        return {**self.ends, **self.caches}
 
     def parts(self, layer: int, block: Block) -> dict[Block, float]:
-        """The measured blocks whose weighted sum a block's score is, with their weights; the ends are a label alone."""
+        """The measured blocks whose weighted sum a block's score is, with their weights; ends and cache are a label
+        alone."""
         if block == PARENT_BLOCK:
             return {}
         factor = self.factors.get((layer, block), 1.0)
         if len(block) > len(PARENT_BLOCK):
             own = self.parts(layer, block[:2])
-            return {part: factor * weight for part, weight in own.items()} | {(block[2],): factor}
+            whole = {(label,): factor for label in block[len(PARENT_BLOCK) :]}
+            return {part: factor * weight for part, weight in own.items()} | whole
         if block in self.measured[layer]:
             return {block: factor}
         return dict.fromkeys(((block[0], PARENT_BLOCK[1]), (PARENT_BLOCK[0], block[1])), factor * self.gammas.of(block))

@@ -26,8 +26,11 @@ class SearchSpace(Protocol):
         """Alternatives to the ffn."""
 
     @property
-    def formats(self) -> Sequence[str]:
-        """Formats that a subblock may be stored in beside that of the whole file."""
+    def forms(self) -> Sequence[str]:
+        """Formats beside that of the whole file, each of which may be that of a subblock, and of embedding and head."""
+
+    def stored_as(self, layer: int, slot: Slot) -> Sequence[str]:
+        """All that a subblock may be stored in: formats, and where its matrices may differ `q4_K,down=q6_K`."""
 
     @property
     def multiple(self) -> int:
@@ -62,7 +65,7 @@ def variants_of(space: SearchSpace, shape: Shape, layer: int) -> tuple[Variant, 
 
 
 def _add(found: dict[str, Variant], variant: Variant, space: SearchSpace, shape: Shape, layer: int) -> None:
-    forms = () if variant.is_absent(shape, layer) else space.formats
+    forms = () if variant.is_absent(shape, layer) else space.stored_as(layer, variant.slot)
     for one in (variant, *(replace(variant, form=form) for form in forms)):
         if one.problem(shape, layer) is None:
             found.setdefault(one.label, one)
@@ -70,7 +73,7 @@ def _add(found: dict[str, Variant], variant: Variant, space: SearchSpace, shape:
 
 def ends_forms(space: SearchSpace, shape: Shape) -> tuple[str, ...]:
     """The formats that embedding and head may be stored in beside the whole file's: those that hold their rows."""
-    return tuple(form for form in space.formats if FORMATS[form].fits(shape.hidden))
+    return tuple(form for form in space.forms if FORMATS[form].fits(shape.hidden))
 
 
 def space_problems(space: SearchSpace, shape: Shape, field: str = "space") -> list[Problem]:
@@ -110,7 +113,7 @@ def _slot_problems(space: SearchSpace, shape: Shape, slot: Slot, field: str) -> 
 
 def _format_problems(space: SearchSpace, shape: Shape, field: str) -> Iterator[Problem]:
     """Formats that no subblock of the parent has rows for."""
-    for place, form in enumerate(space.formats):
+    for place, form in enumerate(space.forms):
         own = [(Variant(slot, "parent", form=form), layer) for layer in range(shape.num_layers) for slot in SLOTS]
         problems = [variant.problem(shape, layer) for variant, layer in own]
         if problems[0] is not None and None not in problems:

@@ -24,8 +24,9 @@ class Storage(ABC):
         """Bytes of embedding, final norm and head, in another format than the whole file's where one is given."""
 
     @abstractmethod
-    def kv(self, entry: Entry, shape: Shape, batch: int, length: int) -> int:
-        """Bytes that one subblock's cache takes for `batch` sequences of `length` tokens."""
+    def kv(self, entry: Entry, shape: Shape, batch: int, length: int, form: str | None = None) -> int:
+        """Bytes that one subblock's cache takes for `batch` sequences of `length` tokens, in another format than is
+        taken unasked where one is given."""
 
     def model(self, shape: Shape, blocks: Sequence[Block], ends: str | None = None) -> int:
         """Bytes of all weights of a model; `ends` as of `ends`."""
@@ -45,6 +46,6 @@ class AsParent(Storage):
         """Their tensors; a tied head is not one of its own."""
         return ends_parameters(shape) * shape.dtype_bytes
 
-    def kv(self, entry: Entry, shape: Shape, batch: int, length: int) -> int:
+    def kv(self, entry: Entry, shape: Shape, batch: int, length: int, form: str | None = None) -> int:
         """What its cache layer holds."""
         return kv_bytes(entry, shape, batch, length)

@@ -1,11 +1,13 @@
 """A variant: what stands in one subblock, with its label, its config entry and its training-free start."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from inlay.nas.errors import UserError
 from inlay.nas.families.shape import SLOTS, Entry, Shape, subblock_tensors
 from inlay.nas.formats import FORMATS
+from inlay.nas.formats.by_tensor import form_of, forms_in, is_stored_as, parts_of
 from inlay.nas.modeling.kinds_inlay import SUBBLOCKS
 from inlay.nas.modeling.subblock_inlay import FORMAT, Slot
 from inlay.nas.problems import Problem, did_you_mean, show
@@ -27,12 +29,13 @@ class Variant:
     value: Value = None
     """A number for `kv_heads` and `width`, (window, sinks) for `window`, a pair of these for two kinds in one."""
     form: str | None = None
-    """The format that its matrices are stored in; None: that of the whole file."""
+    """The format that its matrices are stored in, or `q4_K,down=q6_K` where some differ; None: that of the whole
+    file."""
 
     def __post_init__(self) -> None:
         if self.slot not in SLOTS or self.kind not in kinds_of(self.slot):
             raise ValueError(f"`{self.slot}:{self.kind}` is not a variant.")
-        if self.form is not None and (self.form not in FORMATS or self.is_free):
+        if self.form is not None and (self.is_free or not is_stored_as(self.form, parts_of(self.form))):
             raise ValueError(f"`{self.form}` is no format of `{self.slot}:{self.kind}`.")
 
     def __str__(self) -> str:
@@ -55,10 +58,10 @@ class Variant:
         return " ".join(filter(None, (KINDS[self.kind].short(self.value), self.form)))
 
     @property
-    def rank(self) -> tuple[Slot, int, list[int], int]:
+    def rank(self) -> tuple[Slot, int, list[int], list[int]]:
         """What sorts variants for people: by slot, by kind, large before small."""
-        form = 0 if self.form is None else 1 + list(FORMATS).index(self.form)
-        return self.slot, list(KINDS).index(self.kind), [-number for number in _numbers(self.value)], form
+        forms = [] if self.form is None else [list(FORMATS).index(form) for form in forms_in(self.form)]
+        return self.slot, list(KINDS).index(self.kind), [-number for number in _numbers(self.value)], forms
 
     @property
     def trained(self) -> bool:
@@ -104,17 +107,25 @@ class Variant:
         return KINDS[self.kind].problem(self.value, place) or self._format_problem(shape, layer)
 
     def _format_problem(self, shape: Shape, layer: int) -> str | None:
-        """A format that none of its matrices would be stored in is another one."""
+        """A part that it does not have, and a format that none of its matrices would be stored in: that is another."""
         if self.form is None:
             return None
-        form, sizes = FORMATS[self.form], subblock_tensors(shape, self.slot, self.entry(shape, layer)).values()
-        rows = sorted({size[1] for size in sizes if len(size) == 2})
-        if any(map(form.fits, rows)):
-            return None
-        return (
-            f"{self.label} is not possible: {form.name} stores {form.block} numbers together, and its rows have "
-            f"{' and '.join(map(str, rows))}; take {form.holding(rows[-1]).name}"
-        )
+        entry = self.entry(shape, layer)
+        known = SUBBLOCKS.of(entry).apart
+        if unknown := [part for part in parts_of(self.form) if part not in known]:
+            return f"{self.label} is not possible: it has no `{unknown[0]}` apart; {known_parts(known)}"
+        sizes = subblock_tensors(shape, self.slot, entry)
+        rows: dict[str, set[int]] = {form: set() for form in forms_in(self.form)}
+        for name, size in sizes.items():
+            if len(size) == 2:
+                rows[form_of(self.form, name)].add(size[1])
+        for form, own in ((FORMATS[name], sorted(held)) for name, held in rows.items()):
+            if not any(map(form.fits, own)):
+                return (
+                    f"{self.label} is not possible: {form.name} stores {form.block} numbers together, and its rows "
+                    f"have {' and '.join(map(str, own))}; take {form.holding(own[-1]).name}"
+                )
+        return None
 
     def check(self, shape: Shape, layer: int, field: str) -> None:
         """Raise `UserError`, opened by `field`, when it cannot stand at this layer of the parent."""
@@ -161,16 +172,21 @@ def parse_variant(text: str) -> Variant:
         raise _no_variant(text, f"{hint}kinds of {known} are {', '.join(kinds_of(known))}")
     if "=" in rest and not value:
         raise _no_variant(text, "nothing stands behind `=`")
-    if at and form not in FORMATS:
-        raise _no_variant(
-            text, f"{show(form)} is no format; {did_you_mean(form, FORMATS)}there are {', '.join(FORMATS)}"
-        )
+    if at and not is_stored_as(form, parts_of(form)):
+        wrong = next((each for each in forms_in(form) if each not in FORMATS), form)
+        hint = did_you_mean(wrong, FORMATS)
+        raise _no_variant(text, f"{show(wrong)} is no format; {hint}there are {', '.join(FORMATS)}")
     if at and KINDS[name].is_free:
         raise _no_variant(text, f"`{name}` has nothing to store")
     try:
         return Variant(known, name, KINDS[name].parse(value), form or None)
     except ValueError as error:
         raise _no_variant(text, str(error)) from None
+
+
+def known_parts(parts: Sequence[str]) -> str:
+    """What of a subblock may be stored apart, as a sentence ends."""
+    return f"it has {', '.join(parts)}" if parts else "all of it is stored alike"
 
 
 def is_free(label: str) -> bool:

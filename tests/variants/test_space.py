@@ -206,7 +206,9 @@ def test_every_problem_is_listed_and_variants_of_raises_them_all() -> None:
 def test_items_that_are_no_alternatives_are_problems_too() -> None:
     from types import SimpleNamespace
 
-    space = SimpleNamespace(attention=["lineal", {"width": 8}], ffn=[], formats=(), multiple=8, sinks=4)
+    space = SimpleNamespace(
+        attention=["lineal", {"width": 8}], ffn=[], forms=(), stored_as=lambda layer, slot: (), multiple=8, sinks=4
+    )
     first, second = map(str, space_problems(space, SHAPE))
     assert first.startswith("space.attention[0]: 'lineal' is no attention alternative; did you mean `linear`?")
     assert second.startswith("space.attention[1]: {'width': 8} is no attention alternative; ")

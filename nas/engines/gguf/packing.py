@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import Final
 
 from inlay.nas.families.shape import EMBEDDING, FINAL_NORM, HEAD, SLOTS, Entry, Shape, layer_prefix
+from inlay.nas.formats.by_tensor import form_of
 from inlay.nas.formats.gguf import F32, GGUF
 from inlay.nas.modeling.full_inlay import KEY, KEY_NORM, OUTPUT, QUERY, QUERY_NORM, VALUE, FullAttention, query_heads
 from inlay.nas.modeling.gated_inlay import DOWN, GATE, UP, GatedFfn
@@ -196,8 +197,10 @@ def stand_ins(shape: Shape, form: str) -> Mapping[StandIn, Part]:
 
 
 def matrix(name: str, shape: tuple[int, int], form: str, *sources: str) -> Stored:
-    """A matrix in `form`, or in what holds its rows in its place."""
-    return Stored(name, shape, GGUF[form].holding(shape[1]).name, sources)
+    """A matrix in `form`, or in what that says of it where a subblock's differ; or in what holds its rows in its
+    place."""
+    own = form_of(form, sources[0]) if sources else form
+    return Stored(name, shape, GGUF[own].holding(shape[1]).name, sources)
 
 
 def _parts(shape: Shape, layer: int, block: Block, form: str) -> Iterator[Part]:
