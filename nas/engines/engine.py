@@ -117,6 +117,8 @@ class Engine(ABC):
     """What `hardware.format` may be."""
     subblock_formats: ClassVar[tuple[str, ...]] = ()
     """What single subblocks may be stored in beside it; none where all are stored alike."""
+    stores_matrices_apart: ClassVar[bool] = False
+    """Whether the matrices of one subblock may be stored in different ones of these."""
     kv_formats: ClassVar[tuple[str, ...]] = ()
     """What `hardware.kv_format` may be, the one that is taken unasked first; none where there is no choice."""
     devices: ClassVar[tuple[str, ...]] = ("cpu",)

@@ -88,6 +88,7 @@ class LlamaCppEngine(Engine):
     name = NAME
     formats = tuple(GGUF)
     subblock_formats = formats
+    stores_matrices_apart = True
     kv_formats = (F16, "q8_0")
     stores_ends_apart = True
 

@@ -94,6 +94,10 @@ def test_formats_of_others_are_told_by_name(shape: Shape) -> None:
     assert problems(shape, {"formats": ["bf16"]}) == [
         "space.formats[0]: bf16 is what everything is stored in already (hardware.format); leave it out"
     ]
+    assert problems(shape, {"formats": {"choices": ["int4_g32"], "by": "tensor"}}, format="bf16") == [
+        "space.formats.by: tensor: vllm stores all matrices of a subblock alike; write subblock, or search with "
+        "`hardware.engine: llama.cpp`"
+    ]
     for engine in ("llama.cpp", "transformers"):
         assert problems(shape, {"formats": ["int8"]}, engine=engine) == [
             f"space.formats[0]: int8 is not a format of {engine}; search with `hardware.engine: vllm`, or leave it out"
