@@ -16,7 +16,8 @@ from inlay.cluster.cost import Cost
 from inlay.cluster.errors import PieceError
 from inlay.cluster.events import PieceEvent, TimeLeft
 from inlay.cluster.flights import Flight, has_room
-from inlay.cluster.pieces import Piece, Record, Resources, read_record
+from inlay.cluster.pieces import Piece, Record, Resources
+from inlay.cluster.records import Packing, survey
 from inlay.cluster.runtime import Cluster
 from inlay.cluster.store import Store
 from inlay.cluster.tasks import Tasks
@@ -65,34 +66,17 @@ def run_pieces(
     those still queued are taken back. `exclusive` gives a piece all CPUs of one node, one piece at a time. Pieces may
     be of several stages. Ray is not started when nothing is missing.
     """
-    kept, stale = _survey(store, pieces)
+    kept, stale = survey(store, pieces)
     fanout = _FanOut(
         store, list(pieces), cluster, kept, on_event, on_record, on_cost, ready, more, called_off,
         deadline_seconds, retries, exclusive,
     )  # fmt: skip
     fanout.tell_kept()
     if fanout.pending or more is not None:
-        for record_key in stale:
-            store.delete(record_key)
+        store.delete_all(stale)
         cluster.start()
         fanout.run()
     return [fanout.records[piece.key] for piece in fanout.pieces]
-
-
-def kept_records(store: Store, pieces: Sequence[Piece]) -> dict[str, Record]:
-    """Return the committed records among `pieces` by key; one whose blobs are gone does not count."""
-    return _survey(store, pieces)[0]
-
-
-def _survey(store: Store, pieces: Sequence[Piece]) -> tuple[dict[str, Record], list[str]]:
-    """Return the committed records by key, and the store keys of those that miss a blob."""
-    there = {name for stage in {piece.stage for piece in pieces} for name in store.list(f"records/{stage}/")}
-    found = {piece.key: read_record(store, piece.record_key) for piece in pieces if piece.record_key in there}
-    if not any(record.blobs for record in found.values()):
-        return found, []
-    blobs = {name.removeprefix("blobs/") for name in store.list("blobs/")}
-    kept = {key: record for key, record in found.items() if blobs.issuperset(record.blobs.values())}
-    return kept, [piece.record_key for piece in pieces if piece.key in found and piece.key not in kept]
 
 
 @dataclass
@@ -126,6 +110,7 @@ class _FanOut:
         self.time_left = TimeLeft(self.records.values())
         self.run_id = uuid.uuid4().hex[:12]
         self.polled = 0.0
+        self.packing = Packing(self.store)
         self.estimated = -math.inf
         self.seconds_left: float | None = None
         self.idle_since = time.monotonic()
@@ -323,6 +308,7 @@ class _FanOut:
 
     def commit(self, piece: Piece, record: Record) -> None:
         self.records[piece.key] = record
+        self.packing.add(record)
         self.time_left.learn(record)
         self.idle_since = time.monotonic()
         if self.on_record is not None:
