@@ -4,7 +4,8 @@
 
 Ray and its workers are replaced by one process, which has so many pieces at once, tells how far they are, and answers
 each after its two seconds. All else is what a search runs: the fan-out, its queue, its estimates, the lines that people
-read. A second table is the same pieces, of no work at all, on a real Ray of this machine.
+read. A second table is the same pieces, of no work at all, on a real Ray of this machine; a third, how long it takes to
+find out what an earlier run has done, on a folder and on an S3-compatible server (moto's) of this machine.
 """
 
 from __future__ import annotations
@@ -12,13 +13,16 @@ from __future__ import annotations
 import argparse
 import heapq
 import io
+import logging
 import multiprocessing
+import os
 import resource
 import sys
 import tempfile
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -30,10 +34,13 @@ from inlay.cluster import Cluster, ClusterSettings, Store, connect
 from inlay.cluster.capacity import Amounts, Growth
 from inlay.cluster.fanout import run_pieces
 from inlay.cluster.pieces import Piece, PieceContext, PieceOutput, Record, Resources, piece_key
+from inlay.cluster.records import SHARD, pack, survey
 from inlay.cluster.tasks import Tasks
 from inlay.cluster.worker import Order, Outcome
 from inlay.nas.report.progress import Reporter
 
+SINGLE_AT_MOST = 10_000
+"""Records that are tried in a file each: to write more takes longer than all the rest."""
 SECONDS = 2.0
 """What each piece takes on its worker."""
 STEP_SECONDS = 0.005
@@ -192,10 +199,62 @@ def on_ray(number: int, workers: int) -> tuple[float, float]:
         return time.monotonic() - began, time.process_time() - cpu
 
 
+def serve(pipe: Connection) -> None:
+    """An S3-compatible server, which tells its address."""
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    pipe.send("http://{}:{}".format(*server.get_host_and_port()))
+    pipe.recv()
+
+
+def surveyed(store: Store, number: int, *, packed: bool) -> tuple[float, int]:
+    """Seconds in which the records of so many pieces are found, and the files that hold them."""
+    pieces = pieces_of(number)
+    records = [record for piece in pieces if (record := outcome_of(piece, SECONDS).record) is not None]
+    if packed:
+        for first in range(0, number, SHARD):
+            pack(store, records[first : first + SHARD])
+    else:
+        with ThreadPoolExecutor(16) as pool:
+            list(pool.map(lambda record: store.put(f"records/work/{record.key}.json", record.to_bytes()), records))
+    files = len(store.list("records/")) + len(store.list("shards/"))
+    began = time.monotonic()
+    kept, _ = survey(store, pieces)
+    took = time.monotonic() - began
+    assert kept == {record.key: record for record in records}
+    return took, files
+
+
+def resumes(numbers: Sequence[int]) -> Iterator[str]:
+    """Rows of the third table."""
+    here, there = multiprocessing.Pipe()
+    server = multiprocessing.Process(target=serve, args=(there,), daemon=True)
+    server.start()
+    os.environ |= {"AWS_ENDPOINT_URL": here.recv(), "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}
+    os.environ["AWS_DEFAULT_REGION"] = "us-east-1"
+    import s3fs
+
+    s3fs.S3FileSystem().mkdir("bucket")
+    for number in numbers:
+        for packed in (False, True):
+            if number > SINGLE_AT_MOST and not packed:
+                continue
+            with tempfile.TemporaryDirectory() as folder:
+                for name, url in (("folder", f"{folder}/w"), ("S3", f"s3://bucket/{number}-{packed}")):
+                    took, files = surveyed(Store(url), number, packed=packed)
+                    how = "shards" if packed else "a file each"
+                    yield f"| {name} | {number:,} | {how} | {files:,} | {took:.2f} |"
+    here.send("end")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workers", nargs="*", type=int, default=[10, 100, 1000])
     parser.add_argument("--pieces", type=int, default=100_000, help="of the largest cluster; others in proportion")
+    parser.add_argument("--records", nargs="*", type=int, default=[1000, 10_000, 100_000])
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "scale.md")
     options = parser.parse_args()
     lines = [
@@ -230,6 +289,16 @@ def main() -> None:
     took, spent = on_ray(1000, 2)
     lines.append(f"| 2 | 1,000 | {1000 / took:.0f} | {spent:.2f} |")
     print(lines[-1])
+    lines += [
+        "",
+        "What an earlier run has done, as it is found when the same command is given again; records without blobs:",
+        "",
+        "| store | records | in | files | seconds |",
+        "|---|---|---|---|---|",
+    ]
+    for row in resumes(options.records):
+        lines.append(row)
+        print(row, flush=True)
     options.output.write_text("\n".join([*lines, "", footer(), ""]))
 
 
