@@ -3,7 +3,7 @@
 from inlay.cluster.capacity import usable_cpus
 from inlay.cluster.errors import ClusterError, ConnectError, LockedError, PieceError, StoreError
 from inlay.cluster.events import PieceEvent
-from inlay.cluster.fanout import kept_records, run_pieces
+from inlay.cluster.fanout import run_pieces
 from inlay.cluster.lock import Owner, lock_owner, locked
 from inlay.cluster.pieces import (
     Piece,
@@ -16,6 +16,7 @@ from inlay.cluster.pieces import (
     piece_seed,
     read_record,
 )
+from inlay.cluster.records import kept_records
 from inlay.cluster.runtime import Cluster, ClusterSettings, connect
 from inlay.cluster.store import Store, digest_of, json_bytes
 

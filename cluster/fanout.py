@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import time
 import uuid
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -15,14 +15,19 @@ from inlay.cluster.capacity import fits, misfit, words
 from inlay.cluster.cost import Cost
 from inlay.cluster.errors import PieceError
 from inlay.cluster.events import PieceEvent, TimeLeft
-from inlay.cluster.flights import Flight, completed, has_room, read_progress
-from inlay.cluster.pieces import Piece, Record, Resources, read_record
-from inlay.cluster.ray_private import delete_value, put_value
+from inlay.cluster.flights import Flight, has_room
+from inlay.cluster.pieces import Piece, Record, Resources
+from inlay.cluster.records import Packing, survey
 from inlay.cluster.runtime import Cluster
 from inlay.cluster.store import Store
-from inlay.cluster.worker import CALLED_OFF, PROGRESS_NAMESPACE, Order, execute, execute_on_gpu
+from inlay.cluster.tasks import Tasks
+from inlay.cluster.worker import Order
 
 _POLL_SECONDS = 0.5
+# With many under way the driver waits for so large a share of them, but no longer than this.
+_BATCH_SHARE, _BATCH_SECONDS = 0.02, 0.05
+# The time left is a sum over all that is under way: every event tells it, and it is made anew so often.
+_ESTIMATE_SECONDS = 0.25
 _WAITING_SECONDS = 30.0
 # A worker may take so long to begin a piece: a new one imports torch first, on a busy machine.
 _BEGINNING_SECONDS = 60.0
@@ -61,34 +66,17 @@ def run_pieces(
     those still queued are taken back. `exclusive` gives a piece all CPUs of one node, one piece at a time. Pieces may
     be of several stages. Ray is not started when nothing is missing.
     """
-    kept, stale = _survey(store, pieces)
+    kept, stale = survey(store, pieces)
     fanout = _FanOut(
         store, list(pieces), cluster, kept, on_event, on_record, on_cost, ready, more, called_off,
         deadline_seconds, retries, exclusive,
     )  # fmt: skip
     fanout.tell_kept()
     if fanout.pending or more is not None:
-        for record_key in stale:
-            store.delete(record_key)
+        store.delete_all(stale)
         cluster.start()
         fanout.run()
     return [fanout.records[piece.key] for piece in fanout.pieces]
-
-
-def kept_records(store: Store, pieces: Sequence[Piece]) -> dict[str, Record]:
-    """Return the committed records among `pieces` by key; one whose blobs are gone does not count."""
-    return _survey(store, pieces)[0]
-
-
-def _survey(store: Store, pieces: Sequence[Piece]) -> tuple[dict[str, Record], list[str]]:
-    """Return the committed records by key, and the store keys of those that miss a blob."""
-    there = {name for stage in {piece.stage for piece in pieces} for name in store.list(f"records/{stage}/")}
-    found = {piece.key: read_record(store, piece.record_key) for piece in pieces if piece.record_key in there}
-    if not any(record.blobs for record in found.values()):
-        return found, []
-    blobs = {name.removeprefix("blobs/") for name in store.list("blobs/")}
-    kept = {key: record for key, record in found.items() if blobs.issuperset(record.blobs.values())}
-    return kept, [piece.record_key for piece in pieces if piece.key in found and piece.key not in kept]
 
 
 @dataclass
@@ -106,7 +94,8 @@ class _FanOut:
     deadline_seconds: float | None
     retries: int
     exclusive: bool
-    pending: list[Piece] = field(init=False)
+    pending: OrderedDict[str, Piece] = field(init=False)
+    """What is not sent, by key, in the order it is to be; what was lost comes first."""
     flights: dict[Any, Flight] = field(default_factory=dict, init=False)
     losses: dict[str, Counter[str]] = field(default_factory=dict, init=False)
     failure: PieceError | None = field(default=None, init=False)
@@ -114,13 +103,16 @@ class _FanOut:
     def __post_init__(self) -> None:
         if len({piece.key for piece in self.pieces}) != len(self.pieces):
             raise ValueError("two pieces of one call have the same key: their labels must differ")
-        self.pending = [piece for piece in self.pieces if piece.key not in self.records]
-        self.waiting = Counter(piece.stage for piece in self.pending)
-        self.places = dict.fromkeys((piece.resources for piece in self.pending), 1)
+        self.pending = OrderedDict((piece.key, piece) for piece in self.pieces if piece.key not in self.records)
+        self.waiting = Counter(piece.stage for piece in self.pending.values())
+        self.places = dict.fromkeys((piece.resources for piece in self.pending.values()), 1)
         self.sent: Counter[Resources] = Counter()
         self.time_left = TimeLeft(self.records.values())
         self.run_id = uuid.uuid4().hex[:12]
         self.polled = 0.0
+        self.packing = Packing(self.store)
+        self.estimated = -math.inf
+        self.seconds_left: float | None = None
         self.idle_since = time.monotonic()
 
     def tell_kept(self) -> None:
@@ -131,11 +123,7 @@ class _FanOut:
                     self.on_record(self.records[piece.key])
 
     def run(self) -> None:
-        import ray
-
-        self.task = ray.remote(execute)
-        # A worker that has used a GPU is not used again: Ray may give its next piece another one.
-        self.gpu_task = ray.remote(max_calls=1)(execute_on_gpu)
+        self.tasks: Tasks = self.cluster.tasks()
         self.count_places()
         if not self.cluster.elastic:
             self.check_that_all_fit()
@@ -148,10 +136,7 @@ class _FanOut:
                     self.send()
                 if not self.flights:
                     continue
-                over = self.cluster.head.ask(completed, list(self.flights), _POLL_SECONDS)
-                if any(isinstance(outcome, Exception) for _, outcome in over):
-                    self.cluster.head.confirm()
-                for reference, outcome in over:
+                for reference, outcome in self.completed():
                     self.receive(reference, outcome)
                 self.poll()
         except BaseException:
@@ -159,27 +144,44 @@ class _FanOut:
                 self.on_cost(flight.cost(None))
             if not self.cluster.head.lost:
                 for reference in self.flights:
-                    self.cancel(reference)
+                    self.tasks.cancel(reference)
             raise
         if self.failure is not None:
             self.failure.kept = len(self.records)
             raise self.failure
 
+    def completed(self) -> list[tuple[Any, Any]]:
+        """Wait for pieces that are over, each with what it came to; of those that were lost, hear their last report."""
+        wanted = max(1, int(_BATCH_SHARE * len(self.flights)))
+        over = self.tasks.completed(list(self.flights), wanted, _POLL_SECONDS if wanted == 1 else _BATCH_SECONDS)
+        lost = [self.flights[reference] for reference, outcome in over if isinstance(outcome, Exception)]
+        if lost:
+            self.cluster.head.confirm()
+            keys = [flight.progress_key for flight in lost]
+            for flight, told in zip(lost, self.tasks.progress(keys), strict=True):
+                self.follow(flight, told)
+            self.tasks.forget(keys)
+        return over
+
     def send(self) -> None:
-        for piece in list(self.pending):
+        sent = []
+        for piece in self.pending.values():
             if all(map(self.is_full, self.places)):
-                return
+                break
             if not self.is_full(piece.resources) and (self.ready is None or self.ready(piece)):
-                self.pending.remove(piece)
-                self.waiting[piece.stage] -= 1
                 self.submit(piece)
+                sent.append(piece)
+        for piece in sent:
+            del self.pending[piece.key]
+            self.waiting[piece.stage] -= 1
         if not self.pending:
             self.draw()
         elif not self.flights:
+            first = next(iter(self.pending.values()))
             raise PieceError(
-                f"{self.pending[0].label}: none of the {len(self.pending)} pieces left may start, and nothing that "
-                "they wait for is under way",
-                self.pending[0].label,
+                f"{first.label}: none of the {len(self.pending)} pieces left may start, and nothing that they wait for "
+                "is under way",
+                first.label,
                 len(self.records),
                 "NotReady",
             )
@@ -199,7 +201,7 @@ class _FanOut:
             if wish not in self.places:
                 self.places[wish] = 1 if self.exclusive else self.cluster.places(wish)
             if self.is_full(wish):
-                self.pending.append(piece)
+                self.pending[piece.key] = piece
                 self.waiting[piece.stage] += 1
             else:
                 self.submit(piece)
@@ -239,13 +241,11 @@ class _FanOut:
         if self.exclusive:
             options = self.alone(wish)
         options |= {"resources": wish.custom} if wish.custom else {}
-        task = self.gpu_task if wish.gpus else self.task
         # What is measured shares its GPU with nobody.
         gpus = math.ceil(wish.gpus) if self.exclusive else wish.gpus
         count, each = piece.ranks or (0, wish)
         flight.cpus, flight.gpus = options["num_cpus"] + count * each.cpus, gpus + count * each.gpus
-        task = task.options(name=f"{piece.stage}: {piece.label}", max_retries=0, num_gpus=gpus or None, **options)
-        self.flights[self.cluster.head.ask(task.remote, order)] = flight
+        self.flights[self.tasks.send(order, num_gpus=gpus or None, **options)] = flight
         self.sent[wish] += 1
 
     def alone(self, wish: Resources) -> dict[str, Any]:
@@ -262,14 +262,9 @@ class _FanOut:
         pinned = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node_id=node["NodeID"], soft=False)
         return {"num_cpus": node["Resources"]["CPU"], "scheduling_strategy": pinned}
 
-    def cancel(self, reference: Any) -> None:
-        import ray
-
-        self.cluster.head.ask(ray.cancel, reference, force=True)
-
     def check_that_all_fit(self) -> None:
         nodes = self.cluster.amounts()
-        for piece in self.pending:
+        for piece in self.pending.values():
             if reason := misfit(nodes, piece.resources):
                 raise PieceError(
                     f"{piece.stage}, {piece.label}: {reason}",
@@ -284,10 +279,10 @@ class _FanOut:
         flight = self.flights.pop(reference)
         piece = flight.piece
         self.sent[piece.resources] -= 1
-        self.follow(flight, *self.cluster.head.ask(read_progress, [flight.progress_key]))
-        self.cluster.head.ask(delete_value, flight.progress_key, PROGRESS_NAMESPACE)
+        if not isinstance(outcome, Exception):
+            self.follow(flight, outcome.told)
         if flight.called_off:
-            self.cluster.head.ask(delete_value, flight.progress_key + CALLED_OFF, PROGRESS_NAMESPACE)
+            self.tasks.go_on(flight.progress_key)
         self.on_cost(flight.cost(None if isinstance(outcome, Exception) else outcome.seconds))
         if flight.dropped and isinstance(outcome, Exception):
             return
@@ -315,6 +310,7 @@ class _FanOut:
 
     def commit(self, piece: Piece, record: Record) -> None:
         self.records[piece.key] = record
+        self.packing.add(record)
         self.time_left.learn(record)
         self.idle_since = time.monotonic()
         if self.on_record is not None:
@@ -325,7 +321,8 @@ class _FanOut:
         losses = self.losses.setdefault(piece.key, Counter())
         losses[what] += 1
         if sum(_WEIGHTS[kind] * count for kind, count in losses.items()) <= self.retries:
-            self.pending.insert(0, piece)
+            self.pending[piece.key] = piece
+            self.pending.move_to_end(piece.key, last=False)
             self.waiting[piece.stage] += 1
             self.tell("retried", piece, note=how)
             return
@@ -350,7 +347,7 @@ class _FanOut:
             for reference, flight in self.flights.items():
                 if self.is_queued(flight):
                     flight.dropped = True
-                    self.cancel(reference)
+                    self.tasks.cancel(reference)
 
     def poll(self) -> None:
         """Read the progress of the pieces under way, end overdue ones, and say when nothing can start."""
@@ -364,7 +361,7 @@ class _FanOut:
         for reference, flight in self.flights.items():
             if self.hangs(reference, flight):
                 flight.overdue = True
-                self.cancel(reference)
+                self.tasks.cancel(reference)
             elif self.waits_too_long(reference, flight):
                 self.give_up(self.never_alone(flight))
         if self.flights and now - self.idle_since > _WAITING_SECONDS:
@@ -375,13 +372,13 @@ class _FanOut:
 
     def read_progress(self) -> None:
         """Tell what the pieces under way have reported since they were last asked."""
-        told = self.cluster.head.ask(read_progress, [flight.progress_key for flight in self.flights.values()])
+        told = self.tasks.progress([flight.progress_key for flight in self.flights.values()])
         for flight, progress in zip(list(self.flights.values()), told, strict=True):
             if self.follow(flight, progress):
                 self.idle_since = time.monotonic()
             if flight.piece.key in self.called_off and not flight.called_off:
                 flight.called_off = True
-                self.cluster.head.ask(put_value, flight.progress_key + CALLED_OFF, "1", PROGRESS_NAMESPACE)
+                self.tasks.call_off(flight.progress_key)
 
     def hangs(self, reference: Any, flight: Flight) -> bool:
         """Whether a piece has missed its deadline: no progress, or a worker that has it and does not begin."""
@@ -441,7 +438,7 @@ class _FanOut:
             return taken if grows is None else f"{taken}; {grows}"
         return f"{lacking}; {'it waits for such a node to come' if grows is None else grows}"
 
-    def follow(self, flight: Flight, told: dict[str, Any] | None) -> bool:
+    def follow(self, flight: Flight, told: Mapping[str, Any] | None) -> bool:
         """Tell what a piece has reported since it was last asked; False while it waits, for its worker or others."""
         if told is None:
             return False
@@ -473,15 +470,23 @@ class _FanOut:
     ) -> None:
         if self.on_event is None:
             return
-        now = time.monotonic()
-        running = [
-            (flight.piece.stage, flight.fraction, now - (flight.started or now)) for flight in self.flights.values()
-        ]
-        workers = min(max(self.places.values(), default=1), self.cluster.settings.workers or math.inf)
-        left = self.time_left.seconds(self.waiting, running, int(workers))
         label, stage = (
             (piece.label, piece.stage) if piece is not None else ("", self.pieces[0].stage if self.pieces else "")
         )
         self.on_event(
-            PieceEvent(kind, label, stage, len(self.records), len(self.pieces), left, fraction, note, numbers or {})
+            PieceEvent(
+                kind, label, stage, len(self.records), len(self.pieces), self.estimate(), fraction, note, numbers or {}
+            )
         )
+
+    def estimate(self) -> float | None:
+        """The seconds left, made anew when it is old or little is under way."""
+        now = time.monotonic()
+        if now - self.estimated > _ESTIMATE_SECONDS or len(self.flights) < 10:
+            self.estimated = now
+            running = [
+                (flight.piece.stage, flight.fraction, now - (flight.started or now)) for flight in self.flights.values()
+            ]
+            workers = min(max(self.places.values(), default=1), self.cluster.settings.workers or math.inf)
+            self.seconds_left = self.time_left.seconds(self.waiting, running, int(workers))
+        return self.seconds_left

@@ -9,7 +9,7 @@ import fcntl
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Protocol
 
@@ -48,6 +48,8 @@ class Files(Protocol):
     def names(self, prefix: str) -> list[str]: ...
 
     def remove(self, name: str) -> None: ...
+
+    def remove_all(self, names: Sequence[str]) -> None: ...
 
 
 class LocalFiles:
@@ -150,6 +152,10 @@ class LocalFiles:
     def remove(self, name: str) -> None:
         (self.root / name).unlink(missing_ok=True)
 
+    def remove_all(self, names: Sequence[str]) -> None:
+        for name in names:
+            self.remove(name)
+
     @contextlib.contextmanager
     def _beside(self, name: str, size: int) -> Iterator[Path]:
         target = self.root / name
@@ -231,6 +237,12 @@ class RemoteFiles:
     def remove(self, name: str) -> None:
         with contextlib.suppress(FileNotFoundError), _client_errors(f"{self._path(name)} could not be removed"):
             self.filesystem.rm_file(self._path(name))
+
+    def remove_all(self, names: Sequence[str]) -> None:
+        if names:
+            paths = [self._path(name) for name in names]
+            with contextlib.suppress(FileNotFoundError), _client_errors(f"{paths[0]} and more could not be removed"):
+                self.filesystem.rm(paths)
 
     def _path(self, name: str) -> str:
         return f"{self.root}/{name}"

@@ -1,18 +1,14 @@
-"""Pieces under way: what the driver knows of each, which of them have room, and what Ray says of them."""
+"""Pieces under way: what the driver knows of each, and which of them have room."""
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from inlay.cluster.capacity import Amounts, fits, without
 from inlay.cluster.cost import Cost
 from inlay.cluster.pieces import Piece
-from inlay.cluster.ray_private import get_values
-from inlay.cluster.worker import PROGRESS_NAMESPACE
 
 
 @dataclass
@@ -79,23 +75,3 @@ def has_room(node: Amounts, wanted: Flight, flights: Iterable[Flight]) -> bool:
         if there:
             left = without(left, flight.piece.resources)
     return False
-
-
-def completed(references: list[Any], timeout_seconds: float) -> list[tuple[Any, Any]]:
-    """Wait until one task is over, and return all that are, each with its outcome or the error that Ray gave it."""
-    import ray
-
-    found: list[tuple[Any, Any]] = []
-    ray.wait(references, num_returns=1, timeout=timeout_seconds)
-    for reference in ray.wait(references, num_returns=len(references), timeout=0)[0]:
-        try:
-            found.append((reference, ray.get(reference)))
-        except ray.exceptions.RayError as error:
-            found.append((reference, error))
-    return found
-
-
-def read_progress(keys: Sequence[str]) -> list[dict[str, Any] | None]:
-    """Return what pieces last reported: `fraction`, `numbers`, and the `node` they run on; None for one that waits."""
-    values = get_values(keys, PROGRESS_NAMESPACE)
-    return [None if value is None else json.loads(value) for value in values]

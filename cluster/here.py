@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from inlay.cluster.errors import PieceError
-from inlay.cluster.fanout import kept_records
 from inlay.cluster.pieces import Piece, Record
+from inlay.cluster.records import kept_records
 from inlay.cluster.store import Store
 from inlay.cluster.worker import Order, perform
 
@@ -21,7 +21,10 @@ def run_pieces_here(store: Store, pieces: Sequence[Piece], scratch: Path) -> lis
     kept = kept_records(store, pieces)
     records: list[Record] = []
     for piece in pieces:
-        if piece.key not in kept and store.exists(piece.record_key):
+        if piece.key in kept:
+            records.append(kept[piece.key])
+            continue
+        if store.exists(piece.record_key):
             store.delete(piece.record_key)  # its blobs are gone
         order = Order(piece, store, scratch, progress_key="", attempt=1, memory_retries=0, memory_limit_bytes=None)
         outcome = perform(order, _Silent())

@@ -38,6 +38,7 @@ PARAMETERS = PrivateName("ray._private.parameter", "RayParams", "2.60.0")
 SESSION_FOLDER = PrivateName("ray._private.worker", "_global_node.get_session_dir_path", "2.60.0")
 PRINTER_ENDS = PrivateName("ray._private.worker", "global_worker.threads_stopped", "2.60.0")
 PRINTER_HEARS = PrivateName("ray._private.worker", "global_worker.gcs_error_subscriber", "2.60.0")
+TABLE_OF = PrivateName("ray.experimental.internal_kv", "internal_kv_get_gcs_client", "2.60.0")
 TABLE_GET = PrivateName("ray.experimental.internal_kv", "_internal_kv_get", "2.60.0")
 TABLE_PUT = PrivateName("ray.experimental.internal_kv", "_internal_kv_put", "2.60.0")
 TABLE_DELETE = PrivateName("ray.experimental.internal_kv", "_internal_kv_del", "2.60.0")
@@ -104,8 +105,10 @@ def put_value(key: str, value: str, namespace: str) -> None:
 
 
 def get_values(keys: Sequence[str], namespace: str) -> list[bytes | None]:
-    """Return the values under these keys of the cluster's table, None for one that is not there."""
-    return [TABLE_GET.get()(key, namespace=namespace) for key in keys]
+    """Return the values under these keys of the cluster's table in one request, None for one that is not there."""
+    names = [key.encode() for key in keys]
+    found = TABLE_OF.get()().internal_kv_multi_get(names, namespace.encode())
+    return [found.get(name) for name in names]
 
 
 def delete_value(key: str, namespace: str) -> None:

@@ -30,6 +30,7 @@ from inlay.cluster.ray_private import (
 )
 from inlay.cluster.ray_token import protect_token
 from inlay.cluster.signals import handler_kept, terminated_politely
+from inlay.cluster.tasks import RayTasks, Tasks
 
 _MIB = 1 << 20
 
@@ -84,6 +85,10 @@ class Cluster:
     def scratch(self) -> Path:
         """The folder for files that may be lost."""
         return self.settings.scratch or self._sandbox / "scratch"
+
+    def tasks(self) -> Tasks:
+        """What runs the pieces of a fan-out, once started."""
+        return RayTasks(self.head)
 
     def start(self) -> None:
         """Start or reach Ray, once; raises ConnectError with the reason and what to do."""

@@ -21,7 +21,7 @@ from typing import Any
 
 from inlay.cluster.errors import StoreError
 from inlay.cluster.pieces import Piece, PieceContext, PieceOutput, Progress, Record, parse_record, read_record
-from inlay.cluster.ray_private import get_values, put_value
+from inlay.cluster.ray_private import delete_value, get_values, put_value
 from inlay.cluster.store import Store
 
 PROGRESS_NAMESPACE = "inlay.progress"
@@ -64,6 +64,8 @@ class Outcome:
     out_of_memory: bool = False
     seconds: float = 0.0
     """Of the attempt, as its worker has it."""
+    told: Mapping[str, Any] | None = None
+    """Its last report, as the driver would find it where it looks for them."""
 
 
 def take_own_session() -> None:
@@ -82,7 +84,8 @@ def execute(order: Order) -> Outcome:
     begun = time.perf_counter()
     progress = _Progress(order.progress_key)
     progress.start()
-    return replace(perform(order, progress), seconds=time.perf_counter() - begun)
+    outcome = perform(order, progress)
+    return replace(outcome, seconds=time.perf_counter() - begun, told=progress.end())
 
 
 def perform(order: Order, progress: Progress) -> Outcome:
@@ -244,6 +247,7 @@ class _Progress:
         self._written = -math.inf
         self._asked = -math.inf
         self._called_off = False
+        self._told: Mapping[str, Any] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the time of the last report behind: the clock of another machine says nothing here."""
@@ -267,7 +271,12 @@ class _Progress:
         if fraction >= 1 or time.monotonic() - self._written >= _PROGRESS_SECONDS:
             self._write(min(max(float(fraction), 0.0), 1.0), numbers)
 
+    def end(self) -> Mapping[str, Any]:
+        """Take the last report from where the driver looks for it, and return it: it goes with the outcome."""
+        delete_value(self._key, PROGRESS_NAMESPACE)
+        return self._told
+
     def _write(self, fraction: float, numbers: Mapping[str, float] | None = None, waits: str = "") -> None:
         self._written = time.monotonic()
-        told = {"fraction": fraction, "node": self._node, "numbers": dict(numbers or {}), "waits": waits}
-        put_value(self._key, json.dumps(told), PROGRESS_NAMESPACE)
+        self._told = {"fraction": fraction, "node": self._node, "numbers": dict(numbers or {}), "waits": waits}
+        put_value(self._key, json.dumps(self._told), PROGRESS_NAMESPACE)

@@ -74,7 +74,7 @@ def budget_problems(hardware: Hardware, limits: Iterable[BudgetLimit]) -> Iterat
 
 def _format_problems(engine: Engine, space: SearchSpace, form: str, device: str) -> Iterator[Problem]:
     """Formats of single subblocks that the engine does not have, or not there, or has everything in already."""
-    if space.formats.by == "tensor" and not engine.stores_matrices_apart:
+    if space.mixes_forms and not engine.stores_matrices_apart:
         others = " or ".join(name for name, other in ENGINES.items() if other.stores_matrices_apart)
         text = f"tensor: {engine.name} stores all matrices of a subblock alike; write subblock, or search with"
         yield Problem("space.formats.by", f"{text} `hardware.engine: {others}`")

@@ -52,7 +52,7 @@ def cross_problems(sections: Mapping[str, Any], folder: Path) -> list[Problem]:
     if "space" in sections and "distill" in sections and not sections["distill"].tokens:
         found += _untrained(sections["space"])
     given = "hardware" in sections and sections["hardware"].costs is not None
-    if given and "space" in sections and sections["space"].formats.by == "tensor":
+    if given and "space" in sections and sections["space"].mixes_forms:
         text = "has no times of subblocks whose matrices differ, which are found in the search; leave it out, or set"
         found.append(Problem("hardware.costs", f"{text} space.formats.by to subblock"))
     if sections.get("rounds", 1) > 1:

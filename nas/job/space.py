@@ -173,6 +173,11 @@ class Space(Section):
         """The formats."""
         return self.formats.choices
 
+    @property
+    def mixes_forms(self) -> bool:
+        """Whether the matrices of one subblock may be in different ones."""
+        return self.formats.by == "tensor"
+
     def stored_as(self, layer: int, slot: Slot) -> tuple[str, ...]:
         """What a subblock may be stored in, all its matrices alike: which of them may differ is known in a search."""
         return self.formats.choices

@@ -12,8 +12,8 @@ from dataclasses import asdict, replace
 from heapq import heapreplace
 from typing import Any
 
-from inlay.cluster.fanout import kept_records
 from inlay.cluster.pieces import Piece, Record, Resources
+from inlay.cluster.records import kept_records
 from inlay.distill.settings import GlobalSettings
 from inlay.nas.errors import InlayError
 from inlay.nas.job import Job

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 
-from inlay.cluster.pieces import Piece, read_record
+from inlay.cluster.pieces import Piece
+from inlay.cluster.records import other_records
 from inlay.nas.job.sections import Scenario
 from inlay.nas.loop.conditions import conditions_of, timed_question, workload_of
 from inlay.nas.loop.search import Search
@@ -98,9 +99,8 @@ def _measure_question(search: Search, architectures: Sequence[Blocks]) -> Questi
 def _known(search: Search, conditions: Iterable[str]) -> dict[str, dict[str, Measured]]:
     """What was measured before, by conditions and architecture, whatever it was measured beside."""
     store = search.workspace.store
-    for key in store.list(f"records/{TRUE_TIMES.name}/"):
-        if key not in search.times_read:
-            search.times_read[key] = dict(read_record(store, key).values)
+    for key, record in other_records(store, TRUE_TIMES.name, search.times_read).items():
+        search.times_read[key] = dict(record.values)
     known: dict[str, dict[str, Measured]] = {name: {} for name in conditions}
     for _, values in sorted(search.times_read.items()):
         if values.get("conditions") in known:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from inlay.cluster.fanout import kept_records
 from inlay.cluster.pieces import Piece, Record
+from inlay.cluster.records import kept_records
 from inlay.distill.boundary import BoundaryScratch
 from inlay.distill.settings import LocalSettings
 from inlay.distill.text import training_order

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from inlay.cluster.fanout import kept_records
 from inlay.cluster.pieces import Piece, Record
+from inlay.cluster.records import kept_records
 from inlay.distill.settings import LocalSettings
 from inlay.nas.job import Job
 from inlay.nas.loop.search import Search

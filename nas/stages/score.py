@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from inlay.cluster.fanout import kept_records
 from inlay.cluster.pieces import Piece, Record
+from inlay.cluster.records import kept_records
 from inlay.nas.engines.registry import kv_formats_of
 from inlay.nas.loop.search import Search
 from inlay.nas.loop.spans import scratch_of, spans_with_boundaries

@@ -69,7 +69,7 @@ def score_all(search: Search, texts: Texts, library: Library) -> Scored:
 
 def mix_formats(search: Search, texts: Texts) -> int:
     """Finds in which mixes of formats subblocks are offered, where the job lets their matrices differ; how many."""
-    if search.job.space.formats.by != "tensor":
+    if not search.job.space.mixes_forms:
         return 0
     weigh_formats(search, texts)
     nats = estimate_matrices(search, texts.score)

@@ -31,6 +31,11 @@ class MixedSpace:
         return self.space.forms
 
     @property
+    def mixes_forms(self) -> bool:
+        """Whether the matrices of one subblock may be in different ones."""
+        return self.space.mixes_forms
+
+    @property
     def multiple(self) -> int:
         """Widths are rounded to it."""
         return self.space.multiple

@@ -29,6 +29,10 @@ class SearchSpace(Protocol):
     def forms(self) -> Sequence[str]:
         """Formats beside that of the whole file, each of which may be that of a subblock, and of embedding and head."""
 
+    @property
+    def mixes_forms(self) -> bool:
+        """Whether the matrices of one subblock may be in different ones."""
+
     def stored_as(self, layer: int, slot: Slot) -> Sequence[str]:
         """All that a subblock may be stored in: formats, and where its matrices may differ `q4_K,down=q6_K`."""
 

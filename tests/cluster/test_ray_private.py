@@ -72,6 +72,7 @@ DOES: dict[str, Callable[[Any], bool]] = {
     "SESSION_FOLDER": lambda found: (ray_private.session_folder() / "logs").is_dir(),
     "PRINTER_ENDS": lambda found: bool(found.is_set()),
     "PRINTER_HEARS": lambda found: callable(found.close),
+    "TABLE_OF": writes_reads_and_deletes,
     "TABLE_GET": writes_reads_and_deletes,
     "TABLE_PUT": writes_reads_and_deletes,
     "TABLE_DELETE": writes_reads_and_deletes,
