@@ -35,4 +35,4 @@ def test_a_workspace_longer_than_any_path_is_refused_at_once() -> None:
     with pytest.raises(UserError) as caught:
         Workspace("a/" * 500_000)
     assert str(caught.value).startswith("workspace: 'a/a/")
-    assert str(caught.value).endswith("...' is longer than 4,096 characters; name a shorter place".replace("'", "", 1))
+    assert str(caught.value).endswith("... is longer than 4,096 characters; name a shorter place")
