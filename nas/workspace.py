@@ -33,6 +33,7 @@ from inlay.cluster.lock import Lock
 from inlay.cluster.store import Store
 from inlay.cluster.urls import has_password
 from inlay.nas.errors import InlayError, UserError
+from inlay.nas.problems import show
 
 SCHEMA = 1
 INPUTS_FILE = "inputs.json"
@@ -41,8 +42,14 @@ _ROUND = re.compile(r"(?P<whole>.+)/rounds/(?P<number>[1-9][0-9]*)")
 OWN_BEFORE_CLAIM = frozenset({".tmp", "lock", "scratch"})
 
 
+LONGEST_URL = 4_096
+"""Finding out which folder a longer path leads to takes time by its square."""
+
+
 def check_workspace_url(url: str) -> None:
-    """Raises UserError for a URL with a password in it."""
+    """Raises UserError for a URL with a password in it, or one that is longer than any place."""
+    if len(url) > LONGEST_URL:
+        raise UserError(f"workspace: {show(url)} is longer than {LONGEST_URL:,} characters; name a shorter place")
     if has_password(url):
         raise UserError(
             "workspace: the URL has a password in it, which would be kept with the results; leave it out and set the "
@@ -75,7 +82,7 @@ class Workspace:
         lock: held on it by a run, which loses it to another that takes it for dead: asked before every commit.
 
     Raises:
-        UserError: the URL has a password in it.
+        UserError: the URL has a password in it, or is too long.
     """
 
     def __init__(self, url: str | Path, lock: Lock | None = None) -> None:

@@ -87,7 +87,7 @@ CASES: list[tuple[Path, object, str]] = [
     (("space", "formats"), ["q4_k"], "space.formats[0]: 'q4_k' is not a format; did you mean `q4_K`? there are f32"),
     (("space", "formats"), ["q8_0"] * 501, "space.formats: has 501 entries; at most 500 are searched"),
     (("space", "ffn"), [{"width": n} for n in range(1, 1002)], "space.ffn: has 1,001 entries; at most 500 are"),
-    (("space", "formats"), [["q8_0"]], "space.formats[0]: ['q8_0'] is not a format; there are f32"),
+    (("space", "formats"), [["q8_0"]], "space.formats[0]: ['q8_0'] is not a format; did you mean `q8_0`?"),
     (("space", "formats"), ["q8_0", "q8_0"], "space.formats[1]: 'q8_0' is there twice"),
     (("hardware", "format"), "q4_k", "hardware.format: 'q4_k' is not a format; did you mean `q4_K`? there are auto"),
     (("space", "multiple"), 0, "space.multiple: 0 is out of range"),

@@ -5,6 +5,10 @@ from __future__ import annotations
 from itertools import islice
 
 import fuzzing
+import pytest
+
+from inlay.nas.errors import UserError
+from inlay.nas.workspace import Workspace
 
 
 def test_nothing_is_found() -> None:
@@ -25,3 +29,10 @@ def test_a_find_is_seen() -> None:
     found.add(fuzzing.Case("c", lambda: int("x"), "a refusal"))
     assert [find.split(":")[0] for find in found.finds] == ["a"]
     assert found.ends == {("a", "failed"): 1, ("b", "refused"): 1, ("c", "refused"): 1}
+
+
+def test_a_workspace_longer_than_any_path_is_refused_at_once() -> None:
+    with pytest.raises(UserError) as caught:
+        Workspace("a/" * 500_000)
+    assert str(caught.value).startswith("workspace: 'a/a/")
+    assert str(caught.value).endswith("... is longer than 4,096 characters; name a shorter place")
