@@ -342,7 +342,7 @@ class Campaign:
         queue = next(Path(search.workspace, "tracking").glob("*/unsent.jsonl"), None)
         if queue is None:
             return False
-        entry = {"ref": "search", "kind": "file", "values": {"local": "/nowhere/gone.txt", "folder": ""}}
+        entry = {"ref": "search", "kind": "of another version", "values": {}}
         with queue.open("a") as stream:
             stream.write(json.dumps(entry) + "\n")
         fault["put_aside_after"] = before
