@@ -37,7 +37,7 @@ def test_all_architectures_are_timed_beside_one_parent(parent: str, tmp_path: Pa
     half = [block if layer % 2 else {"attention": ABSENT, "ffn": ABSENT} for layer, block in enumerate(own)]
     arguments = {"parent": parent, **ENGINE, "workload": WORKLOAD, "conditions": "these"}
     arguments["architectures"] = {"same": own, "half": half}
-    arguments["ends"] = {"same": None, "half": None}
+    arguments["whole"] = {"same": [None, None], "half": [None, None]}
     output = time_architectures(arguments, context(tmp_path, memory_retries))
     assert output.values["conditions"] == "these"
     same, less = (Measured(**output.values["measured"][name]) for name in ("same", "half"))
