@@ -130,7 +130,7 @@ def run(values: dict[str, Any]) -> None:
     """Check that every node can use what the job names, then run the job on this cluster."""
     from inlay.nas.job import Job
     from inlay.nas.report.progress import Reporter
-    from inlay.nas.stages.recording.on_end import told_on_end
+    from inlay.nas.stages.on_end import told_on_end
     from inlay.nas.stages.rounds import run_rounds
 
     job, workspace, job_id = Job.parse(values["job"], values["folder"]), values["workspace"], values["job_id"]

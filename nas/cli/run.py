@@ -27,7 +27,7 @@ def run_command(
     loaded = Job.load(job)
     with make_reporter() as reporter:
         try:
-            from inlay.nas.stages.recording.on_end import told_on_end
+            from inlay.nas.stages.on_end import told_on_end
             from inlay.nas.stages.rounds import run_rounds
 
             result = told_on_end(

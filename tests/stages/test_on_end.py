@@ -16,7 +16,7 @@ import yaml
 from inlay.cluster.on_end import VARIABLE
 from inlay.nas.errors import InfeasibleError, UserError
 from inlay.nas.job import Job
-from inlay.nas.stages.recording.on_end import told_on_end
+from inlay.nas.stages.on_end import told_on_end
 from inlay.nas.stages.run import RunResult
 
 VALUES = {
