@@ -513,8 +513,8 @@ machine, token on; the parent that ships with inlay; costs given. Undisturbed, a
 |---|---|---|---|
 {rows}
 
-- **{len(faults)} faults** over {len(searches)} searches, seed {state["seed"]}: {FAULTS_A_SEARCH} a search, and one
-  where all of it is the fault (the last {len(CIRCUMSTANCES)} kinds).
+- **{len(faults)} faults** over {len(searches)} searches, seed {state["seed"]}: at most {FAULTS_A_SEARCH} a search, and
+  one where all of it is the fault (the last {len(CIRCUMSTANCES)} kinds).
 - **{equal}** ended with the undisturbed search's tables, trained variants and models{_named(unequal)}.
 - **{repeated} pieces** were done more than once, of {len(searches) * expected["records"]} that were committed.
 - The command was given {starts} times for {len(searches)} searches. A search took {times[0]:g} to

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import pytest
 
 from inlay.cluster.cost import Cost
 from inlay.cluster.events import PieceEvent
+from inlay.cluster.lock import locked
 from inlay.cluster.runtime import connect
 from inlay.nas.job import Job
 from inlay.nas.loop.search import Search, cluster_settings
@@ -17,6 +20,7 @@ from inlay.nas.report.best import Best
 from inlay.nas.report.progress import Reporter
 from inlay.nas.stages.recording.record import SearchRecord
 from inlay.nas.stages.recording.tracked import TrackedSearch
+from inlay.nas.stages.recording.unsent import send_unsent
 from inlay.nas.stages.run import open_job_parent
 from inlay.nas.workspace import Workspace
 
@@ -208,6 +212,27 @@ def test_further_figures_leave_the_run_to_whom_it_is_of(
     after = client.get_run(identifier)
     assert after.data.tags == before
     assert (after.data.metrics["child/acc"], after.info.status) == (0.5, "FINISHED")
+
+
+def test_what_waits_for_the_tracker_is_sent_after_the_search(make: Make, tmp_path: Path) -> None:
+    import mlflow
+
+    job, place = make(), Workspace(tmp_path / "w.search")
+    identifier = run_of(job, place)
+    spool = tmp_path / "w.search" / "tracking" / job.search_digest()[:16]
+    stream = io.StringIO()
+    send_unsent(job, place, Reporter(stream))
+    assert stream.getvalue() == ""
+    entry = {"ref": "search", "kind": "tags", "values": {"values": {"late": "yes"}}}
+    (spool / "unsent.jsonl").write_text(json.dumps(entry) + "\n")
+    with locked(place.store, "another run"):
+        send_unsent(job, place, Reporter(stream))
+    assert stream.getvalue().startswith("warning    what waits for the tracker is not sent: the workspace ")
+    send_unsent(job, place, Reporter(stream))
+    told = "the tracker has got what it did not answer for when the search ran"
+    assert stream.getvalue().splitlines()[1:] == [told]
+    assert mlflow.MlflowClient(job.tracking.uri).get_run(identifier).data.tags["late"] == "yes"
+    assert (spool / "unsent.jsonl").read_text() == ""
 
 
 def test_a_search_continues_its_run_wherever_it_computes(make: Make, tmp_path: Path) -> None:

@@ -149,12 +149,13 @@ def test_a_finished_job_does_nothing(finished: Path, inlay_command: Run) -> None
 
 
 def test_what_the_tracker_had_not_got_is_sent_when_the_command_is_given_again(
-    finished: Path, tmp_path: Path, inlay_here: Run
+    finished: Path, tmp_path: Path, inlay_here: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from mlflow.tracking import MlflowClient
 
     folder = tmp_path / "copy"
     shutil.copytree(finished, folder)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{finished / 'mlflow.db'}")
     run = json.loads((folder / "job.search" / "run.json").read_text())
     spool = folder / "job.search" / "tracking" / run["job_digest"][:16]
     entry = {"ref": "search", "kind": "tags", "values": {"values": {"late": "yes"}}}
@@ -162,7 +163,7 @@ def test_what_the_tracker_had_not_got_is_sent_when_the_command_is_given_again(
     again = inlay_here("run", "job.yaml", cwd=folder)
     assert "nothing to do" in again.stdout
     assert again.stderr.splitlines()[-1] == "the tracker has got what it did not answer for when the search ran"
-    client = MlflowClient(tracking_uri=f"sqlite:///{folder / 'mlflow.db'}")
+    client = MlflowClient(tracking_uri=f"sqlite:///{finished / 'mlflow.db'}")
     assert client.get_run(run["mlflow_run_id"]).data.tags["late"] == "yes"
     assert "waits" not in inlay_here("run", "job.yaml", cwd=folder).stderr
     assert (spool / "unsent.jsonl").read_text() == ""
