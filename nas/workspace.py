@@ -1,8 +1,8 @@
 """The workspace: the folder or URL that holds every search of one parent.
 
     workspace.json        schema version and the digest of the parent it belongs to
-    records/, blobs/      what pieces produced (cluster/pieces.py, cluster/store.py); shards/ hold a thousand records each
-                          (cluster/records.py)
+    records/, blobs/      what pieces produced (cluster/pieces.py, cluster/store.py)
+    shards/               records of searches that have thousands (cluster/records.py)
     tables/*.parquet      scores, costs, pool
     solutions/*.json      answers of the solver; solution.json is the chosen one
     library.json          digests of the trained variants by layer; texts.json those of the packed texts;
