@@ -12,6 +12,7 @@ _LISTED_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
 _TAG_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,98}[A-Za-z0-9])?")
 _TAG_RULE = "name=value, the name of letters, digits and _.- in between"
 _LONGEST_TAG = 500
+_LONGEST_URL = 2_000
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
@@ -72,7 +73,7 @@ def parse_server(text: str) -> str:
     """Return the URL of a job server, `http://host:port`; raises ValueError for anything else."""
     url = text if "://" in text else f"http://{text}"
     try:
-        parts = urlsplit(url)
+        parts = urlsplit(url if len(url) <= _LONGEST_URL else "")
         port = parts.port
     except ValueError:
         parts, port = urlsplit(""), None

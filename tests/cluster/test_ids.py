@@ -83,3 +83,8 @@ def test_what_is_no_server(text: str) -> None:
 def test_loopback() -> None:
     assert is_loopback("http://127.0.0.1:8265")
     assert not is_loopback("http://127.0.0.1.example.org:8265")
+
+
+def test_an_address_longer_than_any_is_refused_before_it_is_taken_apart() -> None:
+    with pytest.raises(ValueError, match="is not the address of a job server"):
+        parse_server("http://" + "\ufdfa" * 3_000)
