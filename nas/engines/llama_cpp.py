@@ -27,7 +27,7 @@ from inlay.nas.engines.shapes import shape_of_model, with_vocabulary
 from inlay.nas.engines.talk import Talk, Trained
 from inlay.nas.engines.timing import Workload, clock_of, take_rounds
 from inlay.nas.families.shape import Entry, Shape
-from inlay.nas.formats.by_tensor import form_of
+from inlay.nas.formats.by_tensor import form_of, forms_in
 from inlay.nas.formats.gguf import F16, GGUF
 from inlay.nas.modeling.full_inlay import KEY, QUERY, VALUE, FullAttention
 from inlay.nas.modeling.gated_inlay import GatedFfn
@@ -104,8 +104,8 @@ class LlamaCppEngine(Engine):
         if kind not in PARTS:
             return f"llama.cpp has no {kind} {slot}; it runs {', '.join(PARTS)} and no_op, so {_ELSEWHERE}"
         form = entry.get(FORMAT, form)
-        if form not in GGUF:
-            return f"llama.cpp has no {form}; its formats are {', '.join(GGUF)}"
+        if unknown := next((own for own in forms_in(form) if own not in GGUF), None):
+            return f"llama.cpp has no {unknown}; its formats are {', '.join(GGUF)}"
         part = part_of(shape, 0, slot, entry, form)
         if part.role == "map" and not mixed_architecture(shape).empty_attention:
             return f"llama.cpp has no {kind} {slot} beside attention whose heads are normed; {_ELSEWHERE}"

@@ -229,7 +229,7 @@ class TestBoth:
         ]
 
     def test_two_that_do_not_stand_together(self) -> None:
-        space = SimpleNamespace(attention=[{"kv_heads": 1, "heads": 2}], ffn=[], formats=(), multiple=8, sinks=4)
+        space = SimpleNamespace(attention=[{"kv_heads": 1, "heads": 2}], ffn=[], forms=(), multiple=8, sinks=4)
         from inlay.nas.families import Shape
 
         own = {"attention": {"kind": "full", "kv_heads": 2}, "ffn": {"kind": "gated", "width": 8}}
