@@ -56,8 +56,11 @@ def blocks_html(
 ) -> Iterator[str]:
     """Every variant at every layer, with a filter: what it costs, how well it learnt its place, and its score alone."""
     learnt = {(row.layer, row.variant): row for row in losses}
-    alone = {(row.layer, label): row.kl_nats for row in scores if (label := _single(row)) is not None}
-    stands = {(layer, label) for layer, block in enumerate(child) for label in block}
+    alone = {
+        (row.layer, label): row.kl_nats for row in scores if row.layer >= 0 and (label := _single(row)) is not None
+    }
+    # Behind the two of the last layer stands what the whole model is stored in.
+    stands = {(layer, label) for layer, block in enumerate(child) for label in block[:2]}
     places = {*learnt, *alone, *stands} | {(layer, label) for layer, label in shares if label in PARENT_LABELS}
     rows = []
     for layer, label in sorted(places, key=lambda place: (place[0], parse_variant(place[1]).rank)):
