@@ -127,7 +127,9 @@ def test_the_file_says_how_it_is_to_be_run(folder: Path, inlay_here: Run) -> Non
 
 def test_a_table_for_one_cache_is_refused_where_two_are_to_be_chosen_from(folder: Path, inlay_here: Run) -> None:
     values = yaml.safe_load((folder / "job.yaml").read_text())
-    rows = [row for row in Workspace(folder / "job.search").read_table("costs") if CACHE not in row["variant"]]
+    # Mixes of formats, whose labels have commas, are found in a search and in no table that is given.
+    table = Workspace(folder / "job.search").read_table("costs")
+    rows = [row for row in table if CACHE not in row["variant"] and "," not in row["variant"]]
     names = list(rows[0])
     lines = [",".join("" if row[name] is None else str(row[name]) for name in names) for row in rows]
     (folder / "one.csv").write_text("\n".join([",".join(names), *lines]) + "\n")
