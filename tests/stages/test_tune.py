@@ -260,7 +260,8 @@ def test_a_study_that_was_stopped_goes_on(
     assert [after[trial.number].values for trial in finished] == [trial.values for trial in finished]
     assert all(after[trial.number].state.name == "FAIL" for trial in left)
     again = [trial for trial in after if "inlay.first_number" in trial.user_attrs]
-    assert [trial.params for trial in again] == [trial.params for trial in left]
+    # One that was killed before it had its settings is replaced by any other.
+    assert [trial.params for trial in again] == [trial.params for trial in left if trial.params]
     assert all(trial.state.is_finished() and trial.state.name != "FAIL" for trial in again)
 
 
