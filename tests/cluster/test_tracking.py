@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,8 @@ from mlflow.entities import Run
 from inlay.cluster.tracking import Tracker, tracking_uri
 from inlay.cluster.tracking_link import end_job_run
 from inlay.cluster.urls import redacted
+
+MlflowDb = Callable[[Path], str]
 
 
 class Server:
@@ -58,8 +60,9 @@ class Server:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(tmp_path_factory: pytest.TempPathFactory, mlflow_db: MlflowDb) -> Iterator[Server]:
     server = Server(tmp_path_factory.mktemp("mlflow"))
+    mlflow_db(server.folder)
     server.start()
     yield server
     server.kill()
@@ -238,8 +241,8 @@ os.kill(os.getpid(), 9)
 """
 
 
-def test_what_a_killed_search_did_not_send_is_sent_by_the_next(tmp_path: Path) -> None:
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
+def test_what_a_killed_search_did_not_send_is_sent_by_the_next(tmp_path: Path, mlflow_db: MlflowDb) -> None:
+    uri = mlflow_db(tmp_path)
     subprocess.run([sys.executable, "-c", KILLED, uri, str(tmp_path / "spool")], check=False)
     with (tmp_path / "spool" / "unsent.jsonl").open("a") as stream:
         stream.write('{"ref": "search", "ki')
@@ -253,10 +256,10 @@ def test_what_a_killed_search_did_not_send_is_sent_by_the_next(tmp_path: Path) -
     assert warnings == []
 
 
-def test_secrets_are_not_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secrets_are_not_sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mlflow_db: MlflowDb) -> None:
     monkeypatch.setenv("MY_SERVICE_TOKEN", "abcdefghijkl")
     assert redacted("s3://key:word@host/path and abcdefghijkl") == "s3://***@host/path and ***"
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    uri = mlflow_db(tmp_path)
     tracker = Tracker(uri, "secret", spool=tmp_path / "spool")
     tracker.start("stories", {"tag": "abcdefghijkl"})
     tracker.params({"uri": "postgresql://me:pass-word@db/x", "token": "abcdefghijkl"})
@@ -293,14 +296,14 @@ def test_it_says_nothing_on_the_terminal(tmp_path: Path) -> None:
     assert (done.stdout, done.stderr) == ("", "")
 
 
-def test_an_entry_that_can_never_be_sent_is_put_aside_and_said(tmp_path: Path) -> None:
+def test_an_entry_that_can_never_be_sent_is_put_aside_and_said(tmp_path: Path, mlflow_db: MlflowDb) -> None:
     """One of another version, which no retry makes right; what comes after it is sent all the same."""
     spool = tmp_path / "spool"
     spool.mkdir()
     bad = json.dumps({"ref": "search", "kind": "nonsense", "values": {"x": 1}})
     (spool / "unsent.jsonl").write_text(bad + "\n")
     warnings: list[str] = []
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    uri = mlflow_db(tmp_path)
     tracker = Tracker(uri, "aside", warnings.append, spool=spool)
     tracker.start("stories")
     tracker.metrics({"loss": 1.0})
@@ -315,8 +318,8 @@ def test_an_entry_that_can_never_be_sent_is_put_aside_and_said(tmp_path: Path) -
     assert f"it is put aside in {spool}/aside.jsonl, and the others are sent" in said
 
 
-def test_a_resumed_run_is_told_each_step_once(tmp_path: Path) -> None:
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
+def test_a_resumed_run_is_told_each_step_once(tmp_path: Path, mlflow_db: MlflowDb) -> None:
+    uri = mlflow_db(tmp_path)
     for steps in (4, 6):
         tracker = Tracker(uri, "again", spool=tmp_path / "spool")
         tracker.start("stories")
@@ -365,8 +368,8 @@ def test_the_run_of_a_job_that_was_killed_is_ended_by_those_who_stop_it(
     assert only_search(server.uri, "ended").info.status == "FINISHED"
 
 
-def test_numbers_that_mlflow_refuses_take_no_others_with_them(tmp_path: Path) -> None:
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
+def test_numbers_that_mlflow_refuses_take_no_others_with_them(tmp_path: Path, mlflow_db: MlflowDb) -> None:
+    uri = mlflow_db(tmp_path)
     warnings: list[str] = []
     tracker = Tracker(uri, "refused", warnings.append, spool=tmp_path / "spool")
     tracker.start("stories")
@@ -385,9 +388,9 @@ def test_numbers_that_mlflow_refuses_take_no_others_with_them(tmp_path: Path) ->
         assert [(metric.step, metric.value) for metric in history] == [(step, 1 / (step + 1)) for step in range(6)]
 
 
-def test_a_run_below_is_found_again_by_its_name_and_called_what_it_is_now(tmp_path: Path) -> None:
+def test_a_run_below_is_found_again_by_its_name_and_called_what_it_is_now(tmp_path: Path, mlflow_db: MlflowDb) -> None:
     """The new head has no spool; a run that was ended and is told more of is open meanwhile."""
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    uri = mlflow_db(tmp_path)
     for spool, name in (("head", "solution a"), ("new head", "child")):
         tracker = Tracker(uri, "below", spool=tmp_path / spool)
         tracker.start("stories", creation="one")
@@ -407,13 +410,13 @@ def test_a_run_below_is_found_again_by_its_name_and_called_what_it_is_now(tmp_pa
     assert [point.step for point in client.get_metric_history(found.info.run_id, "kl")] == [1]
 
 
-def test_a_run_began_when_it_was_told_and_not_when_it_was_sent(tmp_path: Path) -> None:
+def test_a_run_began_when_it_was_told_and_not_when_it_was_sent(tmp_path: Path, mlflow_db: MlflowDb) -> None:
     spool = tmp_path / "spool"
     tracker = Tracker("http://127.0.0.1:9", "late", spool=spool)
     tracker.start("stories")
     tracker.end()
     told = [json.loads(line) for line in (spool / "unsent.jsonl").read_text().splitlines()]
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    uri = mlflow_db(tmp_path)
     tracker = Tracker(uri, "late", spool=spool)
     assert tracker.flush(60)
     tracker.close()

@@ -82,9 +82,15 @@ def make_search() -> Iterator[Callable[[Job, Path], SmallSearch]]:
 
 
 @pytest.fixture(scope="session")
-def inlay_command() -> Run:
+def inlay_command(mlflow_db: Callable[[Path], str]) -> Run:
     """Runs the command line as a process of its own."""
-    return commands.run
+
+    def run(*words: str | Path, cwd: Path, **options: Any) -> subprocess.CompletedProcess[str]:
+        if words[0] == "run":
+            mlflow_db(cwd)
+        return commands.run(*words, cwd=cwd, **options)
+
+    return run
 
 
 class SharedRay:
@@ -116,11 +122,13 @@ def shared_ray(pytestconfig: pytest.Config) -> SharedRay:
 
 
 @pytest.fixture(scope="session")
-def inlay_here(shared_ray: SharedRay) -> Run:
+def inlay_here(shared_ray: SharedRay, mlflow_db: Callable[[Path], str]) -> Run:
     """Runs the command line in this process, on the folder's Ray: for what a process of its own would not show."""
 
     def run(*words: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
         out, err = io.StringIO(), io.StringIO()
+        if words[0] == "run":
+            mlflow_db(cwd)
         with ExitStack() as stack:
             patch = stack.enter_context(pytest.MonkeyPatch.context())
             patch.setattr(run_module, "connect", lambda settings: nullcontext(shared_ray.cluster()))

@@ -28,7 +28,12 @@ Make = Callable[..., Job]
 
 
 @pytest.fixture
-def make(tmp_path: Path, tiny_parent: Callable[..., Path], texts: tuple[Path, Path]) -> Make:
+def make(
+    tmp_path: Path,
+    tiny_parent: Callable[..., Path],
+    texts: tuple[Path, Path],
+    mlflow_db: Callable[[Path], str],
+) -> Make:
     """`make(cluster={...})`: a job with these sections."""
 
     def job(**sections: Any) -> Job:
@@ -37,7 +42,7 @@ def make(tmp_path: Path, tiny_parent: Callable[..., Path], texts: tuple[Path, Pa
             "data": {"distill": {"path": str(texts[0]), "sequence_length": 32}, "validate": {"path": str(texts[1])}},
             "space": {"attention": ["no_op"]},
             "budget": {"parameters": "0.9x"},
-            "tracking": {"uri": f"sqlite:///{tmp_path}/mlflow.db"},
+            "tracking": {"uri": mlflow_db(tmp_path)},
         }
         return Job.from_dict(values | sections)
 
