@@ -94,7 +94,10 @@ def micro_batches(count: int, size: int) -> Iterator[tuple[int, int]]:
 def _advance(
     source: SubblockSource, index: int, slot: Slot, groups: list[_Group], choices: list[str], micro_batch: int
 ) -> list[_Group]:
-    """One slot of one layer for all groups; each module is loaded once, however many groups use it."""
+    """One slot of one layer for all groups; each module is loaded once, however many groups use it.
+
+    The groups given are used up: each one's state is let go of as soon as all that follow from it are there.
+    """
     by_choice: dict[str, list[tuple[_Group, list[int]]]] = {}
     for group in groups:
         split: dict[str, list[int]] = {}
@@ -102,10 +105,13 @@ def _advance(
             split.setdefault(choices[member], []).append(member)
         for choice, members in split.items():
             by_choice.setdefault(choice, []).append((group, members))
+    groups.clear()
     forked: list[_Group] = []
     for choice in sorted(by_choice):
         module = source.subblock(index, slot, choice)
-        for group, members in by_choice[choice]:
+        waiting = by_choice.pop(choice)[::-1]
+        while waiting:
+            group, members = waiting.pop()
             hidden = group.hidden
             if module is not None:
                 hidden = add_update(module, slot, source, hidden, micro_batch)

@@ -15,18 +15,17 @@ import torch
 from torch import Tensor
 
 from inlay.cluster.pieces import PieceContext, PieceOutput
-from inlay.cluster.store import Store
-from inlay.distill.boundary import BoundaryScratch
 from inlay.distill.sweep import micro_batches, sweep
 from inlay.kernels import compare_next_token
 from inlay.nas.modeling import Ends
 from inlay.nas.pieces.assembled import StoredModel, TrainedModel
-from inlay.nas.pieces.boundaries import embed_rows, micro_batch, reference_source, worker_source
+from inlay.nas.pieces.boundaries import micro_batch, reference_source, worker_source
 from inlay.nas.pieces.boundaries import micro_batch as sequences_at_once
 from inlay.nas.pieces.by_document import ByDocument, by_document, document_sums
+from inlay.nas.pieces.piece_text import PieceText, documents_of, sequences_held, shares_of
 from inlay.nas.pieces.rounded_cache import as_run
 from inlay.nas.pieces.standard_error import Values, standard_error
-from inlay.nas.pieces.texts import load_documents, load_ids
+from inlay.nas.pieces.texts import load_ids
 from inlay.nas.pieces.weights import Library, WorkerSource
 from inlay.nas.tables.architecture import PARENT_BLOCK, Blocks, blocks_of, ends_form, is_original
 
@@ -154,30 +153,25 @@ def compare_architectures(arguments: dict[str, Any], context: PieceContext) -> P
     architectures = [(parent_choice, ""), *swept]
     forms = [ends_form(each) for each in given]
     own = {form: source.ends(form) if form else ends for form in {None, *forms}}
+    text = PieceText(source, arguments, ends)
+    num, length = text.ids_NS.shape
+    branches = len(architectures) + 1  # what a subblock makes of a state is held beside it
+    at_once = sequences_held(source, length, branches)
     parts: list[dict[str, Tensor]] = []
-    for number, (shard, rows) in enumerate(zip(arguments["shards"], arguments["rows"], strict=True)):
-        if first == 0:
-            hidden = embed_rows(source, arguments["ids"], rows)
-        else:
-            scratch = BoundaryScratch(Path(arguments["scratch"]), arguments["num_shards"])
-            hidden = scratch.read(first, shard).to(source.device)
-        ids_NS = torch.from_numpy(load_ids(source.store, arguments["ids"])[rows[0] : rows[1]].astype("int64"))
-        documents_NS = documents_of(source.store, arguments, rows)
-        for start, end, size in shares_of(len(ids_NS), ids_NS.shape[1], context.memory_retries):
-            own_NS = None if documents_NS is None else documents_NS[start:end]
-            with torch.inference_mode():
-                outputs = _swept(source, architectures, own, ids_NS[start:end], hidden[start:end], first, size)
-                parent, *others = outputs
-                if reference is not source:
-                    embedded = reference_ends.embed(ids_NS[start:end].to(source.device))
-                    (parent,) = sweep(reference, [parent_choice], embedded, 0, size)
-                found = iter(others)
-                children = [parent if is_original(each) else next(found) for each in given]
-                own_ends = [
-                    reference_ends if is_original(each) else own[form] for each, form in zip(given, forms, strict=True)
-                ]
-                parts.append(compare(reference_ends, ids_NS[start:end], parent, children, own_ends, size, own_NS))
-            context.progress((number + end / len(ids_NS)) / len(arguments["shards"]))
+    for start, end, size in shares_of(num, length, context.memory_retries, at_once):
+        ids_NS = text.ids_NS[start:end]
+        own_NS = None if text.documents_NS is None else text.documents_NS[start:end]
+        with torch.inference_mode():
+            parent, *others = _swept(source, architectures, own, ids_NS, text.states(first, start, end), first, size)
+            if reference is not source:
+                (parent,) = sweep(reference, [parent_choice], reference_ends.embed(ids_NS.to(source.device)), 0, size)
+            found = iter(others)
+            children = [parent if is_original(each) else next(found) for each in given]
+            own_ends = [
+                reference_ends if is_original(each) else own[form] for each, form in zip(given, forms, strict=True)
+            ]
+            parts.append(compare(reference_ends, ids_NS, parent, children, own_ends, size, own_NS))
+        context.progress(end / num)
     return PieceOutput(values={"labels": list(arguments["labels"])}, blobs={"sequences": joined(parts)})
 
 
@@ -203,20 +197,6 @@ def _swept(
     return [outputs[place] for place in range(len(architectures))]
 
 
-def shares_of(num: int, length: int, memory_retries: int) -> list[tuple[int, int, int]]:
-    """(start, end, micro-batch) of the runs of sequences whose hidden states are held at once.
-
-    All of a shard at first, half as many after each attempt that ran out of memory. Runs are whole micro-batches for as
-    long as they can be, so that every product has the same shape and every number the same bits; then these halve.
-    """
-    size = sequences_at_once(length)
-    held = -(-num // size) >> memory_retries
-    if held == 0 and memory_retries:
-        size = sequences_at_once(length, memory_retries - (-(-num // size)).bit_length() + 1)
-    run = max(1, held) * size
-    return [(start, min(start + run, num), size) for start in range(0, num, run)]
-
-
 def summaries(
     labels: Sequence[str], sequences: Sequence[dict[str, Tensor]], sources_D: Sequence[int] | None = None
 ) -> dict[str, Comparison]:
@@ -240,13 +220,6 @@ def _summary(found: Mapping[str, Tensor], row: int, sources_D: Sequence[int] | N
         kl_N=kl_N,
         documents=None if sources_D is None else by_document(found, row, sources_D),
     )
-
-
-def documents_of(store: Store, arguments: Mapping[str, Any], rows: Sequence[int]) -> Tensor | None:
-    """The document of each token of some sequences, [N, S]; None where the piece is not told of documents."""
-    if not arguments.get("documents"):
-        return None
-    return torch.from_numpy(load_documents(store, arguments["documents"])[0][rows[0] : rows[1]].astype("int64"))
 
 
 @torch.inference_mode()

@@ -25,7 +25,7 @@ from inlay.nas.pieces.weights import Library
 from inlay.nas.tables.architecture import OWN_CACHE, PARENT_BLOCK, Block, Blocks, cache_label, ends_label
 from inlay.nas.variants import Variant, ends_forms, variants_of
 
-SCORE = Stage("score", 2, compare_architectures)
+SCORE = Stage("score", 3, compare_architectures)
 PARENT = {"attention": "attention:parent", "ffn": "ffn:parent"}
 
 

@@ -15,8 +15,8 @@ from inlay.nas.loop.search import Search
 from inlay.nas.loop.spans import scratch_of, spans_with_boundaries
 from inlay.nas.loop.texts import pack_texts, store_texts
 from inlay.nas.pieces.boundaries import micro_batch
-from inlay.nas.pieces.comparison import shares_of
 from inlay.nas.pieces.library import in_groups
+from inlay.nas.pieces.piece_text import shares_of
 from inlay.nas.pieces.weights import Library
 from inlay.nas.report.progress import Reporter
 from inlay.nas.stages.calibrate import calibrate_piece, sums_of
@@ -134,12 +134,18 @@ def test_groups_hold_every_variant_once() -> None:
 
 @pytest.mark.parametrize("num", [1, 5, 64, 100])
 def test_shares_hold_every_sequence_once_and_halve(num: int) -> None:
-    whole = shares_of(num, 512, 0)
+    whole = shares_of(num, 512, 0, 1000)
     assert whole == [(0, num, 8)]
     for tries in range(1, 8):
-        shares = shares_of(num, 512, tries)
+        shares = shares_of(num, 512, tries, 1000)
         assert [start for start, _, _ in shares] == [0, *(end for _, end, _ in shares[:-1])]
         assert shares[-1][1] == num
         assert all(size <= micro_batch(512) for _, _, size in shares)
-    assert shares_of(64, 512, 3) == [(start, start + 8, 8) for start in range(0, 64, 8)]
-    assert shares_of(64, 512, 4)[0] == (0, 4, 4)
+    assert shares_of(64, 512, 3, 1000) == [(start, start + 8, 8) for start in range(0, 64, 8)]
+    assert shares_of(64, 512, 4, 1000)[0] == (0, 4, 4)
+
+
+def test_shares_are_whole_micro_batches_and_fit_where_they_can() -> None:
+    assert shares_of(64, 512, 0, 30) == [(0, 24, 8), (24, 48, 8), (48, 64, 8)]
+    assert shares_of(64, 512, 1, 30)[:2] == [(0, 8, 8), (8, 16, 8)]
+    assert shares_of(64, 512, 0, 3) == [(start, start + 8, 8) for start in range(0, 64, 8)], "one at least"
