@@ -92,6 +92,11 @@ def show_count(value: float) -> str:
     return _show(value, ((10**9, "G"), (10**6, "M"), (10**3, "k")), "")
 
 
+def show_operations(value: float) -> str:
+    """A number of operations for reading: 3.2 G, 870 T, 1.4 E."""
+    return _show(value, ((10**18, " E"), (10**15, " P"), (10**12, " T"), (10**9, " G"), (10**6, " M")), "")
+
+
 def show_bytes(value: float) -> str:
     """Bytes for reading: 640 B, 7.9 KiB, 24 GiB."""
     return _show(value, ((2**40, " TiB"), (2**30, " GiB"), (2**20, " MiB"), (2**10, " KiB")), " B")

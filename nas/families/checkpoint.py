@@ -21,6 +21,8 @@ INDEX: Final = "model.safetensors.index.json"
 
 _DTYPES: Final = {"F32": ("float32", 4), "BF16": ("bfloat16", 2), "F16": ("float16", 2)}
 _PICKLED: Final = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+WEIGHT_FILES: Final = ("*.safetensors", INDEX, "*.gguf", *_PICKLED)
+"""What a folder of any weights has."""
 _MOST_HEADER_BYTES: Final = 100_000_000
 """The format's own limit."""
 

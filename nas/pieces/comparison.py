@@ -144,7 +144,8 @@ def compare_architectures(arguments: dict[str, Any], context: PieceContext) -> P
     library = Library({int(layer): held for layer, held in arguments["library"].items()})
     source = worker_source(arguments, library, context.scratch)
     reference = reference_source(arguments, source)
-    ends, reference_ends = source.ends(), reference.ends()
+    ends = source.ends()
+    reference_ends = ends if reference is source else reference.ends()
     num_layers, first = source.num_layers, arguments["first_layer"]
     parent_choice: Blocks = tuple([PARENT_BLOCK] * num_layers)
     given = [blocks_of(each) for each in arguments["architectures"]]

@@ -25,7 +25,7 @@ from inlay.nas.pieces.weights import WorkerSource
 
 HELD_BYTES = 1 << 30
 """What a worker on CPUs may hold of hidden states; on a GPU it is a share of what is free there."""
-_FREE_SHARE = 0.25
+FREE_SHARE = 0.25
 
 
 class PieceText:
@@ -83,7 +83,7 @@ def sequences_held(source: WorkerSource, length: int, branches: int) -> int:
     """Sequences whose hidden states, of so many branches, a worker may hold at once."""
     room = HELD_BYTES
     if source.device.type == "cuda":
-        room = int(_FREE_SHARE * torch.cuda.mem_get_info(source.device)[0])
+        room = int(FREE_SHARE * torch.cuda.mem_get_info(source.device)[0])
     return room // (branches * length * source.parent.shape.hidden * source.dtype.itemsize)
 
 

@@ -22,7 +22,6 @@ from inlay.nas.report.prompts import prompts_html
 from inlay.nas.report.records import (
     Evaluation,
     StageRow,
-    cost_columns,
     read_evaluation,
     read_losses,
     read_pool,
@@ -30,6 +29,7 @@ from inlay.nas.report.records import (
     read_scores,
     read_solution,
     stages_of,
+    work_columns,
 )
 from inlay.nas.report.rows import blocks_html, candidates_html, table
 from inlay.nas.report.sentences import counted, round_words
@@ -223,7 +223,7 @@ def _blocks(workspace: Workspace, pictures: Mapping[str, Picture]) -> Iterator[s
 def _stages(stages: list[StageRow], failed: list[Mapping[str, Any]]) -> Iterator[str]:
     if not stages:
         return
-    costs = cost_columns(stages)
+    costs = work_columns(stages)
     rows = [
         (
             stage.name,

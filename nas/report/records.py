@@ -5,12 +5,12 @@ No torch here. A file that a search has not come to yet gives None or an empty l
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from inlay.nas.errors import InlayError
-from inlay.nas.quantities import show_hours
+from inlay.nas.quantities import show_bytes, show_hours, show_operations, show_seconds
 from inlay.nas.tables.architecture import Blocks, blocks_of
 from inlay.nas.workspace import Workspace
 
@@ -281,7 +281,8 @@ class RecoveryRow:
 
 @dataclass(frozen=True)
 class StageRow:
-    """A stage in `run.json`: its wall time, its pieces, the largest worker's memory, and what its pieces held."""
+    """A stage in `run.json`: its wall time, its pieces, the largest worker's memory, what its pieces held, and what the
+    plan had for it: seconds, operations and bytes of weights that pieces read."""
 
     name: str
     seconds: float
@@ -289,6 +290,9 @@ class StageRow:
     pieces: int | None = None
     cpu_hours: float = 0.0
     gpu_hours: float = 0.0
+    planned_seconds: float = 0.0
+    operations: float = 0.0
+    read_bytes: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -354,16 +358,19 @@ def read_stages(workspace: Workspace) -> list[StageRow]:
     return stages_of(workspace.find_json("run.json") or {})
 
 
-def cost_columns(stages: Sequence[StageRow]) -> dict[str, tuple[list[str], str]]:
-    """By title, what stages held of the cluster, and the sum; no column of what none has held."""
-    held = {
-        "CPU hours": [stage.cpu_hours for stage in stages],
-        "GPU hours": [stage.gpu_hours for stage in stages],
+def work_columns(stages: Sequence[StageRow]) -> dict[str, tuple[list[str], str]]:
+    """By title, what the plan had for stages and what they held of the cluster, and the sum; no column of nothing."""
+    figures: dict[str, tuple[list[float], Callable[[float], str]]] = {
+        "planned": ([stage.planned_seconds for stage in stages], lambda seconds: f"~{show_seconds(seconds)}"),
+        "FLOPs": ([stage.operations for stage in stages], show_operations),
+        "weights read": ([stage.read_bytes for stage in stages], show_bytes),
+        "CPU hours": ([stage.cpu_hours for stage in stages], show_hours),
+        "GPU hours": ([stage.gpu_hours for stage in stages], show_hours),
     }
     return {
-        title: ([show_hours(each) if each else "" for each in hours], show_hours(sum(hours)))
-        for title, hours in held.items()
-        if any(hours)
+        title: ([show(each) if each else "" for each in values], show(sum(values)))
+        for title, (values, show) in figures.items()
+        if any(values)
     }
 
 

@@ -15,7 +15,7 @@ from inlay.cluster.urls import redacted
 from inlay.nas.quantities import show_bytes, show_seconds
 from inlay.nas.report.figures import evaluation_table, preset_table
 from inlay.nas.report.promises import broken_promises
-from inlay.nas.report.records import Evaluation, StageRow, cost_columns, stages_of
+from inlay.nas.report.records import Evaluation, StageRow, stages_of, work_columns
 
 
 def print_summary(result: Mapping[str, Any], console: Console | None = None) -> None:
@@ -45,10 +45,14 @@ def print_summary(result: Mapping[str, Any], console: Console | None = None) -> 
         console.print(Text(line), soft_wrap=not (console.is_terminal and " failed and " in line))
 
 
+_ON_THE_PAGE = ("FLOPs", "weights read")
+"""Columns for which a terminal has no room."""
+
+
 def stage_table(stages: list[StageRow]) -> Table:
-    """Time, memory and cost of every stage."""
+    """Time, as it was and as it was planned, memory and cost of every stage."""
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
-    costs = cost_columns(stages)
+    costs = {title: each for title, each in work_columns(stages).items() if title not in _ON_THE_PAGE}
     table.add_column("stage", no_wrap=True)
     for name in ("time", "pieces", "peak memory", *costs):
         table.add_column(name, justify="right", no_wrap=True)

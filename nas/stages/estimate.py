@@ -1,11 +1,10 @@
-"""How long each stage of a search will take: operations counted, over the rate at which one layer runs here."""
+"""What each stage of a search will take: operations and bytes read are counted, and a machine's pace tells the time."""
 
 from __future__ import annotations
 
-import time
-from dataclasses import dataclass
-
-import torch
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from inlay.cluster.capacity import usable_cpus
 from inlay.cluster.cost import Cost
@@ -13,7 +12,7 @@ from inlay.distill.rates import plan_local_trials, plan_trials
 from inlay.distill.settings import JUDGED
 from inlay.nas.engines.timing import ROUNDS, SAMPLED_STEPS
 from inlay.nas.engines.transformers_engine import COPIES
-from inlay.nas.families import Parent, Slot
+from inlay.nas.families import Described, Shape
 from inlay.nas.job import Job, Scenario
 from inlay.nas.job.judged import judged_length
 from inlay.nas.loop.excess import is_measured
@@ -23,13 +22,13 @@ from inlay.nas.loop.resources import resources_of
 from inlay.nas.loop.sampling import rows_written, sampled_lengths
 from inlay.nas.loop.texts import held_out_batches
 from inlay.nas.loop.training import global_settings
-from inlay.nas.modeling import build_layer, make_context
-from inlay.nas.pieces.boundaries import micro_batch
-from inlay.nas.pieces.shards import SMALLEST_SHARD
+from inlay.nas.loop.true_kl import GROUP
+from inlay.nas.pieces.shards import SMALLEST_SHARD, shard_ranges
 from inlay.nas.pieces.subblock_times import entry_key
 from inlay.nas.stages.calibrate import INPUT_TOKENS
 from inlay.nas.stages.distill import local_settings
 from inlay.nas.stages.estimates import CHECKED, are_estimated
+from inlay.nas.stages.machines import FORWARD, SLOTS, Machine, ThisCpu
 from inlay.nas.tables.idle_limits import parent_sizes
 from inlay.nas.variants import Variant, ends_parameters, parameters, variants_of
 from inlay.nas.variants.storage import AsParent
@@ -38,8 +37,6 @@ CHILD = 0.8
 """Of the parent's operations and times, what one forward of a child is taken to need."""
 VARIANT = 0.4
 """Of a layer's operations, what one variant of it is taken to need."""
-BATCH_RUNS, TOKEN_RUNS = 3, 20
-"""One layer of the parent is run so often on a micro-batch and on one token, and the fastest taken."""
 STEP = 2.5
 """A decode step of a layer in its model, with cache and masks, over the layer alone on one token."""
 START_SECONDS = 8.0
@@ -49,9 +46,6 @@ SWAPPED = 12
 STORED_BYTES_PER_SECOND = 2e8
 ROUNDED_PER_SECOND = 2e6
 """Numbers of matrices whose codes one thread chooses (nas/formats/fitting.py)."""
-FORWARD = 2.0
-"""Operations for each number and token of a forward; a backward takes twice as many."""
-SLOTS: tuple[Slot, Slot] = ("attention", "ffn")
 
 
 @dataclass(frozen=True)
@@ -61,38 +55,49 @@ class Expected:
     Args:
         seconds: by the clock.
         worker_seconds: the same, added up over the workers that are held meanwhile.
+        operations: of products, multiplications and additions.
+        read_bytes: of the parent's weights, every time that a piece reads them.
+        parts: the worker-seconds by what takes them: `computing`, `reading`, `starting`.
     """
 
     seconds: float
     worker_seconds: float = 0.0
+    operations: float = 0.0
+    read_bytes: float = 0.0
+    parts: Mapping[str, float] = field(default_factory=dict)
 
-    @classmethod
-    def shared(cls, work: float, workers: float) -> Expected:
-        """So many seconds of one worker, done by several at once."""
-        return cls(work / workers, work)
+    @property
+    def limit(self) -> str:
+        """What most of the workers' time goes to; "" where nothing is known of it."""
+        return max(self.parts, key=lambda name: self.parts[name]) if any(self.parts.values()) else ""
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """What is kept of it beside what the stage took."""
+        return {"planned_seconds": self.seconds, "operations": self.operations, "read_bytes": self.read_bytes}
 
     def __add__(self, other: Expected) -> Expected:
-        return Expected(self.seconds + other.seconds, self.worker_seconds + other.worker_seconds)
+        return Expected(
+            self.seconds + other.seconds,
+            self.worker_seconds + other.worker_seconds,
+            self.operations + other.operations,
+            self.read_bytes + other.read_bytes,
+            {name: self.parts.get(name, 0) + other.parts.get(name, 0) for name in {**self.parts, **other.parts}},
+        )
 
 
 Space = list[tuple[Variant, ...]]
 """The variants of each layer."""
 
 
-def expected_stages(job: Job, parent: Parent) -> dict[str, Expected]:
-    """Of every stage, in the order in which they run, on workers like this machine's CPUs.
-
-    One layer is timed for some tenths of a second, by its thread's CPU time, so that other work on the machine changes
-    nothing. For other devices only the proportions mean something.
-    """
+def expected_stages(job: Job, parent: Described, machine: Machine) -> dict[str, Expected]:
+    """Of every stage, in the order in which they run, on workers of a machine."""
     shape = parent.shape
     length, judged = job.data.distill.sequence_length, judged_length(job)
     space = [variants_of(job.space, shape, layer) for layer in range(shape.num_layers)]
     trained = sum(variant.trained for layer in space for variant in layer)
     whole = parent_sizes(shape, job.hardware.scenarios[0], AsParent())["parameters"]
     own, head = whole - ends_parameters(shape), shape.vocab * shape.hidden
-    rates = {tokens: layer_rate(parent, tokens) for tokens in sorted({length, judged})}
-    learning, judging = rates[length].operations_per_second, rates[judged].operations_per_second
 
     workers = job.cluster.max_workers or local_workers(job)
     by_layer = min(workers, shape.num_layers)
@@ -101,9 +106,21 @@ def expected_stages(job: Job, parent: Parent) -> dict[str, Expected]:
     by_model = min(models, max(1, workers // job.recover.workers)) * job.recover.workers
 
     forward = FORWARD * (own + head)
+    reads = Reads.of(shape)
 
-    def whole_training(tokens: int) -> float:
-        """Seconds of one model: its steps, those of one more rate, and its judgements; a backward is two forwards."""
+    def work(operations: float, length: int, at_once: int, read: float = 0.0, pieces: float = 0.0) -> Expected:
+        """So much of it on sequences of a length, by several workers at once."""
+        parts = {
+            "computing": operations / machine.operations_per_second(length),
+            "reading": read * machine.read_seconds_per_byte,
+            "starting": pieces * machine.piece_seconds,
+        }
+        seconds = sum(parts.values())
+        return Expected(seconds / max(1, at_once), seconds, operations, read, parts)
+
+    def training(tokens: int) -> float:
+        """Operations of one model: its steps, those of one more rate, and its judgements; a backward is two
+        forwards."""
         if not tokens:
             return 0.0
         settings = global_settings(job, tokens)
@@ -111,9 +128,16 @@ def expected_stages(job: Job, parent: Parent) -> dict[str, Expected]:
         steps = settings.steps + plan_trials(settings).steps
         judged = held_out_batches(job, tokens)  # by the parent once, and at the start and in the range test too
         forwards = steps * (1 + 3 * CHILD) + judged * (1 + (JUDGED + 2) * CHILD)
-        return batch_tokens * forwards * forward / learning
+        return batch_tokens * forwards * forward
+
+    def trainings(number: int, tokens: int, at_once: int) -> Expected:
+        """Of so many whole models: each rank reads parent and child once."""
+        read = bool(tokens) * number * job.recover.workers * (1 + CHILD) * reads.whole
+        return work(number * training(tokens), length, at_once, read, bool(tokens) * number * job.recover.workers)
 
     score_tokens, report_tokens = judged_tokens(job)
+    score_shards = len(shard_ranges(score_tokens // judged, judged))
+    report_shards = len(shard_ranges(report_tokens // judged, judged))
     local = local_settings(job, length)
     tried = 1 + plan_local_trials(local).steps / local.steps  # the steps of one more rate
     variants = 3 * FORWARD * trained * (own / shape.num_layers) * VARIANT * tried
@@ -121,22 +145,40 @@ def expected_stages(job: Job, parent: Parent) -> dict[str, Expected]:
     dropped = 0 if job.space.formats_alone else 3 * shape.num_layers
     if are_estimated(job):
         # The backward pass takes no gradient of weights: one forward more. The blocks that are checked run to the end.
-        scored = score_tokens * (2 + CHECKED) * forward
         by_block = min(workers, max(1, score_tokens // SMALLEST_SHARD))
+        scored = work(
+            score_tokens * (2 + CHECKED) * forward,
+            judged,
+            by_block,
+            2 * score_shards * reads.whole,
+            2 * score_shards,
+        )
     else:
-        scored, by_block = score_tokens * blocks * FORWARD * (own / 2 + head), by_layer
+        by_block = by_layer
+        most = max((len(layer) for layer in space), default=1) + 1
+        number_bytes = 4 if job.hardware.device == "cpu" else shape.dtype_bytes
+        runs = math.ceil(score_tokens * most * number_bytes * shape.hidden / machine.held_bytes)
+        scored = work(
+            score_tokens * blocks * FORWARD * (own / 2 + head),
+            judged,
+            by_block,
+            score_shards * reads.through(shape.num_layers - 1) + sum(reads.scored(i, runs) for i in range(len(space))),
+            score_shards + shape.num_layers,
+        )
     forms = len(job.space.formats.choices)
-    rounding = forms * own / ROUNDED_PER_SECOND + bool(forms) * INPUT_TOKENS * forward / judging
+    rounding = forms * own / ROUNDED_PER_SECOND
+    read_by_matrices = bool(forms) * INPUT_TOKENS * forward
     pool = 4 * job.solve.pool + dropped + SWAPPED
-    timed = _TimedModels(parent, job, rates[length])
+    timed = _TimedModels(parent, job, machine, length)
 
     def sampling(tokens: int, length: int) -> Expected:
         """Of a text that the parent writes: each piece a token of all its sequences at a time."""
         rows, at_once = rows_written(tokens, length)
-        step = (shape.num_layers + 1) * STEP * rates[length].step_seconds
+        step = (shape.num_layers + 1) * STEP * machine.step_seconds(length)
         pieces = -(-rows // at_once)
-        work = length * (pieces * step + rows * forward / rates[length].operations_per_second)
-        return Expected.shared(work, min(workers, pieces))
+        steps = Expected(pieces * length * step / min(workers, pieces), pieces * length * step)
+        computed = work(length * rows * forward, length, min(workers, pieces), pieces * reads.whole, pieces)
+        return steps + computed
 
     def alone(seconds: float) -> Expected:
         """Of what has a node for itself."""
@@ -145,28 +187,76 @@ def expected_stages(job: Job, parent: Parent) -> dict[str, Expected]:
     by_the_clock, whole_models = any(map(is_measured, job.budget)), bool(job.recover.tokens)
     written = [sampling(*each) for each in sampled_lengths(job).values()]
     start = Expected(START_SECONDS)  # what is started holds nothing yet
-    learnt = bool(trained) * job.distill.tokens * (FORWARD * own + variants) / learning
-    pooled = score_tokens * pool * forward / judging + job.recover.probed * whole_training(probe_tokens(job))
+    shards = len(shard_ranges(max(1, job.distill.tokens // length), length)) if trained else 0
+    summed = sum(bool(any(v.trained for v in layer)) for layer in space)
+    groups = -(-pool // GROUP) * score_shards
     # As assembled on the report text; after recovery beside the parent on both; times that are not there yet.
-    figures = models * (3 * report_tokens + 2 * score_tokens if whole_models else report_tokens) * forward / judging
+    figures = models * (3 * report_tokens + 2 * score_tokens if whole_models else report_tokens) * forward
+    figure_pieces = models * (report_shards * (2 if whole_models else 1) + score_shards * whole_models)
     return {
         **({"sample": sum(written, start)} if written else {}),
         "measure": (Expected(0) if written else start) + alone(timed.subblocks(space)),
-        "distill": Expected.shared(learnt, by_layer),
-        "score": Expected.shared(scored / judging, by_block) + Expected.shared(rounding, by_layer),
-        "assemble": Expected.shared(pooled, workers)
+        "distill": work(
+            bool(trained) * job.distill.tokens * (FORWARD * own + variants),
+            length,
+            by_layer,
+            shards * reads.through(shape.num_layers) + 2 * summed * reads.layer,
+            shards + 2 * summed,
+        ),
+        "score": scored
+        + work(read_by_matrices, judged, by_layer)
+        + Expected(rounding / by_layer, rounding, parts={"computing": rounding}),
+        "assemble": work(score_tokens * pool * forward, judged, workers, groups * 2 * reads.whole, groups)
+        + trainings(job.recover.probed, probe_tokens(job), workers)
         + alone(timed.beside_parent(1 + job.recover.probed) if by_the_clock else 0),
-        "recover": Expected.shared(models * whole_training(job.recover.tokens), by_model),
-        "evaluate": Expected.shared(figures, workers)
+        "recover": trainings(models, job.recover.tokens, by_model),
+        "evaluate": work(figures, judged, workers, figure_pieces * (1 + CHILD) * reads.whole, figure_pieces)
         + alone(timed.beside_parent(models - by_the_clock))
-        + Expected.shared(_continuing(shape.num_layers, rates[judged]), 1),
-        "export": Expected(whole * shape.dtype_bytes / STORED_BYTES_PER_SECOND),
+        + Expected(*[_continuing(shape.num_layers, machine.step_seconds(judged))] * 2),
+        "export": Expected(whole * shape.dtype_bytes / STORED_BYTES_PER_SECOND, read_bytes=reads.whole),
     }
 
 
-def stage_seconds(job: Job, parent: Parent) -> dict[str, float]:
-    """Seconds of every stage by the clock, as `expected_stages` has them."""
-    return {name: expected.seconds for name, expected in expected_stages(job, parent).items()}
+@dataclass(frozen=True)
+class Reads:
+    """Bytes of a parent's weights that pieces read.
+
+    Args:
+        ends: embedding, final norm and head.
+        layer: one layer, on average.
+        num_layers: that there are.
+    """
+
+    ends: float
+    layer: float
+    num_layers: int
+
+    @classmethod
+    def of(cls, shape: Shape) -> Reads:
+        """Of a parent as it is stored."""
+        layers = (
+            parameters(shape.parent_entry(index, slot), slot, shape)
+            for index in range(shape.num_layers)
+            for slot in SLOTS
+        )
+        return cls(
+            ends_parameters(shape) * shape.dtype_bytes,
+            sum(layers) * shape.dtype_bytes / shape.num_layers,
+            shape.num_layers,
+        )
+
+    @property
+    def whole(self) -> float:
+        """The parent once."""
+        return self.through(self.num_layers)
+
+    def through(self, layers: int) -> float:
+        """One text carried from its tokens through the first layers."""
+        return self.ends + layers * self.layer
+
+    def scored(self, layer: int, runs: int) -> float:
+        """The blocks of one layer, from the boundary before it to the end, in so many runs over the layers."""
+        return self.ends + runs * (self.num_layers - layer) * self.layer
 
 
 def expected_cost(job: Job, expected: Expected) -> Cost:
@@ -175,9 +265,9 @@ def expected_cost(job: Job, expected: Expected) -> Cost:
     return Cost.held(share.cpus, share.gpus, expected.worker_seconds)
 
 
-def _continuing(layers: int, rate: LayerRate) -> float:
+def _continuing(layers: int, step_seconds: float) -> float:
     """Seconds in which parent and child continue the prompts of the report, all of them at once."""
-    return (1 + CHILD) * ADDED_TOKENS * (layers + 1) * STEP * rate.step_seconds
+    return (1 + CHILD) * ADDED_TOKENS * (layers + 1) * STEP * step_seconds
 
 
 def num_models(job: Job) -> int:
@@ -185,11 +275,11 @@ def num_models(job: Job) -> int:
     return 2 if job.space.formats_alone else 3
 
 
-def token_seconds(parent: Parent, length: int) -> float:
+def token_seconds(parent: Described, length: int) -> float:
     """Of the whole parent, head included, forward on one thread, for each token of sequences of a length."""
     shape = parent.shape
     layers = (parameters(shape.parent_entry(i, slot), slot, shape) for i in range(shape.num_layers) for slot in SLOTS)
-    return FORWARD * (sum(layers) + shape.vocab * shape.hidden) / layer_rate(parent, length).operations_per_second
+    return FORWARD * (sum(layers) + shape.vocab * shape.hidden) / ThisCpu(parent).operations_per_second(length)
 
 
 def judged_tokens(job: Job) -> tuple[int, int]:
@@ -209,50 +299,16 @@ def local_workers(job: Job) -> int:
     return max(1, usable_cpus() // job.cluster.cpus_per_worker)
 
 
-@dataclass(frozen=True)
-class LayerRate:
-    """What one layer of the parent does on one thread here.
-
-    Args:
-        operations_per_second: on a micro-batch of sequences of one length.
-        step_seconds: for one token of one sequence.
-    """
-
-    operations_per_second: float
-    step_seconds: float
-
-
-def layer_rate(parent: Parent, length: int) -> LayerRate:
-    """Times the parent's first layer on a micro-batch of sequences of a length, and on one token."""
-    shape, dtype, device = parent.shape, torch.float32, torch.device("cpu")
-    attention, ffn = (shape.parent_entry(0, slot) for slot in SLOTS)
-    layer = build_layer(parent.config, 0, attention, ffn, parent.layer_state(0), dtype)
-    torch.set_num_threads(1)
-
-    def seconds(batch: int, tokens: int, runs: int) -> float:
-        context = make_context(parent.config, batch, tokens, dtype, device, [attention])
-        hidden_BSD = torch.randn(batch, tokens, shape.hidden)
-        times = []
-        for _ in range(runs):
-            start = time.thread_time()
-            middle_BSD = hidden_BSD + layer.attention_update(hidden_BSD, context)
-            layer.ffn_update(middle_BSD)
-            times.append(time.thread_time() - start)
-        return min(times)
-
-    batch = micro_batch(length)
-    numbers = sum(parameters(entry, slot, shape) for entry, slot in zip((attention, ffn), SLOTS, strict=True))
-    with torch.inference_mode():
-        return LayerRate(
-            FORWARD * batch * length * numbers / seconds(batch, length, BATCH_RUNS), seconds(1, 1, TOKEN_RUNS)
-        )
-
-
 class _TimedModels:
     """Seconds that timing takes, in all scenarios together; none where a cost table is given."""
 
-    def __init__(self, parent: Parent, job: Job, rate: LayerRate) -> None:
-        self.parent, self.rate = parent, rate
+    def __init__(self, parent: Described, job: Job, machine: Machine, length: int) -> None:
+        self.parent = parent
+        self.operations_per_second, self.step_seconds = (
+            machine.operations_per_second(length),
+            machine.step_seconds(length),
+        )
+        self.cpus = usable_cpus() if job.hardware.device == "cpu" else 1
         self.scenarios = job.hardware.scenarios if job.hardware.costs is None else ()
 
     def subblocks(self, space: Space) -> float:
@@ -272,10 +328,10 @@ class _TimedModels:
 
     def _round(self, scenario: Scenario, layers: float) -> float:
         """One model of so many layers: the prompts, then the steps, which are sampled in long generations."""
-        shape, rate = self.parent.shape, self.rate.operations_per_second * min(scenario.threads, usable_cpus())
+        shape, rate = self.parent.shape, self.operations_per_second * min(scenario.threads, self.cpus)
         numbers = sum(parameters(shape.parent_entry(0, slot), slot, shape) for slot in SLOTS) * layers
         # Embedding, final norm and head are many small calls, like a layer's, beside the head's product.
-        calls = (layers + 1) * STEP * self.rate.step_seconds
+        calls = (layers + 1) * STEP * self.step_seconds
         head = FORWARD * scenario.batch_size * shape.vocab * shape.hidden / rate
         step = calls + head + FORWARD * scenario.batch_size * numbers / rate
         contexts, steps = [scenario.prefill], scenario.generate

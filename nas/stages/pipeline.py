@@ -26,8 +26,9 @@ from inlay.nas.report.progress import Reporter
 from inlay.nas.stages.assemble import Assembled, assemble
 from inlay.nas.stages.beside import add_beside, first_variants
 from inlay.nas.stages.distill import build_library, failures, library_of
-from inlay.nas.stages.estimate import stage_seconds
+from inlay.nas.stages.estimate import expected_stages
 from inlay.nas.stages.evaluate import judge, side_by_side
+from inlay.nas.stages.machines import ThisCpu, machine_of
 from inlay.nas.stages.measure import cost_rows, costs_origin
 from inlay.nas.stages.outcome import loss_rows
 from inlay.nas.stages.quality import above_child, judged_text
@@ -81,11 +82,7 @@ class Pipeline:
 
     def run(self, packed: Packed | None) -> tuple[dict[str, Any], dict[str, Any]]:
         """All stages; evaluation.json's and run.json's contents. Without a text the parent writes it first."""
-        self.search.reporter.search_started(
-            STAGES if packed else (SAMPLE, *STAGES),
-            stage_seconds(self.job, self.parent),
-            of_this_device=self.job.hardware.device == "cpu",
-        )
+        self.search.reporter.search_started(STAGES if packed else (SAMPLE, *STAGES), *self._planned())
         if packed is None:
             tokenizer = self.parent.tokenizer()
             with self.stage(SAMPLE) as told:
@@ -113,6 +110,15 @@ class Pipeline:
             self.search.forget_rounded()
         run = self.record.finish(self.fingerprint, evaluation, lost, models)
         return evaluation, run
+
+    def _planned(self) -> tuple[dict[str, float], bool]:
+        """Seconds of each stage as planned, and whether they are of the machine that computes; what is known of the
+        stages' work is kept beside what they take."""
+        machine = machine_of(self.job, self.parent)
+        expected = expected_stages(self.job, self.parent, machine or ThisCpu(self.parent))
+        if machine is not None:
+            self.record.planned = {name: each.figures for name, each in expected.items()}
+        return {name: each.seconds for name, each in expected.items()}, self.job.hardware.device == "cpu"
 
     def stage(self, name: str) -> Any:
         """Times a stage and collects what its pieces report."""

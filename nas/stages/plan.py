@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from inlay.nas.engines.registry import ENGINES, format_of, kv_formats_of, storage_of
 from inlay.nas.errors import UserError
-from inlay.nas.families import Parent, Shape, described, subblock_tensors
+from inlay.nas.families import Described, Parent, Shape, describe_folder, described, subblock_tensors
+from inlay.nas.families.checkpoint import WEIGHT_FILES
 from inlay.nas.formats import FORMATS
 from inlay.nas.formats.by_tensor import form_of
 from inlay.nas.job import Job, Scenario
@@ -30,7 +33,6 @@ from inlay.nas.quantities import show_bytes
 from inlay.nas.report.sentences import counted
 from inlay.nas.stages.calibrate import INPUT_TOKENS
 from inlay.nas.stages.estimate import (
-    SLOTS,
     START_SECONDS,
     Expected,
     Space,
@@ -41,6 +43,7 @@ from inlay.nas.stages.estimate import (
     scored_blocks,
 )
 from inlay.nas.stages.estimates import CHECKED, are_estimated
+from inlay.nas.stages.machines import SLOTS, machine_of
 from inlay.nas.stages.measure import CostRows
 from inlay.nas.stages.rounds import sizes_of_parent
 from inlay.nas.stages.run import open_job_original, open_job_parent
@@ -52,11 +55,12 @@ from inlay.nas.variants.storage import Storage
 def make_plan(job: Job) -> dict[str, Any]:
     """The plan that `inlay plan` shows; raises UserError for what is wrong with the job or its parent.
 
-    Times and costs are estimates for workers on CPUs like this one (`expected_stages`), None for other devices.
+    Times and costs are estimates for workers on CPUs like this one or on a kind of GPU that the job names
+    (`nas/stages/machines.py`), None for other devices.
     """
     original = open_job_original(job)
     with ExitStack() as stack:
-        parent = stack.enter_context(described(open_job_parent(job)))
+        parent = stack.enter_context(_described(job))
         against = parent if original is None else stack.enter_context(described(original))
         if job.rounds == 1:
             return _plan_of(job, parent, against.shape)
@@ -64,6 +68,17 @@ def make_plan(job: Job) -> dict[str, Any]:
         rounds = [Job.from_dict(round_values(job, n, known), folder=job.folder) for n in range(1, job.rounds + 1)]
         plan = _plan_of(rounds[0], parent, parent.shape)
     return {**plan, "facts": [*plan["facts"], *_rounds(job, rounds)]}
+
+
+@contextmanager
+def _described(job: Job) -> Iterator[Described]:
+    """The job's parent, of whose folder config.json is enough: weights of some hundred GB may be elsewhere."""
+    folder = Path(job.resolve(job.parent))
+    if (folder / "config.json").is_file() and not any(any(folder.glob(name)) for name in WEIGHT_FILES):
+        yield describe_folder(folder)
+        return
+    with described(open_job_parent(job)) as parent:
+        yield parent
 
 
 def _rounds(job: Job, rounds: Sequence[Job]) -> list[tuple[str, str]]:
@@ -88,7 +103,7 @@ def _budget(job: Job) -> str:
     return ", ".join(f"{limit.field.removeprefix('budget.')} {limit.text}" for limit in job.budget)
 
 
-def _plan_of(job: Job, parent: Parent, against: Shape) -> dict[str, Any]:
+def _plan_of(job: Job, parent: Described, against: Shape) -> dict[str, Any]:
     """The plan of one search; `against` is the model that its budget's ratios are of."""
     shape = parent.shape
     space = [variants_of(job.space, shape, layer) for layer in range(shape.num_layers)]
@@ -114,7 +129,7 @@ def _plan_of(job: Job, parent: Parent, against: Shape) -> dict[str, Any]:
     }
 
 
-def scratch_bytes(job: Job, parent: Parent, trained: int) -> int:
+def scratch_bytes(job: Job, parent: Described, trained: int) -> int:
     """What scratch holds at most: the states before every layer and, where training is in float32, those within."""
     in_float32 = compute_dtype(job, parent) == "float32"
     states = (2 if in_float32 and trained else 1) * parent.shape.num_layers + 1
@@ -154,11 +169,12 @@ def _log10_blocks(layer: Sequence[Variant]) -> float:
     return math.log10(pairs + len(layer) - len(apart))
 
 
-def _stages(job: Job, parent: Parent, space: Space, trained: int) -> list[dict[str, Any]]:
+def _stages(job: Job, parent: Described, space: Space, trained: int) -> list[dict[str, Any]]:
     """Every stage in the order they run, with its part of the whole; `advance` is within distill's and score's time."""
     shape = parent.shape
     tokens, length = _advanced(job, trained)
-    found = expected_stages(job, parent) if job.hardware.device == "cpu" else {}
+    machine = machine_of(job, parent)
+    found = {} if machine is None else expected_stages(job, parent, machine)
     score_tokens, report_tokens = judged_tokens(job)
     variant_bytes = sum(
         parameters(v.entry(shape, i), v.slot, shape) for i, vs in enumerate(space) for v in vs if v.trained
@@ -202,15 +218,22 @@ def _stages(job: Job, parent: Parent, space: Space, trained: int) -> list[dict[s
         if "measure" in found:
             start = 0 if "sample" in found else START_SECONDS  # workers start all the same
             share, all_of_it = 1 - known / wanted, found["measure"]
-            found["measure"] = Expected(start + (all_of_it.seconds - start) * share, all_of_it.worker_seconds * share)
+            measured = (start + (all_of_it.seconds - start) * share, all_of_it.worker_seconds * share)
+            found["measure"] = replace(all_of_it, seconds=measured[0], worker_seconds=measured[1])
     return [{"name": name, **_expected(job, found.get(name)), **stage} for name, stage in told.items()]
 
 
-def _expected(job: Job, expected: Expected | None) -> dict[str, float | None]:
-    """Time and cost of a stage, None where they are not known before it runs."""
+def _expected(job: Job, expected: Expected | None) -> dict[str, Any]:
+    """Time, cost and work of a stage, None where they are not known before it runs."""
     if expected is None:
-        return dict.fromkeys(("seconds", "cpu_hours", "gpu_hours"))
-    return {"seconds": expected.seconds, **asdict(expected_cost(job, expected))}
+        return dict.fromkeys(("seconds", "cpu_hours", "gpu_hours", "operations", "read_bytes", "limit"))
+    return {
+        "seconds": expected.seconds,
+        **asdict(expected_cost(job, expected)),
+        "operations": expected.operations,
+        "read_bytes": expected.read_bytes,
+        "limit": expected.limit,
+    }
 
 
 def _distilled(job: Job, space: Space, trained: int) -> str:
@@ -245,7 +268,7 @@ def _recovered(job: Job) -> str:
     return f"child and {baselines} where they differ, {job.recover.tokens:,} tokens each"
 
 
-def _timed(job: Job, parent: Parent) -> list[str]:
+def _timed(job: Job, parent: Described) -> list[str]:
     """The subblocks that `measure` asks for."""
     form = format_of(job.hardware.engine, job.hardware.format, parent.shape)
     storage, caches = storage_of(job.hardware, parent.shape), kv_formats_of(job.hardware)[1:]
@@ -253,10 +276,12 @@ def _timed(job: Job, parent: Parent) -> list[str]:
     return CostRows(job.space, parent.shape, engine, form, storage, caches=caches).entries()
 
 
-def _known_times(job: Job, parent: Parent) -> int:
+def _known_times(job: Job, parent: Described) -> int:
     """Times that this machine keeps, in all scenarios together; 0 where a cluster measures, or nothing of the engine is
     kept: only then it is not started."""
     engine = ENGINES[job.hardware.engine]
+    if job.hardware.device != "cpu" and not torch.cuda.is_available():
+        return 0
     if job.cluster.address is not None or not any(held.conditions.get("engine") == engine.name for held in kept_sets()):
         return 0
     entries, target = _timed(job, parent), target_of(job, parent)
@@ -274,10 +299,12 @@ def _sequences(job: Job, tokens: int) -> str:
     return f"{tokens:,} tokens ({tokens // length} of {length:,})"
 
 
-def _facts(job: Job, parent: Parent, space: Space, against: Shape) -> list[tuple[str, str]]:
+def _facts(job: Job, parent: Described, space: Space, against: Shape) -> list[tuple[str, str]]:
     shape = parent.shape
     storage = storage_of(job.hardware, shape)
     facts = [("budget", _budget(job))]
+    if not isinstance(parent, Parent):
+        facts.append(("weights", f"not in {job.parent}: its config.json says all that is told here; `run` needs them"))
     for scenario in job.hardware.scenarios:
         length = scenario.prefill + scenario.generate
         kv = sum(
@@ -303,7 +330,7 @@ def _facts(job: Job, parent: Parent, space: Space, against: Shape) -> list[tuple
     return facts
 
 
-def _warnings(job: Job, parent: Parent, space: Space, trained: int, against: Shape) -> list[str]:
+def _warnings(job: Job, parent: Described, space: Space, trained: int, against: Shape) -> list[str]:
     storage, whole = storage_of(job.hardware, parent.shape), storage_of(job.hardware, against)
     sizes = {scenario.name: parent_sizes(against, scenario, whole) for scenario in job.hardware.scenarios}
     found = idle_limits(job.budget, sizes)
@@ -337,7 +364,7 @@ def _ends(job: Job, shape: Shape) -> tuple[str, ...]:
 
 
 def least_sizes(
-    parent: Parent,
+    parent: Described,
     space: Space,
     ends: Sequence[str],
     scenario: Scenario,
@@ -350,7 +377,7 @@ def least_sizes(
 
 
 def _least_sizes(
-    parent: Parent, space: Space, ends: Sequence[str], scenario: Scenario, storage: Storage, cache: str | None
+    parent: Described, space: Space, ends: Sequence[str], scenario: Scenario, storage: Storage, cache: str | None
 ) -> dict[str, int]:
     """The same of models with one cache."""
     shape, length = parent.shape, scenario.prefill + scenario.generate

@@ -242,7 +242,7 @@ def _result(job: Job, place: Workspace, *, already_done: bool) -> RunResult:
     return RunResult(url, last.read_json("evaluation.json"), run, already_done)
 
 
-_ADDED = ("seconds", "pieces", "cpu_hours", "gpu_hours")
+_ADDED = ("seconds", "pieces", "cpu_hours", "gpu_hours", "planned_seconds", "operations", "read_bytes")
 """What of a stage is added up over rounds."""
 
 

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from inlay.nas.families import open_parent
+from inlay.nas.families import Described, open_parent
 from inlay.nas.job import Job
-from inlay.nas.stages.estimate import START_SECONDS, stage_seconds
+from inlay.nas.stages.estimate import START_SECONDS, expected_stages
+from inlay.nas.stages.machines import ThisCpu
 
 Inlay = Callable[..., Any]
 WriteJob = Callable[..., Path]
@@ -22,6 +23,10 @@ def plan_of(inlay: Inlay, job: Path) -> Any:
     done = inlay("plan", job, "--json")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
+
+
+def stage_seconds(job: Path, parent: Described) -> dict[str, float]:
+    return {name: stage.seconds for name, stage in expected_stages(Job.load(job), parent, ThisCpu(parent)).items()}
 
 
 def test_the_least_of_every_exact_quantity(inlay: Inlay, write_job: WriteJob) -> None:
@@ -68,8 +73,9 @@ def test_every_stage_has_its_time_and_they_are_added_up(inlay: Inlay, write_job:
     (score,) = [stage["what"] for stage in stages if stage["name"] == "score"]
     assert score.endswith("blocks on 192 tokens (6 of 32)")
     shown = inlay("plan", job).stdout
-    (total,) = [line for line in shown.splitlines() if line.startswith("total")]
+    total, work = [line for line in shown.splitlines() if line.startswith("total")]
     assert "~" in total
+    assert re.fullmatch(r"total +[\d.]+ [MGT] +[\d.]+ MiB *", work)
 
 
 def test_what_workers_hold_is_said_before(inlay: Inlay, write_job: WriteJob) -> None:
@@ -97,7 +103,7 @@ def test_more_to_measure_takes_longer_and_a_given_table_nothing(
     parent = open_parent(tiny_parent("llama"))
 
     def measuring(changes: dict[str, Any]) -> float:
-        return stage_seconds(Job.load(write_job(changes)), parent)["measure"] - START_SECONDS
+        return stage_seconds(write_job(changes), parent)["measure"] - START_SECONDS
 
     few = {"hardware.scenarios": [{"prefill": 8, "generate": 4}], "space.attention": ["no_op"], "space.ffn": ["no_op"]}
     many = {"hardware.scenarios": [{"prefill": 8, "generate": 40}]}
@@ -119,7 +125,7 @@ def test_text_that_the_parent_writes_is_a_stage_of_its_own(
     )
     assert "sample" not in [stage["name"] for stage in others]
     parent = open_parent(tiny_parent("llama"))
-    few, many = (stage_seconds(Job.load(sampled(tokens)), parent) for tokens in (40_000, 4_000_000))
+    few, many = (stage_seconds(sampled(tokens), parent) for tokens in (40_000, 4_000_000))
     assert few["sample"] > START_SECONDS > few["measure"], "workers start once, to write"
     assert many["sample"] - START_SECONDS > 20 * (few["sample"] - START_SECONDS)
 
@@ -133,3 +139,48 @@ def test_a_limit_above_the_parents_own_value_is_told(inlay: Inlay, write_job: Wr
     assert (done.returncode, done.stdout) == (0, f"{job} is right\n")
     assert done.stderr.startswith(f"! {told}")
     assert done.stderr.endswith("; lower it, or write a ratio such as 0.6x\n")
+
+
+SHAPES = {
+    "Qwen3-0.6B": {"model_type": "qwen3", "layers": 28, "width": 1024, "ffn": 3072, "heads": 16, "vocab": 151936},
+    "Llama-3.1-8B": {"model_type": "llama", "layers": 32, "width": 4096, "ffn": 14336, "heads": 32, "vocab": 128256},
+}
+
+
+@pytest.mark.parametrize(("name", "parameters"), [("Qwen3-0.6B", 596e6), ("Llama-3.1-8B", 8.03e9)])
+def test_config_json_and_a_kind_of_gpu_are_enough(
+    inlay: Inlay, write_job: WriteJob, tmp_path: Path, name: str, parameters: float
+) -> None:
+    shape = SHAPES[name]
+    config = {
+        "model_type": shape["model_type"],
+        "num_hidden_layers": shape["layers"],
+        "hidden_size": shape["width"],
+        "intermediate_size": shape["ffn"],
+        "num_attention_heads": shape["heads"],
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": shape["vocab"],
+        "tie_word_embeddings": shape["model_type"] == "qwen3",
+        "max_position_embeddings": 40960,
+        "dtype": "bfloat16",
+    }
+    folder = tmp_path / name
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(config))
+
+    def plan(gpu: str | None, workers: int) -> Any:
+        hardware = {"device": "cuda", "scenarios": [{"prefill": 8, "generate": 4}], **({"gpu": gpu} if gpu else {})}
+        return plan_of(inlay, write_job({"hardware": hardware, "cluster.max_workers": workers}, parent=folder))
+
+    one, eight = plan("H100", 1), plan("H100", 8)
+    assert one["parent"]["parameters"] == pytest.approx(parameters, rel=0.01)
+    weights = next(text for fact, text in one["facts"] if fact == "weights")
+    assert weights == f"not in {folder}: its config.json says all that is told here; `run` needs them"
+    for stage, other in zip(one["stages"], eight["stages"], strict=True):
+        assert stage["operations"] == other["operations"], "the work is the job's, whatever the cluster"
+        if stage["name"] in ("distill", "score"):
+            assert stage["seconds"] == pytest.approx(8 * other["seconds"])
+            assert stage["gpu_hours"] == pytest.approx(stage["seconds"] / 3600)
+            assert stage["limit"] in ("starting", "reading")  # a few tokens of text
+    assert all(stage["seconds"] is None for stage in plan(None, 1)["stages"]), "nothing is known of any GPU"

@@ -12,7 +12,7 @@ from inlay.cluster.events import PieceEvent
 from inlay.nas.report.best import Best
 from inlay.nas.report.live import LiveReporter
 from inlay.nas.report.progress import Reporter
-from inlay.nas.report.records import StageRow
+from inlay.nas.report.records import StageRow, work_columns
 from inlay.nas.report.sentences import about, batch_words, counted, probe_words, read_costs, read_progress, search_words
 from inlay.nas.report.summary import closing_lines, print_summary, stage_table
 from inlay.nas.report.terminal import make_reporter
@@ -367,3 +367,14 @@ def test_stage_table_adds_up() -> None:
     title, *_, score, total = (line.split() for line in stream.getvalue().splitlines())
     assert title[-2:] == ["CPU", "hours"], "no GPU was held"
     assert (score[-1], total[-1]) == ("0.0055", "1.3")
+
+
+def test_a_stage_stands_beside_its_plan() -> None:
+    rows = [StageRow("distill", 10.0, planned_seconds=9.0, operations=2e12, read_bytes=2**31), StageRow("score", 20.0)]
+    columns = work_columns(rows)
+    assert columns["planned"] == (["~9 s", ""], "~9 s")
+    assert columns["FLOPs"] == (["2 T", ""], "2 T")
+    assert columns["weights read"] == (["2 GiB", ""], "2 GiB")
+    stream = io.StringIO()
+    Console(file=stream, width=80).print(stage_table(rows))
+    assert stream.getvalue().splitlines()[1].split() == ["distill", "10", "s", "~9", "s"]

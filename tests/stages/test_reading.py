@@ -10,7 +10,15 @@ import torch
 
 from inlay.cluster.store import Store
 from inlay.nas.families import open_parent
+from inlay.nas.families.checkpoint import StoredTensor
+from inlay.nas.job import Job
+from inlay.nas.loop.search import SmallSearch
+from inlay.nas.loop.texts import pack_texts, store_texts
 from inlay.nas.pieces.weights import Library, WorkerSource
+from inlay.nas.stages.distill import build_library, library_of
+from inlay.nas.stages.estimate import expected_stages
+from inlay.nas.stages.machines import ThisCpu
+from inlay.nas.stages.score import score_blocks
 
 IO = Path("/proc/self/io")
 
@@ -33,3 +41,37 @@ def test_both_slots_of_a_layer_are_one_layer(tiny_parent: Callable[..., Path], t
     assert attention is not None
     assert ffn is not None
     assert size <= read < 1.1 * size
+
+
+def test_the_plan_knows_how_much_pieces_read(
+    tiny_parent: Callable[..., Path],
+    texts: tuple[Path, Path],
+    make_search: Callable[[Job, Path], SmallSearch],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    parent = tiny_parent("llama", num_hidden_layers=4)
+    values = {
+        "parent": str(parent),
+        "data": {
+            "distill": {"path": str(texts[0]), "sequence_length": 64},
+            "validate": {"path": str(texts[1]), "tokens": 4096},
+        },
+        "space": {"attention": [{"kv_heads": 1}, "no_op"], "ffn": [{"width": 0.25}, "no_op"]},
+        "distill": {"tokens": 2048, "batch_size": 8},
+        "score": {"pairs": 0},
+        "budget": {"parameters": "0.9x"},
+    }
+    job = Job.from_dict(values)
+    search = make_search(job, tmp_path / "w")
+    packed = store_texts(pack_texts(job, search.parent.tokenizer()), search.workspace)
+    planned = expected_stages(job, search.parent, ThisCpu(search.parent))
+    assert len(packed.distill.shards) == len(packed.score.shards) == 2, "more than one: each is carried by itself"
+    read: list[int] = []
+    whole = StoredTensor.read
+    monkeypatch.setattr(StoredTensor, "read", lambda tensor: (read.append(tensor.num_bytes), whole(tensor))[1])
+    library = library_of(build_library(search, packed.distill))
+    assert sum(read) == planned["distill"].read_bytes
+    read.clear()
+    score_blocks(search, packed.score, library)
+    assert sum(read) == planned["score"].read_bytes

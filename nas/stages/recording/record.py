@@ -47,6 +47,8 @@ class SearchRecord:
         self.tracked = TrackedSearch(job, place, reporter)
         self.log = SearchLog(job, place)
         reporter.log = self.log.add
+        self.planned: Mapping[str, Mapping[str, float]] = {}
+        """By stage, figures of the plan that are kept beside what it took."""
 
     def start(self) -> None:
         """The search starts, or goes on."""
@@ -80,7 +82,8 @@ class SearchRecord:
             written = time.monotonic()
             seconds = written - start
             peak = max([search.scratch_peak_bytes, *(record.peak_bytes for record in search.records.values())])
-            entry = self.run_json.stage(name, seconds, peak, len(search.records), search.spent, told.metrics)
+            figures = {**self.planned.get(name, {}), **told.metrics}
+            entry = self.run_json.stage(name, seconds, peak, len(search.records), search.spent, figures)
             self.run_json.write(self.tracked.run_id())
             self.log.write()
             return seconds, peak, entry
