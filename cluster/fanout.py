@@ -294,7 +294,9 @@ class _FanOut:
         except ray.exceptions.OutOfMemoryError:
             self.lose(piece, "its node ran out of memory and Ray ended the worker", "memory")
         except ray.exceptions.RayError as error:
-            if flight.overdue:
+            if "OUT_OF_MEMORY" in str(error):  # of an actor Ray tells it in its words alone
+                self.lose(piece, "its node ran out of memory and Ray ended the worker", "memory")
+            elif flight.overdue:
                 self.lose(piece, f"it made no progress for {self.deadline_seconds:g} s", "worker")
             elif flight.node and flight.node not in {node["NodeID"] for node in self.cluster.nodes()}:
                 self.lose(piece, "its node was lost", "node")

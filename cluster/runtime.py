@@ -30,6 +30,7 @@ from inlay.cluster.ray_private import (
 )
 from inlay.cluster.ray_token import protect_token
 from inlay.cluster.signals import handler_kept, terminated_politely
+from inlay.cluster.staying import StayingWorkers
 from inlay.cluster.tasks import RayTasks, Tasks
 
 _MIB = 1 << 20
@@ -72,6 +73,7 @@ class Cluster:
         self.dashboard = ""
         """`host:port` of the running cluster's, once started; empty where it has none."""
         self._gcs = ""
+        self._staying = StayingWorkers(self.head)
         self._session: Path | None = None
         self._environment = RayEnvironment()
         self._sandbox = Path(tempfile.mkdtemp(prefix="inlay-"))
@@ -88,7 +90,7 @@ class Cluster:
 
     def tasks(self) -> Tasks:
         """What runs the pieces of a fan-out, once started."""
-        return RayTasks(self.head)
+        return RayTasks(self.head, self._staying)
 
     def start(self) -> None:
         """Start or reach Ray, once; raises ConnectError with the reason and what to do."""
@@ -134,6 +136,7 @@ class Cluster:
         if self.elastic:
             self._gcs = str(ray.get_runtime_context().gcs_address)
             self.head = Head(self._gcs)
+        self._staying = StayingWorkers(self.head)
         self.started = True
 
     def places(self, wish: Resources) -> int:
@@ -199,6 +202,7 @@ class Cluster:
         if self.started:
             import ray
 
+            self._staying.close()
             if not self.head.lost and self._is_there():
                 ray.shutdown()
             self.started = False

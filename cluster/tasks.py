@@ -8,7 +8,8 @@ from typing import Any, Protocol
 
 from inlay.cluster.head import Head
 from inlay.cluster.ray_private import delete_value, get_values, put_value
-from inlay.cluster.worker import CALLED_OFF, PROGRESS_NAMESPACE, Order, execute, execute_on_gpu
+from inlay.cluster.staying import StayingWorkers
+from inlay.cluster.worker import CALLED_OFF, PROGRESS_NAMESPACE, Order, Outcome, execute, execute_on_gpu
 
 
 class Tasks(Protocol):
@@ -39,30 +40,40 @@ class Tasks(Protocol):
 class RayTasks:
     """Tasks of the Ray that this process is connected to; all that is asked of it goes through its head."""
 
-    def __init__(self, head: Head) -> None:
+    def __init__(self, head: Head, staying: StayingWorkers) -> None:
         import ray
 
-        self._head = head
+        self._head, self._staying = head, staying
         self._task = ray.remote(execute)
         # A worker that has used a GPU is not used again: Ray may give its next piece another one.
         self._gpu_task = ray.remote(max_calls=1)(execute_on_gpu)
 
     def send(self, order: Order, **options: Any) -> Any:
-        """Have a worker run a piece, once."""
+        """Have a worker run a piece, once; on a GPU one that stays, unless the piece wants a node for itself."""
         piece = order.piece
-        task = self._gpu_task if piece.resources.gpus else self._task
-        named = task.options(name=f"{piece.stage}: {piece.label}", max_retries=0, **options)
-        return self._head.ask(named.remote, order)
+        name, gpus = f"{piece.stage}: {piece.label}", piece.resources.gpus
+        if gpus and "scheduling_strategy" not in options:
+            return self._staying.send(order, name, options)
+        task = self._gpu_task if gpus else self._task
+        reference = self._head.ask(task.options(name=name, max_retries=0, **options).remote, order)
+        if gpus or (piece.ranks is not None and piece.ranks[1].gpus):
+            self._staying.stand_back(reference)
+        return reference
 
     def completed(self, references: Sequence[Any], wanted: int, timeout_seconds: float) -> list[tuple[Any, Any]]:
         """Wait until so many are over or the time is, and return all that are, each with its outcome or Ray's error."""
-        return self._head.ask(_completed, list(references), wanted, timeout_seconds)
+        found: list[tuple[Any, Any]] = self._head.ask(_completed, list(references), wanted, timeout_seconds)
+        for reference, outcome in found:
+            reusable = isinstance(outcome, Outcome) and not outcome.out_of_memory
+            self._staying.over(reference, reusable=reusable)
+        return found
 
     def cancel(self, reference: Any) -> None:
         """End a piece with its worker, or take it out of the queue."""
         import ray
 
-        self._head.ask(ray.cancel, reference, force=True)
+        if not self._staying.cancel(reference):
+            self._head.ask(ray.cancel, reference, force=True)
 
     def progress(self, keys: Sequence[str]) -> list[Mapping[str, Any] | None]:
         """Return the last reports in one request: `fraction`, `numbers`, `waits` and the `node` they run on."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import json
 import math
 import os
@@ -123,6 +124,19 @@ def perform(order: Order, progress: Progress) -> Outcome:
 def execute_on_gpu(order: Order) -> Outcome:
     """Do the same under a name of its own: Ray knows by the function whether a worker ends after one call."""
     return execute(order)
+
+
+class StayingWorker:
+    """Runs piece after piece in one process, as an actor of Ray's."""
+
+    def execute(self, order: Order) -> Outcome:
+        """Run one piece as `execute` does, and give back what its GPU holds for no one."""
+        try:
+            return execute(order)
+        finally:
+            gc.collect()
+            if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_initialized():
+                torch.cuda.empty_cache()
 
 
 def _record(order: Order, output: PieceOutput, blobs: dict[str, str], seconds: float) -> Record:

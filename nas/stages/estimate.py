@@ -113,7 +113,7 @@ def expected_stages(job: Job, parent: Described, machine: Machine) -> dict[str, 
         parts = {
             "computing": operations / machine.operations_per_second(length),
             "reading": read * machine.read_seconds_per_byte,
-            "starting": pieces * machine.piece_seconds,
+            "starting": min(pieces, at_once) * machine.worker_seconds,
         }
         seconds = sum(parts.values())
         return Expected(seconds / max(1, at_once), seconds, operations, read, parts)
@@ -193,6 +193,7 @@ def expected_stages(job: Job, parent: Described, machine: Machine) -> dict[str, 
     # As assembled on the report text; after recovery beside the parent on both; times that are not there yet.
     figures = models * (3 * report_tokens + 2 * score_tokens if whole_models else report_tokens) * forward
     figure_pieces = models * (report_shards * (2 if whole_models else 1) + score_shards * whole_models)
+    continued = _continuing(shape.num_layers, machine.step_seconds(judged))
     return {
         **({"sample": sum(written, start)} if written else {}),
         "measure": (Expected(0) if written else start) + alone(timed.subblocks(space)),
@@ -212,7 +213,7 @@ def expected_stages(job: Job, parent: Described, machine: Machine) -> dict[str, 
         "recover": trainings(models, job.recover.tokens, by_model),
         "evaluate": work(figures, judged, workers, figure_pieces * (1 + CHILD) * reads.whole, figure_pieces)
         + alone(timed.beside_parent(models - by_the_clock))
-        + Expected(*[_continuing(shape.num_layers, machine.step_seconds(judged))] * 2),
+        + Expected(continued, continued),
         "export": Expected(whole * shape.dtype_bytes / STORED_BYTES_PER_SECOND, read_bytes=reads.whole),
     }
 

@@ -29,8 +29,8 @@ LAYER_CALLS_SECONDS = 3e-4
 (benchmarks/results/gpu.md)."""
 READ_BYTES_PER_SECOND = 2e9
 """Of one GPU worker, from a disk or store near it."""
-PIECE_SECONDS = 15.0
-"""Until a new process holds a GPU and has imported what it needs: every piece on a GPU is one."""
+WORKER_SECONDS = 15.0
+"""Until a new process holds a GPU and has imported what it needs; it stays for later pieces of its stage."""
 SLOTS: tuple[Slot, Slot] = ("attention", "ffn")
 
 
@@ -42,8 +42,8 @@ class Machine(Protocol):
         """What reading takes beside computing."""
 
     @property
-    def piece_seconds(self) -> float:
-        """What each piece takes before it begins."""
+    def worker_seconds(self) -> float:
+        """What a worker takes before it begins with its first piece."""
 
     @property
     def held_bytes(self) -> float:
@@ -89,7 +89,7 @@ class ThisCpu:
     work on the machine changes nothing. What is read comes from memory or beside the work."""
 
     read_seconds_per_byte = 0.0
-    piece_seconds = 0.0
+    worker_seconds = 0.0
     held_bytes = float(HELD_BYTES)
 
     def __init__(self, parent: Described) -> None:
@@ -117,7 +117,7 @@ class Gpu:
     kind: GpuKind
     parent: Described
     read_seconds_per_byte = 1 / READ_BYTES_PER_SECOND
-    piece_seconds = PIECE_SECONDS
+    worker_seconds = WORKER_SECONDS
 
     def operations_per_second(self, length: int) -> float:
         """Of products, on sequences of any length."""

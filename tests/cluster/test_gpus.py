@@ -93,3 +93,52 @@ def test_pieces_run_where_the_kind_of_gpu_is_that_they_ask_for(tmp_path: Path) -
     assert told["H100"] == {"done": True}
     assert told["A100"].startswith("work, A100: a worker needs 0.25 CPUs, 1 GPU, A100, and the largest node has ")
     assert told["A100"].endswith("1 GPU, no A100")
+
+
+STAYING = """
+import json, os, sys
+from inlay.cluster import ClusterSettings, Piece, PieceOutput, Resources, Store, connect, run_pieces
+
+def work(arguments, context):
+    if arguments["dies"] and context.attempt == 1:
+        os._exit(1)
+    if arguments["wants"] and context.attempt == 1:
+        raise MemoryError("no room")
+    return PieceOutput({"pid": os.getpid(), "gpus": os.environ["CUDA_VISIBLE_DEVICES"]})
+
+def pids(cluster, name, share, count=3, dies=-1, wants=-1, **options):
+    pieces = [
+        Piece(f"{name}{n:063}", f"{name} {n}", "work", 1, work, {"dies": n == dies, "wants": n == wants}, share)
+        for n in range(count)
+    ]
+    records = run_pieces(Store(sys.argv[1]), pieces, cluster, **options)
+    return [(record.values["pid"], record.values["gpus"]) for record in records]
+
+share, half = Resources(cpus=0.25, gpus=1), Resources(cpus=0.25, gpus=0.5)
+with connect(ClusterSettings(share=share)) as cluster:
+    told = {
+        "first": pids(cluster, "a", share),
+        "second": pids(cluster, "b", share, dies=1),
+        "third": pids(cluster, "c", share, wants=1),
+        "alone": pids(cluster, "d", share, exclusive=True),
+        "again": pids(cluster, "e", share),
+        "halves": pids(cluster, "f", half, 6),
+    }
+print(json.dumps(told))
+"""
+
+
+def test_a_worker_with_a_gpu_stays_and_is_replaced_when_it_is_lost(tmp_path: Path) -> None:
+    told = told_by(STAYING, tmp_path, {"GPU": 1})
+    assert {gpu for each in told.values() for _, gpu in each} == {"0"}
+    pids = {name: [pid for pid, _ in each] for name, each in told.items()}
+    assert len({*pids["first"]}) == 1
+    first, second = pids["first"][0], [*dict.fromkeys(pids["second"])]
+    assert second[0] == first, "from one fan-out to the next"
+    assert len({first, *second}) == 2, "the one that died is replaced once"
+    assert len({*pids["third"]}) == 2, "want of memory is answered by a new process"
+    assert len({*pids["alone"]}) == 3, "what is measured has a process of its own"
+    assert not {*pids["alone"]} & {*pids["third"], *pids["again"]}, "and nobody beside it holds the GPU"
+    assert len({*pids["again"]}) == 1
+    assert len({*pids["halves"]}) == 2
+    assert not {*pids["halves"]} & {*pids["again"]}
