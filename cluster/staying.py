@@ -43,7 +43,8 @@ class StayingWorkers:
             self.dismiss(but=kind)
             idle = self._idle.get(kind)
             worker = idle.pop() if idle else self._head.ask(ray.remote(StayingWorker).options(**options).remote)
-            reference = self._head.ask(worker.execute.options(name=name).remote, order)
+            run: Any = worker.execute
+            reference = self._head.ask(run.options(name=name).remote, order)
             self._busy[reference] = (kind, worker)
         return reference
 

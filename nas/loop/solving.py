@@ -14,7 +14,7 @@ from inlay.nas.job.budget import BudgetLimit
 from inlay.nas.quantities import show_bytes, show_count, show_seconds
 from inlay.nas.tables.architecture import architecture_of, identify
 from inlay.nas.tables.costs import CostTable
-from inlay.nas.tables.problem import NANO, build_problem
+from inlay.nas.tables.problem import NANO, TableProblem, build_problem
 from inlay.nas.tables.scores import ScoreTable
 from inlay.nas.workspace import Workspace
 from inlay.solver import Nearest, Problem, Solution, explain_infeasible, solve
@@ -143,10 +143,13 @@ def _beside(problem: Problem, near: Nearest, num_limits: int) -> str:
 
 
 def share(problem: Problem, name: str, value: int) -> str:
-    """A total as a ratio to the parent's, `0.41x`; the parent's own block is the first choice of every layer."""
-    position = problem.cost_names.index(name)
-    parent = problem.base_costs[position] + sum(layer[0].costs[position] for layer in problem.layers)
-    return f"{value / max(1, parent):.3f}x"
+    """A total as a ratio to that of the model that the budget is relative to, `0.41x`; where tables do not tell it that
+    is the parent, whose own block is the first choice of every layer."""
+    whole = problem.reference.get(name) if isinstance(problem, TableProblem) else None
+    if whole is None:
+        position = problem.cost_names.index(name)
+        whole = problem.base_costs[position] + sum(layer[0].costs[position] for layer in problem.layers)
+    return f"{value / max(1, whole):.3f}x"
 
 
 def show_cost(name: str, value: float) -> str:

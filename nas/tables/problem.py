@@ -6,7 +6,7 @@ No torch: this is what `inlay solve` runs on.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from inlay.nas.errors import UserError
 from inlay.nas.job.budget import PEAK, BudgetLimit
@@ -32,9 +32,16 @@ UNKNOWN_PEAK = (
 )
 
 
+@dataclass(frozen=True)
+class TableProblem(Problem):
+    """A problem with the totals, by name, of the model that its budget is relative to."""
+
+    reference: Mapping[str, int] = field(default_factory=dict, compare=False)
+
+
 def build_problem(
     scores: ScoreTable, costs: CostTable, limits: Iterable[BudgetLimit], tokens: Mapping[str, int]
-) -> Problem:
+) -> TableProblem:
     """The solver's problem: layers x blocks, scores in 1e-9 nats, every cost of every scenario in whole units.
 
     Args:
@@ -57,12 +64,17 @@ def build_problem(
     cost_names = [cost_name(costs, scenario, name) for scenario, name in names]
     cost_names += [cost_name(costs, scenario, "memory") for scenario in costs.scenarios]
     cost_names += [cost_name(costs, scenario, PEAK) for scenario in costs.scenarios] if compute else []
+    budget, reference = tuple(limits), {}
+    for scenario in costs.scenarios if budget else ():
+        total = quantities(costs.total(scenario, costs.reference(len(scores.measured))), tokens[scenario])
+        reference |= {cost_name(costs, scenario, name): round(total[name]) for name in total}
     found = [
-        Problem(
+        TableProblem(
             cost_names=tuple(cost_names),
             layers=tuple(_layers(scores, costs, cache)),
             base_costs=tuple(base),
-            limits=tuple(solver_limits(costs, limits, tokens, len(scores.measured))),
+            limits=tuple(solver_limits(costs, budget, tokens, len(scores.measured))),
+            reference=reference,
         )
         for cache in (None, *(cache_form([(*PARENT_BLOCK, label)]) for label in scores.caches))
     ]

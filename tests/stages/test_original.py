@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from inlay.nas.check import check_job
-from inlay.nas.errors import UserError
+from inlay.nas.errors import InfeasibleError, UserError
 from inlay.nas.export.hf import write_folder
 from inlay.nas.job import Job
 from inlay.nas.loop.excess import excess_of
 from inlay.nas.loop.search import SmallSearch
+from inlay.nas.loop.solving import Tables, solve_pool
 from inlay.nas.loop.texts import pack_texts, store_texts
 from inlay.nas.loop.training import train_models
 from inlay.nas.loop.true_kl import true_scores
@@ -163,6 +164,21 @@ def test_budgets_are_relative_to_the_original(
     assert own < parameters
     (excess,) = excess_of(search, costs, (PARENT_BLOCK,) * 3, None)
     assert excess.ratio == pytest.approx(own / (0.5 * parameters), rel=1e-4)
+
+
+def test_an_impossible_budget_is_told_in_ratios_to_the_original(
+    first: Path, child: Path, texts: Any, tmp_path: Path, make_search: Any
+) -> None:
+    search, packed = searched(make_search, job_of(child, texts, original=str(first)), tmp_path)
+    rows = [each.row() for each in score_blocks(search, packed.score, NOTHING)]
+    costs = CostTable(cost_rows(search))
+    tables = Tables(ScoreTable.of(rows), costs, {"chat": 8})
+    job = job_of(child, texts, original=str(first), budget={"parameters": "0.001x"})
+    with pytest.raises(InfeasibleError) as caught:
+        solve_pool(tables.problem(job.budget), 1, 0.0, 10.0)
+    whole = costs.total("chat", costs.reference(3))["parameters"]
+    least = costs.total("chat", (("attention:no_op", "ffn:no_op"),) * 3)["parameters"]
+    assert f"at least ({least / whole:.3f}x of the parent; limit" in str(caught.value)
 
 
 def test_recovery_learns_from_the_original(
