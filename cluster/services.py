@@ -92,7 +92,10 @@ def services_folder(given: str | Path | None = None) -> Path:
 
 
 def start_services(settings: ServiceSettings, on_note: Callable[[str], None] = lambda text: None) -> Services:
-    """Start what does not run yet and wait until all answers; raises ClusterError naming the log of what did not."""
+    """Start what does not run yet and wait until all answers.
+
+    Raises ClusterError naming the log of what did not, and what runs all the same.
+    """
     with _one_at_a_time(settings.folder):
         found = find_services(settings.folder)
         ray, mlflow = found.ray, found.mlflow
@@ -104,9 +107,13 @@ def start_services(settings: ServiceSettings, on_note: Callable[[str], None] = l
             _wait(mlflow, "MLflow", settings, lambda url: is_healthy(f"{url}/health"))
         if ray is None:
             on_note("starting Ray")
-            ray = _start_ray(settings, mlflow.url)
-            _write_state(settings.folder, Services(ray, mlflow))
-            _wait(ray, "Ray", settings, _ray_answers)
+            try:
+                ray = _start_ray(settings, mlflow.url)
+                _write_state(settings.folder, Services(ray, mlflow))
+                _wait(ray, "Ray", settings, _ray_answers)
+            except ClusterError as error:
+                runs = f"MLflow runs at {mlflow.url}: the same command goes on from there, and `inlay down` ends it"
+                raise ClusterError(f"{error}; {runs}") from error
     return Services(ray, mlflow)
 
 

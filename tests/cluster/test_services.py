@@ -263,6 +263,24 @@ def test_a_service_that_cannot_start_names_its_log(tmp_path: Path) -> None:
     assert find_services(tmp_path) == Services(None, None)
 
 
+@pytest.mark.slow
+def test_what_runs_beside_a_service_that_cannot_start_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    place = ray_folder(tmp_path)
+    place.rmdir()
+    (tmp_path / "elsewhere").mkdir()
+    place.symlink_to(tmp_path / "elsewhere")
+    said = r"is not a folder of this account alone.*; MLflow runs at \S+: the same command goes on"
+    with pytest.raises(ClusterError, match=said) as caught:
+        start_services(ServiceSettings(tmp_path))
+    found = find_services(tmp_path)
+    assert found.ray is None
+    assert found.mlflow is not None
+    assert found.mlflow.url in str(caught.value)
+    assert stop_services(tmp_path).mlflow == found.mlflow
+    assert find_services(tmp_path) == Services(None, None)
+
+
 def test_the_state_of_processes_that_are_gone_is_not_believed(tmp_path: Path) -> None:
     gone = {"process": {"pid": os.getpid(), "started": 1.0}, "url": "http://x", "log": "/x", "address": ""}
     (tmp_path / "services.json").write_text(json.dumps({"schema": 1, "ray": gone, "mlflow": None}))
