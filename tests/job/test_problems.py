@@ -102,7 +102,7 @@ CASES: list[tuple[Path, object, str]] = [
         ("space", "attention", 4),
         {"kv_heads": 1, "heads": 2},
         "space.attention[4]: {'kv_heads': 1, 'heads': 2} is not one alternative; write one of [kv_heads: 1, heads: 4, "
-        "window: 128, linear, no_op], or {kv_heads: 1, window: 128}, or {heads: 4, window: 128}",
+        "window: 128, gla, linear, no_op], or {kv_heads: 1, window: 128}, or {heads: 4, window: 128}",
     ),
     (("space", "attention", 4), {"kv_heads": 1, "window": 0}, "space.attention[4].window: 0 is out of range"),
     (("space", "attention", 4), {"heads": 0}, "space.attention[4].heads: 0 is out of range"),

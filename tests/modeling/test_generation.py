@@ -38,6 +38,12 @@ CHILDREN: dict[str, dict[int, dict[str, Any]]] = {
         1: {"attention": {"kind": "full", "kv_heads": 3, "heads": 3}},
         2: {"attention": {"kind": "window", "kv_heads": 1, "heads": 1, "window": 5, "sinks": 3}},
     },
+    "gla": {
+        0: {"attention": {"kind": "gla", "key_heads": 2, "rank": 4}},
+        2: {"attention": {"kind": "gla", "key_heads": 1, "rank": 2, "heads": 2}},
+        3: {"attention": SINKS},
+    },
+    "all gla": {i: {"attention": {"kind": "gla", "key_heads": 4, "rank": 4}} for i in range(4)},
     "everything": {
         0: {"attention": NO_OP, "ffn": {"kind": "gated", "width": 8}},
         1: {"attention": {"kind": "window", "kv_heads": 4, "window": 7, "sinks": 1}, "ffn": NO_OP},
