@@ -207,7 +207,7 @@ class GlaMixer(nn.Module):
 
     def tokens(self, normed_BSD: Tensor, context: ForwardContext) -> Tokens:
         """What the normed input gives the state."""
-        query_BHSK, key_BGSK = map(functional.relu, self.rotated(normed_BSD, context))
+        query_BHSK, key_BGSK = map(self.features, self.rotated(normed_BSD, context))
         value_BGSK, logits_BGSK = (
             rows.unflatten(-1, (-1, self.head_dim)).transpose(1, 2).float()
             for rows in (self.v_proj(normed_BSD), self.gate_up(self.gate_down(normed_BSD)))
@@ -219,6 +219,10 @@ class GlaMixer(nn.Module):
         query_BGRSK = query_BHSK.unflatten(1, (key_BGSK.shape[1], -1))
         value_BGSV = functional.pad(value_BGSK, (0, 1), value=1.0)
         return Tokens(query_BGRSK, key_BGSK, value_BGSV, log_gate_BGSK, context.documents_BS)
+
+    def features(self, states: Tensor) -> Tensor:
+        """What of queries and keys is multiplied: nothing below 0."""
+        return functional.relu(states)
 
     def rotated(self, normed_BSD: Tensor, context: ForwardContext) -> tuple[Tensor, Tensor]:
         """Queries [B, H, S, K] and keys [B, G, S, K] as softmax would see them, in float32."""
