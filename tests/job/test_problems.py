@@ -107,6 +107,8 @@ CASES: list[tuple[Path, object, str]] = [
     (("space", "attention", 4), {"kv_heads": 1, "window": 0}, "space.attention[4].window: 0 is out of range"),
     (("space", "attention", 4), {"heads": 0}, "space.attention[4].heads: 0 is out of range"),
     (("space", "attention", 4), {"kv_heads": 1, "no_op": 1}, "space.attention[4]: `no_op` takes no value"),
+    (("space", "attention", 4), {"gla": 16}, "space.attention[4]: `gla` takes no value; write gla alone"),
+    (("space", "ffn", 4), "gla", "space.ffn[4]: 'gla' is no ffn alternative"),
     (("space", "ffn", 4), {"width": 0}, "space.ffn[4].width: 0 is not a width"),
     (("space", "ffn", 4), {"width": 1.5}, "space.ffn[4].width: 1.5 is more than the parent has"),
     (("space", "ffn", 4), {"width": -0.5}, "space.ffn[4].width: -0.5 is not a width"),
