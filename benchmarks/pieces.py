@@ -45,7 +45,7 @@ from inlay.nas.variants.statistics import Statistic, Sums, gather
 
 PIECES = ("attention:kv_heads=1", "attention:window=64", "attention:gla", "attention:linear", "attention:no_op")
 OWN, FFN, NOTHING, GLA = "attention:parent", "ffn:parent", "attention:no_op", "attention:gla"
-BATCH, HELD_OUT, JUDGED = 4, 2, 8
+BATCH, HELD_OUT, JUDGED = 4, 2, 4
 PROMPT, STEPS = 2_000, 32
 CALIBRATED = 16
 """Batches that starts are computed from."""
@@ -140,8 +140,11 @@ def of_seed(parent: Parent, seed: int, tokens: int, costs: Mapping[str, Mapping[
             chosen = [label if layer == index else OWN for layer in range(len(layers))]
             piece.kl_nats = judge.kl_nats(whole_model(parent, layers, chosen))
     told = Told(layers)
+    found: dict[tuple[str, ...], float] = {}
     for budget, space, chosen in children(layers, costs):
-        told.children.append((budget, space, chosen, judge.kl_nats(whole_model(parent, layers, chosen))))
+        if chosen not in found:
+            found[chosen] = judge.kl_nats(whole_model(parent, layers, chosen))
+        told.children.append((budget, space, chosen, found[chosen]))
     return told
 
 
