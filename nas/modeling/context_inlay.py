@@ -61,13 +61,16 @@ class ForwardContext:
 
     `position_embeddings` are cos and sin [1 or B, S, head_dim]; `masks` has one entry a kind of attention: None for
     full, (window, sinks) otherwise; a mask that is None is plain causal. `attentions`, when a list, collects one
-    entry a layer.
+    entry a layer. For kinds with a state, `real_BS` is True where a new token is no padding (None: none is), and
+    `documents_BS` numbers the documents packed in a row (None: one a row).
     """
 
     position_embeddings: tuple[Tensor, Tensor]
     masks: dict[WindowKey | None, Any] = field(default_factory=dict)
     cache: Cache | None = None
     attentions: list[Tensor | None] | None = None
+    real_BS: Tensor | None = None
+    documents_BS: Tensor | None = None
 
     def to(self, device: torch.device, non_blocking: bool = False) -> ForwardContext:
         """The same context on another device; accelerate calls this where a model's layers are spread."""
@@ -81,4 +84,6 @@ class ForwardContext:
             self,
             position_embeddings=(cos.to(device, non_blocking=non_blocking), sin.to(device, non_blocking=non_blocking)),
             masks=masks,
+            real_BS=None if self.real_BS is None else self.real_BS.to(device, non_blocking=non_blocking),
+            documents_BS=None if self.documents_BS is None else self.documents_BS.to(device, non_blocking=non_blocking),
         )

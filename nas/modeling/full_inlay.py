@@ -38,22 +38,11 @@ class FullAttention(SubblockKind):
 
     def problem(self, entry: Entry, base: Mapping[str, Any]) -> str | None:
         """Query heads are the model's or fewer, and KV heads must divide them."""
-        kv_heads, most = entry["kv_heads"], base["num_attention_heads"]
-        heads = entry.get(HEADS, most)
-        if HEADS in entry and heads >= most:
-            return f"{HEADS} is {heads}; it must be fewer than the {most} query heads of the model, or be left out"
-        return f"kv_heads is {kv_heads}; it must divide the {heads} query heads" if heads % kv_heads else None
+        return heads_problem(entry, "kv_heads", base)
 
     def tensors(self, entry: Entry, slot: Slot, sizes: Sizes) -> Tensors:
         """The norm, four projections and, in families that norm their heads, two norms more."""
-        q_width, kv_width = query_heads(entry, sizes) * sizes.head_dim, int(entry["kv_heads"]) * sizes.head_dim
-        tensors = norm_tensors(slot, sizes)
-        for name, width in ((QUERY, q_width), (KEY, kv_width), (VALUE, kv_width)):
-            tensors |= projection(name, width, sizes.hidden, sizes.qkv_bias)
-        tensors |= projection(OUTPUT, sizes.hidden, q_width, sizes.o_bias)
-        if sizes.qk_norm:
-            tensors |= {f"{QUERY_NORM}.weight": (sizes.head_dim,), f"{KEY_NORM}.weight": (sizes.head_dim,)}
-        return tensors
+        return attention_tensors(query_heads(entry, sizes), int(entry["kv_heads"]), slot, sizes)
 
     def state(self, entry: Entry, sizes: Sizes, tokens: int) -> Tensors:
         """Keys and values of every token."""
@@ -94,3 +83,24 @@ class FullAttention(SubblockKind):
 def query_heads(entry: Entry, sizes: Sizes) -> int:
     """Query heads of an attention: the model's, unless it has fewer."""
     return int(entry.get(HEADS, sizes.q_heads))
+
+
+def attention_tensors(heads: int, kv_heads: int, slot: Slot, sizes: Sizes) -> Tensors:
+    """The norm and all that a family's attention with so many heads is made of."""
+    q_width, kv_width = heads * sizes.head_dim, kv_heads * sizes.head_dim
+    tensors = norm_tensors(slot, sizes)
+    for name, width in ((QUERY, q_width), (KEY, kv_width), (VALUE, kv_width)):
+        tensors |= projection(name, width, sizes.hidden, sizes.qkv_bias)
+    tensors |= projection(OUTPUT, sizes.hidden, q_width, sizes.o_bias)
+    if sizes.qk_norm:
+        tensors |= {f"{QUERY_NORM}.weight": (sizes.head_dim,), f"{KEY_NORM}.weight": (sizes.head_dim,)}
+    return tensors
+
+
+def heads_problem(entry: Entry, field: str, base: Mapping[str, Any]) -> str | None:
+    """What is wrong with an entry's query heads, and with its heads of keys, which stand in `field`."""
+    kv_heads, most = entry[field], base["num_attention_heads"]
+    heads = entry.get(HEADS, most)
+    if HEADS in entry and heads >= most:
+        return f"{HEADS} is {heads}; it must be fewer than the {most} query heads of the model, or be left out"
+    return f"{field} is {kv_heads}; it must divide the {heads} query heads" if heads % kv_heads else None

@@ -10,6 +10,7 @@ from typing import Any
 
 from .full_inlay import FullAttention
 from .gated_inlay import GatedFfn
+from .gla_inlay import GatedLinearAttention
 from .linear_inlay import Linear
 from .no_op_inlay import NoOp
 from .subblock_inlay import FORMAT, Entry, Slot, SubblockKind, structure
@@ -64,4 +65,4 @@ class SubblockKinds:
         return dict(entry)
 
 
-SUBBLOCKS = SubblockKinds((FullAttention(), WindowAttention(), GatedFfn(), Linear(), NoOp()))
+SUBBLOCKS = SubblockKinds((FullAttention(), WindowAttention(), GatedLinearAttention(), GatedFfn(), Linear(), NoOp()))

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -97,6 +98,7 @@ class InlayModel(InlayPreTrainedModel):
 
     first_attention: int  # the first layer that stores keys; 0 when none does
     window_keys: list[WindowKey | None]  # the kinds of attention there are
+    is_recurrent: bool  # whether some layer holds a state, which must be told of padding and documents
 
     def __init__(self, config: InlayConfig) -> None:
         super().__init__(config)
@@ -110,6 +112,7 @@ class InlayModel(InlayPreTrainedModel):
         masks = [SUBBLOCKS.of(block["attention"]).masks(block["attention"]) for block in config.blocks]
         self.first_attention = next((index for index, keys in enumerate(masks) if keys), 0)
         self.window_keys = list(dict.fromkeys(key for keys in masks for key in keys))
+        self.is_recurrent = any(SUBBLOCKS.of(block["attention"]).recurrent for block in config.blocks)
         self.post_init()
 
     def new_cache(self) -> InlayCache:
@@ -173,9 +176,14 @@ class InlayModel(InlayPreTrainedModel):
         past = self._tokens_seen(cache)
         # Without a mask and a cache, positions that start anew mean documents packed in one row.
         may_be_packed = position_ids is not None and attention_mask is None and cache is None
+        if position_ids is None and self.is_recurrent and attention_mask is not None and attention_mask.ndim == 2:
+            # What a state is told depends on where a token stands, not only on how far from another: as generate does.
+            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -num_new:]
         if position_ids is None:
             position_ids = torch.arange(num_new, device=hidden_BQD.device)[None] + past
         context = ForwardContext(self.rotary_emb(hidden_BQD, position_ids=position_ids), cache=cache)
+        if self.is_recurrent:
+            self._tell_states(context, num_new, attention_mask, position_ids if may_be_packed else None)
         implementation = self.config._attn_implementation
         is_library = (
             may_be_packed
@@ -200,6 +208,17 @@ class InlayModel(InlayPreTrainedModel):
         own = cache if isinstance(cache, InlayCache) else None
         context.masks = {key: make_mask(span, key, implementation, own) for key in self.window_keys}
         return context
+
+    def _tell_states(
+        self, context: ForwardContext, num_new: int, attention_mask: Tensor | None, packed_BS: Tensor | None
+    ) -> None:
+        if attention_mask is not None:
+            if attention_mask.ndim != 2:
+                raise ValueError("a 4D attention_mask cannot hide tokens from a state; pass a 2D one")
+            context.real_BS = attention_mask[:, -num_new:].to(torch.bool)
+        if packed_BS is not None:
+            # A position that does not go on from the one before opens a document.
+            context.documents_BS = functional.pad(packed_BS.diff(dim=-1) != 1, (1, 0)).cumsum(-1)
 
     def _tokens_seen(self, cache: Cache | None) -> Any:
         """Tokens in the cache; a static cache says it as a tensor. ValueError for a cache that cannot know."""

@@ -88,6 +88,11 @@ class SubblockKind(ABC):
     apart: ClassVar[tuple[str, ...]] = ()
     """Projections that may be stored in another format than its other matrices, by their modules' names without
     `_proj`."""
+    state_bytes: ClassVar[int | None] = None
+    """Bytes of each number of what it holds between tokens; None: those of the model's numbers."""
+    recurrent: ClassVar[bool] = False
+    """Whether what it holds is a state that every token changes: it needs its own cache layer, and is told which tokens
+    are padding, and which of another document."""
     absent: ClassVar[bool] = False
     """Whether there is no subblock at all: the residual passes by, and nothing is held, computed or timed."""
 

@@ -14,7 +14,7 @@ from inlay.nas.modeling.full_inlay import OUTPUT
 from inlay.nas.variants.head_count import HeadCount
 from inlay.nas.variants.kind import Place, Value, whole
 from inlay.nas.variants.least_squares import fitted
-from inlay.nas.variants.statistics import Inputs, Statistic, Sums, keep_input, keep_output, rows_of
+from inlay.nas.variants.statistics import Inputs, Statistic, Sums, keep_input, keep_output, output_sums
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -109,10 +109,7 @@ class MergedHeads(Statistic):
 
     def sums(self, seen: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
         """`zz` and `zy`."""
-        z_NO, y_ND = rows_of(seen["z"]), rows_of(seen["y"])
-        if "bias" in seen:
-            y_ND = y_ND - seen["bias"].float()
-        return {"zz": z_NO.T @ z_NO, "zy": z_NO.T @ y_ND}
+        return output_sums(seen)
 
 
 def _merged(place: Place, heads: int, state: "dict[str, Tensor]", sums: Sums) -> "dict[str, Tensor]":

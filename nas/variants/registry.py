@@ -6,6 +6,7 @@ from typing import Final
 from inlay.nas.modeling.subblock_inlay import Slot
 from inlay.nas.variants.alone import Alone
 from inlay.nas.variants.both import Both
+from inlay.nas.variants.gla import Gla
 from inlay.nas.variants.heads import Heads
 from inlay.nas.variants.kind import Kind
 from inlay.nas.variants.kv_heads import KvHeads
@@ -47,7 +48,7 @@ class Kinds(Mapping[str, Kind]):
 _KV_HEADS, _HEADS, _WINDOW = KvHeads(), Heads(), Window()
 KINDS: Final = Kinds(
     (
-        *(Parent(), _KV_HEADS, _HEADS, _WINDOW, Both(_KV_HEADS, _WINDOW), Both(_HEADS, _WINDOW)),
+        *(Parent(), _KV_HEADS, _HEADS, _WINDOW, Both(_KV_HEADS, _WINDOW), Both(_HEADS, _WINDOW), Gla()),
         *(Width(), Alone(), Linear(), NoOp()),
     )
 )

@@ -28,7 +28,8 @@ def ends_parameters(shape: Shape) -> int:
 
 def kv_bytes(entry: Entry, shape: Shape, batch: int, length: int) -> int:
     """Bytes of what one subblock holds for `batch` sequences after `length` tokens."""
-    return batch * _count(SUBBLOCKS.of(entry).state(entry, shape, length)) * shape.dtype_bytes
+    kind = SUBBLOCKS.of(entry)
+    return batch * _count(kind.state(entry, shape, length)) * (kind.state_bytes or shape.dtype_bytes)
 
 
 def _count(tensors: Mapping[str, tuple[int, ...]]) -> int:

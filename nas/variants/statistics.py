@@ -198,3 +198,11 @@ def keep_input(seen: "dict[str, Tensor]", name: str) -> Any:
 def rows_of(tensor_BSD: "Tensor") -> "Tensor":
     """[N, D], float32."""
     return tensor_BSD.flatten(0, -2).float()
+
+
+def output_sums(seen: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
+    """`zz` and `zy`: Z'Z and Z'Y of inputs Z of a projection and of what it should give, Y, without the bias."""
+    z_NO, y_ND = rows_of(seen["z"]), rows_of(seen["y"])
+    if "bias" in seen:
+        y_ND = y_ND - seen["bias"].float()
+    return {"zz": z_NO.T @ z_NO, "zy": z_NO.T @ y_ND}

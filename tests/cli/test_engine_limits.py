@@ -51,6 +51,27 @@ def test_a_peak_under_a_table_without_buffers(
     assert answer("validate", write_job(given))["valid"]
 
 
+@pytest.mark.parametrize(
+    ("engine", "sentence"),
+    [
+        (
+            "llama.cpp",
+            "llama.cpp has no gla attention; it runs full",
+        ),
+        ("vllm", "vLLM has no attention of kind `gla`; search without that kind, or run the child with Transformers"),
+    ],
+)
+def test_a_kind_that_an_engine_lacks(
+    engine: str, sentence: str, refusal: Refusal, answer: Any, write_job: WriteJob, tiny_parent: Any
+) -> None:
+    """Before anything is trained."""
+    job = {"space": {"attention": ["gla", "no_op"]}}
+    parent = tiny_parent("llama", head_dim=32)
+    assert answer("validate", write_job(job, parent=parent))["valid"]
+    told = refusal("validate", write_job({**job, "hardware.engine": engine}, parent=parent))
+    assert sentence in " ".join(told.split())
+
+
 def test_a_rotation_that_llama_cpp_lacks(
     refusal: Refusal, answer: Any, write_job: WriteJob, tiny_parent: Callable[..., Path]
 ) -> None:

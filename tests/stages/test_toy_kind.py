@@ -126,7 +126,7 @@ def test_its_own_sentences_reach_the_user(tiny_parent: Callable[..., Path], text
         Job.from_dict(values(parent, texts, attention=[{"mean": 1}]))
     with pytest.raises(JobError, match=r"space.attention\[0\].mean: 65 is longer than the context; give at most 64"):
         check_job(Job.from_dict(values(parent, texts, attention=[{"mean": 65}])))
-    with pytest.raises(JobError, match=r"write one of \[kv_heads: 1, heads: 4, window: 128, linear, no_op, mean: 4\]"):
+    with pytest.raises(JobError, match=r"write one of \[kv_heads: 1, heads: 4, window: 128, gla, linear, no_op, mean"):
         Job.from_dict(values(parent, texts, attention=["maen"]))
     with pytest.raises(UserError, match="`mean` takes a whole number, not `x`"):
         parse_variant("attention:mean=x")

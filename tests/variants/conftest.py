@@ -10,6 +10,7 @@ from inlay.nas.families import Parent, open_parent
 from inlay.nas.modeling import ForwardContext, InlayLayer, build_layer, make_context
 from inlay.nas.variants import Place
 from inlay.nas.variants.alone import LayerByChannels
+from inlay.nas.variants.gla import Mixed, Mixing
 from inlay.nas.variants.heads import HEAD_GRAM
 from inlay.nas.variants.kv_heads import MergedHeads
 from inlay.nas.variants.statistics import ChannelGram, Inputs, Products, Statistic, Sums, gather
@@ -68,6 +69,9 @@ def make_case(parent: Parent, layer_index: int = 1) -> Case:
     hidden_BSD = noise_BSD.to(dtype)
     context = make_context(parent.config, 4, 32, dtype, "cpu", [block["attention"]])
     sums, _ = gather(layer, hidden_BSD, context, STATISTICS)
+    place = Place(parent.shape, layer_index, "attention")
+    sums |= gather(layer, hidden_BSD, context, [Mixing(place)])[0]
+    sums |= gather(layer, hidden_BSD, context, [Mixed(place).ready(state, sums)])[0]
     first = Case(parent, layer, state, hidden_BSD, context, sums)
     return replace(first, sums=sums | first.merged_sums(layer, state, sums, 1))
 

@@ -17,6 +17,7 @@ LABELS = (
     "attention:window=1,sinks=2",
     "attention:kv_heads=1+window=8",
     "attention:heads=2+window=8,sinks=0",
+    "attention:gla",
     "attention:linear",
     "attention:no_op",
     "ffn:parent",
@@ -115,7 +116,7 @@ def held_bytes(cache: Cache) -> list[int]:
     ]
 
 
-@pytest.mark.parametrize("label", ["ffn:width=16", "attention:linear", "ffn:linear"])
+@pytest.mark.parametrize("label", ["ffn:width=16", "attention:gla", "attention:linear", "ffn:linear"])
 def test_a_start_without_the_sums_it_needs(case, label) -> None:
     with pytest.raises(ValueError, match="run calibrate"):
         parse_variant(label).start(case.parent.shape, 1, case.state)

@@ -208,7 +208,7 @@ class TestBoth:
                 "kinds of attention are parent, kv_heads, heads, window, kv_heads+window, ",
             ),
             ("attention:kv_heads=1+windw=8", "did you mean `kv_heads+window`?"),
-            ("attention:window=8+kv_heads=1", "heads, window, kv_heads+window, heads+window, linear, no_op."),
+            ("attention:window=8+kv_heads=1", "heads, window, kv_heads+window, heads+window, gla, linear, no_op."),
             ("attention:kv_heads=1+window=", "`window` takes a whole number, not ``"),
             ("attention:kv_heads=+window=8", "`kv_heads` takes a whole number, not ``"),
             ("ffn:kv_heads=1+window=8", "kinds of ffn are parent, width, alone, linear, no_op"),

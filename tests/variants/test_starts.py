@@ -6,11 +6,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch.nn.functional import silu
+from torch.nn.functional import logsigmoid, silu
 
 from inlay.nas.modeling import build_layer
 from inlay.nas.modeling.full_inlay import KEY, OUTPUT, VALUE
+from inlay.nas.modeling.gla_modules_inlay import TEMPERATURE
 from inlay.nas.variants import Place, Variant
+from inlay.nas.variants.gla import HALF_LIVES, Mixing, mixing_errors
 from inlay.nas.variants.kv_heads import MergedHeads
 from inlay.nas.variants.least_squares import least_missed, refitted
 from inlay.nas.variants.linear import linear_from_products, ridge
@@ -353,6 +355,45 @@ class TestLinear:
     def test_products_of_the_ffn(self, llama) -> None:
         started = linear_from_products(Place(llama.parent.shape, 1, "ffn"), llama.state)
         torch.testing.assert_close(started["mlp.weight"], llama.state[DOWN] @ llama.state[UP])
+
+
+class TestGla:
+    def test_heads_fade_as_their_softmax_does(self) -> None:
+        """Even attention to all before fades last, and even attention to the last four tokens in about two."""
+        even_1HSK = torch.full((1, 4, 64, 8), 0.01)
+        to_all, to_four = (mixing_errors(even_1HSK, even_1HSK[:, :2], 1.0, window) for window in (None, (4, 0)))
+        assert to_all.shape == (2, len(HALF_LIVES))
+        assert [HALF_LIVES[best] for best in to_all.argmin(dim=-1)] == [HALF_LIVES[-1]] * 2
+        assert [HALF_LIVES[best] for best in to_four.argmin(dim=-1)] == [2.0, 2.0]
+        assert to_four.min() < 0.3 * to_four[:, -1].min()
+
+    def test_sinks_are_seen_wherever_they_are(self) -> None:
+        """With them a window is nearer to attention that never fades."""
+        even_1HSK = torch.full((1, 1, 64, 8), 0.01)
+        without, beside = (mixing_errors(even_1HSK, even_1HSK, 1.0, window) for window in ((4, 0), (4, 16)))
+        assert beside[0, -1] < without[0, -1]
+
+    def test_gates_begin_at_the_half_life_and_the_output_is_fitted(self, case) -> None:
+        """Against the parent's own output projection behind the same states."""
+        shape, variant = case.parent.shape, Variant("attention", "gla")
+        started = variant.start(shape, 1, case.state, case.sums)
+        best_G = case.sums.of(Mixing(Place(shape, 1, "attention")))["errors"].argmin(dim=-1)
+        bias_GK = started["self_attn.gate_up.bias"].double().unflatten(0, (len(best_G), -1))
+        kept = logsigmoid(bias_GK) / TEMPERATURE
+        half_lives = torch.tensor([HALF_LIVES[best] for best in best_G], dtype=torch.float64)
+        expected = (-torch.tensor(2.0).log() / half_lives)[:, None].expand_as(kept)
+        tolerance = 0.03 if shape.dtype == "bfloat16" else 1e-4
+        torch.testing.assert_close(kept, expected, rtol=tolerance, atol=1e-6)
+        weight = f"{OUTPUT}.weight"
+        parent, fitted, own = (
+            built(case, "attention", entry, state).attention_update(case.hidden_BSD, case.context).float()
+            for entry, state in (
+                (shape.parent_entry(1, "attention"), own_attention(shape, case.state)),
+                (variant.entry(shape, 1), started),
+                (variant.entry(shape, 1), started | {weight: case.state[weight]}),
+            )
+        )
+        assert nmse(fitted, parent) < min(1.0, nmse(own, parent))
 
 
 def attention_start(case, state, heads: int):

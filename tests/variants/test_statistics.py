@@ -92,7 +92,7 @@ def test_only_what_is_asked_for_is_gathered(case) -> None:
     assert sums.of(ChannelGram())["hh"].equal(case.sums.of(ChannelGram())["hh"])
     with pytest.raises(ValueError, match=r"there are no sums `attention.products`; run calibrate with them."):
         sums.of(PRODUCTS["attention"])
-    with pytest.raises(ValueError, match=r"Only one of the two has the sums `attention.gram.hh`"):
+    with pytest.raises(ValueError, match=r"Only one of the two has the sums `attention.gla.mixed.z"):
         sums + case.sums
 
 
