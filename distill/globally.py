@@ -26,7 +26,7 @@ from inlay.distill.settings import GlobalSettings
 OnStep = Callable[[int, int, Losses], None]
 OnTrial = Callable[[int, int], None]
 OnJudged = Callable[[Sequence[tuple[int, float | None]]], None]
-BEST = "best."
+_BEST = "best."
 """What a checkpoint calls the best weights, before their names."""
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -277,7 +277,7 @@ class _Run:
         held = {name: local(t) for name, t in tensors.items() if self.ranks.index == 0 or is_sharded(t)}
         for name, value in self.best.items():
             if self.ranks.index == 0 or is_sharded(self.parameters[name]):
-                held[f"{BEST}{name}"] = value
+                held[f"{_BEST}{name}"] = value
         progress = {
             "settings": self._named_settings(), "done": self.done, "tokens": self.tokens, "curve": self.curve,
             "rate": self.rate, "trials": [asdict(trial) for trial in self.trials], "setbacks": self.setbacks,
@@ -302,7 +302,7 @@ class _Run:
         self.best_step = progress["best_step"]
         # One tensor after the other: a sharded run never holds more of the state than its shards and one whole tensor.
         for name, parameter in self.parameters.items():
-            best = laid_out_like(saved.tensors[f"{BEST}{name}"], parameter)
+            best = laid_out_like(saved.tensors[f"{_BEST}{name}"], parameter)
             self.best[name] = local(best).cpu()
             with torch.no_grad():
                 parameter.copy_(laid_out_like(saved.tensors[f"weight.{name}"], parameter))

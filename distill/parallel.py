@@ -91,9 +91,20 @@ def shard(module: Any, mesh: Any) -> None:
         register_fsdp_forward_method(module, "forward_hidden")
 
 
+def row_counts(rows: int, processes: int) -> list[int]:
+    """How many rows of a tensor each process holds where it is sharded."""
+    most = -(-rows // processes)
+    return [max(0, min(most, rows - index * most)) for index in range(processes)]
+
+
 def local(tensor: Tensor) -> Tensor:
     """What this process holds of a tensor: its own rows when it is sharded, else all."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor, which every process asks for at once where it is sharded."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -112,7 +123,7 @@ def laid_out_like(whole: Tensor, like: Tensor) -> Tensor:
 
 def whole_number(value: Tensor) -> float:
     """A scalar as a float, added up over the processes where they hold parts of it."""
-    return float(value.full_tensor() if isinstance(value, DTensor) else value)
+    return float(whole(value))
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:

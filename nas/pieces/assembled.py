@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from inlay.cluster.pieces import PieceContext, PieceOutput
-from inlay.distill.adapters import add_adapters, merged
+from inlay.distill.adapters import Merged, add_adapters
 from inlay.distill.parallel import shard, world_mesh
 from inlay.distill.sweep import Slot
 from inlay.nas.families import Shape, ends_tensors, layer_prefix, subblock_tensors
@@ -18,6 +18,7 @@ from inlay.nas.formats.by_tensor import form_of
 from inlay.nas.modeling import Ends, InlayForCausalLM, InlayLayer, build_layer
 from inlay.nas.pieces.boundaries import worker_source
 from inlay.nas.pieces.matrix_inputs import MatrixInputs
+from inlay.nas.pieces.model_files import ModelFiles
 from inlay.nas.pieces.rounding import MODEL, PACKED, numbers_of
 from inlay.nas.pieces.weights import Library, WorkerSource, rounded_state
 from inlay.nas.tables.architecture import Block, Blocks, blocks_of, ends_form
@@ -169,12 +170,10 @@ def _moved(state: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device
     return {name: tensor.to(device, dtype) for name, tensor in state.items()}
 
 
-def own_state(model: InlayForCausalLM) -> dict[str, Tensor]:
-    """The model's tensors, adapters merged, a tied head left out."""
-    state = merged({name: tensor.detach() for name, tensor in model.state_dict().items()})
-    if model.config.tie_word_embeddings:
-        state.pop(HEAD, None)
-    return state
+def own_state(model: InlayForCausalLM) -> Merged:
+    """The model's tensors, adapters merged, a tied head left out; of a sharded model this process's rows."""
+    tied = model.config.tie_word_embeddings
+    return Merged({name: own.detach() for name, own in model.state_dict().items() if not (tied and name == HEAD)})
 
 
 @dataclass
@@ -241,9 +240,6 @@ class StoredModel:
         return rounded_state(rest, form, told, self.source.kept) | trained
 
     def _tensors(self, blob: str, prefix: str, names: Iterable[str]) -> dict[str, Tensor]:
-        """Those of the names that a blob has."""
-        from safetensors import safe_open
-
-        with safe_open(self.source.store.blob_path(blob), framework="pt") as file:
-            there = set(file.keys())
-            return {name: file.get_tensor(prefix + name) for name in names if prefix + name in there}
+        """Those of the names that are stored."""
+        files = ModelFiles(self.source.store, blob)
+        return {name: files[prefix + name] for name in names if prefix + name in files}

@@ -20,17 +20,18 @@ from torch import Tensor
 
 from inlay.cluster.pieces import PieceContext, PieceOutput, Progress
 from inlay.cluster.train import Rank, TrainSettings, train
-from inlay.distill.adapters import merged
 from inlay.distill.checkpoint import Checkpoint, TrainingState, read_state, write_state
-from inlay.distill.globally import BEST, GlobalResult, distill_globally
+from inlay.distill.globally import GlobalResult, distill_globally
 from inlay.distill.objective import Losses
 from inlay.distill.parallel import Ranks
 from inlay.distill.rates import plan_trials
 from inlay.distill.settings import GlobalSettings
 from inlay.distill.text import training_order
-from inlay.nas.pieces.assembled import assemble_state, build_sharded, build_whole, own_state, set_trained
+from inlay.nas.modeling import InlayForCausalLM
+from inlay.nas.pieces.assembled import build_sharded, build_whole, own_state, set_trained
 from inlay.nas.pieces.boundaries import reference_source, worker_source
-from inlay.nas.pieces.rounding import begin_rounded, grids_of, trained_blobs
+from inlay.nas.pieces.model_files import store_tensors
+from inlay.nas.pieces.rounding import Grids, begin_rounded, trained_rows
 from inlay.nas.pieces.texts import load_ids
 from inlay.nas.pieces.weights import Library, WorkerSource
 from inlay.nas.tables.architecture import PARENT_BLOCK, Blocks, blocks_of
@@ -59,12 +60,12 @@ def recover_model(arguments: dict[str, Any], context: PieceContext) -> PieceOutp
         checkpoint=Checkpoint(Path(arguments["checkpoint"])),
         rounding=grids,
     )
-    blobs = trained_blobs(own_state(child), grids, getattr(torch, source.parent.shape.dtype))
-    return PieceOutput(values=_values(result, settings.steps), blobs=blobs if result.status == "trained" else {})
+    stored = store_trained(source, child, grids) if result.status == "trained" else {}
+    return PieceOutput(values=_values(result, settings.steps), stored=stored)
 
 
 def recover_with_ranks(arguments: dict[str, Any], context: PieceContext) -> PieceOutput:
-    """Has one assembled model trained by ranks of Ray Train, and takes its weights from what they committed."""
+    """Has one assembled model trained by ranks of Ray Train, which put its weights into the store."""
     settings = TrainSettings(
         ranks=arguments["ranks"],
         folder=Path(arguments["checkpoint"]),
@@ -73,20 +74,12 @@ def recover_with_ranks(arguments: dict[str, Any], context: PieceContext) -> Piec
     )
     told = {**arguments, "memory_retries": context.memory_retries}
     trained = train(recover_in_rank, told, settings, context.progress)
-    if trained.value["status"] != "trained":
-        return PieceOutput(values=trained.value, peak_bytes=trained.peak_bytes)
-    source, architecture = _source(arguments, context.scratch)
-    tensors = read_state(_parts(trained.folder)).tensors if trained.folder else {}  # none where nothing is trained
-    state = assemble_state(source, architecture)
-    grids = grids_of(source, architecture, state.__getitem__)
-    state |= {name: grid.start(state[name]) for name, grid in grids.items()}
-    state |= {name.removeprefix(BEST): tensors[name] for name in tensors if name.startswith(BEST)}
-    blobs = trained_blobs(merged(state), grids, getattr(torch, source.parent.shape.dtype))
-    return PieceOutput(values=trained.value, blobs=blobs, peak_bytes=trained.peak_bytes)
+    values, stored = trained.value
+    return PieceOutput(values=values, stored=stored, peak_bytes=trained.peak_bytes)
 
 
-def recover_in_rank(arguments: dict[str, Any], rank: Rank) -> dict[str, Any]:
-    """One rank's part of the training; the values of the piece's record, the same in every rank."""
+def recover_in_rank(arguments: dict[str, Any], rank: Rank) -> tuple[dict[str, Any], dict[str, str]]:
+    """One rank's part of the training; values and blobs of the piece's record, the same in every rank."""
     arguments = {**arguments, "device": rank.device}
     source, architecture = _source(arguments)
     teacher = reference_source(arguments, source)
@@ -114,7 +107,19 @@ def recover_in_rank(arguments: dict[str, Any], rank: Rank) -> dict[str, Any]:
         ranks=ranks,
         rounding=grids,
     )
-    return _values(result, settings.steps)
+    stored = store_trained(source, child, grids, ranks) if result.status == "trained" else {}
+    return _values(result, settings.steps), stored
+
+
+def store_trained(
+    source: WorkerSource, child: InlayForCausalLM, grids: Grids, ranks: Ranks | None = None
+) -> dict[str, str]:
+    """Puts a trained model into the store, in the parent's type; digests as `TrainedModel.of` reads them.
+
+    All ranks call it; none ever holds the whole of a tensor that is sharded.
+    """
+    blobs = trained_rows(own_state(child), grids, getattr(torch, source.parent.shape.dtype))
+    return {blob: store_tensors(source.store, rows, source.device, ranks) for blob, rows in blobs.items()}
 
 
 @dataclass(kw_only=True)

@@ -7,8 +7,10 @@ import json
 import os
 import sys
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
@@ -16,11 +18,13 @@ from safetensors.torch import save_file
 
 from inlay.distill.checkpoint import Checkpoint, TrainingState, read_state, write_state
 from inlay.distill.globally import distill_globally
-from inlay.distill.parallel import Ranks, is_sharded, shard, world_mesh
+from inlay.distill.parallel import Ranks, is_sharded, local, shard, world_mesh
 from inlay.distill.settings import GlobalSettings
+from inlay.distill.tensor_files import Rows, write_files
 
 INDEX, COUNT, PORT, FOLDER = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], Path(sys.argv[4])
 STEPS = 6
+MOST_BYTES = 8_000
 SETTINGS = GlobalSettings(steps=STEPS, learning_rate=3e-3)
 ALONE, WHOLE, SHARDED = Ranks(), Ranks(INDEX, COUNT), Ranks(INDEX, COUNT, sharded=True)
 
@@ -97,6 +101,12 @@ def train(
         )
     except SMALL.Killed:
         return
+    rows = {
+        n: Rows(tuple(t.shape), t.dtype, partial(local, t.detach()), is_sharded(t)) for n, t in child.named_parameters()
+    }
+    for number, file in enumerate(write_files(rows, lambda: FOLDER / f"{name}_{uuid4().hex}", ranks, MOST_BYTES)):
+        if file.path is not None:
+            file.path.rename(FOLDER / f"{name}_{number:02}_by_{ranks.index}.weights")
     weights = {n: (t.full_tensor() if is_sharded(t) else t).detach().clone() for n, t in child.named_parameters()}
     save_file(weights, FOLDER / f"{name}_{ranks.index}.safetensors")
     (FOLDER / f"{name}_{ranks.index}.json").write_text(json.dumps(asdict(result)))

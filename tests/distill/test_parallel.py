@@ -18,11 +18,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from inlay.distill.checkpoint import TrainingState, read_state, write_state
 from inlay.distill.parallel import Ranks
+from inlay.distill.tensor_files import cut
 
 DRIVER = Path(__file__).with_name("ranks_driver.py")
 
@@ -100,6 +101,18 @@ def test_killed_ranks_go_on_bit_for_bit(trained: Path, name: str) -> None:
 
 def test_another_number_of_ranks_goes_on_from_the_shards(trained: Path) -> None:
     assert_close(trained, "sharded", "moved")
+
+
+@pytest.mark.parametrize("name", ["sharded", "sharded_untied", "whole", "alone"])
+def test_files_of_weights_are_those_of_one_process(name: str, trained: Path) -> None:
+    """Byte for byte, whoever held which rows; ranks write them in turn."""
+    state = weights(trained, name)
+    groups = cut({each: state[each].nbytes for each in sorted(state)}, 8_000)
+    assert len(groups) > 2
+    for number, names in enumerate(groups):
+        (path,) = trained.glob(f"{name}_{number:02}_by_*.weights")
+        assert path.name.endswith(f"by_{0 if name == 'alone' else number % 2}.weights")
+        assert path.read_bytes() == save({each: state[each] for each in names})
 
 
 def test_a_divergence_fails_every_rank_alike(trained: Path) -> None:
