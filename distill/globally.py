@@ -14,11 +14,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from inlay.distill.checkpoint import Checkpoint, TrainingState
+from inlay.distill.checkpoint import Checkpoint, SavedState, TrainingState
 from inlay.distill.judge import Judge
 from inlay.distill.objective import Losses, copied, gradients, put_back
 from inlay.distill.optimize import adamw, set_learning_rate, tensor_cores, warmup_linear
-from inlay.distill.parallel import Ranks, is_sharded, laid_out_like, local
+from inlay.distill.parallel import Ranks, is_sharded, rows_of
 from inlay.distill.rates import Trial, best_rate, plan_trials, try_rates
 from inlay.distill.rounding import UNROUNDED, Rounding
 from inlay.distill.settings import GlobalSettings
@@ -122,8 +122,8 @@ def distill_globally(
     coming = iter(batches)
 
     def keep(ended: bool) -> None:
-        if checkpoint is not None and (ended or ranks.agree(checkpoint.due(run.done), held_out[0].device)):
-            checkpoint.save(run.state())
+        if checkpoint is not None:
+            checkpoint.keep(run.done, ended, run.state)
 
     def told(step: int, losses: Losses) -> None:
         if on_step is not None:
@@ -274,25 +274,27 @@ class _Run:
             tensors[f"weight.{name}"] = parameter.detach()
             for moment, value in self.optimizer.state[parameter].items():
                 tensors[f"{moment}.{name}"] = value
-        held = {name: local(t) for name, t in tensors.items() if self.ranks.index == 0 or is_sharded(t)}
-        for name, value in self.best.items():
-            if self.ranks.index == 0 or is_sharded(self.parameters[name]):
-                held[f"{_BEST}{name}"] = value
+        held = {name: tensor for name, tensor in tensors.items() if self.ranks.index == 0 or is_sharded(tensor)}
+        best = {
+            f"{_BEST}{name}": rows_of(value, self.parameters[name])
+            for name, value in self.best.items()
+            if self.ranks.index == 0 or is_sharded(self.parameters[name])
+        }
         progress = {
             "settings": self._named_settings(), "done": self.done, "tokens": self.tokens, "curve": self.curve,
             "rate": self.rate, "trials": [asdict(trial) for trial in self.trials], "setbacks": self.setbacks,
             "reason": self.reason, "held_out": self.held_out, "best_step": self.best_step,
         }  # fmt: skip
-        return TrainingState(held, progress)
+        return TrainingState(held, progress, best)
 
-    def restore(self, saved: TrainingState) -> None:
+    def restore(self, saved: SavedState) -> None:
         progress = saved.progress
         if progress["settings"] != self._named_settings():
             raise ValueError(
                 f"the checkpoint was written with other settings ({progress['settings']}), now they are "
                 f"{self._named_settings()}: restore them or remove the checkpoint"
             )
-        names = {name.removeprefix("weight.") for name in saved.tensors if name.startswith("weight.")}
+        names = {name.removeprefix("weight.") for name in saved.names if name.startswith("weight.")}
         if names != set(self.parameters):
             raise ValueError("the checkpoint belongs to a child with other weights: remove it to start anew")
         self.done, self.tokens, self.curve = progress["done"], progress["tokens"], progress["curve"]
@@ -300,17 +302,16 @@ class _Run:
         self.trials = [Trial(**trial) for trial in progress["trials"]]
         self.held_out = [(step, kl_nats) for step, kl_nats in progress["held_out"]]
         self.best_step = progress["best_step"]
-        # One tensor after the other: a sharded run never holds more of the state than its shards and one whole tensor.
+        self.best = copied(self.parameters)
+        read: dict[str, Tensor] = {}
         for name, parameter in self.parameters.items():
-            best = laid_out_like(saved.tensors[f"{_BEST}{name}"], parameter)
-            self.best[name] = local(best).cpu()
-            with torch.no_grad():
-                parameter.copy_(laid_out_like(saved.tensors[f"weight.{name}"], parameter))
-            if f"step.{name}" in saved.tensors:
-                self.optimizer.state[parameter] = {
-                    "step": saved.tensors[f"step.{name}"].to(parameter.device, copy=True),
-                    **{moment: laid_out_like(saved.tensors[f"{moment}.{name}"], parameter) for moment in _MOMENTS},
-                }
+            read[f"weight.{name}"] = parameter.detach()
+            read[f"{_BEST}{name}"] = rows_of(self.best[name], parameter)
+            if f"step.{name}" in saved.names:
+                moments = {moment: torch.empty_like(parameter, requires_grad=False) for moment in _MOMENTS}
+                self.optimizer.state[parameter] = {"step": torch.zeros((), device=parameter.device), **moments}
+                read |= {f"{key}.{name}": value for key, value in self.optimizer.state[parameter].items()}
+        saved.read_into(read)
 
     def _named_settings(self) -> str:
         """What a checkpoint must agree with: all but how many sequences fit at once, which may shrink on the way."""

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
 
 _BUCKET_ELEMENTS = 1 << 24
 """Gradients sent at once: 64 MiB in float32, what is held beside them."""
@@ -112,13 +114,29 @@ def is_sharded(tensor: Tensor) -> bool:
     return isinstance(tensor, DTensor)
 
 
-def laid_out_like(whole: Tensor, like: Tensor) -> Tensor:
-    """A copy of a whole tensor on the device of `like`, cut to this process's rows where `like` is sharded."""
+@cache
+def host_group() -> Any:
+    """A group of all processes that works on CPUs, made by all of them at once, for other threads than training's."""
+    return dist.new_group(backend="gloo")
+
+
+def on_host(tensor: Tensor) -> Tensor:
+    """A copy on the host; each process has its own rows where it is sharded."""
+    return rows_of(local(tensor.detach()).to("cpu", copy=True), tensor)
+
+
+def rows_of(own: Tensor, like: Tensor) -> Tensor:
+    """A tensor laid out as `like`, of which a process gives on the host what it holds of it."""
     if not isinstance(like, DTensor):
-        return whole.detach().to(like.device, copy=True)
-    # Every process has the whole tensor at hand, so nothing is sent.
-    cut: Tensor = distribute_tensor(whole.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
-    return cut.clone()
+        return own
+    return DTensor.from_local(
+        own, _host_mesh(), like.placements, run_check=False, shape=like.shape, stride=like.stride()
+    )
+
+
+@cache
+def _host_mesh() -> DeviceMesh:
+    return DeviceMesh.from_group(host_group(), "cpu")
 
 
 def whole_number(value: Tensor) -> float:

@@ -108,7 +108,8 @@ def header(tensors: Mapping[str, tuple[str, tuple[int, ...], int]], metadata: Ma
 
 def raw_bytes(tensor: Tensor) -> memoryview:
     """The numbers of a tensor as they lie in a file."""
-    return memoryview(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    numbers: Any = tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return memoryview(numbers)
 
 
 def _write(path: Path | None, rows: Mapping[str, Rows], owner: int, ranks: Ranks) -> None:

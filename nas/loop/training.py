@@ -31,8 +31,8 @@ RECOVER = Stage("recover", 6, recover_model)
 ASSEMBLED = Stage("assembled", 1, store_assembled)
 MICRO_TOKENS = 2048
 """Tokens of a micro-batch; gradients add up to the effective batch."""
-CHECKPOINT_SECONDS = 60.0
-"""Between two states of a training on several ranks."""
+CHECKPOINT_SECONDS = 15.0
+"""Between two states of a training on several ranks, at least."""
 
 
 def recover_models(

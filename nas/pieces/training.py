@@ -7,9 +7,8 @@ part of a piece's key: what one number of ranks began or finished, another takes
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,11 @@ from torch import Tensor
 
 from inlay.cluster.pieces import PieceContext, PieceOutput, Progress
 from inlay.cluster.train import Rank, TrainSettings, train
-from inlay.distill.checkpoint import Checkpoint, TrainingState, read_state, write_state
+from inlay.distill.checkpoint import Checkpoint
 from inlay.distill.globally import GlobalResult, distill_globally
 from inlay.distill.objective import Losses
 from inlay.distill.parallel import Ranks
+from inlay.distill.rank_checkpoint import RankCheckpoint
 from inlay.distill.rates import plan_trials
 from inlay.distill.settings import GlobalSettings
 from inlay.distill.text import training_order
@@ -103,7 +103,14 @@ def recover_in_rank(arguments: dict[str, Any], rank: Rank) -> tuple[dict[str, An
         settings,
         on_step=told.step if told else None,
         on_trial=told.trial if told else None,
-        checkpoint=_Committed(rank.folder, every_seconds=arguments["checkpoint_seconds"], rank=rank, ranks=ranks),
+        checkpoint=RankCheckpoint(
+            rank.folder,
+            every_seconds=arguments["checkpoint_seconds"],
+            ranks=ranks,
+            device=torch.device(rank.device),
+            commit=rank.commit,
+            last=rank.last,
+        ),
         ranks=ranks,
         rounding=grids,
     )
@@ -120,32 +127,6 @@ def store_trained(
     """
     blobs = trained_rows(own_state(child), grids, getattr(torch, source.parent.shape.dtype))
     return {blob: store_tensors(source.store, rows, source.device, ranks) for blob, rows in blobs.items()}
-
-
-@dataclass(kw_only=True)
-class _Committed(Checkpoint):
-    """The state of a training on several ranks: each writes what it holds of it, and all commit it together."""
-
-    rank: Rank
-    ranks: Ranks
-
-    def save(self, state: TrainingState) -> None:
-        def write(folder: Path) -> None:
-            if state.tensors:
-                write_state(folder / f"rank_{self.rank.index:05d}.safetensors", state)
-
-        # Other ranks, or another layout, never write into a folder that these left half done.
-        layout = "shards" if self.ranks.sharded else "whole"
-        self.rank.commit(f"step_{state.progress['done']:09d}_{layout}_{self.rank.count}", write)
-        self._saved_at = time.monotonic()
-
-    def load(self) -> TrainingState | None:
-        folder = self.rank.last()
-        return None if folder is None else read_state(_parts(folder))
-
-
-def _parts(folder: Path) -> list[Path]:
-    return sorted(folder.glob("rank_*.safetensors"))
 
 
 def batches_of(source: WorkerSource, arguments: dict[str, Any], steps: int) -> Iterator[Tensor]:

@@ -6,7 +6,7 @@ import importlib.util
 import json
 import os
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,9 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
-from inlay.distill.checkpoint import Checkpoint, TrainingState, read_state, write_state
 from inlay.distill.globally import distill_globally
 from inlay.distill.parallel import Ranks, is_sharded, local, shard, world_mesh
+from inlay.distill.rank_checkpoint import RankCheckpoint
 from inlay.distill.settings import GlobalSettings
 from inlay.distill.tensor_files import Rows, write_files
 
@@ -43,21 +43,22 @@ def small() -> Any:
 SMALL = small()
 
 
-@dataclass(kw_only=True)
-class Parts(Checkpoint):
-    """A file a rank; all are there before anybody goes on."""
+def parts(folder: Path, ranks: Ranks) -> RankCheckpoint:
+    """Saved every two steps; the folder that is to be gone on from is named by a file once all are there."""
 
-    ranks: Ranks
-
-    def save(self, state: TrainingState) -> None:
-        if state.tensors:
-            write_state(Path(self.folder) / f"rank_{self.ranks.index}.safetensors", state)
-        if self.ranks.count > 1:
+    def commit(name: str) -> None:
+        if ranks.index == 0:
+            (folder / "last").write_text(name)
+        if ranks.count > 1:
             dist.barrier()
 
-    def load(self) -> TrainingState | None:
-        paths = sorted(Path(self.folder).glob("rank_*.safetensors"))
-        return read_state(paths) if paths else None
+    def last() -> Path | None:
+        told = folder / "last"
+        return folder / told.read_text() if told.exists() else None
+
+    return RankCheckpoint(
+        folder, every_steps=2, every_seconds=None, ranks=ranks, device=torch.device("cpu"), commit=commit, last=last
+    )
 
 
 def train(
@@ -83,11 +84,14 @@ def train(
             for unit in (*model.model.layers, model):
                 shard(unit, mesh)
 
+    seen: list[int] = []
+
     def on_step(step: int, steps: int, losses: dict[str, float]) -> None:
+        seen.append(step)
         if step == kill_after:
             raise SMALL.Killed
 
-    kept = None if checkpoint is None else Parts(FOLDER / checkpoint, every_steps=2, every_seconds=None, ranks=ranks)
+    kept = None if checkpoint is None else parts(FOLDER / checkpoint, ranks)
     try:
         result = distill_globally(
             parent,
@@ -100,6 +104,9 @@ def train(
             ranks=ranks,
         )
     except SMALL.Killed:
+        assert kept is not None
+        kept.wait()  # a process that is killed writes no more
+        dist.barrier()
         return
     rows = {
         n: Rows(tuple(t.shape), t.dtype, partial(local, t.detach()), is_sharded(t)) for n, t in child.named_parameters()
@@ -110,6 +117,7 @@ def train(
     weights = {n: (t.full_tensor() if is_sharded(t) else t).detach().clone() for n, t in child.named_parameters()}
     save_file(weights, FOLDER / f"{name}_{ranks.index}.safetensors")
     (FOLDER / f"{name}_{ranks.index}.json").write_text(json.dumps(asdict(result)))
+    (FOLDER / f"{name}_{ranks.index}.first").write_text(str(seen[0]))
 
 
 def main() -> None:
@@ -132,10 +140,12 @@ def main() -> None:
     for name, ranks in (("whole", WHOLE), ("sharded", SHARDED)):
         train(name, ranks, checkpoint=f"{name}_state", kill_after=5)
         train(f"{name}_resumed", ranks, checkpoint=f"{name}_state")
-    train("moved", SHARDED, checkpoint="moved_state", kill_after=5)
+    for name, ranks in (("moved", SHARDED), ("cut", WHOLE)):
+        train(name, ranks, checkpoint=f"{name}_state", kill_after=5)
+    train("cut", SHARDED, checkpoint="cut_state")
+    dist.destroy_process_group()
     if INDEX == 0:
         train("moved", ALONE, checkpoint="moved_state")
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,12 +12,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
 from transformers import LlamaConfig
 
 from inlay.distill import judge as judge_module
-from inlay.distill.checkpoint import Checkpoint, TrainingState, read_state
+from inlay.distill.checkpoint import Checkpoint, TrainingState
 from inlay.distill.globally import GlobalResult, distill_globally
 from inlay.distill.judge import Judge
 from inlay.distill.parallel import Ranks
@@ -226,6 +228,18 @@ def test_checkpoints_come_due_by_steps_and_by_time(tmp_path: Path) -> None:
     assert not Checkpoint(tmp_path, every_seconds=3600.0).due(1)
 
 
+def test_what_costs_much_comes_due_later(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tmp_path, every_seconds=0.0)
+
+    def slow() -> TrainingState:
+        time.sleep(0.2)  # a fiftieth of the training is 10 s
+        return TrainingState({"weight.a": torch.ones(4)}, {"done": 1})
+
+    checkpoint.keep(1, False, slow)
+    assert checkpoint.path.exists()
+    assert not checkpoint.due(2)
+
+
 def test_a_damaged_or_foreign_checkpoint_is_refused(tmp_path: Path) -> None:
     checkpoint = Checkpoint(tmp_path)
     run(checkpoint=checkpoint)
@@ -385,7 +399,7 @@ def test_what_requires_no_gradient_stays_and_takes_no_memory(tmp_path: Path) -> 
     )
     assert result.improved
     assert {name for name, tensor in weights(child).items() if not torch.equal(tensor, before[name])} == trained
-    held = read_state([tmp_path / "training.safetensors"]).tensors
+    held = load_file(tmp_path / "training.safetensors")
     moments = {name.partition(".")[2] for name in held if name.startswith("exp_avg_sq.")}
     assert moments == trained
     assert sum(held[name].nbytes for name in held if name.startswith("exp_avg")) == 2 * sum(
