@@ -80,8 +80,7 @@ class Judge:
             return self._kept[number].to(ids_BS.device)
         _, hidden_BSD = self.parent.forward_hidden(ids_BS)
         size = hidden_BSD.numel() * hidden_BSD.element_size()
-        # A sharded parent has its head at hand only after a forward.
-        if not self.ranks.sharded and number == len(self._kept) and self._kept_bytes + size <= KEPT_BYTES:
+        if number == len(self._kept) and self._kept_bytes + size <= KEPT_BYTES:
             self._kept.append(hidden_BSD.cpu())
             self._kept_bytes += size
         computed: Tensor = hidden_BSD

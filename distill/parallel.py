@@ -9,6 +9,7 @@ bit. Shapes: B batch, S sequence.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -19,6 +20,8 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
+REDUCED_ONCE = 1 << 31
+"""Trained weights of which a process holds whole gradients (8 GiB), to add them up once a step, not once a part."""
 _BUCKET_ELEMENTS = 1 << 24
 """Gradients sent at once: 64 MiB in float32, what is held beside them."""
 
@@ -56,6 +59,10 @@ class Ranks:
             for gradient, part in zip(bucket, torch.split(flat, sizes), strict=True):
                 gradient.copy_(part.view_as(gradient))
 
+    def adds_once(self, parameters: Sequence[nn.Parameter]) -> bool:
+        """Whether gradients of sharded weights are added up only at the end of a step; the weights alone decide it."""
+        return sum(parameter.numel() for parameter in parameters) <= REDUCED_ONCE
+
     def add(self, values: Sequence[float], device: torch.device) -> list[float]:
         """The sum of each value over the processes, the same in all of them; `device` is where the group works."""
         if self.count == 1:
@@ -77,20 +84,58 @@ def world_mesh(device: torch.device) -> Any:
     return init_device_mesh(device.type, (dist.get_world_size(),))
 
 
-def shard(module: Any, mesh: Any) -> None:
+def shard(module: Any, mesh: Any, compute: torch.dtype | None = None) -> None:
     """Shards the weights of a module with FSDP2, in place, as one unit that is gathered while it computes.
 
-    Shard a model's decoder layers first and the model itself last: what is left (embedding, final norm, head) is its
-    unit, and stays gathered from `forward_hidden` to the end of the backward. Gradients of the processes are added, not
+    Shard a model's decoder layers first, then its ends (`shard_ends`). Gradients of the processes are added, not
     averaged.
-    """
-    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-    fully_shard(module, mesh=mesh)
+    Args:
+        module: what becomes a unit.
+        mesh: from `world_mesh`.
+        compute: what weights are gathered in; None: in their own type. Gradients are added up in float32.
+    """
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
+    reduced = None if compute is None else torch.float32
+    # What comes in stays as wide as it is: the sum over layers is never rounded, as in a model that is whole.
+    policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=reduced, cast_forward_inputs=False)
+    fully_shard(module, mesh=mesh, mp_policy=policy)
     module.set_gradient_divide_factor(1.0)
     module.set_force_sum_reduction_for_comms(True)  # gloo has no scaled sum
     if hasattr(module, "forward_hidden"):
         register_fsdp_forward_method(module, "forward_hidden")
+
+
+def shard_ends(model: Any, mesh: Any, compute: torch.dtype | None = None) -> None:
+    """Shards what is left of a model whose layers are sharded: embedding and head each as a unit, or one where tied.
+
+    `whole_head` gathers the head where it is used.
+    """
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if compute is not None:
+        embedding.register_forward_hook(lambda module, arguments, hidden: hidden.float())
+    if head.weight is not embedding.weight:
+        shard(embedding, mesh, compute)
+        shard(head, mesh, compute)
+    shard(model, mesh, compute)
+
+
+@contextmanager
+def whole_head(model: Any) -> Iterator[Tensor]:
+    """The head [V, D] of a model, gathered where it is sharded, until its gradient, if it gets any, is formed."""
+    from torch.distributed.fsdp import FSDPModule
+
+    units = [model.get_output_embeddings(), model] if isinstance(model, FSDPModule) else []
+    unit: Any = next((each for each in units if isinstance(each, FSDPModule)), None)
+    if unit is None:
+        yield model.head_VD
+        return
+    unit.unshard()
+    yield model.head_VD
+    # Where it is tied its unit has begun its backward, which ends with giving it back.
+    if unit is not model or not (torch.is_grad_enabled() and model.head_VD.requires_grad):
+        unit.reshard()
 
 
 def row_counts(rows: int, processes: int) -> list[int]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from inlay.cluster.pieces import PieceContext, PieceOutput
 from inlay.distill.adapters import Merged, add_adapters
-from inlay.distill.parallel import shard, world_mesh
+from inlay.distill.parallel import shard, shard_ends, world_mesh
 from inlay.distill.sweep import Slot
 from inlay.nas.families import Shape, ends_tensors, layer_prefix, subblock_tensors
 from inlay.nas.formats.by_tensor import form_of
@@ -137,9 +137,16 @@ def set_trained(model: InlayForCausalLM, shape: Shape, architecture: Blocks, tra
 
 
 def build_sharded(
-    source: WorkerSource, architecture: Blocks, dtype: torch.dtype, trained: Trained, seed: int = 0
+    source: WorkerSource,
+    architecture: Blocks,
+    dtype: torch.dtype,
+    trained: Trained,
+    seed: int = 0,
+    compute: torch.dtype | None = None,
 ) -> InlayForCausalLM:
     """The same model sharded with FSDP2 among the processes of torch.distributed's group; `seed` as of `set_trained`.
+
+    `compute` is the type that weights are gathered in, None their own.
 
     A process reads one layer at a time and keeps its shard of it: it never holds more than its shards, one layer and
     the two ends.
@@ -157,11 +164,11 @@ def build_sharded(
         layer.load_state_dict(_moved(layer_state(source, index, block), dtype, source.device), strict=True, assign=True)
         if trained == "adapters":
             add_adapters(layer, seed + index)
-        shard(layer, mesh)
+        shard(layer, mesh, compute)
     model.load_state_dict(_moved(source.parent.ends_state(), dtype, source.device), strict=False, assign=True)
     if config.tie_word_embeddings:
         model.lm_head.weight = model.model.embed_tokens.weight
-    shard(model, mesh)
+    shard_ends(model, mesh, compute)
     built: InlayForCausalLM = model
     return built
 

@@ -22,9 +22,11 @@ from inlay.cluster.train import Rank, TrainSettings, train
 from inlay.distill.checkpoint import Checkpoint
 from inlay.distill.globally import GlobalResult, distill_globally
 from inlay.distill.objective import Losses
+from inlay.distill.optimize import training_dtype
 from inlay.distill.parallel import Ranks
 from inlay.distill.rank_checkpoint import RankCheckpoint
 from inlay.distill.rates import plan_trials
+from inlay.distill.recompute import recompute
 from inlay.distill.settings import GlobalSettings
 from inlay.distill.text import training_order
 from inlay.nas.modeling import InlayForCausalLM
@@ -47,6 +49,7 @@ def recover_model(arguments: dict[str, Any], context: PieceContext) -> PieceOutp
     child = build_whole(source, architecture, torch.float32)
     set_trained(child, source.parent.shape, architecture, arguments["train"], arguments["seed"])
     grids = begin_rounded(source, architecture, child)
+    spare_memory(child, context.memory_retries)
     settings = settings_of(arguments, context.memory_retries)
     told = _Told(context.progress, arguments, settings)
     result = distill_globally(
@@ -87,12 +90,21 @@ def recover_in_rank(arguments: dict[str, Any], rank: Rank) -> tuple[dict[str, An
     ranks = Ranks(rank.index, rank.count, sharded=arguments["sharding"] == "full")
     if ranks.sharded:
         parent = build_sharded(teacher, parents, source.dtype, "none")
-        child = build_sharded(source, architecture, torch.float32, arguments["train"], arguments["seed"])
+        compute = training_dtype(source.dtype)
+        child = build_sharded(
+            source,
+            architecture,
+            torch.float32,
+            arguments["train"],
+            arguments["seed"],
+            None if compute is torch.float32 else compute,
+        )
     else:
         parent = build_whole(teacher, parents, source.dtype).requires_grad_(False)
         child = build_whole(source, architecture, torch.float32)
         set_trained(child, source.parent.shape, architecture, arguments["train"], arguments["seed"])
     grids = begin_rounded(source, architecture, child)
+    spare_memory(child, arguments["memory_retries"])
     settings = settings_of(arguments, arguments["memory_retries"])
     told = _Told(rank.progress, arguments, settings) if rank.index == 0 else None
     result = distill_globally(
@@ -158,9 +170,16 @@ def _source(arguments: dict[str, Any], scratch: Path | None = None) -> tuple[Wor
 
 
 def settings_of(arguments: dict[str, Any], memory_retries: int) -> GlobalSettings:
-    """The trainer's settings; after every want of memory half as many sequences at once, and the same batch."""
+    """The trainer's settings; after every want of memory but the first half as many sequences at once, and the same
+    batch."""
     chosen = arguments["settings"]
-    return GlobalSettings(**{**chosen, "micro_batch": max(1, chosen["micro_batch"] >> memory_retries)})
+    return GlobalSettings(**{**chosen, "micro_batch": max(1, chosen["micro_batch"] >> max(0, memory_retries - 1))})
+
+
+def spare_memory(child: InlayForCausalLM, memory_retries: int) -> None:
+    """After a first want of memory layers are computed twice, which changes no bit."""
+    if memory_retries:
+        recompute(child.model.layers)
 
 
 class _Told:

@@ -32,7 +32,7 @@ from inlay.nas.pieces.boundaries import embed_rows, micro_batch, reference_sourc
 from inlay.nas.pieces.library import branch_of, cutter
 from inlay.nas.pieces.rounding import begin_rounded
 from inlay.nas.pieces.shards import shard_ranges
-from inlay.nas.pieces.training import batches_of, held_out_of, settings_of, store_trained
+from inlay.nas.pieces.training import batches_of, held_out_of, settings_of, spare_memory, store_trained
 from inlay.nas.pieces.weights import Library, WorkerSource
 from inlay.nas.tables.architecture import PARENT_BLOCK, blocks_of
 from inlay.nas.variants.statistics import Sums
@@ -72,6 +72,7 @@ def _train(arguments: dict[str, Any], context: PieceContext, told: _Told) -> dic
     judged = held_out_of(source, arguments)
     whole = {**arguments, **(arguments["whole"] or {"settings": {"steps": 1, "micro_batch": 1}})}
     settings = settings_of(whole, context.memory_retries)
+    spare_memory(child, context.memory_retries)
     if arguments["whole"] is None:
         told.judged([(0, Judge(parent, child, judged, settings, Ranks(), grids).kl_nats())], settings)
     else:

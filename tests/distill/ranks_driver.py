@@ -16,9 +16,11 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
+from inlay.distill import parallel
 from inlay.distill.globally import distill_globally
-from inlay.distill.parallel import Ranks, is_sharded, local, shard, world_mesh
+from inlay.distill.parallel import Ranks, is_sharded, local, shard, shard_ends, world_mesh
 from inlay.distill.rank_checkpoint import RankCheckpoint
+from inlay.distill.recompute import recompute
 from inlay.distill.settings import GlobalSettings
 from inlay.distill.tensor_files import Rows, write_files
 
@@ -72,17 +74,24 @@ def train(
     kill_after: int | None = None,
     spoil: bool = False,
     learning_rate: float = SETTINGS.learning_rate,
+    dtype: torch.dtype = torch.float32,
+    again: bool = False,
 ) -> None:
     """Trains on these ranks and writes, from every one of them, what came of it under `name`."""
     parent, child = SMALL.models(tied)
+    parent.to(dtype)
+    compute = None if dtype is torch.float32 else dtype
     if spoil:
         with torch.no_grad():
             child.model.layers[3].mlp.down_proj.weight.fill_(float("inf"))
+    if again:
+        recompute(child.model.layers)
     if ranks.sharded:
         mesh = world_mesh(torch.device("cpu"))
         for model in (parent, child):
-            for unit in (*model.model.layers, model):
-                shard(unit, mesh)
+            for unit in model.model.layers:
+                shard(unit, mesh, compute if model is child else None)
+            shard_ends(model, mesh, compute if model is child else None)
 
     seen: list[int] = []
 
@@ -128,6 +137,13 @@ def main() -> None:
         train("alone", ALONE, micro_batch=2)
         train("alone_untied", ALONE, tied=False)
         train("alone_uneven", ALONE, size=5)
+        for tied in (True, False):
+            train(f"alone_narrow_{tied}", ALONE, tied=tied, dtype=torch.bfloat16)
+    parallel.REDUCED_ONCE = 0
+    train("often", SHARDED, tied=False, micro_batch=1, again=True)
+    parallel.REDUCED_ONCE = 1 << 31
+    for tied in (True, False):
+        train(f"narrow_{tied}", SHARDED, tied=tied, dtype=torch.bfloat16, micro_batch=1)
     train("whole", WHOLE)
     train("uneven", WHOLE, size=5)
     train("sharded", SHARDED)

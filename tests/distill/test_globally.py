@@ -22,6 +22,7 @@ from inlay.distill.checkpoint import Checkpoint, TrainingState
 from inlay.distill.globally import GlobalResult, distill_globally
 from inlay.distill.judge import Judge
 from inlay.distill.parallel import Ranks
+from inlay.distill.recompute import recompute
 from inlay.distill.settings import GlobalSettings
 from inlay.nas.modeling import InlayConfig, InlayForCausalLM
 
@@ -115,6 +116,31 @@ def test_the_parents_own_weights_have_no_loss() -> None:
     result = distill_globally(parent, child, batches(1), held_out(), replace(SETTINGS, steps=1))
     assert result.curve[0]["kl_nats"] == 0.0
     assert result.curve[0]["cosine"] < 1e-5
+
+
+def test_layers_that_are_computed_twice_keep_less_and_change_no_bit() -> None:
+    found = []
+    for again in (False, True):
+        parent, child = models()
+        if again:
+            recompute(child.model.layers)
+        held = 0
+
+        def pack(tensor: Tensor) -> Tensor:
+            nonlocal held
+            held += tensor.nbytes
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            outputs, hidden_BSD = child.forward_hidden(next(batches(1)))
+        assert len(outputs) == 4
+        assert hidden_BSD.requires_grad
+        result = distill_globally(parent, child, batches(3), held_out(), replace(SETTINGS, steps=3))
+        found.append((held, result, weights(child)))
+    (more, expected, expected_weights), (less, result, own_weights) = found
+    assert less < more / 2
+    assert result == expected
+    assert same(own_weights, expected_weights)
 
 
 def test_parts_of_a_batch_add_up_to_it() -> None:

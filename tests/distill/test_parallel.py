@@ -91,6 +91,19 @@ def test_unequal_parts_count_by_their_sequences(trained: Path) -> None:
 def test_sharded_ranks_are_close_to_one_process(trained: Path) -> None:
     assert_close(trained, "alone", "sharded")
     assert_close(trained, "alone_untied", "sharded_untied")
+    assert_close(trained, "alone_untied", "often")  # gradients added up after every part, layers computed twice
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_weights_are_gathered_in_bfloat16_and_trained_in_float32(tied: bool, trained: Path) -> None:
+    """Beside one process under autocast, which rounds all but norms and embedding alike."""
+    ours, theirs = result(trained, f"narrow_{tied}"), result(trained, f"alone_narrow_{tied}")
+    for step, expected in zip(ours["curve"], theirs["curve"], strict=True):
+        assert step == pytest.approx(expected, rel=2e-2)
+    own = weights(trained, f"narrow_{tied}")
+    assert all(tensor.dtype is torch.float32 for tensor in own.values())
+    assert any(not torch.equal(tensor, tensor.bfloat16().float()) for tensor in own.values())
+    assert_same(trained, f"narrow_{tied}", f"narrow_{tied}", rank=1)
 
 
 @pytest.mark.parametrize("name", ["whole", "sharded", "uneven", "diverged", "harmed"])
