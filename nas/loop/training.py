@@ -14,7 +14,7 @@ from typing import Any
 
 from inlay.cluster.pieces import Piece, Record, Resources
 from inlay.cluster.records import kept_records
-from inlay.distill.settings import GlobalSettings
+from inlay.distill.settings import MICRO_TOKENS, GlobalSettings
 from inlay.nas.errors import InlayError
 from inlay.nas.job import Job
 from inlay.nas.loop.resources import resources_of
@@ -29,8 +29,6 @@ from inlay.nas.tables.architecture import Blocks, identify
 
 RECOVER = Stage("recover", 6, recover_model)
 ASSEMBLED = Stage("assembled", 1, store_assembled)
-MICRO_TOKENS = 2048
-"""Tokens of a micro-batch; gradients add up to the effective batch."""
 CHECKPOINT_SECONDS = 15.0
 """Between two states of a training on several ranks, at least."""
 

@@ -133,3 +133,26 @@ def test_a_limit_above_the_parents_own_value_is_told(inlay: Inlay, write_job: Wr
     assert (done.returncode, done.stdout) == (0, f"{job} is right\n")
     assert done.stderr.startswith(f"! {told}")
     assert done.stderr.endswith("; lower it, or write a ratio such as 0.6x\n")
+
+
+@pytest.mark.parametrize("verb", ["plan", "run"])
+def test_a_recovery_that_fits_no_worker_is_refused_before_anything_is_run(
+    verb: str, inlay: Inlay, write_job: WriteJob, tiny_parent: Callable[..., Path]
+) -> None:
+    parent = tiny_parent("llama", num_hidden_layers=4, hidden_size=512, intermediate_size=1536)
+    job = write_job({"cluster.memory_per_worker": "64MiB", "space.attention": [], "space.ffn": ["linear"]}, parent)
+    done = inlay(verb, job)
+    assert done.returncode == 2
+    assert re.search(
+        r"recover: the least child of the space takes [\d.]+ MiB on each rank that trains it \(parent .+\), and "
+        r"cluster.memory_per_worker is 64 MiB; recover: \{workers: \d+, sharding: full\} would fit$",
+        done.stderr.strip(),
+    )
+    assert not job.with_suffix(".search").exists()
+
+
+def test_the_plan_says_what_a_rank_holds(inlay: Inlay, write_job: WriteJob) -> None:
+    (told,) = [text for name, text in plan_of(inlay, write_job())["facts"] if name == "recover"]
+    assert re.match(
+        r"a rank holds [\d.]+ [KM]iB for a child as large as the parent \(parent .+, activations .+\)", told
+    )

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from safetensors.torch import save
 
 from inlay.cluster.store import Store
-from inlay.distill.parallel import Ranks, local
+from inlay.distill.parallel import Ranks, local, whole_head
 from inlay.nas.families import open_parent
 from inlay.nas.pieces.assembled import build_sharded, build_whole, own_state
 from inlay.nas.pieces.model_files import ModelFiles, store_tensors
@@ -68,7 +68,8 @@ def main() -> None:
         whole = build_whole(source, blocks, torch.float32)
         expected_layers, expected_BSD = whole.forward_hidden(ids_BS)
         equal = torch.equal(hidden_BSD, expected_BSD) and all(map(torch.equal, layers, expected_layers))
-        heads = torch.equal(model.head_VD, whole.head_VD)
+        with whole_head(model) as head_VD:
+            heads = torch.equal(head_VD, whole.head_VD)
     names = [name for name, _ in model.named_parameters()] == [name for name, _ in whole.named_parameters()]
     expected = {name: tensor.bfloat16() for name, tensor in own_state(whole).items()}
     stored = [ModelFiles(source.store, digest) for digest in weights.values()]
