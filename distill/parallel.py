@@ -126,15 +126,16 @@ def whole_head(model: Any) -> Iterator[Tensor]:
     """The head [V, D] of a model, gathered where it is sharded, until its gradient, if it gets any, is formed."""
     from torch.distributed.fsdp import FSDPModule
 
-    units = [model.get_output_embeddings(), model] if isinstance(model, FSDPModule) else []
-    unit: Any = next((each for each in units if isinstance(each, FSDPModule)), None)
-    if unit is None:
+    if not isinstance(model, FSDPModule):
         yield model.head_VD
         return
+    whole: Any = model
+    head = whole.get_output_embeddings()
+    unit = head if isinstance(head, FSDPModule) else model
     unit.unshard()
-    yield model.head_VD
+    yield whole.head_VD
     # Where it is tied its unit has begun its backward, which ends with giving it back.
-    if unit is not model or not (torch.is_grad_enabled() and model.head_VD.requires_grad):
+    if unit is not model or not (torch.is_grad_enabled() and whole.head_VD.requires_grad):
         unit.reshard()
 
 

@@ -18,9 +18,11 @@ from typing import Any, Final
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.staging import AsyncStager
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import async_save
 
 from inlay.distill.checkpoint import (
     SCHEMA_VERSION,
@@ -88,11 +90,11 @@ class RankCheckpoint(Checkpoint):
             return None
         told = json.loads((folder / PROGRESS).read_text())
         check_schema(folder, told["schema_version"])
-        names = frozenset(dcp.HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata)
+        names = frozenset(HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata)
 
         def read_into(tensors: Mapping[str, Tensor]) -> None:
-            reader = dcp.HuggingFaceStorageReader(str(folder))
-            dcp.load(dict(tensors), storage_reader=reader, **_among())
+            reader = HuggingFaceStorageReader(str(folder))
+            load(dict(tensors), storage_reader=reader, **_among())
 
         return SavedState(names, told["progress"], read_into)
 
@@ -113,9 +115,9 @@ class RankCheckpoint(Checkpoint):
         tensors = {**state.tensors, **state.settled}
         sizes = {each: own.nbytes // self.ranks.count for each, own in tensors.items()}
         files = {each: number for number, part in enumerate(cut(sizes, FILE_BYTES), 1) for each in part}
-        future = dcp.async_save(
+        future = async_save(
             tensors,
-            storage_writer=dcp.HuggingFaceStorageWriter(str(folder), files, save_distributed=True),
+            storage_writer=HuggingFaceStorageWriter(str(folder), files, save_distributed=True),
             **_among(),
             async_stager=_Copies(frozenset(state.settled)),
         )
@@ -153,6 +155,9 @@ class _Copies(AsyncStager):
     @property
     def should_synchronize_after_execute(self) -> bool:
         return False
+
+    def synchronize_staging(self) -> None:
+        """It is done when it returns."""
 
     def close(self) -> None:
         """It holds nothing."""
