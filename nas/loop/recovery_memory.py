@@ -6,9 +6,10 @@ model, and what the layers leave for the backward. Libraries and allocators come
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import accumulate
 from typing import Final
 
 from inlay.cluster.capacity import usable_memory
@@ -22,6 +23,8 @@ from inlay.nas.quantities import show_bytes
 from inlay.nas.variants import ends_parameters, parameters, variants_of
 
 MOST_RANKS: Final = 1024
+USED: Final = 0.8
+"""Of a worker's memory, what several models that are trained together may take."""
 _WIDTHS: Final = {"float32": 4, "bfloat16": 2, "float16": 2}
 Entries = tuple[Mapping[str, Entry], ...]
 """What stands in each layer, by slot."""
@@ -111,6 +114,23 @@ def check_recovery(job: Job, parent: Described, reference: Shape | None = None) 
         f"recover: the least child of the space takes {show_bytes(least.total)} on each rank that trains it ({told}), "
         f"and {there[1]}; {_way_out(job, least, there[0])}"
     )
+
+
+def fit_together(job: Job, parent: Described, reference: Shape, children: Sequence[Entries]) -> int:
+    """How many of these children, from the first, one worker can train beside each other; 1 where nothing here knows.
+
+    Held are one parent, its layers' outputs of a whole batch, each child with its state, and the activations of one.
+    """
+    there = memory_of_rank(job)
+    if there is None:
+        return 1
+    found = [_recovery(job, parent, reference, own) for own in children]
+    batch = job.recover_batch * job.data.distill.sequence_length
+    outputs = batch * reference.hidden * (reference.num_layers + 1) * _WIDTHS[compute_dtype(job, parent)]
+    held = [{name: size for name, size in each.parts().items() if name != "parent"} for each in found]
+    once = found[0].parts()["parent"] + outputs + max(each["activations"] for each in held)
+    sizes = accumulate(sum(each.values()) - each["activations"] for each in held)
+    return max(1, sum(once + size <= USED * there[0] for size in sizes))
 
 
 def memory_of_rank(job: Job) -> tuple[int, str] | None:

@@ -7,8 +7,8 @@ part of a piece's key: what one number of ranks began or finished, another takes
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from torch import Tensor
 from inlay.cluster.pieces import PieceContext, PieceOutput, Progress
 from inlay.cluster.train import Rank, TrainSettings, train
 from inlay.distill.checkpoint import Checkpoint
-from inlay.distill.globally import GlobalResult, distill_globally
+from inlay.distill.globally import GlobalResult, Training, distill_globally, training
+from inlay.distill.judge import ParentHidden
 from inlay.distill.objective import Losses
 from inlay.distill.optimize import training_dtype
 from inlay.distill.parallel import Ranks
@@ -29,6 +30,7 @@ from inlay.distill.rates import plan_trials
 from inlay.distill.recompute import recompute
 from inlay.distill.settings import GlobalSettings
 from inlay.distill.text import training_order
+from inlay.distill.together import distill_together
 from inlay.nas.modeling import InlayForCausalLM
 from inlay.nas.pieces.assembled import build_sharded, build_whole, own_state, set_trained
 from inlay.nas.pieces.boundaries import reference_source, worker_source
@@ -39,32 +41,91 @@ from inlay.nas.pieces.weights import Library, WorkerSource
 from inlay.nas.tables.architecture import PARENT_BLOCK, Blocks, blocks_of
 
 CURVE_POINTS = 200
+Report = Callable[..., None]
+"""As `Progress` is called."""
 
 
 def recover_model(arguments: dict[str, Any], context: PieceContext) -> PieceOutput:
     """Trains one assembled model against the parent."""
-    source, architecture = _source(arguments, context.scratch)
-    teacher = reference_source(arguments, source)
-    parent = build_whole(teacher, (PARENT_BLOCK,) * source.num_layers, source.dtype).requires_grad_(False)
-    child = build_whole(source, architecture, torch.float32)
-    set_trained(child, source.parent.shape, architecture, arguments["train"], arguments["seed"])
-    grids = begin_rounded(source, architecture, child)
-    spare_memory(child, context.memory_retries)
-    settings = settings_of(arguments, context.memory_retries)
-    told = _Told(context.progress, arguments, settings)
-    result = distill_globally(
-        parent,
-        child,
-        batches_of(source, arguments, settings.steps),
-        held_out_of(source, arguments),
-        settings,
-        on_step=told.step,
-        on_trial=told.trial,
-        checkpoint=Checkpoint(Path(arguments["checkpoint"])),
-        rounding=grids,
+    ((values, stored),) = _recover([arguments], context)
+    return PieceOutput(values=values, stored=stored)
+
+
+def recover_together(arguments: dict[str, Any], context: PieceContext) -> PieceOutput:
+    """Trains several beside each other against the parent, which runs once for all; each is what it is alone.
+
+    `values` and blobs are those of `recover_model`, by the keys of the models' own pieces.
+    """
+    members: dict[str, dict[str, Any]] = arguments["members"]
+    found = dict(zip(members, _recover([*members.values()], context), strict=True))
+    return PieceOutput(
+        values={key: values for key, (values, _) in found.items()},
+        stored={f"{key} {blob}": digest for key, (_, stored) in found.items() for blob, digest in stored.items()},
     )
-    stored = store_trained(source, child, grids) if result.status == "trained" else {}
-    return PieceOutput(values=_values(result, settings.steps), stored=stored)
+
+
+def take_recovered(arguments: dict[str, Any], context: PieceContext) -> PieceOutput:
+    """What became of one of those that were trained together, as `recover_model` has it."""
+    return PieceOutput(values=arguments["values"], stored=arguments["stored"])
+
+
+def _recover(members: Sequence[dict[str, Any]], context: PieceContext) -> list[tuple[dict[str, Any], dict[str, str]]]:
+    """Values and blobs of models that one process trains."""
+    source, _ = _source(members[0], context.scratch)
+    teacher = reference_source(members[0], source)
+    parent = build_whole(teacher, (PARENT_BLOCK,) * source.num_layers, source.dtype).requires_grad_(False)
+    shares = _Shares(context.progress, len(members))
+    pupils = [_Pupil.of(own, context, shares.of(number)) for number, own in enumerate(members)]
+    if len(pupils) == 1:
+        results = [distill_globally(parent, **pupils[0].given)]
+    else:
+        settings = pupils[0].settings
+        parts = -(-members[0]["batch_size"] // (settings.micro_batch or members[0]["batch_size"]))
+        results = distill_together(parent, [pupil.begin for pupil in pupils], parts)
+    return [pupil.outcome(result) for pupil, result in zip(pupils, results, strict=True)]
+
+
+@dataclass
+class _Pupil:
+    """A model that is trained in this process."""
+
+    source: WorkerSource
+    child: InlayForCausalLM
+    grids: Grids
+    settings: GlobalSettings
+    given: dict[str, Any]
+    """What `distill_globally` takes beside the parent."""
+
+    @classmethod
+    def of(cls, arguments: dict[str, Any], context: PieceContext, progress: Report) -> _Pupil:
+        """Assembled, and ready to be trained."""
+        source, architecture = _source(arguments, context.scratch)
+        child = build_whole(source, architecture, torch.float32)
+        set_trained(child, source.parent.shape, architecture, arguments["train"], arguments["seed"])
+        grids = begin_rounded(source, architecture, child)
+        spare_memory(child, context.memory_retries)
+        settings = settings_of(arguments, context.memory_retries)
+        told = _Told(progress, arguments, settings)
+        given = {
+            "child": child,
+            "batches": batches_of(source, arguments, settings.steps),
+            "held_out": held_out_of(source, arguments),
+            "settings": settings,
+            "on_step": told.step,
+            "on_trial": told.trial,
+            "checkpoint": Checkpoint(Path(arguments["checkpoint"])),
+            "rounding": grids,
+        }
+        return cls(source, child, grids, settings, given)
+
+    def begin(self, parent: Any, seen: ParentHidden) -> Training:
+        """Its training, beside others."""
+        return training(parent, **self.given, seen=seen)
+
+    def outcome(self, result: GlobalResult) -> tuple[dict[str, Any], dict[str, str]]:
+        """Values and blobs of its piece's record."""
+        stored = store_trained(self.source, self.child, self.grids) if result.status == "trained" else {}
+        return _values(result, self.settings.steps), stored
 
 
 def recover_with_ranks(arguments: dict[str, Any], context: PieceContext) -> PieceOutput:
@@ -182,13 +243,31 @@ def spare_memory(child: InlayForCausalLM, memory_retries: int) -> None:
         recompute(child.model.layers)
 
 
+class _Shares:
+    """How far several trainings are that one piece does; the losses of one that is alone are told, too."""
+
+    def __init__(self, progress: Progress, count: int) -> None:
+        self.progress, self.done = progress, [0.0] * count
+
+    def of(self, number: int) -> Report:
+        """What one of them reports by."""
+        if len(self.done) == 1:
+            return self.progress
+
+        def report(fraction: float, numbers: Mapping[str, float] | None = None) -> None:
+            self.done[number] = fraction
+            self.progress(sum(self.done) / len(self.done))
+
+        return report
+
+
 class _Told:
     """What a training tells of itself: how far it is, and each step's losses.
 
     Its range test mostly has two trials, and the training goes on from one of them: one trial is done beside its steps.
     """
 
-    def __init__(self, progress: Progress, arguments: dict[str, Any], settings: GlobalSettings) -> None:
+    def __init__(self, progress: Report, arguments: dict[str, Any], settings: GlobalSettings) -> None:
         self.progress = progress
         self.tokens = arguments["batch_size"] * arguments["sequence_length"]
         self.tried = plan_trials(settings).steps

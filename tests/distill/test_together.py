@@ -1,4 +1,4 @@
-"""Children that are trained together are what they are when each is trained alone, and their parent runs once for all."""
+"""Children that are trained together are what each is when trained alone, and their parent runs once for all."""
 
 from __future__ import annotations
 
