@@ -2,9 +2,6 @@
 
     INLAY_PARENTS=... INLAY_TEXT=... python benchmarks/recovery.py [--parent stories3M] [--tokens 40000]
 
-Then three models on one thread, one after the other and together: seconds of its processor, so that a busy machine
-changes little.
-
 The same child, text, order and batch each time: the stage as a search runs it, from the piece sent to the record
 committed, so that starting Ray Train counts. The time of the training itself is read off its progress, from the first
 step that is told to the last, and the last loss of each says that they trained the same. Each is run once; nothing else
@@ -27,14 +24,12 @@ from searches import split_text
 
 import inlay
 from inlay.cluster.runtime import Cluster, ClusterSettings, connect
-from inlay.nas.loop import recovery_memory
-from inlay.nas.loop.search import Search, SmallSearch
+from inlay.nas.loop.search import Search
 from inlay.nas.loop.texts import pack_texts, store_texts
 from inlay.nas.loop.training import recover_models
 from inlay.nas.pieces.weights import Library
 from inlay.nas.report.progress import Reporter
 from inlay.nas.stages.run import open_job_parent
-from inlay.nas.tables.architecture import PARENT_BLOCK
 from inlay.nas.workspace import Workspace
 
 WAYS: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -58,7 +53,6 @@ def main() -> None:
         stage_seconds(options.parent, Path(folder), 2_048, {}, cluster)
         for name, recovery in WAYS:
             rows.append((name, *stage_seconds(options.parent, Path(folder), options.tokens, recovery, cluster)))
-        apart, together = models_seconds(options.parent, Path(folder), options.tokens)
     first = rows[0]
     lines = [
         "# Recovery on two ranks",
@@ -75,10 +69,6 @@ def main() -> None:
         "",
         "The difference of the two times is what starting and ending Ray Train takes, and loading the models; it does "
         "not grow with the training.",
-        "",
-        f"Three models (of those layers every second ffn, every second attention, every third layer is left out) on one "
-        f"thread, in seconds of its processor: one after the other {apart:.1f}, together, with one parent forward for "
-        f"all, {together:.1f} ({together / apart:.2f} of that). Their records are equal bit for bit.",
         "",
         f"Written by `benchmarks/recovery.py`. {footer()}",
         "",
@@ -110,35 +100,11 @@ class Watch(Reporter):
         return (last - first) / (done_last - done_first)
 
 
-def models_seconds(parent: str, texts: Path, tokens: int) -> tuple[float, float]:
-    """Seconds of this process's processor for three models, apart and together."""
-    seconds, found = [], []
-    for used in (0.0, recovery_memory.USED):
-        with tempfile.TemporaryDirectory() as folder:
-            job = job_of(parent, texts, tokens, {})
-            opened, place = open_job_parent(job), Workspace(Path(folder) / "recovery.search")
-            packed = store_texts(pack_texts(job, opened.tokenizer()), place)
-            search = SmallSearch(job, place, opened, None, Reporter())
-            left_out = {
-                "child": lambda layer: ("attention:parent", "ffn:no_op" if layer % 2 else "ffn:parent"),
-                "uniform": lambda layer: ("attention:no_op" if layer % 2 else "attention:parent", "ffn:parent"),
-                "depth": lambda layer: ("attention:no_op", "ffn:no_op") if layer % 3 == 1 else PARENT_BLOCK,
-            }
-            models = {name: tuple(map(block, range(opened.shape.num_layers))) for name, block in left_out.items()}
-            before, recovery_memory.USED = recovery_memory.USED, used
-            start = time.process_time()
-            records = recover_models(search, packed, Library({}), models)
-            seconds.append(time.process_time() - start)
-            recovery_memory.USED = before
-            found.append({name: record.identity() for name, record in records.items()})
-    if found[0] != found[1]:
-        sys.exit("models that were trained together are not those that were trained apart")
-    return seconds[0], seconds[1]
-
-
-def job_of(parent: str, texts: Path, tokens: int, recovery: dict[str, Any]) -> inlay.Job:
-    """A search whose recovery is timed."""
-    return inlay.Job.from_dict(
+def stage_seconds(
+    parent: str, texts: Path, tokens: int, recovery: dict[str, Any], cluster: Cluster
+) -> tuple[float, float, float]:
+    """Seconds of the recover stage of a child without every second ffn, those of its training, and its last loss."""
+    job = inlay.Job.from_dict(
         {
             "parent": str(Path(os.environ["INLAY_PARENTS"]) / parent),
             "data": {
@@ -150,13 +116,6 @@ def job_of(parent: str, texts: Path, tokens: int, recovery: dict[str, Any]) -> i
             "budget": {"parameters": "0.9x"},
         }
     )
-
-
-def stage_seconds(
-    parent: str, texts: Path, tokens: int, recovery: dict[str, Any], cluster: Cluster
-) -> tuple[float, float, float]:
-    """Seconds of the recover stage of a child without every second ffn, those of its training, and its last loss."""
-    job = job_of(parent, texts, tokens, recovery)
     with tempfile.TemporaryDirectory() as folder:
         opened = open_job_parent(job)
         place = Workspace(Path(folder) / "recovery.search")

@@ -1,7 +1,7 @@
 """Which models one worker trains beside each other, so that their parent runs once for all of them.
 
-Where there are, or may come, workers for several, each model is trained by its own, which takes less time by the clock. A
-model's record is the same either way, bit for bit.
+Where there are, or may come, workers for several, each model is trained by its own, which takes less time by the clock.
+A model's record is the same either way, bit for bit.
 """
 
 from __future__ import annotations

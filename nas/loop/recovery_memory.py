@@ -10,15 +10,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import accumulate
-from typing import Final
+from typing import Any, Final
 
 from inlay.cluster.capacity import usable_memory
 from inlay.distill.settings import MICRO_TOKENS
 from inlay.nas.errors import UserError
-from inlay.nas.families import Described, Shape, subblock_tensors
+from inlay.nas.families import Described, Entry, Shape, subblock_tensors
 from inlay.nas.job import Job
 from inlay.nas.loop.search import compute_dtype
-from inlay.nas.modeling.subblock_inlay import SLOTS, Entry
+from inlay.nas.modeling.subblock_inlay import SLOTS
 from inlay.nas.quantities import show_bytes
 from inlay.nas.variants import ends_parameters, parameters, variants_of
 
@@ -26,7 +26,7 @@ MOST_RANKS: Final = 1024
 USED: Final = 0.8
 """Of a worker's memory, what several models that are trained together may take."""
 _WIDTHS: Final = {"float32": 4, "bfloat16": 2, "float16": 2}
-Entries = tuple[Mapping[str, Entry], ...]
+Entries = tuple[Mapping[Any, Entry], ...]
 """What stands in each layer, by slot."""
 
 
@@ -44,6 +44,7 @@ class Recovery:
         sharded: whether they share the weights.
         tokens: worked on at once.
         on_gpu: then best copies lie elsewhere.
+        twice: whether layers are computed again in the backward, so that what one needs in between is held of one.
     """
 
     parent: Shape
@@ -55,9 +56,10 @@ class Recovery:
     sharded: bool
     tokens: int
     on_gpu: bool
+    twice: bool
 
     def parts(self) -> dict[str, int]:
-        """Bytes of each part, on one rank; within layers those of one are held, as where they are computed twice."""
+        """Bytes of each part, on one rank."""
         width, narrow = _WIDTHS[self.dtype], 4 if self.dtype == "float32" else 2
         share = self.ranks if self.sharded else 1
         child = _numbers(self.child, self.entries)
@@ -76,7 +78,7 @@ class Recovery:
             theirs = max(_layer(self.parent, entries) for entries in _own(self.parent))
             found["gathered"] = theirs * width + layer * (narrow + 4 * self.trains_all) + ends * narrow
         head = 4 * self.child.vocab * self.child.hidden if self.trains_all else 0
-        within = max(_activations(self.child, entries) for entries in self.entries)
+        within = (max if self.twice else sum)(_activations(self.child, entries) for entries in self.entries)
         outputs = self.child.hidden * (self.parent.num_layers * width + 4 * len(self.entries))
         found["activations"] = self.tokens * (outputs + 4 * within) + head
         return found
@@ -105,8 +107,7 @@ def check_recovery(job: Job, parent: Described, reference: Shape | None = None) 
     there = memory_of_rank(job)
     if not job.recover.tokens or there is None:
         return
-    length = _longest(job)
-    least = _recovery(job, parent, reference or parent.shape, _least(job, parent.shape), tokens=length)
+    least = _recovery(job, parent, reference or parent.shape, _least(job, parent.shape), spares=True)
     if least.total <= there[0]:
         return
     told = ", ".join(f"{name} {show_bytes(size)}" for name, size in least.parts().items() if size)
@@ -155,13 +156,22 @@ def _own_gpu() -> tuple[int, str] | None:
     return (min(sizes), f"a GPU has {show_bytes(min(sizes))}") if sizes else None
 
 
-def _recovery(job: Job, parent: Described, reference: Shape, entries: Entries, tokens: int | None = None) -> Recovery:
+def _recovery(job: Job, parent: Described, reference: Shape, entries: Entries, *, spares: bool = False) -> Recovery:
+    """As a training begins; `spares`: as one does that has lacked memory again and again, one sequence at a time."""
     length = _longest(job)
-    at_once = max(1, min(job.recover_batch // job.recover.workers, MICRO_TOKENS // length)) * length
+    at_once = max(1, min(job.recover_batch // job.recover.workers, MICRO_TOKENS // length))
     return Recovery(
-        reference, parent.shape, entries, compute_dtype(job, parent), job.recover.train == "all", job.recover.workers,
-        job.recover.sharding == "full", tokens or at_once, job.hardware.device != "cpu",
-    )  # fmt: skip
+        parent=reference,
+        child=parent.shape,
+        entries=entries,
+        dtype=compute_dtype(job, parent),
+        trains_all=job.recover.train == "all",
+        ranks=job.recover.workers,
+        sharded=job.recover.sharding == "full",
+        tokens=length if spares else at_once * length,
+        on_gpu=job.hardware.device != "cpu",
+        twice=spares,
+    )
 
 
 def _way_out(job: Job, least: Recovery, there: int) -> str:
@@ -192,7 +202,7 @@ def _own(shape: Shape) -> Entries:
 
 def _least(job: Job, shape: Shape) -> Entries:
     """The fewest parameters that the space has for each subblock."""
-    found = []
+    found: list[Mapping[Any, Entry]] = []
     for layer in range(shape.num_layers):
         variants = variants_of(job.space, shape, layer)
         entries = {slot: [v.entry(shape, layer) for v in variants if v.slot == slot] for slot in SLOTS}
@@ -204,11 +214,11 @@ def _numbers(shape: Shape, entries: Entries) -> int:
     return ends_parameters(shape) + sum(_layer(shape, own) for own in entries)
 
 
-def _layer(shape: Shape, entries: Mapping[str, Entry]) -> int:
+def _layer(shape: Shape, entries: Mapping[Any, Entry]) -> int:
     return sum(parameters(entries[slot], slot, shape) for slot in SLOTS)
 
 
-def _activations(shape: Shape, entries: Mapping[str, Entry]) -> int:
+def _activations(shape: Shape, entries: Mapping[Any, Entry]) -> int:
     """Numbers a token that a layer's matrices read and give: what is kept for its backward."""
     sizes: Iterator[tuple[int, ...]] = (
         size for slot in SLOTS for size in subblock_tensors(shape, slot, entries[slot]).values() if len(size) == 2

@@ -57,7 +57,8 @@ def job_for(parent: Any, memory: str = "64MiB", length: int = 256, **recover: An
 
 def of_shape(shape: Shape, entries: Any, **changes: Any) -> Recovery:
     values = {
-        "dtype": "float32", "trains_all": True, "ranks": 1, "sharded": False, "tokens": 64, "on_gpu": False, **changes,
+        "dtype": "float32", "trains_all": True, "ranks": 1, "sharded": False, "tokens": 64, "on_gpu": False,
+        "twice": True, **changes,
     }  # fmt: skip
     return Recovery(shape, shape, entries, **values)
 
@@ -152,5 +153,5 @@ def test_what_is_offered_is_taken(large: Any) -> None:
     check_recovery(job_for(large, tokens=0), large)
     told = recovery_facts(job_for(large, "24GiB", workers=8, sharding="full"), large)
     assert told.startswith(
-        "a rank holds 26.4 GiB for a child as large as the parent (parent 1.87 GiB, weights 3.74 GiB"
+        "a rank holds 28.8 GiB for a child as large as the parent (parent 1.87 GiB, weights 3.74 GiB"
     )
