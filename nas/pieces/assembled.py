@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -13,12 +14,13 @@ from inlay.cluster.pieces import PieceContext, PieceOutput
 from inlay.distill.adapters import Merged, add_adapters
 from inlay.distill.parallel import shard, shard_ends, world_mesh
 from inlay.distill.sweep import Slot
+from inlay.distill.tensor_files import Rows
 from inlay.nas.families import Shape, ends_tensors, layer_prefix, subblock_tensors
 from inlay.nas.formats.by_tensor import form_of
 from inlay.nas.modeling import Ends, InlayForCausalLM, InlayLayer, build_layer
 from inlay.nas.pieces.boundaries import worker_source
 from inlay.nas.pieces.matrix_inputs import MatrixInputs
-from inlay.nas.pieces.model_files import ModelFiles
+from inlay.nas.pieces.model_files import ModelFiles, store_tensors
 from inlay.nas.pieces.rounding import MODEL, PACKED, numbers_of
 from inlay.nas.pieces.weights import Library, WorkerSource, rounded_state
 from inlay.nas.tables.architecture import Block, Blocks, blocks_of, ends_form
@@ -73,10 +75,35 @@ def assemble_state(source: WorkerSource, architecture: Sequence[Block]) -> dict[
 def store_assembled(arguments: dict[str, Any], context: PieceContext) -> PieceOutput:
     """A piece: the weights of an architecture as they are assembled, as one blob `model`."""
     library = Library({int(layer): held for layer, held in arguments["library"].items()})
-    source = worker_source(arguments, library)
-    dtype = getattr(torch, source.parent.shape.dtype)
-    state = assemble_state(source, [tuple(block) for block in arguments["architecture"]])
-    return PieceOutput(values={}, blobs={"model": {name: tensor.to(dtype) for name, tensor in state.items()}})
+    blob = assembled_blob(worker_source(arguments, library), [tuple(block) for block in arguments["architecture"]])
+    return PieceOutput(values={}, stored={MODEL: blob})
+
+
+def assembled_blob(source: WorkerSource, architecture: Sequence[Block]) -> str:
+    """The digest of the weights of an architecture as they are assembled, put into the store one tensor at a time."""
+    shape, dtype = source.parent.shape, getattr(torch, source.parent.shape.dtype)
+    rows: dict[str, Rows] = {}
+
+    def add(read: Callable[[str], Tensor], prefix: str, sizes: Mapping[str, tuple[int, ...]]) -> None:
+        for name, size in sizes.items():
+            rows[prefix + name] = Rows(size, dtype, partial(_read_as, dtype, read, name))
+
+    add(source.parent.tensor, "", ends_tensors(shape))
+    for index, block in enumerate(architecture):
+        for variant in map(parse_variant, block[:2]):
+            if variant.is_absent(shape, index):
+                continue
+            sizes = subblock_tensors(shape, variant.slot, variant.entry(shape, index))
+            if variant.is_own:
+                add(source.parent.tensor, "", {layer_prefix(index) + name: size for name, size in sizes.items()})
+            else:
+                held = ModelFiles(source.store, source.library.digests[index][variant.bare.label])
+                add(held.__getitem__, layer_prefix(index), sizes)
+    return store_tensors(source.store, rows, source.device)
+
+
+def _read_as(dtype: torch.dtype, read: Callable[[str], Tensor], name: str) -> Tensor:
+    return read(name).to(dtype)
 
 
 def layer_state(source: WorkerSource, index: int, block: Block) -> dict[str, Tensor]:
