@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from inlay.cluster.pieces import GPU_TYPE, Resources
@@ -87,6 +89,15 @@ def crowded(nodes: Sequence[Amounts], share: Resources, count: int) -> str | Non
 def usable_cpus() -> int:
     """Return how many CPUs this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def usable_memory() -> int:
+    """Return how many bytes this process and its children may hold: the machine's, or its control group's if less."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        with contextlib.suppress(OSError, ValueError):  # no such group, or one without a limit
+            total = min(total, int((Path("/sys/fs/cgroup") / name).read_text()))
+    return total
 
 
 def read_growth(status: str | bytes | Mapping[str, Any] | None) -> Growth | None:

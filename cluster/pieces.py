@@ -96,6 +96,8 @@ class PieceOutput:
 
     values: Mapping[str, Any] = field(default_factory=dict)
     blobs: Mapping[str, bytes | Mapping[str, Any]] = field(default_factory=dict)
+    stored: Mapping[str, str] = field(default_factory=dict)
+    """Digests of blobs that the function has put into the store itself."""
     failure: str | None = None
     """A reason makes the record's state "failed": a committed answer, not an error to be tried again."""
     peak_bytes: int = 0

@@ -39,7 +39,7 @@ class ServedModel:
         store: URL of the store.
         folder: the prefix of its files there, such as `child`.
         mark: one of these files; sha256 of its content. Another content says that the folder is another one by now.
-        weights: file name of the weights, and the blob of the store that has them.
+        weights: names of the files of weights, each with the blob of the store that has it.
         weights_bytes: their size.
         uploaded: whether they are put into MLflow's store; else the model says where they are.
         code: text of a Python file that ends by `mlflow.models.set_model`; nothing is pickled.
@@ -59,7 +59,7 @@ class ServedModel:
     store: str
     folder: str
     mark: tuple[str, str]
-    weights: tuple[str, str]
+    weights: Sequence[tuple[str, str]]
     weights_bytes: int
     uploaded: bool
     code: str
@@ -137,12 +137,12 @@ def _write(folder: Path, model_id: str, run_id: str, model: ServedModel) -> None
     described.save(str(written / "MLmodel"))
     files = written / place_of_folder
     files.mkdir(parents=True)
-    name, blob = model.weights
+    weights = dict(model.weights)
     for each in store.list(f"{model.folder}/"):
-        if (file := each.removeprefix(f"{model.folder}/")) != name:
+        if (file := each.removeprefix(f"{model.folder}/")) not in weights:
             (files / file).parent.mkdir(parents=True, exist_ok=True)
             (files / file).write_bytes(store.get(each))
-    if model.uploaded:
+    for name, blob in weights.items() if model.uploaded else ():
         (files / name).symlink_to(store.blob_path(blob))
     for path in written.iterdir():
         path.rename(folder / path.name)

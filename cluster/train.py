@@ -73,17 +73,15 @@ class Rank:
         checkpoint = ray.train.get_checkpoint()
         return None if checkpoint is None else Path(checkpoint.path)
 
-    def commit(self, name: str, write: Callable[[Path], None]) -> None:
+    def commit(self, name: str) -> None:
         """Makes `folder / name` what `last` gives, and drops the one before; every rank calls it with the same name.
 
-        `write(folder)` puts this rank's files there, if it has any, each whole or not at all. The folder counts once
-        every rank has written and Ray has taken note, seconds later; a name that was never committed may hold files of
-        a try that was cut short.
+        Each has put its files there by then, if it has any. The folder counts once Ray has taken note, seconds later; a
+        name that was never committed may hold files of a try that was cut short.
         """
         import ray.train
 
         target = self.folder / name
-        write(target)
         ray.train.report(
             {},
             checkpoint=ray.train.Checkpoint(str(target)) if self.index == 0 else None,

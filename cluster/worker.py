@@ -112,6 +112,7 @@ def perform(order: Order, progress: Progress) -> Outcome:
             reset_peak()
             output = piece.function(piece.arguments, context)
             blobs = {name: _commit_blob(store, content) for name, content in sorted(output.blobs.items())}
+            blobs |= output.stored
         record = _record(order, output, blobs, time.perf_counter() - started)
         content = record.to_bytes()
         if not store.put_if_absent(piece.record_key, content):

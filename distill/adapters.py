@@ -6,12 +6,13 @@ are merged where weights are stored, so that nothing behind a training knows of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from inlay.distill.parallel import local, whole
 from inlay.distill.settings import NO_PEFT
 
 RANK = 16
@@ -41,18 +42,37 @@ def add_adapters(module: nn.Module, seed: int, rank: int = RANK) -> None:
         peft.inject_adapter_in_model(config, module, _NAME)
 
 
-def merged(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+class Merged(Mapping[str, Tensor]):
     """The tensors of an adapted model by their plain names, each matrix with its adapter in it, in float32.
 
-    What has no adapter is as it was given. Matrices may go by the names that they have under an adapter, or by their
-    own.
+    What has no adapter is as it was given. A matrix is merged when it is asked for; where the model is sharded, what is
+    given are this process's rows, and all processes ask for the same. Matrices may go by the names that they have under
+    an adapter, or by their own.
     """
-    found = {name.replace(_BASE, "."): tensor for name, tensor in tensors.items() if not name.endswith((_DOWN, _UP))}
-    for name in [name for name in tensors if name.endswith(_DOWN)]:
-        place = name.removesuffix(_DOWN)
-        down_RI, up_OR = tensors[name], tensors[f"{place}{_UP}"]
-        found[f"{place}.weight"] = found[f"{place}.weight"].float() + SCALE * (up_OR.float() @ down_RI.float())
-    return found
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self._tensors = tensors
+        self._plain = {name.replace(_BASE, "."): name for name in tensors if not name.endswith((_DOWN, _UP))}
+
+    def __getitem__(self, name: str) -> Tensor:
+        own, place = local(self.under(name)), name.removesuffix(".weight")
+        if f"{place}{_DOWN}" not in self._tensors:
+            return own
+        up_OR, down_RI = local(self._tensors[f"{place}{_UP}"]), whole(self._tensors[f"{place}{_DOWN}"])
+        return own.float() + SCALE * (up_OR.float() @ down_RI.float())
+
+    def under(self, name: str) -> Tensor:
+        """The tensor as the model has it, without its adapter."""
+        return self._tensors[self._plain[name]]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._plain
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._plain)
+
+    def __len__(self) -> int:
+        return len(self._plain)
 
 
 def _peft() -> Any:

@@ -6,7 +6,7 @@ intervals, and ends as it was when that was least: a training that only harms le
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import chain, islice
 from typing import Any, Literal
@@ -14,19 +14,21 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from inlay.distill.checkpoint import Checkpoint, TrainingState
-from inlay.distill.judge import Judge
+from inlay.distill.checkpoint import Checkpoint, SavedState, TrainingState
+from inlay.distill.judge import Judge, ParentHidden
 from inlay.distill.objective import Losses, copied, gradients, put_back
 from inlay.distill.optimize import adamw, set_learning_rate, tensor_cores, warmup_linear
-from inlay.distill.parallel import Ranks, is_sharded, laid_out_like, local
-from inlay.distill.rates import Trial, best_rate, plan_trials, try_rates
+from inlay.distill.parallel import Ranks, is_sharded, rows_of
+from inlay.distill.rates import RATES, Trial, best_rate, next_rate, plan_trials
 from inlay.distill.rounding import UNROUNDED, Rounding
 from inlay.distill.settings import GlobalSettings
 
 OnStep = Callable[[int, int, Losses], None]
 OnTrial = Callable[[int, int], None]
 OnJudged = Callable[[Sequence[tuple[int, float | None]]], None]
-BEST = "best."
+Place = tuple[int, int]
+"""Where a training is: the number of its trial, or `RATES` once it has its rate, and that of the batch."""
+_BEST = "best."
 """What a checkpoint calls the best weights, before their names."""
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -110,9 +112,38 @@ def distill_globally(
         ValueError: too few batches, a batch that cannot be cut by rank, or a checkpoint of other settings or of another
             child.
     """
+    steps = training(
+        parent, child, batches, held_out, settings, on_step, on_trial, on_judged, checkpoint, ranks, rounding
+    )
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: GlobalResult = end.value
+            return result
+
+
+def training(
+    parent: Any,
+    child: Any,
+    batches: Iterable[Tensor],
+    held_out: Sequence[Tensor],
+    settings: GlobalSettings,
+    on_step: OnStep | None = None,
+    on_trial: OnTrial | None = None,
+    on_judged: OnJudged | None = None,
+    checkpoint: Checkpoint | None = None,
+    ranks: Ranks | None = None,
+    rounding: Rounding = UNROUNDED,
+    seen: ParentHidden | None = None,
+) -> Training:
+    """What `distill_globally` does, one batch each time it is asked; it says before each where it is.
+
+    `seen` has the parent's hidden states of the held-out text, where other trainings look at them too.
+    """
     parameters = {name: p for name, p in child.named_parameters() if p.requires_grad}
     ranks = ranks or Ranks()
-    judge = Judge(parent, child, held_out, settings, ranks, rounding)
+    judge = Judge(parent, child, held_out, settings, ranks, rounding, seen)
     if not parameters:
         result = _untrained(judge.kl_nats(), settings)
         if on_judged is not None:
@@ -122,8 +153,8 @@ def distill_globally(
     coming = iter(batches)
 
     def keep(ended: bool) -> None:
-        if checkpoint is not None and (ended or ranks.agree(checkpoint.due(run.done), held_out[0].device)):
-            checkpoint.save(run.state())
+        if checkpoint is not None:
+            checkpoint.keep(run.done, ended, run.state)
 
     def told(step: int, losses: Losses) -> None:
         if on_step is not None:
@@ -147,7 +178,9 @@ def distill_globally(
         first = list(islice(coming, plan.steps))
         if plan.rates and len(first) == plan.steps:
             trying = _Trying(run, parent, child, first, judge, len(plan.rates), on_trial)
-            run.trials = try_rates(plan.rates, trying.kl_after)
+            while (rate := next_rate(plan.rates, run.trials)) is not None:
+                error = yield from trying.kl_after(rate, len(run.trials))
+                run.trials.append(Trial(rate, error))
             last = run.trials[-1]
             if last.error is None or best_rate(run.trials) != last.learning_rate:
                 run.restart(best_rate(run.trials))
@@ -162,6 +195,7 @@ def distill_globally(
             break
         if step < run.done:
             continue
+        yield RATES, step
         losses = gradients(parent, child, parameters, ids_BS, settings, ranks, rounding)
         run.advance(step, losses, ids_BS.numel())
         if run.done % settings.judged_every == 0 or run.done == settings.steps:
@@ -171,6 +205,10 @@ def distill_globally(
     if run.done < settings.steps and not run.reason:
         raise ValueError(f"{run.done} batches came but {settings.steps} steps were wanted: give more text or epochs")
     return run.result()
+
+
+Training = Generator[Place, None, GlobalResult]
+"""A training that goes on whenever it is asked where it is; it ends with its result."""
 
 
 def _untrained(kl_nats: float | None, settings: GlobalSettings) -> GlobalResult:
@@ -192,11 +230,12 @@ class _Trying:
     on_trial: OnTrial | None
     tried: int = 0
 
-    def kl_after(self, rate: float) -> float | None:
+    def kl_after(self, rate: float, trial: int) -> Generator[Place, None, float | None]:
         """The KL on the held-out text after the steps at a rate; the run is left there."""
         run, settings = self.run, self.run.settings
         run.restart(rate)
         for step, ids_BS in enumerate(self.batches):
+            yield trial, step
             losses = gradients(self.parent, self.child, run.parameters, ids_BS, settings, run.ranks, run.rounding)
             if losses is None:
                 self.tried += len(self.batches) - step
@@ -274,25 +313,27 @@ class _Run:
             tensors[f"weight.{name}"] = parameter.detach()
             for moment, value in self.optimizer.state[parameter].items():
                 tensors[f"{moment}.{name}"] = value
-        held = {name: local(t) for name, t in tensors.items() if self.ranks.index == 0 or is_sharded(t)}
-        for name, value in self.best.items():
-            if self.ranks.index == 0 or is_sharded(self.parameters[name]):
-                held[f"{BEST}{name}"] = value
+        held = {name: tensor for name, tensor in tensors.items() if self.ranks.index == 0 or is_sharded(tensor)}
+        best = {
+            f"{_BEST}{name}": rows_of(value, self.parameters[name])
+            for name, value in self.best.items()
+            if self.ranks.index == 0 or is_sharded(self.parameters[name])
+        }
         progress = {
             "settings": self._named_settings(), "done": self.done, "tokens": self.tokens, "curve": self.curve,
             "rate": self.rate, "trials": [asdict(trial) for trial in self.trials], "setbacks": self.setbacks,
             "reason": self.reason, "held_out": self.held_out, "best_step": self.best_step,
         }  # fmt: skip
-        return TrainingState(held, progress)
+        return TrainingState(held, progress, best)
 
-    def restore(self, saved: TrainingState) -> None:
+    def restore(self, saved: SavedState) -> None:
         progress = saved.progress
         if progress["settings"] != self._named_settings():
             raise ValueError(
                 f"the checkpoint was written with other settings ({progress['settings']}), now they are "
                 f"{self._named_settings()}: restore them or remove the checkpoint"
             )
-        names = {name.removeprefix("weight.") for name in saved.tensors if name.startswith("weight.")}
+        names = {name.removeprefix("weight.") for name in saved.names if name.startswith("weight.")}
         if names != set(self.parameters):
             raise ValueError("the checkpoint belongs to a child with other weights: remove it to start anew")
         self.done, self.tokens, self.curve = progress["done"], progress["tokens"], progress["curve"]
@@ -300,17 +341,16 @@ class _Run:
         self.trials = [Trial(**trial) for trial in progress["trials"]]
         self.held_out = [(step, kl_nats) for step, kl_nats in progress["held_out"]]
         self.best_step = progress["best_step"]
-        # One tensor after the other: a sharded run never holds more of the state than its shards and one whole tensor.
+        self.best = copied(self.parameters)
+        read: dict[str, Tensor] = {}
         for name, parameter in self.parameters.items():
-            best = laid_out_like(saved.tensors[f"{BEST}{name}"], parameter)
-            self.best[name] = local(best).cpu()
-            with torch.no_grad():
-                parameter.copy_(laid_out_like(saved.tensors[f"weight.{name}"], parameter))
-            if f"step.{name}" in saved.tensors:
-                self.optimizer.state[parameter] = {
-                    "step": saved.tensors[f"step.{name}"].to(parameter.device, copy=True),
-                    **{moment: laid_out_like(saved.tensors[f"{moment}.{name}"], parameter) for moment in _MOMENTS},
-                }
+            read[f"weight.{name}"] = parameter.detach()
+            read[f"{_BEST}{name}"] = rows_of(self.best[name], parameter)
+            if f"step.{name}" in saved.names:
+                moments = {moment: torch.empty_like(parameter, requires_grad=False) for moment in _MOMENTS}
+                self.optimizer.state[parameter] = {"step": torch.zeros((), device=parameter.device), **moments}
+                read |= {f"{key}.{name}": value for key, value in self.optimizer.state[parameter].items()}
+        saved.read_into(read)
 
     def _named_settings(self) -> str:
         """What a checkpoint must agree with: all but how many sequences fit at once, which may shrink on the way."""

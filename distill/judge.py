@@ -22,10 +22,33 @@ KEPT_BYTES = 256 << 20
 """What a process keeps at most of the parent's last hidden states; what is beyond is computed at every judgement."""
 
 
+class ParentHidden:
+    """A frozen parent's last hidden states on batches that judge, kept on the host, as many as fit in `KEPT_BYTES`.
+
+    Args:
+        parent: as `distill_globally` takes it.
+    """
+
+    def __init__(self, parent: Any) -> None:
+        self.parent = parent
+        self._kept: list[Tensor] = []
+        self._kept_bytes = 0
+
+    def of(self, number: int, ids_BS: Tensor) -> Tensor:
+        """Those of a part of the batches, the same part by the same number."""
+        if number < len(self._kept):
+            return self._kept[number].to(ids_BS.device)
+        _, hidden_BSD = self.parent.forward_hidden(ids_BS)
+        size = hidden_BSD.numel() * hidden_BSD.element_size()
+        if number == len(self._kept) and self._kept_bytes + size <= KEPT_BYTES:
+            self._kept.append(hidden_BSD.cpu())
+            self._kept_bytes += size
+        computed: Tensor = hidden_BSD
+        return computed
+
+
 class Judge:
     """Judges a child against its frozen parent on batches [B, S], the same on every rank.
-
-    The parent's last hidden states are kept on the host, as many as fit in `KEPT_BYTES`.
 
     Args:
         parent: as `distill_globally` takes it.
@@ -34,6 +57,7 @@ class Judge:
         settings: say how many sequences are worked on at once.
         ranks: each works on its rows.
         rounding: what the child computes with.
+        seen: what is kept of the parent; its own where nobody else judges on these batches.
 
     Raises:
         ValueError: no batches.
@@ -47,13 +71,13 @@ class Judge:
         settings: GlobalSettings,
         ranks: Ranks,
         rounding: Rounding = UNROUNDED,
+        seen: ParentHidden | None = None,
     ) -> None:
         if not batches:
             raise ValueError("no batch is held out: a child that trains is judged on at least one")
         self.parent, self.child, self.batches, self.settings, self.ranks = parent, child, batches, settings, ranks
         self.rounding = rounding
-        self._kept: list[Tensor] = []
-        self._kept_bytes = 0
+        self.seen = seen or ParentHidden(parent)
 
     @torch.no_grad()
     def kl_nats(self) -> float | None:
@@ -61,7 +85,7 @@ class Judge:
         total = 0.0
         with rounded(self.child, self.rounding):
             for number, (ids_BS, share) in enumerate(self._parts()):
-                parent_hidden_BSD = self._parent_hidden(number, ids_BS)
+                parent_hidden_BSD = self.seen.of(number, ids_BS)
                 with precision(parent_hidden_BSD):
                     _, child_hidden_BSD = self.child.forward_hidden(ids_BS)
                     total += float(kl_of(self.parent, self.child, parent_hidden_BSD, child_hidden_BSD)) * share
@@ -74,15 +98,3 @@ class Judge:
         for ids_BS in self.batches:
             for part_BS, share in parts_of(ids_BS, self.settings, self.ranks):
                 yield part_BS, share / len(self.batches)
-
-    def _parent_hidden(self, number: int, ids_BS: Tensor) -> Tensor:
-        if number < len(self._kept):
-            return self._kept[number].to(ids_BS.device)
-        _, hidden_BSD = self.parent.forward_hidden(ids_BS)
-        size = hidden_BSD.numel() * hidden_BSD.element_size()
-        # A sharded parent has its head at hand only after a forward.
-        if not self.ranks.sharded and number == len(self._kept) and self._kept_bytes + size <= KEPT_BYTES:
-            self._kept.append(hidden_BSD.cpu())
-            self._kept_bytes += size
-        computed: Tensor = hidden_BSD
-        return computed

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from inlay.distill.optimize import precision, training_dtype
-from inlay.distill.parallel import Ranks, local, whole_number
+from inlay.distill.parallel import Ranks, local, whole_head, whole_number
 from inlay.distill.rounding import UNROUNDED, Rounding, rounded
 from inlay.distill.settings import GlobalSettings
 from inlay.kernels import kl_loss
@@ -44,9 +44,12 @@ def gradients(
     """
     for parameter in parameters.values():
         parameter.grad = None
-    cosine_sum, kl_sum = 0.0, 0.0
+    cosine_sum, kl_sum, once = 0.0, 0.0, ranks.adds_once(list(parameters.values()))
     with rounded(child, rounding):
-        for part_BS, share in parts_of(ids_BS, settings, ranks):
+        parts = list(parts_of(ids_BS, settings, ranks))
+        for number, (part_BS, share) in enumerate(parts, 1):
+            if ranks.sharded:
+                child.set_requires_gradient_sync(number == len(parts) or not once)
             cosine, kl = _losses(parent, child, part_BS, settings.cosine)
             ((cosine + kl) * share).backward()  # type: ignore[no-untyped-call]
             cosine_sum += float(cosine.detach()) * share
@@ -101,5 +104,6 @@ def kl_of(parent: Any, child: Any, parent_hidden_BSD: Tensor, child_hidden_BSD: 
     """Mean KL(parent || child) of the next-token distributions, nats per token, from the last hidden states."""
     # The child's last norm has float32 weights, and gives float32 under autocast.
     child_hidden_BSD = child_hidden_BSD.to(training_dtype(parent_hidden_BSD.dtype))
-    head_VD = child.head_VD if torch.is_grad_enabled() else child.head_VD.detach()
-    return kl_loss(parent_hidden_BSD.flatten(0, 1), child_hidden_BSD.flatten(0, 1), parent.head_VD, head_VD)
+    with whole_head(parent) as parent_VD, whole_head(child) as child_VD:
+        own_VD = child_VD if torch.is_grad_enabled() else child_VD.detach()
+        return kl_loss(parent_hidden_BSD.flatten(0, 1), child_hidden_BSD.flatten(0, 1), parent_VD, own_VD)

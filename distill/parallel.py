@@ -9,14 +9,19 @@ bit. Shapes: B batch, S sequence.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor
 
+REDUCED_ONCE = 1 << 31
+"""Trained weights of which a process holds whole gradients (8 GiB), to add them up once a step, not once a part."""
 _BUCKET_ELEMENTS = 1 << 24
 """Gradients sent at once: 64 MiB in float32, what is held beside them."""
 
@@ -54,6 +59,10 @@ class Ranks:
             for gradient, part in zip(bucket, torch.split(flat, sizes), strict=True):
                 gradient.copy_(part.view_as(gradient))
 
+    def adds_once(self, parameters: Sequence[nn.Parameter]) -> bool:
+        """Whether gradients of sharded weights are added up only at the end of a step; the weights alone decide it."""
+        return sum(parameter.numel() for parameter in parameters) <= REDUCED_ONCE
+
     def add(self, values: Sequence[float], device: torch.device) -> list[float]:
         """The sum of each value over the processes, the same in all of them; `device` is where the group works."""
         if self.count == 1:
@@ -75,20 +84,65 @@ def world_mesh(device: torch.device) -> Any:
     return init_device_mesh(device.type, (dist.get_world_size(),))
 
 
-def shard(module: Any, mesh: Any) -> None:
+def shard(module: Any, mesh: Any, compute: torch.dtype | None = None) -> None:
     """Shards the weights of a module with FSDP2, in place, as one unit that is gathered while it computes.
 
-    Shard a model's decoder layers first and the model itself last: what is left (embedding, final norm, head) is its
-    unit, and stays gathered from `forward_hidden` to the end of the backward. Gradients of the processes are added, not
+    Shard a model's decoder layers first, then its ends (`shard_ends`). Gradients of the processes are added, not
     averaged.
-    """
-    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
-    fully_shard(module, mesh=mesh)
+    Args:
+        module: what becomes a unit.
+        mesh: from `world_mesh`.
+        compute: what weights are gathered in; None: in their own type. Gradients are added up in float32.
+    """
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
+    reduced = None if compute is None else torch.float32
+    # What comes in stays as wide as it is: the sum over layers is never rounded, as in a model that is whole.
+    policy = MixedPrecisionPolicy(param_dtype=compute, reduce_dtype=reduced, cast_forward_inputs=False)
+    fully_shard(module, mesh=mesh, mp_policy=policy)
     module.set_gradient_divide_factor(1.0)
     module.set_force_sum_reduction_for_comms(True)  # gloo has no scaled sum
     if hasattr(module, "forward_hidden"):
         register_fsdp_forward_method(module, "forward_hidden")
+
+
+def shard_ends(model: Any, mesh: Any, compute: torch.dtype | None = None) -> None:
+    """Shards what is left of a model whose layers are sharded: embedding and head each as a unit, or one where tied.
+
+    `whole_head` gathers the head where it is used.
+    """
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if compute is not None:
+        embedding.register_forward_hook(lambda module, arguments, hidden: hidden.float())
+    if head.weight is not embedding.weight:
+        shard(embedding, mesh, compute)
+        shard(head, mesh, compute)
+    shard(model, mesh, compute)
+
+
+@contextmanager
+def whole_head(model: Any) -> Iterator[Tensor]:
+    """The head [V, D] of a model, gathered where it is sharded, until its gradient, if it gets any, is formed."""
+    from torch.distributed.fsdp import FSDPModule
+
+    if not isinstance(model, FSDPModule):
+        yield model.head_VD
+        return
+    whole: Any = model
+    head = whole.get_output_embeddings()
+    unit = head if isinstance(head, FSDPModule) else model
+    unit.unshard()
+    yield whole.head_VD
+    # Where it is tied its unit has begun its backward, which ends with giving it back.
+    if unit is not model or not (torch.is_grad_enabled() and whole.head_VD.requires_grad):
+        unit.reshard()
+
+
+def row_counts(rows: int, processes: int) -> list[int]:
+    """How many rows of a tensor each process holds where it is sharded."""
+    most = -(-rows // processes)
+    return [max(0, min(most, rows - index * most)) for index in range(processes)]
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -96,23 +150,44 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor, which every process asks for at once where it is sharded."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
 def is_sharded(tensor: Tensor) -> bool:
     """Whether the processes hold different rows of it."""
     return isinstance(tensor, DTensor)
 
 
-def laid_out_like(whole: Tensor, like: Tensor) -> Tensor:
-    """A copy of a whole tensor on the device of `like`, cut to this process's rows where `like` is sharded."""
+@cache
+def host_group() -> Any:
+    """A group of all processes that works on CPUs, made by all of them at once, for other threads than training's."""
+    return dist.new_group(backend="gloo")
+
+
+def on_host(tensor: Tensor) -> Tensor:
+    """A copy on the host; each process has its own rows where it is sharded."""
+    return rows_of(local(tensor.detach()).to("cpu", copy=True), tensor)
+
+
+def rows_of(own: Tensor, like: Tensor) -> Tensor:
+    """A tensor laid out as `like`, of which a process gives on the host what it holds of it."""
     if not isinstance(like, DTensor):
-        return whole.detach().to(like.device, copy=True)
-    # Every process has the whole tensor at hand, so nothing is sent.
-    cut: Tensor = distribute_tensor(whole.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
-    return cut.clone()
+        return own
+    return DTensor.from_local(
+        own, _host_mesh(), like.placements, run_check=False, shape=like.shape, stride=like.stride()
+    )
+
+
+@cache
+def _host_mesh() -> DeviceMesh:
+    return DeviceMesh.from_group(host_group(), "cpu")
 
 
 def whole_number(value: Tensor) -> float:
     """A scalar as a float, added up over the processes where they hold parts of it."""
-    return float(value.full_tensor() if isinstance(value, DTensor) else value)
+    return float(whole(value))
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:

@@ -8,12 +8,13 @@ rate that was tried can go on from where it is.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from inlay.distill.settings import GlobalSettings, LocalSettings
 
 RATES = 6
+"""That a whole model tries at most."""
 LOCAL_RATES = 3
 APART = math.sqrt(10.0)
 MOST_STEPS = 32
@@ -79,14 +80,6 @@ def next_rate(rates: Sequence[float], trials: Sequence[Trial]) -> float | None:
     if best_rate(trials) > lowest.learning_rate or (len(trials) > 2 and _error(trials[-1]) > _error(trials[-2])):
         return None
     return rates[len(trials)] if len(trials) < len(rates) else None
-
-
-def try_rates(rates: Sequence[float], error_after: Callable[[float], float | None]) -> list[Trial]:
-    """Tries rates as `next_rate` says; `error_after` trains from the start at one, and judges."""
-    trials: list[Trial] = []
-    while (rate := next_rate(rates, trials)) is not None:
-        trials.append(Trial(rate, error_after(rate)))
-    return trials
 
 
 def best_rate(trials: Sequence[Trial]) -> float:

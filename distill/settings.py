@@ -7,6 +7,8 @@ from typing import Literal
 
 Through = Literal["subblock", "layer"]
 NO_PEFT = "PEFT, which is not installed here; install inlay with its extra: pip install 'inlay[adapters]'"
+MICRO_TOKENS = 2048
+"""Of a whole model, worked on at once; gradients add up to the effective batch."""
 JUDGED = 6
 """How often a whole model is judged on its way, its start not counted."""
 

@@ -19,6 +19,7 @@ from inlay.nas.job import Job
 from inlay.nas.modeling.kinds_inlay import SUBBLOCKS
 from inlay.nas.modeling.subblock_inlay import FORMAT, SLOTS
 from inlay.nas.pieces.assembled import TrainedModel
+from inlay.nas.pieces.model_files import ModelFiles
 from inlay.nas.pieces.stored_rows import stored_rows
 from inlay.nas.tables.architecture import Blocks
 from inlay.nas.variants.entries import entries_of
@@ -67,19 +68,15 @@ def write_compressed_folder(
         UserError: the parent's type does not hold a scale.
     """
     import torch
-    from safetensors import safe_open
 
     blocks = _entries(parent.shape, model.architecture, form)
     formats = matrix_formats(parent.shape, blocks)
     inputs, dtype = str(place.find_json(INPUTS_FILE) or ""), getattr(torch, parent.shape.dtype)
     text = card(evaluation, job, "vllm", _use({held.name for held in formats.values() if held}))
-    with (
-        written_whole(output) as folder,
-        safe_open(place.store.blob_path(model.blob), framework="pt") as file,
-        stored_rows(place.store, parent.shape, model, inputs) as rows,
-    ):
+    files, rows = ModelFiles(place.store, model.blob), stored_rows(place.store, parent.shape, model, inputs)
+    with written_whole(output) as folder:
         write_all_but_weights(folder, parent, model, text, job, {KEY: quantization_config(formats)})
-        write_tensors(folder, stored_tensors(file.keys(), file.get_tensor, formats, rows, dtype))
+        write_tensors(folder, stored_tensors(files, files.__getitem__, formats, rows, dtype))
         place.check_held()
     return output
 

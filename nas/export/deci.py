@@ -12,15 +12,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from inlay.distill.tensor_files import MOST_FILE_BYTES
 from inlay.nas.errors import UserError
 from inlay.nas.export.card import card
 from inlay.nas.export.deci_consumers import CONSUMERS, Child, Consumer
 from inlay.nas.export.folder import write_companions, written_whole
-from inlay.nas.export.tensors import MOST_SHARD_BYTES, copy_tensors
+from inlay.nas.export.tensors import copy_tensors
 from inlay.nas.families import Parent
 from inlay.nas.job import Job
 from inlay.nas.modeling.subblock_inlay import SLOTS
 from inlay.nas.pieces.assembled import TrainedModel
+from inlay.nas.pieces.model_files import ModelFiles
 from inlay.nas.tables.architecture import Blocks
 from inlay.nas.variants.entries import structures_of
 from inlay.nas.workspace import Workspace
@@ -47,7 +49,7 @@ def write_deci_folder(
     evaluation: Mapping[str, Any],
     job: Job,
     consumer: str,
-    most_shard_bytes: int = MOST_SHARD_BYTES,
+    most_shard_bytes: int = MOST_FILE_BYTES,
 ) -> Path:
     """Writes a child for the consumer of that name, whole or not at all.
 
@@ -65,7 +67,7 @@ def write_deci_folder(
         if known.reads_by_transformers:
             shutil.copyfile(Path(__file__).with_name(_CODE), folder / _CODE)
         write_companions(folder, parent, model, card(evaluation, job, known.name, _use(known)), job)
-        copy_tensors(place.store.blob_path(model.blob), folder, known.tensor_name, most_shard_bytes)
+        copy_tensors(ModelFiles(place.store, model.blob), folder, known.tensor_name, most_shard_bytes)
     return output
 
 

@@ -23,6 +23,7 @@ from inlay.nas.job import Job
 from inlay.nas.modeling import InlayConfig, InlayForCausalLM
 from inlay.nas.modeling.subblock_inlay import FORMAT, SLOTS
 from inlay.nas.pieces.assembled import TrainedModel
+from inlay.nas.pieces.model_files import ModelFiles
 from inlay.nas.pieces.stored_rows import Rows, stored_rows
 from inlay.nas.tables.architecture import Blocks, cache_form
 from inlay.nas.tables.configs import config_of
@@ -93,9 +94,9 @@ def write_gguf_folder(
         told = "mixed" if mixed else form
         name = f"{Path(job.parent.rpartition(':')[2]).stem}-{told}.gguf"
         inputs = str(place.find_json(INPUTS_FILE) or "")
-        with stored_rows(place.store, parent.shape, model, inputs) as rows:
-            _write(folder / name, packed, config, parent, rows)
-            difference = _compared(folder / name, packed, place, parent, model, job, rows)
+        rows = stored_rows(place.store, parent.shape, model, inputs)
+        _write(folder / name, packed, config, parent, rows)
+        difference = _compared(folder / name, packed, place, parent, model, job, rows)
         use = _use(name + _cache_options(model.architecture, job), difference)
         (folder / "README.md").write_text(card(evaluation, job, "llama.cpp", use))
         write_recipe(folder, model, job)
@@ -158,10 +159,8 @@ def _logits(path: Path, ids: list[int], python: str | None) -> Iterator[Any]:
 
 def _child(place: Workspace, parent: Parent, model: TrainedModel) -> Any:
     """The child in float32."""
-    from safetensors.torch import load_file
-
     child: Any = InlayForCausalLM(config_of(parent.config, parent.shape, model.architecture))
-    child.load_state_dict(load_file(place.store.blob_path(model.blob)), strict=False)
+    child.load_state_dict(ModelFiles(place.store, model.blob), strict=False)
     child.float().eval().tie_weights()
     return child
 

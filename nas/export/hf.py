@@ -18,11 +18,11 @@ from inlay.nas.export.folder import write_companions, written_whole
 from inlay.nas.families import Parent
 from inlay.nas.job import Job
 from inlay.nas.pieces.assembled import TrainedModel
+from inlay.nas.pieces.model_files import ModelFiles
 from inlay.nas.variants.entries import structures_of
 from inlay.nas.workspace import Workspace
 
 CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
 AUTO_MAP = {
     "AutoConfig": "configuration_inlay.InlayConfig",
     "AutoModelForCausalLM": "modeling_inlay.InlayForCausalLM",
@@ -48,7 +48,7 @@ def write_model_folder(
     Under a URL there is no renaming a folder: its config, without which nothing loads it, goes first and comes last.
     The weights are copied where they lie.
     """
-    text = hf_card(evaluation, job)
+    text, weights = hf_card(evaluation, job), ModelFiles(place.store, model.blob)
     if place.folder is not None:
         write_folder(place, parent, model, place.folder / name, text, job)
         return
@@ -56,11 +56,13 @@ def write_model_folder(
     place.store.delete(f"{name}/{CONFIG}")
     with tempfile.TemporaryDirectory(prefix="inlay-") as folder:
         write_all_but_weights(Path(folder), parent, model, text, job)
+        _write_index(Path(folder), weights)
         files = sorted((path.name for path in Path(folder).iterdir()), key=lambda file: (file == CONFIG, file))
         for key in place.store.list(f"{name}/"):
-            if key.removeprefix(f"{name}/") not in {WEIGHTS, *files}:
+            if key.removeprefix(f"{name}/") not in {*weights.in_folder, *files}:
                 place.store.delete(key)
-        place.store.copy_blob(model.blob, f"{name}/{WEIGHTS}")
+        for file, blob in weights.in_folder.items():
+            place.store.copy_blob(blob, f"{name}/{file}")
         for file in files:
             place.check_held()
             place.store.put(f"{name}/{file}", (Path(folder) / file).read_bytes())
@@ -70,9 +72,17 @@ def write_folder(place: Workspace, parent: Parent, model: TrainedModel, output: 
     """Writes a model folder whole: beside first, then renamed into place; an older one is replaced."""
     with written_whole(output) as folder:
         write_all_but_weights(folder, parent, model, text, job)
-        shutil.copyfile(place.store.blob_path(model.blob), folder / WEIGHTS)
+        weights = ModelFiles(place.store, model.blob)
+        for file, blob in weights.in_folder.items():
+            shutil.copyfile(place.store.blob_path(blob), folder / file)
+        _write_index(folder, weights)
         place.check_held()
     return output
+
+
+def _write_index(folder: Path, weights: ModelFiles) -> None:
+    for file, content in weights.index.items():
+        (folder / file).write_bytes(content)
 
 
 def hf_card(evaluation: Mapping[str, Any], job: Job) -> str:

@@ -171,6 +171,16 @@ class Search:
         """Says that what follows takes the stage up to the share `end`, in so many batches where that is known."""
         self.reporter.part(end, batches)
 
+    @property
+    def places(self) -> int:
+        """How many pieces have room at once; to ask starts Ray."""
+        return self.cluster.places(resources_of(self.job))
+
+    @property
+    def may_grow(self) -> bool:
+        """Whether there may be room for more, later."""
+        return self.cluster.elastic
+
     def run(
         self, pieces: Sequence[Piece], what: str = "", unit: str = "pieces", *, exclusive: bool = False
     ) -> list[Record]:
@@ -245,6 +255,16 @@ class Search:
 
 class SmallSearch(Search):
     """A search whose few pieces take less time than workers need to start: they run in this process."""
+
+    @property
+    def places(self) -> int:
+        """This process."""
+        return 1
+
+    @property
+    def may_grow(self) -> bool:
+        """It is one process, and stays so."""
+        return False
 
     def _records(self, store: Store, pieces: Sequence[Piece], *, tell: bool, exclusive: bool = False) -> list[Record]:
         return run_pieces_here(store, pieces, self.scratch / "here")

@@ -14,10 +14,10 @@ from typing import Any
 
 from inlay.cluster.pieces import Piece, Record, Resources
 from inlay.cluster.records import kept_records
-from inlay.distill.settings import GlobalSettings
+from inlay.distill.settings import MICRO_TOKENS, GlobalSettings
 from inlay.nas.errors import InlayError
 from inlay.nas.job import Job
-from inlay.nas.loop.resources import resources_of
+from inlay.nas.loop.recovered_together import trained_together
 from inlay.nas.loop.search import Search
 from inlay.nas.loop.texts import held_out_batches, tail_batch
 from inlay.nas.pieces.assembled import TrainedModel, store_assembled
@@ -29,10 +29,8 @@ from inlay.nas.tables.architecture import Blocks, identify
 
 RECOVER = Stage("recover", 6, recover_model)
 ASSEMBLED = Stage("assembled", 1, store_assembled)
-MICRO_TOKENS = 2048
-"""Tokens of a micro-batch; gradients add up to the effective batch."""
-CHECKPOINT_SECONDS = 60.0
-"""Between two states of a training on several ranks."""
+CHECKPOINT_SECONDS = 15.0
+"""Between two states of a training on several ranks, at least."""
 
 
 def recover_models(
@@ -166,16 +164,18 @@ def _ahead(
     whole = [_piece(search, texts, library, architecture, job.recover.tokens) for architecture in later]
     kept = kept_records(search.workspace.store, whole)
     missing = [piece for piece in whole if piece.key not in kept]
-    places = search.cluster.places(resources_of(job))
+    places = search.places
     return missing[: most_ahead(places, due, tokens / job.recover.tokens, len(missing))]
 
 
 def _run(search: Search, pieces: list[Piece], what: str) -> list[Record]:
     """All pieces; as many at a time as their ranks have room for."""
     ranks = search.job.recover.workers
-    if ranks == 1 or len(kept_records(search.workspace.store, pieces)) == len(pieces):
+    if ranks == 1:
+        return search.run(trained_together(search, pieces, what), what, "models")
+    if len(kept_records(search.workspace.store, pieces)) == len(pieces):
         return search.run(pieces, what, "models")  # to ask for room starts Ray, which what is kept does not need
-    at_once = max(1, search.cluster.places(resources_of(search.job)) // ranks)
+    at_once = max(1, search.places // ranks)
     groups = [pieces[first : first + at_once] for first in range(0, len(pieces), at_once)]
     return [record for group in groups for record in search.run(group, what, "models")]
 
@@ -204,7 +204,7 @@ def _piece(search: Search, texts: Texts, library: Library, architecture: Blocks,
         ranks=job.recover.workers,
         sharding=job.recover.sharding,
         rank_resources=piece.resources,
-        may_grow=search.cluster.elastic,
+        may_grow=search.may_grow,
         checkpoint_seconds=CHECKPOINT_SECONDS,
     )
     ranks = (job.recover.workers, piece.resources)

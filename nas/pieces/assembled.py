@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from inlay.cluster.pieces import PieceContext, PieceOutput
-from inlay.distill.adapters import add_adapters, merged
-from inlay.distill.parallel import shard, world_mesh
+from inlay.distill.adapters import Merged, add_adapters
+from inlay.distill.parallel import shard, shard_ends, world_mesh
 from inlay.distill.sweep import Slot
+from inlay.distill.tensor_files import Rows
 from inlay.nas.families import Shape, ends_tensors, layer_prefix, subblock_tensors
 from inlay.nas.formats.by_tensor import form_of
 from inlay.nas.modeling import Ends, InlayForCausalLM, InlayLayer, build_layer
 from inlay.nas.pieces.boundaries import worker_source
 from inlay.nas.pieces.matrix_inputs import MatrixInputs
+from inlay.nas.pieces.model_files import ModelFiles, store_tensors
 from inlay.nas.pieces.rounding import MODEL, PACKED, numbers_of
 from inlay.nas.pieces.weights import Library, WorkerSource, rounded_state
 from inlay.nas.tables.architecture import Block, Blocks, blocks_of, ends_form
@@ -72,10 +75,35 @@ def assemble_state(source: WorkerSource, architecture: Sequence[Block]) -> dict[
 def store_assembled(arguments: dict[str, Any], context: PieceContext) -> PieceOutput:
     """A piece: the weights of an architecture as they are assembled, as one blob `model`."""
     library = Library({int(layer): held for layer, held in arguments["library"].items()})
-    source = worker_source(arguments, library)
-    dtype = getattr(torch, source.parent.shape.dtype)
-    state = assemble_state(source, [tuple(block) for block in arguments["architecture"]])
-    return PieceOutput(values={}, blobs={"model": {name: tensor.to(dtype) for name, tensor in state.items()}})
+    blob = assembled_blob(worker_source(arguments, library), [tuple(block) for block in arguments["architecture"]])
+    return PieceOutput(values={}, stored={MODEL: blob})
+
+
+def assembled_blob(source: WorkerSource, architecture: Sequence[Block]) -> str:
+    """The digest of the weights of an architecture as they are assembled, put into the store one tensor at a time."""
+    shape, dtype = source.parent.shape, getattr(torch, source.parent.shape.dtype)
+    rows: dict[str, Rows] = {}
+
+    def add(read: Callable[[str], Tensor], prefix: str, sizes: Mapping[str, tuple[int, ...]]) -> None:
+        for name, size in sizes.items():
+            rows[prefix + name] = Rows(size, dtype, partial(_read_as, dtype, read, name))
+
+    add(source.parent.tensor, "", ends_tensors(shape))
+    for index, block in enumerate(architecture):
+        for variant in map(parse_variant, block[:2]):
+            if variant.is_absent(shape, index):
+                continue
+            sizes = subblock_tensors(shape, variant.slot, variant.entry(shape, index))
+            if variant.is_own:
+                add(source.parent.tensor, "", {layer_prefix(index) + name: size for name, size in sizes.items()})
+            else:
+                held = ModelFiles(source.store, source.library.digests[index][variant.bare.label])
+                add(held.__getitem__, layer_prefix(index), sizes)
+    return store_tensors(source.store, rows, source.device)
+
+
+def _read_as(dtype: torch.dtype, read: Callable[[str], Tensor], name: str) -> Tensor:
+    return read(name).to(dtype)
 
 
 def layer_state(source: WorkerSource, index: int, block: Block) -> dict[str, Tensor]:
@@ -136,9 +164,16 @@ def set_trained(model: InlayForCausalLM, shape: Shape, architecture: Blocks, tra
 
 
 def build_sharded(
-    source: WorkerSource, architecture: Blocks, dtype: torch.dtype, trained: Trained, seed: int = 0
+    source: WorkerSource,
+    architecture: Blocks,
+    dtype: torch.dtype,
+    trained: Trained,
+    seed: int = 0,
+    compute: torch.dtype | None = None,
 ) -> InlayForCausalLM:
     """The same model sharded with FSDP2 among the processes of torch.distributed's group; `seed` as of `set_trained`.
+
+    `compute` is the type that weights are gathered in, None their own.
 
     A process reads one layer at a time and keeps its shard of it: it never holds more than its shards, one layer and
     the two ends.
@@ -156,11 +191,11 @@ def build_sharded(
         layer.load_state_dict(_moved(layer_state(source, index, block), dtype, source.device), strict=True, assign=True)
         if trained == "adapters":
             add_adapters(layer, seed + index)
-        shard(layer, mesh)
+        shard(layer, mesh, compute)
     model.load_state_dict(_moved(source.parent.ends_state(), dtype, source.device), strict=False, assign=True)
     if config.tie_word_embeddings:
         model.lm_head.weight = model.model.embed_tokens.weight
-    shard(model, mesh)
+    shard_ends(model, mesh, compute)
     built: InlayForCausalLM = model
     return built
 
@@ -169,12 +204,10 @@ def _moved(state: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device
     return {name: tensor.to(device, dtype) for name, tensor in state.items()}
 
 
-def own_state(model: InlayForCausalLM) -> dict[str, Tensor]:
-    """The model's tensors, adapters merged, a tied head left out."""
-    state = merged({name: tensor.detach() for name, tensor in model.state_dict().items()})
-    if model.config.tie_word_embeddings:
-        state.pop(HEAD, None)
-    return state
+def own_state(model: InlayForCausalLM) -> Merged:
+    """The model's tensors, adapters merged, a tied head left out; of a sharded model this process's rows."""
+    tied = model.config.tie_word_embeddings
+    return Merged({name: own.detach() for name, own in model.state_dict().items() if not (tied and name == HEAD)})
 
 
 @dataclass
@@ -241,9 +274,6 @@ class StoredModel:
         return rounded_state(rest, form, told, self.source.kept) | trained
 
     def _tensors(self, blob: str, prefix: str, names: Iterable[str]) -> dict[str, Tensor]:
-        """Those of the names that a blob has."""
-        from safetensors import safe_open
-
-        with safe_open(self.source.store.blob_path(blob), framework="pt") as file:
-            there = set(file.keys())
-            return {name: file.get_tensor(prefix + name) for name in names if prefix + name in there}
+        """Those of the names that are stored."""
+        files = ModelFiles(self.source.store, blob)
+        return {name: files[prefix + name] for name in names if prefix + name in files}

@@ -5,12 +5,15 @@ What is stored of a matrix is the very rows that were trained; nothing is fitted
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from inlay.distill.parallel import local
+from inlay.distill.adapters import Merged
+from inlay.distill.parallel import is_sharded, local
+from inlay.distill.tensor_files import Rows
 from inlay.nas.families import Shape, ends_tensors, layer_prefix, subblock_tensors
 from inlay.nas.formats import FORMATS, Format
 from inlay.nas.formats.by_tensor import form_of
@@ -26,38 +29,44 @@ MODEL, PACKED = "model", "packed"
 """Blobs of what was trained: its numbers, and the rows of the matrices that were rounded while it was."""
 
 
-def grids_of(source: WorkerSource, architecture: Blocks, read: Callable[[str], Tensor]) -> Grids:
-    """The grids that an architecture's matrices are rounded to.
-
-    Args:
-        source: knows what matrices read.
-        architecture: says their formats.
-        read: a matrix, or some rows of it, by its whole-model name, as it was assembled.
-    """
-    told = source.matrix_inputs.where_own(source.parent.shape, architecture)
-    found = {}
-    for name, row, form in _matrices(source.parent.shape, architecture):
-        if can_fit(held := form.holding(row)):
-            found[name] = Grid.of(read(name), held, told.get(name, row), source.kept)
-    return found
-
-
 @torch.no_grad()
 def begin_rounded(source: WorkerSource, architecture: Blocks, model: nn.Module) -> Grids:
-    """The grids of an assembled model's matrices, which are left as training through them begins."""
-    grids = grids_of(source, architecture, lambda name: local(model.get_parameter(name)))
-    for name, grid in grids.items():
-        own = local(model.get_parameter(name))
-        own.copy_(grid.start(own))
+    """The grids of an assembled model's matrices, which are left as training through them begins.
+
+    Of a model that is sharded, each rank has those of its rows.
+    """
+    told = source.matrix_inputs.where_own(source.parent.shape, architecture)
+    grids = {}
+    for name, row, form in _matrices(source.parent.shape, architecture):
+        if can_fit(held := form.holding(row)):
+            own = local(model.get_parameter(name))
+            grids[name] = Grid.of(own, held, told.get(name, row), source.kept)
+            own.copy_(grids[name].start(own))
     return grids
 
 
-def trained_blobs(state: Mapping[str, Tensor], grids: Grids, dtype: torch.dtype) -> dict[str, dict[str, Tensor]]:
-    """What is stored of a trained model, from the weights behind its rounding: `MODEL`, and `PACKED` where any are."""
-    numbers = {name: grids[name](tensor) if name in grids else tensor for name, tensor in state.items()}
-    blobs = {MODEL: {name: tensor.to(dtype).cpu().contiguous() for name, tensor in numbers.items()}}
-    packed = {name: torch.from_numpy(grid.pack(state[name])) for name, grid in grids.items()}
-    return blobs | ({PACKED: packed} if packed else {})
+def trained_rows(state: Merged, grids: Grids, dtype: torch.dtype) -> dict[str, dict[str, Rows]]:
+    """What is stored of a trained model, from the weights behind its rounding: `MODEL`, and `PACKED` where any are.
+
+    Of a model that is sharded, each rank has its own rows.
+    """
+
+    def numbers(name: str) -> Tensor:
+        tensor = state[name]
+        return (grids[name](tensor) if name in grids else tensor).to(dtype)
+
+    def codes(name: str) -> Tensor:
+        return torch.from_numpy(grids[name].pack(state[name])).to(state[name].device)
+
+    found = {MODEL: {}, PACKED: {}}  # type: dict[str, dict[str, Rows]]
+    for name in state:
+        under = state.under(name)
+        shape, shared = tuple(under.shape), is_sharded(under)
+        found[MODEL][name] = Rows(shape, dtype, partial(numbers, name), shared)
+        if name in grids:
+            row_bytes = grids[name].fitted.shape[1]
+            found[PACKED][name] = Rows((shape[0], row_bytes), torch.uint8, partial(codes, name), shared)
+    return {blob: rows for blob, rows in found.items() if rows}
 
 
 def numbers_of(rows: Tensor, form: str, row: int) -> Tensor:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from inlay.cluster.store import Store
@@ -12,15 +11,17 @@ from inlay.nas.formats.format import Format
 from inlay.nas.formats.tensors import packed
 from inlay.nas.pieces.assembled import TrainedModel
 from inlay.nas.pieces.matrix_inputs import MatrixInputs
+from inlay.nas.pieces.model_files import ModelFiles
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from inlay.nas.formats.format import Bytes
 
 Rows = Callable[[str, Format], "Bytes"]
 
 
-@contextmanager
-def stored_rows(store: Store, shape: Shape, model: TrainedModel, inputs: str) -> Iterator[Rows]:
+def stored_rows(store: Store, shape: Shape, model: TrainedModel, inputs: str) -> Rows:
     """By a tensor's whole-model name and its format.
 
     Args:
@@ -29,19 +30,15 @@ def stored_rows(store: Store, shape: Shape, model: TrainedModel, inputs: str) ->
         model: whose tensors.
         inputs: the digest of what the parent's matrices read; "" without.
     """
-    from safetensors import safe_open
-
     told = MatrixInputs.of(store, inputs).where_own(shape, model.architecture)
-    with ExitStack() as stack:
-        own = stack.enter_context(safe_open(store.blob_path(model.blob), framework="pt"))
-        rounded = stack.enter_context(safe_open(store.blob_path(model.packed), "np")) if model.packed else None
-        trained = set(rounded.keys()) if rounded is not None else set()
+    own = ModelFiles(store, model.blob)
+    trained: Mapping[str, Tensor] = ModelFiles(store, model.packed) if model.packed else {}
 
-        def rows(name: str, form: Format) -> Bytes:
-            if rounded is not None and name in trained:
-                found: Bytes = rounded.get_tensor(name)
-                return found
-            tensor = own.get_tensor(name)
-            return packed(tensor, form, told.get(name, tensor.shape[1]) if tensor.ndim == 2 else None)
+    def rows(name: str, form: Format) -> Bytes:
+        if name in trained:
+            found: Bytes = trained[name].numpy()
+            return found
+        tensor = own[name]
+        return packed(tensor, form, told.get(name, tensor.shape[1]) if tensor.ndim == 2 else None)
 
-        yield rows
+    return rows

@@ -7,8 +7,7 @@ part of a piece's key: what one number of ranks began or finished, another takes
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,51 +19,117 @@ from torch import Tensor
 
 from inlay.cluster.pieces import PieceContext, PieceOutput, Progress
 from inlay.cluster.train import Rank, TrainSettings, train
-from inlay.distill.adapters import merged
-from inlay.distill.checkpoint import Checkpoint, TrainingState, read_state, write_state
-from inlay.distill.globally import BEST, GlobalResult, distill_globally
+from inlay.distill.checkpoint import Checkpoint
+from inlay.distill.globally import GlobalResult, Training, distill_globally, training
+from inlay.distill.judge import ParentHidden
 from inlay.distill.objective import Losses
+from inlay.distill.optimize import training_dtype
 from inlay.distill.parallel import Ranks
+from inlay.distill.rank_checkpoint import RankCheckpoint
 from inlay.distill.rates import plan_trials
+from inlay.distill.recompute import recompute
 from inlay.distill.settings import GlobalSettings
 from inlay.distill.text import training_order
-from inlay.nas.pieces.assembled import assemble_state, build_sharded, build_whole, own_state, set_trained
+from inlay.distill.together import distill_together
+from inlay.nas.modeling import InlayForCausalLM
+from inlay.nas.pieces.assembled import build_sharded, build_whole, own_state, set_trained
 from inlay.nas.pieces.boundaries import reference_source, worker_source
-from inlay.nas.pieces.rounding import begin_rounded, grids_of, trained_blobs
+from inlay.nas.pieces.model_files import store_tensors
+from inlay.nas.pieces.rounding import Grids, begin_rounded, trained_rows
 from inlay.nas.pieces.texts import load_ids
 from inlay.nas.pieces.weights import Library, WorkerSource
 from inlay.nas.tables.architecture import PARENT_BLOCK, Blocks, blocks_of
 
 CURVE_POINTS = 200
+Report = Callable[..., None]
+"""As `Progress` is called."""
 
 
 def recover_model(arguments: dict[str, Any], context: PieceContext) -> PieceOutput:
     """Trains one assembled model against the parent."""
-    source, architecture = _source(arguments, context.scratch)
-    teacher = reference_source(arguments, source)
-    parent = build_whole(teacher, (PARENT_BLOCK,) * source.num_layers, source.dtype).requires_grad_(False)
-    child = build_whole(source, architecture, torch.float32)
-    set_trained(child, source.parent.shape, architecture, arguments["train"], arguments["seed"])
-    grids = begin_rounded(source, architecture, child)
-    settings = settings_of(arguments, context.memory_retries)
-    told = _Told(context.progress, arguments, settings)
-    result = distill_globally(
-        parent,
-        child,
-        batches_of(source, arguments, settings.steps),
-        held_out_of(source, arguments),
-        settings,
-        on_step=told.step,
-        on_trial=told.trial,
-        checkpoint=Checkpoint(Path(arguments["checkpoint"])),
-        rounding=grids,
+    ((values, stored),) = _recover([arguments], context)
+    return PieceOutput(values=values, stored=stored)
+
+
+def recover_together(arguments: dict[str, Any], context: PieceContext) -> PieceOutput:
+    """Trains several beside each other against the parent, which runs once for all; each is what it is alone.
+
+    `values` and blobs are those of `recover_model`, by the keys of the models' own pieces.
+    """
+    members: dict[str, dict[str, Any]] = arguments["members"]
+    found = dict(zip(members, _recover([*members.values()], context), strict=True))
+    return PieceOutput(
+        values={key: values for key, (values, _) in found.items()},
+        stored={f"{key} {blob}": digest for key, (_, stored) in found.items() for blob, digest in stored.items()},
     )
-    blobs = trained_blobs(own_state(child), grids, getattr(torch, source.parent.shape.dtype))
-    return PieceOutput(values=_values(result, settings.steps), blobs=blobs if result.status == "trained" else {})
+
+
+def take_recovered(arguments: dict[str, Any], context: PieceContext) -> PieceOutput:
+    """What became of one of those that were trained together, as `recover_model` has it."""
+    return PieceOutput(values=arguments["values"], stored=arguments["stored"])
+
+
+def _recover(members: Sequence[dict[str, Any]], context: PieceContext) -> list[tuple[dict[str, Any], dict[str, str]]]:
+    """Values and blobs of models that one process trains."""
+    source, _ = _source(members[0], context.scratch)
+    teacher = reference_source(members[0], source)
+    parent = build_whole(teacher, (PARENT_BLOCK,) * source.num_layers, source.dtype).requires_grad_(False)
+    shares = _Shares(context.progress, len(members))
+    pupils = [_Pupil.of(own, context, shares.of(number)) for number, own in enumerate(members)]
+    if len(pupils) == 1:
+        results = [distill_globally(parent, **pupils[0].given)]
+    else:
+        settings = pupils[0].settings
+        parts = -(-members[0]["batch_size"] // (settings.micro_batch or members[0]["batch_size"]))
+        results = distill_together(parent, [pupil.begin for pupil in pupils], parts)
+    return [pupil.outcome(result) for pupil, result in zip(pupils, results, strict=True)]
+
+
+@dataclass
+class _Pupil:
+    """A model that is trained in this process."""
+
+    source: WorkerSource
+    child: InlayForCausalLM
+    grids: Grids
+    settings: GlobalSettings
+    given: dict[str, Any]
+    """What `distill_globally` takes beside the parent."""
+
+    @classmethod
+    def of(cls, arguments: dict[str, Any], context: PieceContext, progress: Report) -> _Pupil:
+        """Assembled, and ready to be trained."""
+        source, architecture = _source(arguments, context.scratch)
+        child = build_whole(source, architecture, torch.float32)
+        set_trained(child, source.parent.shape, architecture, arguments["train"], arguments["seed"])
+        grids = begin_rounded(source, architecture, child)
+        spare_memory(child, context.memory_retries)
+        settings = settings_of(arguments, context.memory_retries)
+        told = _Told(progress, arguments, settings)
+        given = {
+            "child": child,
+            "batches": batches_of(source, arguments, settings.steps),
+            "held_out": held_out_of(source, arguments),
+            "settings": settings,
+            "on_step": told.step,
+            "on_trial": told.trial,
+            "checkpoint": Checkpoint(Path(arguments["checkpoint"])),
+            "rounding": grids,
+        }
+        return cls(source, child, grids, settings, given)
+
+    def begin(self, parent: Any, seen: ParentHidden) -> Training:
+        """Its training, beside others."""
+        return training(parent, **self.given, seen=seen)
+
+    def outcome(self, result: GlobalResult) -> tuple[dict[str, Any], dict[str, str]]:
+        """Values and blobs of its piece's record."""
+        stored = store_trained(self.source, self.child, self.grids) if result.status == "trained" else {}
+        return _values(result, self.settings.steps), stored
 
 
 def recover_with_ranks(arguments: dict[str, Any], context: PieceContext) -> PieceOutput:
-    """Has one assembled model trained by ranks of Ray Train, and takes its weights from what they committed."""
+    """Has one assembled model trained by ranks of Ray Train, which put its weights into the store."""
     settings = TrainSettings(
         ranks=arguments["ranks"],
         folder=Path(arguments["checkpoint"]),
@@ -73,20 +138,12 @@ def recover_with_ranks(arguments: dict[str, Any], context: PieceContext) -> Piec
     )
     told = {**arguments, "memory_retries": context.memory_retries}
     trained = train(recover_in_rank, told, settings, context.progress)
-    if trained.value["status"] != "trained":
-        return PieceOutput(values=trained.value, peak_bytes=trained.peak_bytes)
-    source, architecture = _source(arguments, context.scratch)
-    tensors = read_state(_parts(trained.folder)).tensors if trained.folder else {}  # none where nothing is trained
-    state = assemble_state(source, architecture)
-    grids = grids_of(source, architecture, state.__getitem__)
-    state |= {name: grid.start(state[name]) for name, grid in grids.items()}
-    state |= {name.removeprefix(BEST): tensors[name] for name in tensors if name.startswith(BEST)}
-    blobs = trained_blobs(merged(state), grids, getattr(torch, source.parent.shape.dtype))
-    return PieceOutput(values=trained.value, blobs=blobs, peak_bytes=trained.peak_bytes)
+    values, stored = trained.value
+    return PieceOutput(values=values, stored=stored, peak_bytes=trained.peak_bytes)
 
 
-def recover_in_rank(arguments: dict[str, Any], rank: Rank) -> dict[str, Any]:
-    """One rank's part of the training; the values of the piece's record, the same in every rank."""
+def recover_in_rank(arguments: dict[str, Any], rank: Rank) -> tuple[dict[str, Any], dict[str, str]]:
+    """One rank's part of the training; values and blobs of the piece's record, the same in every rank."""
     arguments = {**arguments, "device": rank.device}
     source, architecture = _source(arguments)
     teacher = reference_source(arguments, source)
@@ -94,12 +151,21 @@ def recover_in_rank(arguments: dict[str, Any], rank: Rank) -> dict[str, Any]:
     ranks = Ranks(rank.index, rank.count, sharded=arguments["sharding"] == "full")
     if ranks.sharded:
         parent = build_sharded(teacher, parents, source.dtype, "none")
-        child = build_sharded(source, architecture, torch.float32, arguments["train"], arguments["seed"])
+        compute = training_dtype(source.dtype)
+        child = build_sharded(
+            source,
+            architecture,
+            torch.float32,
+            arguments["train"],
+            arguments["seed"],
+            None if compute is torch.float32 else compute,
+        )
     else:
         parent = build_whole(teacher, parents, source.dtype).requires_grad_(False)
         child = build_whole(source, architecture, torch.float32)
         set_trained(child, source.parent.shape, architecture, arguments["train"], arguments["seed"])
     grids = begin_rounded(source, architecture, child)
+    spare_memory(child, arguments["memory_retries"])
     settings = settings_of(arguments, arguments["memory_retries"])
     told = _Told(rank.progress, arguments, settings) if rank.index == 0 else None
     result = distill_globally(
@@ -110,37 +176,30 @@ def recover_in_rank(arguments: dict[str, Any], rank: Rank) -> dict[str, Any]:
         settings,
         on_step=told.step if told else None,
         on_trial=told.trial if told else None,
-        checkpoint=_Committed(rank.folder, every_seconds=arguments["checkpoint_seconds"], rank=rank, ranks=ranks),
+        checkpoint=RankCheckpoint(
+            rank.folder,
+            every_seconds=arguments["checkpoint_seconds"],
+            ranks=ranks,
+            device=torch.device(rank.device),
+            commit=rank.commit,
+            last=rank.last,
+        ),
         ranks=ranks,
         rounding=grids,
     )
-    return _values(result, settings.steps)
+    stored = store_trained(source, child, grids, ranks) if result.status == "trained" else {}
+    return _values(result, settings.steps), stored
 
 
-@dataclass(kw_only=True)
-class _Committed(Checkpoint):
-    """The state of a training on several ranks: each writes what it holds of it, and all commit it together."""
+def store_trained(
+    source: WorkerSource, child: InlayForCausalLM, grids: Grids, ranks: Ranks | None = None
+) -> dict[str, str]:
+    """Puts a trained model into the store, in the parent's type; digests as `TrainedModel.of` reads them.
 
-    rank: Rank
-    ranks: Ranks
-
-    def save(self, state: TrainingState) -> None:
-        def write(folder: Path) -> None:
-            if state.tensors:
-                write_state(folder / f"rank_{self.rank.index:05d}.safetensors", state)
-
-        # Other ranks, or another layout, never write into a folder that these left half done.
-        layout = "shards" if self.ranks.sharded else "whole"
-        self.rank.commit(f"step_{state.progress['done']:09d}_{layout}_{self.rank.count}", write)
-        self._saved_at = time.monotonic()
-
-    def load(self) -> TrainingState | None:
-        folder = self.rank.last()
-        return None if folder is None else read_state(_parts(folder))
-
-
-def _parts(folder: Path) -> list[Path]:
-    return sorted(folder.glob("rank_*.safetensors"))
+    All ranks call it; none ever holds the whole of a tensor that is sharded.
+    """
+    blobs = trained_rows(own_state(child), grids, getattr(torch, source.parent.shape.dtype))
+    return {blob: store_tensors(source.store, rows, source.device, ranks) for blob, rows in blobs.items()}
 
 
 def batches_of(source: WorkerSource, arguments: dict[str, Any], steps: int) -> Iterator[Tensor]:
@@ -172,9 +231,34 @@ def _source(arguments: dict[str, Any], scratch: Path | None = None) -> tuple[Wor
 
 
 def settings_of(arguments: dict[str, Any], memory_retries: int) -> GlobalSettings:
-    """The trainer's settings; after every want of memory half as many sequences at once, and the same batch."""
+    """The trainer's settings; after every want of memory but the first half as many sequences at once, and the same
+    batch."""
     chosen = arguments["settings"]
-    return GlobalSettings(**{**chosen, "micro_batch": max(1, chosen["micro_batch"] >> memory_retries)})
+    return GlobalSettings(**{**chosen, "micro_batch": max(1, chosen["micro_batch"] >> max(0, memory_retries - 1))})
+
+
+def spare_memory(child: InlayForCausalLM, memory_retries: int) -> None:
+    """After a first want of memory layers are computed twice, which changes no bit."""
+    if memory_retries:
+        recompute(child.model.layers)
+
+
+class _Shares:
+    """How far several trainings are that one piece does; the losses of one that is alone are told, too."""
+
+    def __init__(self, progress: Progress, count: int) -> None:
+        self.progress, self.done = progress, [0.0] * count
+
+    def of(self, number: int) -> Report:
+        """What one of them reports by."""
+        if len(self.done) == 1:
+            return self.progress
+
+        def report(fraction: float, numbers: Mapping[str, float] | None = None) -> None:
+            self.done[number] = fraction
+            self.progress(sum(self.done) / len(self.done))
+
+        return report
 
 
 class _Told:
@@ -183,7 +267,7 @@ class _Told:
     Its range test mostly has two trials, and the training goes on from one of them: one trial is done beside its steps.
     """
 
-    def __init__(self, progress: Progress, arguments: dict[str, Any], settings: GlobalSettings) -> None:
+    def __init__(self, progress: Report, arguments: dict[str, Any], settings: GlobalSettings) -> None:
         self.progress = progress
         self.tokens = arguments["batch_size"] * arguments["sequence_length"]
         self.tried = plan_trials(settings).steps

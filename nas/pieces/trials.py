@@ -27,12 +27,12 @@ from inlay.distill.settings import JUDGED, GlobalSettings, LocalSettings
 from inlay.distill.sweep import SLOTS, add_update
 from inlay.distill.text import training_order
 from inlay.nas.modeling import build_layer
-from inlay.nas.pieces.assembled import build_whole, own_state, set_trained
+from inlay.nas.pieces.assembled import build_whole, set_trained
 from inlay.nas.pieces.boundaries import embed_rows, micro_batch, reference_source, worker_source
 from inlay.nas.pieces.library import branch_of, cutter
-from inlay.nas.pieces.rounding import begin_rounded, trained_blobs
+from inlay.nas.pieces.rounding import begin_rounded
 from inlay.nas.pieces.shards import shard_ranges
-from inlay.nas.pieces.training import batches_of, held_out_of, settings_of
+from inlay.nas.pieces.training import batches_of, held_out_of, settings_of, spare_memory, store_trained
 from inlay.nas.pieces.weights import Library, WorkerSource
 from inlay.nas.tables.architecture import PARENT_BLOCK, blocks_of
 from inlay.nas.variants.statistics import Sums
@@ -46,20 +46,20 @@ def try_settings(arguments: dict[str, Any], context: PieceContext) -> PieceOutpu
 
     Its values: `status` is `done`, `diverged` (a loss or a KL was not finite, `reason` says which) or `called off`;
     `held_out` has (sixths of the training that were done, KL on the held-out text), the start's first; `kl_nats` the
-    least of them. The weights are in its blobs, as `trained_blobs` has them, where the arguments ask for them.
+    least of them. The weights are in its blobs, as `store_trained` has them, where the arguments ask for them.
     """
     told = _Told(context, arguments)
     try:
-        child = _train(arguments, context, told)
+        stored = _train(arguments, context, told)
     except _EndError as end:
         return PieceOutput(values={"status": end.status, "reason": str(end), "held_out": told.held_out})
     least = min(kl_nats for _, kl_nats in told.held_out)
     values = {"status": "done", "reason": "", "held_out": told.held_out, "kl_nats": least}
-    return PieceOutput(values=values, blobs=child if arguments["keep"] else {})
+    return PieceOutput(values=values, stored=stored)
 
 
-def _train(arguments: dict[str, Any], context: PieceContext, told: _Told) -> dict[str, dict[str, Tensor]]:
-    """The child's weights as they are stored."""
+def _train(arguments: dict[str, Any], context: PieceContext, told: _Told) -> dict[str, str]:
+    """The digests of the child's weights, where they are to be kept."""
     library = Library({int(layer): held for layer, held in arguments["library"].items()})
     source = worker_source(arguments, library, context.scratch)
     teacher = reference_source(arguments, source)
@@ -72,6 +72,7 @@ def _train(arguments: dict[str, Any], context: PieceContext, told: _Told) -> dic
     judged = held_out_of(source, arguments)
     whole = {**arguments, **(arguments["whole"] or {"settings": {"steps": 1, "micro_batch": 1}})}
     settings = settings_of(whole, context.memory_retries)
+    spare_memory(child, context.memory_retries)
     if arguments["whole"] is None:
         told.judged([(0, Judge(parent, child, judged, settings, Ranks(), grids).kl_nats())], settings)
     else:
@@ -90,7 +91,7 @@ def _train(arguments: dict[str, Any], context: PieceContext, told: _Told) -> dic
         )
         if result.reason and result.steps:  # a child of which nothing is trained is what it came as
             raise _DivergedError(result.reason)
-    return trained_blobs(own_state(child), grids, getattr(torch, source.parent.shape.dtype))
+    return store_trained(source, child, grids) if arguments["keep"] else {}
 
 
 @dataclass

@@ -17,6 +17,7 @@ from inlay.nas.families import Parent, ends_tensors, layer_prefix, subblock_tens
 from inlay.nas.families.writing import added_text, prompt_ids, stops_of
 from inlay.nas.loop.search import target_of
 from inlay.nas.modeling.subblock_inlay import SLOTS
+from inlay.nas.pieces.model_files import ModelFiles
 from inlay.nas.pieces.stored_rows import stored_rows
 from inlay.nas.stages.run import original_of
 from inlay.nas.stages.solutions import inputs_of_workspace, job_of, model_named
@@ -172,7 +173,7 @@ def open_chat(place: Workspace, solution: str | None, tokens: int, raw: bool) ->
     engine, target, threads = ENGINES[job.hardware.engine], target_of(job, parent), job.hardware.scenarios[0].threads
     tokenizer = parent.tokenizer()
     with ExitStack() as stack:
-        models = {CHILD: _child(stack, place, parent, name), PARENT: _parent(original_of(job, place) or parent)}
+        models = {CHILD: _child(place, parent, name), PARENT: _parent(original_of(job, place) or parent)}
         if place.folder is not None:
             kept = place.folder / "scratch" / "chat"
         else:
@@ -208,19 +209,16 @@ class _Tensors(Mapping[str, "Tensor"]):
         return len(self._names)
 
 
-def _child(stack: ExitStack, place: Workspace, parent: Parent, name: str) -> Trained:
-    from safetensors import safe_open
-
+def _child(place: Workspace, parent: Parent, name: str) -> Trained:
     model = model_named(place, parent, name)
     config = config_of(parent.config, parent.shape, model.architecture)
     digest = inputs_of_workspace(place)
-    file = stack.enter_context(safe_open(place.store.blob_path(model.blob), framework="pt"))
     return Trained(
         _key(parent, [model.blob, model.packed, config.blocks, config.ends_format, digest]),
         config,
         parent.folder,
-        _Tensors(file.keys(), file.get_tensor),
-        stack.enter_context(stored_rows(place.store, parent.shape, model, digest)),
+        ModelFiles(place.store, model.blob),
+        stored_rows(place.store, parent.shape, model, digest),
     )
 
 

@@ -15,6 +15,7 @@ from inlay.nas.loop.true_times import times_are_given, times_question
 from inlay.nas.pieces.assembled import TrainedModel
 from inlay.nas.pieces.comparison import Comparison
 from inlay.nas.pieces.measuring import Measured
+from inlay.nas.pieces.model_files import ModelFiles
 from inlay.nas.pieces.texts import Texts
 from inlay.nas.pieces.weights import Library
 from inlay.nas.stages.presets import has_presets, preset_quality_question, preset_rows, presets_question
@@ -75,7 +76,7 @@ def side_by_side(
 ) -> dict[str, Any]:
     """What evaluation.json holds: quality on the report text before and after recovery, sizes, speed."""
     store = search.workspace.store
-    stored = {name: store.blob_path(model.blob).stat().st_size for name, model in models.items()}
+    stored = {name: ModelFiles(store, model.blob).file_bytes for name, model in models.items()}
     architectures = {name: model.architecture for name, model in models.items()}
     rows = rows_of(search, costs, judged.after, judged.parent, architectures, judged.times, stored, sources)
     for name, was in {"parent": judged.parent, **judged.before}.items():

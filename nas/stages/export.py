@@ -152,7 +152,7 @@ def export_child(
     known = _format(form, given)
     from inlay.nas.export.folder import check_output
     from inlay.nas.pieces.assembled import TrainedModel
-    from inlay.nas.stages.solutions import assembled_blob, evaluate_solution, find_solution, job_of, recovered_model
+    from inlay.nas.stages.solutions import blob_of_solution, evaluate_solution, find_solution, job_of, recovered_model
 
     check_output(output)
     job, parent = job_of(workspace)
@@ -169,7 +169,7 @@ def export_child(
     architecture = blocks_of(stored["architecture"])
     known.check(parent, architecture, given)
     figures = stored.get("evaluation") or evaluate_solution(workspace, name)
-    model = TrainedModel(architecture, assembled_blob(workspace, parent, architecture))
+    model = TrainedModel(architecture, blob_of_solution(workspace, parent, architecture))
     return known.write(Exported(workspace, parent, model, output, figures, job, given))
 
 

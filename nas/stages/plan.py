@@ -24,6 +24,7 @@ from inlay.nas.job.judged import judged_length
 from inlay.nas.job.rounds import round_values
 from inlay.nas.loop.conditions import workload_of
 from inlay.nas.loop.prompts import PROMPTS
+from inlay.nas.loop.recovery_memory import check_recovery, recovery_facts
 from inlay.nas.loop.sampling import rows_written, sampled_lengths
 from inlay.nas.loop.search import compute_dtype, target_of
 from inlay.nas.pieces.kept_times import kept_sets
@@ -106,6 +107,7 @@ def _budget(job: Job) -> str:
 def _plan_of(job: Job, parent: Described, against: Shape) -> dict[str, Any]:
     """The plan of one search; `against` is the model that its budget's ratios are of."""
     shape = parent.shape
+    check_recovery(job, parent, against)
     space = [variants_of(job.space, shape, layer) for layer in range(shape.num_layers)]
     trained = sum(variant.trained for layer in space for variant in layer)
     storage = storage_of(job.hardware, shape)
@@ -305,6 +307,8 @@ def _facts(job: Job, parent: Described, space: Space, against: Shape) -> list[tu
     facts = [("budget", _budget(job))]
     if not isinstance(parent, Parent):
         facts.append(("weights", f"not in {job.parent}: its config.json says all that is told here; `run` needs them"))
+    if job.recover.tokens:
+        facts.append(("recover", recovery_facts(job, parent, against)))
     for scenario in job.hardware.scenarios:
         length = scenario.prefill + scenario.generate
         kv = sum(

@@ -213,6 +213,7 @@ def begin(
         UserError: something is wrong, and nothing was written.
         LockedError: another run has the workspace.
     """
+    from inlay.nas.loop.recovery_memory import check_recovery
     from inlay.nas.loop.search import cluster_settings
     from inlay.nas.loop.texts import pack_texts
 
@@ -223,6 +224,7 @@ def begin(
         original = original_of(job, place)
         if original is not None:
             original.check_finite()
+        check_recovery(job, parent, None if original is None else original.shape)
         samples = any(text.sample is not None for text in (job.data.distill, job.data.validate))
         packed = None if samples else pack_texts(job, parent.tokenizer())
     settings = replace(cluster_settings(job, place), address=address)

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
 from inlay.cluster.runtime import connect
 from inlay.nas.errors import UserError
 from inlay.nas.families import Parent, unpacked
@@ -15,7 +13,7 @@ from inlay.nas.job import Job
 from inlay.nas.loop.search import Search, SmallSearch, cluster_settings
 from inlay.nas.loop.true_kl import true_scores
 from inlay.nas.loop.true_times import judged_times
-from inlay.nas.pieces.assembled import TrainedModel, assemble_state
+from inlay.nas.pieces.assembled import TrainedModel, assembled_blob
 from inlay.nas.pieces.boundaries import worker_source
 from inlay.nas.pieces.texts import Texts
 from inlay.nas.pieces.weights import Library
@@ -90,7 +88,7 @@ def model_named(place: Workspace, parent: Parent, name: str) -> TrainedModel:
     if name in run["models"]:
         return recovered_model(run, name)
     architecture = blocks_of(find_solution(place, name)["architecture"])
-    return TrainedModel(architecture, assembled_blob(place, parent, architecture))
+    return TrainedModel(architecture, blob_of_solution(place, parent, architecture))
 
 
 def recovered_model(run: Mapping[str, Any], name: str) -> TrainedModel:
@@ -98,20 +96,10 @@ def recovered_model(run: Mapping[str, Any], name: str) -> TrainedModel:
     return TrainedModel.from_told({**run["models"][name], "architecture": run["evaluation"][name]["architecture"]})
 
 
-def assembled_blob(place: Workspace, parent: Parent, architecture: Blocks) -> str:
+def blob_of_solution(place: Workspace, parent: Parent, architecture: Blocks) -> str:
     """The digest of a solution's weights as assembled from parent and library, put into the store."""
-    from safetensors.torch import save_file
-
     arguments = {"parent": str(parent.folder), "store": place.url, "dtype": "float32", "device": "cpu"}
-    source = worker_source(arguments, library_of_workspace(place))
-    dtype = getattr(torch, parent.shape.dtype)
-    state = {key: tensor.to(dtype).contiguous() for key, tensor in assemble_state(source, architecture).items()}
-    path = place.store.temporary_path()
-    try:
-        save_file(state, path)
-        return place.store.take_blob(path)
-    finally:
-        path.unlink(missing_ok=True)
+    return assembled_blob(worker_source(arguments, library_of_workspace(place)), architecture)
 
 
 def job_of(place: Workspace) -> tuple[Job, Parent]:

@@ -184,3 +184,26 @@ def test_config_json_and_a_kind_of_gpu_are_enough(
             assert stage["gpu_hours"] == pytest.approx(stage["seconds"] / 3600)
             assert stage["limit"] in ("starting", "reading")  # a few tokens of text
     assert all(stage["seconds"] is None for stage in plan(None, 1)["stages"]), "nothing is known of any GPU"
+
+
+@pytest.mark.parametrize("verb", ["plan", "run"])
+def test_a_recovery_that_fits_no_worker_is_refused_before_anything_is_run(
+    verb: str, inlay: Inlay, write_job: WriteJob, tiny_parent: Callable[..., Path]
+) -> None:
+    parent = tiny_parent("llama", num_hidden_layers=4, hidden_size=512, intermediate_size=1536)
+    job = write_job({"cluster.memory_per_worker": "64MiB", "space.attention": [], "space.ffn": ["linear"]}, parent)
+    done = inlay(verb, job)
+    assert done.returncode == 2
+    assert re.search(
+        r"recover: the least child of the space takes [\d.]+ MiB on each rank that trains it \(parent .+\), and "
+        r"cluster.memory_per_worker is 64 MiB; recover: \{workers: \d+, sharding: full\} would fit$",
+        done.stderr.strip(),
+    )
+    assert not job.with_suffix(".search").exists()
+
+
+def test_the_plan_says_what_a_rank_holds(inlay: Inlay, write_job: WriteJob) -> None:
+    (told,) = [text for name, text in plan_of(inlay, write_job())["facts"] if name == "recover"]
+    assert re.match(
+        r"a rank holds [\d.]+ [KM]iB for a child as large as the parent \(parent .+, activations .+\)", told
+    )

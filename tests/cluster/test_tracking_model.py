@@ -70,7 +70,7 @@ def served(folder: Path, **changes: Any) -> ServedModel:
         store=store.url,
         folder="child",
         mark=("child/recipe.json", hashlib.sha256(b'{"seed": 0}').hexdigest()),
-        weights=("model.safetensors", store.put_blob(b"weights")),
+        weights=[("model.safetensors", store.put_blob(b"weights"))],
         weights_bytes=7,
         uploaded=True,
         code=CODE,

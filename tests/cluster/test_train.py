@@ -52,12 +52,11 @@ def add_up(arguments: dict[str, Any], rank: Rank) -> dict[str, Any]:
         if done % 2 == 0:
             content = json.dumps([done, total])
 
-            def write(folder: Path, content: str = content) -> None:
-                if rank.index == 0:
-                    folder.mkdir(parents=True, exist_ok=True)
-                    (folder / "sum.json").write_text(content)
-
-            rank.commit(f"step_{done}", write)
+            folder = rank.folder / f"step_{done}"
+            if rank.index == 0:
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / "sum.json").write_text(content)
+            rank.commit(folder.name)
         if rank.index == 0:
             rank.progress(done / STEPS, {"step": done, "total": total})
     return {"total": total, "ranks": rank.count, "device": rank.device, "started_at": started_at}

@@ -6,21 +6,27 @@ import importlib.util
 import json
 import os
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
-from inlay.distill.checkpoint import Checkpoint, TrainingState, read_state, write_state
+from inlay.distill import parallel
 from inlay.distill.globally import distill_globally
-from inlay.distill.parallel import Ranks, is_sharded, shard, world_mesh
+from inlay.distill.parallel import Ranks, is_sharded, local, shard, shard_ends, world_mesh
+from inlay.distill.rank_checkpoint import RankCheckpoint
+from inlay.distill.recompute import recompute
 from inlay.distill.settings import GlobalSettings
+from inlay.distill.tensor_files import Rows, write_files
 
 INDEX, COUNT, PORT, FOLDER = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], Path(sys.argv[4])
 STEPS = 6
+MOST_BYTES = 8_000
 SETTINGS = GlobalSettings(steps=STEPS, learning_rate=3e-3)
 ALONE, WHOLE, SHARDED = Ranks(), Ranks(INDEX, COUNT), Ranks(INDEX, COUNT, sharded=True)
 
@@ -39,21 +45,22 @@ def small() -> Any:
 SMALL = small()
 
 
-@dataclass(kw_only=True)
-class Parts(Checkpoint):
-    """A file a rank; all are there before anybody goes on."""
+def parts(folder: Path, ranks: Ranks) -> RankCheckpoint:
+    """Saved every two steps; the folder that is to be gone on from is named by a file once all are there."""
 
-    ranks: Ranks
-
-    def save(self, state: TrainingState) -> None:
-        if state.tensors:
-            write_state(Path(self.folder) / f"rank_{self.ranks.index}.safetensors", state)
-        if self.ranks.count > 1:
+    def commit(name: str) -> None:
+        if ranks.index == 0:
+            (folder / "last").write_text(name)
+        if ranks.count > 1:
             dist.barrier()
 
-    def load(self) -> TrainingState | None:
-        paths = sorted(Path(self.folder).glob("rank_*.safetensors"))
-        return read_state(paths) if paths else None
+    def last() -> Path | None:
+        told = folder / "last"
+        return folder / told.read_text() if told.exists() else None
+
+    return RankCheckpoint(
+        folder, every_steps=2, every_seconds=None, ranks=ranks, device=torch.device("cpu"), commit=commit, last=last
+    )
 
 
 def train(
@@ -67,23 +74,33 @@ def train(
     kill_after: int | None = None,
     spoil: bool = False,
     learning_rate: float = SETTINGS.learning_rate,
+    dtype: torch.dtype = torch.float32,
+    again: bool = False,
 ) -> None:
     """Trains on these ranks and writes, from every one of them, what came of it under `name`."""
     parent, child = SMALL.models(tied)
+    parent.to(dtype)
+    compute = None if dtype is torch.float32 else dtype
     if spoil:
         with torch.no_grad():
             child.model.layers[3].mlp.down_proj.weight.fill_(float("inf"))
+    if again:
+        recompute(child.model.layers)
     if ranks.sharded:
         mesh = world_mesh(torch.device("cpu"))
         for model in (parent, child):
-            for unit in (*model.model.layers, model):
-                shard(unit, mesh)
+            for unit in model.model.layers:
+                shard(unit, mesh, compute if model is child else None)
+            shard_ends(model, mesh, compute if model is child else None)
+
+    seen: list[int] = []
 
     def on_step(step: int, steps: int, losses: dict[str, float]) -> None:
+        seen.append(step)
         if step == kill_after:
             raise SMALL.Killed
 
-    kept = None if checkpoint is None else Parts(FOLDER / checkpoint, every_steps=2, every_seconds=None, ranks=ranks)
+    kept = None if checkpoint is None else parts(FOLDER / checkpoint, ranks)
     try:
         result = distill_globally(
             parent,
@@ -96,10 +113,20 @@ def train(
             ranks=ranks,
         )
     except SMALL.Killed:
+        assert kept is not None
+        kept.wait()  # a process that is killed writes no more
+        dist.barrier()
         return
+    rows = {
+        n: Rows(tuple(t.shape), t.dtype, partial(local, t.detach()), is_sharded(t)) for n, t in child.named_parameters()
+    }
+    for number, file in enumerate(write_files(rows, lambda: FOLDER / f"{name}_{uuid4().hex}", ranks, MOST_BYTES)):
+        if file.path is not None:
+            file.path.rename(FOLDER / f"{name}_{number:02}_by_{ranks.index}.weights")
     weights = {n: (t.full_tensor() if is_sharded(t) else t).detach().clone() for n, t in child.named_parameters()}
     save_file(weights, FOLDER / f"{name}_{ranks.index}.safetensors")
     (FOLDER / f"{name}_{ranks.index}.json").write_text(json.dumps(asdict(result)))
+    (FOLDER / f"{name}_{ranks.index}.first").write_text(str(seen[0]))
 
 
 def main() -> None:
@@ -110,6 +137,13 @@ def main() -> None:
         train("alone", ALONE, micro_batch=2)
         train("alone_untied", ALONE, tied=False)
         train("alone_uneven", ALONE, size=5)
+        for tied in (True, False):
+            train(f"alone_narrow_{tied}", ALONE, tied=tied, dtype=torch.bfloat16)
+    parallel.REDUCED_ONCE = 0
+    train("often", SHARDED, tied=False, micro_batch=1, again=True)
+    parallel.REDUCED_ONCE = 1 << 31
+    for tied in (True, False):
+        train(f"narrow_{tied}", SHARDED, tied=tied, dtype=torch.bfloat16, micro_batch=1)
     train("whole", WHOLE)
     train("uneven", WHOLE, size=5)
     train("sharded", SHARDED)
@@ -122,10 +156,12 @@ def main() -> None:
     for name, ranks in (("whole", WHOLE), ("sharded", SHARDED)):
         train(name, ranks, checkpoint=f"{name}_state", kill_after=5)
         train(f"{name}_resumed", ranks, checkpoint=f"{name}_state")
-    train("moved", SHARDED, checkpoint="moved_state", kill_after=5)
+    for name, ranks in (("moved", SHARDED), ("cut", WHOLE)):
+        train(name, ranks, checkpoint=f"{name}_state", kill_after=5)
+    train("cut", SHARDED, checkpoint="cut_state")
+    dist.destroy_process_group()
     if INDEX == 0:
         train("moved", ALONE, checkpoint="moved_state")
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

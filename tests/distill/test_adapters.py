@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import LlamaConfig
 
-from inlay.distill.adapters import RANK, add_adapters, merged
-from inlay.distill.checkpoint import Checkpoint, TrainingState
+from inlay.distill.adapters import RANK, Merged, add_adapters
+from inlay.distill.checkpoint import Checkpoint, SavedState
 from inlay.distill.globally import distill_globally
 from inlay.distill.settings import GlobalSettings
 from inlay.nas.modeling import InlayConfig, InlayForCausalLM
@@ -74,14 +75,14 @@ def test_merged_weights_are_the_adapted_model(bias: bool) -> None:
     before, first = {name: tensor.clone() for name, tensor in child.state_dict().items()}, logits(child)
     adapted(child)
     assert torch.equal(logits(child), first)
-    untouched = merged(child.state_dict())
+    untouched = Merged(child.state_dict())
     assert untouched.keys() == before.keys()
     assert all(torch.equal(untouched[name], before[name]) for name in before)
     for name, parameter in child.named_parameters():
         if "lora_" in name:
             torch.nn.init.normal_(parameter, std=0.1)
     plain = models(bias)[1]
-    plain.load_state_dict(merged(child.state_dict()))
+    plain.load_state_dict(Merged(child.state_dict()))
     assert (logits(plain) - first).abs().max() > 0.1
     torch.testing.assert_close(logits(plain), logits(child), rtol=1e-4, atol=1e-4)
 
@@ -92,7 +93,7 @@ def test_merging_is_pefts_own() -> None:
     for parameter in child.parameters():
         if parameter.requires_grad:
             torch.nn.init.normal_(parameter, std=0.1)
-    ours = merged(child.state_dict())
+    ours = dict(Merged(child.state_dict()))
     layers = [module for module in child.modules() if hasattr(module, "base_layer")]
     assert len(layers) == LINEARS
     for layer in layers:
@@ -115,13 +116,13 @@ def test_only_adapters_are_trained_and_kept(tmp_path: Path, dtype: torch.dtype) 
     assert result.improved
     saved = checkpoint.load()
     assert saved is not None
-    kinds = {
-        kind: [name for name in saved.tensors if name.startswith(kind)] for kind in ("weight.", "exp_avg.", "best.")
-    }
+    tensors = load_file(checkpoint.path)
+    assert tensors.keys() == saved.names
+    kinds = {kind: [name for name in tensors if name.startswith(kind)] for kind in ("weight.", "exp_avg.", "best.")}
     assert {len(names) for names in kinds.values()} == {2 * LINEARS}
-    assert all(".lora_" in name for name in saved.tensors)
-    assert all(RANK in saved.tensors[name].shape for name in kinds["exp_avg."])
-    now = merged(child.state_dict())
+    assert all(".lora_" in name for name in tensors)
+    assert all(RANK in tensors[name].shape for name in kinds["exp_avg."])
+    now = Merged(child.state_dict())
     changed = {name for name in now if not torch.equal(now[name], before[name])}
     assert len(changed) == LINEARS
     assert not any("norm" in name or "embed" in name or "lm_head" in name for name in changed)
@@ -143,12 +144,12 @@ def test_a_killed_training_goes_on_bit_for_bit(tmp_path: Path) -> None:
             parent, child, batches(6), batches(2, 2), SETTINGS, on_step=on_step,
             checkpoint=Checkpoint(folder, every_steps=1),
         )  # fmt: skip
-        return merged(child.state_dict())
+        return Merged(child.state_dict())
 
     whole = trained(tmp_path / "whole")
     with pytest.raises(Killed):
         trained(tmp_path / "killed", killed_at=4)
-    state: TrainingState | None = Checkpoint(tmp_path / "killed").load()
+    state: SavedState | None = Checkpoint(tmp_path / "killed").load()
     assert state is not None
     assert state.progress["done"] == 3
     again = trained(tmp_path / "killed")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -11,15 +12,17 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
 from transformers import LlamaConfig
 
 from inlay.distill import judge as judge_module
-from inlay.distill.checkpoint import Checkpoint, TrainingState, read_state
+from inlay.distill.checkpoint import Checkpoint, TrainingState
 from inlay.distill.globally import GlobalResult, distill_globally
 from inlay.distill.judge import Judge
 from inlay.distill.parallel import Ranks
+from inlay.distill.recompute import recompute
 from inlay.distill.settings import GlobalSettings
 from inlay.nas.modeling import InlayConfig, InlayForCausalLM
 
@@ -113,6 +116,31 @@ def test_the_parents_own_weights_have_no_loss() -> None:
     result = distill_globally(parent, child, batches(1), held_out(), replace(SETTINGS, steps=1))
     assert result.curve[0]["kl_nats"] == 0.0
     assert result.curve[0]["cosine"] < 1e-5
+
+
+def test_layers_that_are_computed_twice_keep_less_and_change_no_bit() -> None:
+    found = []
+    for again in (False, True):
+        parent, child = models()
+        if again:
+            recompute(child.model.layers)
+        held = 0
+
+        def pack(tensor: Tensor) -> Tensor:
+            nonlocal held
+            held += tensor.nbytes
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            outputs, hidden_BSD = child.forward_hidden(next(batches(1)))
+        assert len(outputs) == 4
+        assert hidden_BSD.requires_grad
+        result = distill_globally(parent, child, batches(3), held_out(), replace(SETTINGS, steps=3))
+        found.append((held, result, weights(child)))
+    (more, expected, expected_weights), (less, result, own_weights) = found
+    assert less < more / 2
+    assert result == expected
+    assert same(own_weights, expected_weights)
 
 
 def test_parts_of_a_batch_add_up_to_it() -> None:
@@ -224,6 +252,18 @@ def test_checkpoints_come_due_by_steps_and_by_time(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert Checkpoint(tmp_path, every_seconds=0.0).due(1)
     assert not Checkpoint(tmp_path, every_seconds=3600.0).due(1)
+
+
+def test_what_costs_much_comes_due_later(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tmp_path, every_seconds=0.0)
+
+    def slow() -> TrainingState:
+        time.sleep(0.2)  # a fiftieth of the training is 10 s
+        return TrainingState({"weight.a": torch.ones(4)}, {"done": 1})
+
+    checkpoint.keep(1, False, slow)
+    assert checkpoint.path.exists()
+    assert not checkpoint.due(2)
 
 
 def test_a_damaged_or_foreign_checkpoint_is_refused(tmp_path: Path) -> None:
@@ -385,7 +425,7 @@ def test_what_requires_no_gradient_stays_and_takes_no_memory(tmp_path: Path) -> 
     )
     assert result.improved
     assert {name for name, tensor in weights(child).items() if not torch.equal(tensor, before[name])} == trained
-    held = read_state([tmp_path / "training.safetensors"]).tensors
+    held = load_file(tmp_path / "training.safetensors")
     moments = {name.partition(".")[2] for name in held if name.startswith("exp_avg_sq.")}
     assert moments == trained
     assert sum(held[name].nbytes for name in held if name.startswith("exp_avg")) == 2 * sum(

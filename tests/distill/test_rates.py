@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from inlay.distill.globally import distill_globally
-from inlay.distill.rates import Trial, best_rate, plan_trials, try_rates
+from inlay.distill.rates import Trial, best_rate, next_rate, plan_trials
 from inlay.distill.settings import GlobalSettings
 
 
@@ -83,7 +83,9 @@ def test_a_right_highest_rate_is_tried_last_and_a_wrong_one_makes_room(
 ) -> None:
     rates = [10.0**-place for place in range(5)]
     after = dict(zip(rates, kls, strict=True))
-    trials = try_rates(rates, after.__getitem__)
+    trials: list[Trial] = []
+    while (rate := next_rate(rates, trials)) is not None:
+        trials.append(Trial(rate, after[rate]))
     assert [rates.index(trial.learning_rate) for trial in trials] == order
 
 

@@ -25,7 +25,7 @@ from inlay.nas.stages.distill import build_library, failures, library_of
 from inlay.nas.stages.measure import cost_rows
 from inlay.nas.stages.plan import make_plan
 from inlay.nas.stages.score import score_blocks
-from inlay.nas.stages.solutions import assembled_blob
+from inlay.nas.stages.solutions import blob_of_solution
 from inlay.nas.tables.architecture import PARENT_BLOCK, architecture_of
 from inlay.nas.tables.costs import CostTable
 from inlay.nas.tables.problem import build_problem
@@ -86,7 +86,7 @@ def child(
     ids = store_texts(pack_texts(job, search.parent.tokenizer()), search.workspace)
     library = library_of(build_library(search, ids.distill))
     search.workspace.write_json("library.json", {str(layer): dict(held) for layer, held in library.digests.items()})
-    model = TrainedModel(ARCHITECTURE, assembled_blob(search.workspace, search.parent, ARCHITECTURE))
+    model = TrainedModel(ARCHITECTURE, blob_of_solution(search.workspace, search.parent, ARCHITECTURE))
     exported = write_folder(search.workspace, search.parent, model, folder / "child", "", job)
     whole = InlayForCausalLM.from_pretrained(exported)
     with torch.no_grad():
@@ -167,7 +167,7 @@ def test_a_second_search_from_it(child: Child, texts: Any, tmp_path: Path, make_
     assert costs.total("chat", architecture)["parameters"] <= 0.8 * total["parameters"]
     # What is exported opens again: a third round could begin.
     search.workspace.write_json("library.json", {str(layer): dict(held) for layer, held in library.digests.items()})
-    blob = assembled_blob(search.workspace, search.parent, architecture)
+    blob = blob_of_solution(search.workspace, search.parent, architecture)
     again = write_folder(search.workspace, search.parent, TrainedModel(architecture, blob), tmp_path / "child", "", job)
     entries = [
         {variant.slot: variant.entry(shape, layer) for variant in map(parse_variant, block)}

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 from torch import Tensor
 from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, silu
 from transformers import AutoConfig, AutoTokenizer
 
+from inlay.cluster.store import Store
 from inlay.nas.cli import export as export_cli
 from inlay.nas.cli import main
 from inlay.nas.errors import UserError
@@ -26,6 +27,7 @@ from inlay.nas.families import Parent, open_parent
 from inlay.nas.job import Job
 from inlay.nas.modeling import InlayForCausalLM
 from inlay.nas.pieces.assembled import TrainedModel, own_state
+from inlay.nas.pieces.model_files import ModelFiles
 from inlay.nas.stages.export import FORMATS
 from inlay.nas.tables.architecture import PARENT_BLOCK, Blocks
 from inlay.nas.variants.entries import entries_of
@@ -437,11 +439,12 @@ def test_tensors_are_copied_bit_for_bit_in_shards_of_at_most_so_many_bytes(tmp_p
         for name, shape in (("matrix", (7, 9)), ("vector", (5,)), ("scalar", ()))
         for dtype in (torch.float32, torch.bfloat16, torch.float16)
     }
-    save_file(state, tmp_path / "source")
+    store = Store(tmp_path / "store")
+    source = ModelFiles(store, store.put_blob(save(state)))
     for most, files in ((10_000, 1), (300, 2)):
         folder = tmp_path / str(most)
         folder.mkdir()
-        copy_tensors(tmp_path / "source", folder, lambda name: f"a.{name}", most)
+        copy_tensors(source, folder, lambda name: f"a.{name}", most)
         held: dict[str, Tensor] = {}
         for path in sorted(folder.glob("*.safetensors")):
             with safe_open(path, framework="pt") as file:

@@ -29,7 +29,7 @@ from inlay.nas.stages.measure import cost_rows
 from inlay.nas.stages.plan import make_plan
 from inlay.nas.stages.run import original_of
 from inlay.nas.stages.score import score_blocks
-from inlay.nas.stages.solutions import assembled_blob
+from inlay.nas.stages.solutions import blob_of_solution
 from inlay.nas.tables.architecture import ORIGINAL_BLOCK, PARENT_BLOCK
 from inlay.nas.tables.costs import CostTable
 from inlay.nas.tables.scores import ScoreTable
@@ -67,7 +67,7 @@ def child(first: Path, texts: Any, tmp_path_factory: pytest.TempPathFactory, mak
     folder = tmp_path_factory.mktemp("child")
     search = make_search(job_of(first, texts), folder / "search")
     search.workspace.write_json("library.json", {})
-    model = TrainedModel(DROPPED, assembled_blob(search.workspace, search.parent, DROPPED))
+    model = TrainedModel(DROPPED, blob_of_solution(search.workspace, search.parent, DROPPED))
     return write_folder(search.workspace, search.parent, model, folder / "child", "", search.job)
 
 

@@ -298,6 +298,10 @@ def test_a_sharded_model_is_the_whole_one_and_takes_its_shard(
     for each in told:
         assert each["equal"]
         assert each["names"]
+        assert each["stored"], "weights that ranks store are not those of one process"
+        assert each["files"][1] == 1
         if total > 50_000_000:
             assert each["held"] < 0.51 * total
+            assert each["files"][0] > 3
+            assert each["gathered"] < 0.1 * total, "more than some rows was held to write the weights"
             assert each["peak"] < 0.8 * total, "more than a shard, one layer and the ends was held at once"

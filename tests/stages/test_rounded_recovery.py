@@ -90,15 +90,15 @@ def test_what_was_trained_is_what_is_judged_stored_and_written(search: SmallSear
     store = search.workspace.store
     numbers, rows = load_file(store.blob_path(model.blob)), load_file(store.blob_path(model.packed))
     whole = build_stored(StoredModel(worker_source({**search.base, "store": store.url}, Library({})), model))
-    with stored_rows(store, search.parent.shape, model, search.inputs) as file:
-        for name, own in rows.items():
-            form, width = form_of(name), numbers[name].shape[1]
-            computed = torch.from_numpy(form.unpack(own.numpy(), width).copy())
-            assert torch.equal(whole.get_parameter(name), computed), name
-            torch.testing.assert_close(numbers[name].float(), computed, rtol=1e-2, atol=1e-6)
-            assert np.array_equal(file(name, form), own.numpy())
-        down = "model.layers.0.mlp.down_proj.weight"
-        assert np.array_equal(file(down, GGUF["f16"]), packed(numbers[down], GGUF["f16"]))
+    file = stored_rows(store, search.parent.shape, model, search.inputs)
+    for name, own in rows.items():
+        form, width = form_of(name), numbers[name].shape[1]
+        computed = torch.from_numpy(form.unpack(own.numpy(), width).copy())
+        assert torch.equal(whole.get_parameter(name), computed), name
+        torch.testing.assert_close(numbers[name].float(), computed, rtol=1e-2, atol=1e-6)
+        assert np.array_equal(file(name, form), own.numpy())
+    down = "model.layers.0.mlp.down_proj.weight"
+    assert np.array_equal(file(down, GGUF["f16"]), packed(numbers[down], GGUF["f16"]))
     queries, values = ("model.layers.0.self_attn.q_proj.weight", "model.layers.1.self_attn.v_proj.weight")
     assert queries in rows
     assert values not in rows
@@ -114,9 +114,9 @@ def test_nothing_is_fitted_anew_where_no_step_made_it_better(
     assert not record.values["improved"]
     rows, told = load_file(store.blob_path(record.blobs["packed"])), TrainedModel.of(ROUNDED, record.blobs)
     assembled = assembled_models(search, Library({}), {"child": ROUNDED})["child"]
-    with stored_rows(store, search.parent.shape, assembled, search.inputs) as fitted:
-        for name in rows:
-            assert np.array_equal(rows[name].numpy(), fitted(name, form_of(name))), name
+    fitted = stored_rows(store, search.parent.shape, assembled, search.inputs)
+    for name in rows:
+        assert np.array_equal(rows[name].numpy(), fitted(name, form_of(name))), name
     scores = true_scores_of_models(search, texts_of(search).score, {"before": assembled, "after": told})
     assert scores["after"].kl_nats == pytest.approx(scores["before"].kl_nats, rel=1e-4)
 
@@ -128,9 +128,9 @@ def test_where_only_what_replaces_is_trained_the_rest_keeps_its_codes(
     record, store = recovered(search), search.workspace.store
     rows = load_file(store.blob_path(record.blobs["packed"]))
     assembled = assembled_models(search, Library({}), {"child": ROUNDED})["child"]
-    with stored_rows(store, search.parent.shape, assembled, search.inputs) as fitted:
-        for name in rows:
-            assert np.array_equal(rows[name].numpy(), fitted(name, form_of(name))), name
+    fitted = stored_rows(store, search.parent.shape, assembled, search.inputs)
+    for name in rows:
+        assert np.array_equal(rows[name].numpy(), fitted(name, form_of(name))), name
     assert record.values["tokens"] == 0  # a no-op has no weights
 
 

@@ -13,9 +13,9 @@ from typing import Any
 from inlay.cluster.tracking_model import ServedModel
 from inlay.nas import export
 from inlay.nas.export.folder import RECIPE
-from inlay.nas.export.hf import WEIGHTS
 from inlay.nas.job import Job
 from inlay.nas.pieces.assembled import TrainedModel
+from inlay.nas.pieces.model_files import ModelFiles
 from inlay.nas.pieces.texts import Texts
 from inlay.nas.tables.architecture import identify
 from inlay.nas.workspace import Workspace
@@ -47,7 +47,8 @@ def logged_model(
         run: names the search's MLflow run.
     """
     recipe = f"{CHILD}/{RECIPE}"
-    size = place.store.size(f"{CHILD}/{WEIGHTS}")
+    weights = ModelFiles(place.store, model.blob)
+    size = weights.file_bytes
     solution = identify(model.architecture)
     return ServedModel(
         name=_NOT_IN_NAMES.sub("_", f"{name}-child"),
@@ -55,7 +56,7 @@ def logged_model(
         store=place.url,
         folder=CHILD,
         mark=(recipe, hashlib.sha256(place.store.get(recipe)).hexdigest()),
-        weights=(WEIGHTS, model.blob),
+        weights=list(weights.in_folder.items()),
         weights_bytes=size,
         uploaded=size <= UPLOADED_BYTES or job.tracking.register is not None,
         code=(Path(export.__file__).parent / "mlflow_model.py").read_text(),
