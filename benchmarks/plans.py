@@ -80,6 +80,8 @@ def planned(folder: Path, name: str, gpu: str, workers: int) -> dict[str, Any]:
         "budget": {"runtime": "0.6x"},
         "cluster": {"max_workers": workers},
     }
+    if workers > 1:
+        values["recover"] |= {"workers": max(4, workers // 4), "sharding": "full"}
     return make_plan(Job.from_dict(values, folder=folder))
 
 
@@ -111,20 +113,25 @@ def main() -> None:
 
 def table(folder: Path, name: str, gpu: str) -> list[str]:
     """Stages of one parent on one kind of GPU, in columns by the number of workers."""
-    try:
-        plans = [planned(folder, name, gpu, workers) for workers in WORKERS]
-    except UserError as error:
-        return [f"## {name} on {gpu}", "", f"Refused: {str(error).replace(str(folder) + '/', '')}", ""]
-    parent = plans[0]["parent"]
+    plans, refused = [], []
+    for workers in WORKERS:
+        try:
+            plans.append((workers, planned(folder, name, gpu, workers)))
+        except UserError as error:
+            refused += [f"{_gpus(workers)}: refused. {error}", ""]
+    if not plans:
+        return [f"## {name} on {gpu}", "", *refused]
+    parent = plans[0][1]["parent"]
     sizes = f"{show_count(parent['parameters'])} parameters, {show_bytes(parent['weights_bytes'])}"
-    titles = [f"{workers} GPU{'s' if workers > 1 else ''}" for workers in WORKERS]
+    titles = [_gpus(workers) for workers, _ in plans]
     lines = [
         f"## {name} ({sizes}) on {gpu}",
         "",
+        *refused,
         f"| stage | FLOPs | weights read | mostly | {' | '.join(titles)} |",
         f"|---|---|---|---|{'---|' * len(titles)}",
     ]
-    for stages in zip(*(plan["stages"] for plan in plans), strict=True):
+    for stages in zip(*(plan["stages"] for _, plan in plans), strict=True):
         first = stages[0]
         if first["seconds"] is None:
             continue
@@ -134,8 +141,12 @@ def table(folder: Path, name: str, gpu: str) -> list[str]:
             show_bytes(first["read_bytes"]) if first["read_bytes"] else "",
         )
         lines.append(f"| {first['name']} | {' | '.join(work)} | {first['limit']} | {times} |")
-    totals = " | ".join(show_seconds(sum(s["seconds"] or 0 for s in plan["stages"])) for plan in plans)
+    totals = " | ".join(show_seconds(sum(s["seconds"] or 0 for s in plan["stages"])) for _, plan in plans)
     return [*lines, f"| total | | | | {totals} |", ""]
+
+
+def _gpus(workers: int) -> str:
+    return f"{workers} GPU{'s' if workers > 1 else ''}"
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from inlay.distill.settings import MICRO_TOKENS
 from inlay.nas.errors import UserError
 from inlay.nas.families import Described, Entry, Shape, subblock_tensors
 from inlay.nas.job import Job
+from inlay.nas.loop.gpus import GPUS
 from inlay.nas.loop.search import compute_dtype
 from inlay.nas.modeling.subblock_inlay import SLOTS
 from inlay.nas.quantities import show_bytes
@@ -137,6 +138,10 @@ def fit_together(job: Job, parent: Described, reference: Shape, children: Sequen
 def memory_of_rank(job: Job) -> tuple[int, str] | None:
     """Bytes that a rank has for a model, and how that is told; None where nothing here knows."""
     if job.hardware.device != "cpu":
+        named = job.hardware.gpu or ""
+        if named in GPUS:
+            size = int(GPUS[named].memory_bytes)
+            return size, f"one {named} has {show_bytes(size)}"
         return _own_gpu() if job.cluster.address is None else None
     if job.cluster.memory_per_worker is not None:
         size = job.cluster.memory_per_worker

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -13,6 +12,7 @@ import torch
 
 from inlay.nas.families import Described, Slot, subblock_tensors
 from inlay.nas.job import Job
+from inlay.nas.loop.gpus import GPUS, GpuKind
 from inlay.nas.modeling import build_layer, make_context
 from inlay.nas.pieces.boundaries import micro_batch
 from inlay.nas.pieces.piece_text import FREE_SHARE, HELD_BYTES
@@ -54,34 +54,6 @@ class Machine(Protocol):
 
     def step_seconds(self, length: int) -> float:
         """Of one layer of the parent on one token of one sequence."""
-
-
-@dataclass(frozen=True)
-class GpuKind:
-    """From its maker's data sheet.
-
-    Args:
-        operations_per_second: in bfloat16, dense, at its peak.
-        bytes_per_second: of its memory.
-        memory_bytes: that it has.
-    """
-
-    operations_per_second: float
-    bytes_per_second: float
-    memory_bytes: float
-
-
-GPUS: Mapping[str, GpuKind] = {
-    "L4": GpuKind(121e12, 300e9, 24e9),
-    "A10G": GpuKind(70e12, 600e9, 24e9),
-    "L40S": GpuKind(362e12, 864e9, 48e9),
-    "A100-40G": GpuKind(312e12, 1555e9, 40e9),
-    "A100-80G": GpuKind(312e12, 2039e9, 80e9),
-    "A100": GpuKind(312e12, 1555e9, 40e9),
-    "H100": GpuKind(989e12, 3350e9, 80e9),
-    "H200": GpuKind(989e12, 4800e9, 141e9),
-}
-"""By Ray's names, SXM modules where there are several."""
 
 
 class ThisCpu:

@@ -64,7 +64,8 @@ def build_problem(
     cost_names = [cost_name(costs, scenario, name) for scenario, name in names]
     cost_names += [cost_name(costs, scenario, "memory") for scenario in costs.scenarios]
     cost_names += [cost_name(costs, scenario, PEAK) for scenario in costs.scenarios] if compute else []
-    budget, reference = tuple(limits), {}
+    budget = tuple(limits)
+    reference: dict[str, int] = {}
     for scenario in costs.scenarios if budget else ():
         total = quantities(costs.total(scenario, costs.reference(len(scores.measured))), tokens[scenario])
         reference |= {cost_name(costs, scenario, name): round(total[name]) for name in total}

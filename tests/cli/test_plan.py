@@ -180,7 +180,7 @@ def test_config_json_and_a_kind_of_gpu_are_enough(
     for stage, other in zip(one["stages"], eight["stages"], strict=True):
         assert stage["operations"] == other["operations"], "the work is the job's, whatever the cluster"
         if stage["name"] in ("distill", "score"):
-            assert stage["seconds"] == pytest.approx(8 * other["seconds"])
+            assert stage["seconds"] > other["seconds"], "more is read, or computed, at once"
             assert stage["gpu_hours"] == pytest.approx(stage["seconds"] / 3600)
             assert stage["limit"] in ("starting", "reading")  # a few tokens of text
     assert all(stage["seconds"] is None for stage in plan(None, 1)["stages"]), "nothing is known of any GPU"
