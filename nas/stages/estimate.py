@@ -30,6 +30,7 @@ from inlay.nas.pieces.subblock_times import entry_key
 from inlay.nas.stages.calibrate import INPUT_TOKENS
 from inlay.nas.stages.distill import local_settings
 from inlay.nas.stages.estimates import CHECKED, are_estimated
+from inlay.nas.stages.guided import JUDGED_SHARE, part_ends
 from inlay.nas.tables.idle_limits import parent_sizes
 from inlay.nas.variants import Variant, ends_parameters, parameters, variants_of
 from inlay.nas.variants.storage import AsParent
@@ -49,6 +50,8 @@ SWAPPED = 12
 STORED_BYTES_PER_SECOND = 2e8
 ROUNDED_PER_SECOND = 2e6
 """Numbers of matrices whose codes one thread chooses (nas/formats/fitting.py)."""
+GUIDED = 0.3
+"""Of the tokens of a training in full, what a guided one of all variants is taken to need."""
 FORWARD = 2.0
 """Operations for each number and token of a forward; a backward takes twice as many."""
 SLOTS: tuple[Slot, Slot] = ("attention", "ffn")
@@ -145,14 +148,16 @@ def expected_stages(job: Job, parent: Parent) -> dict[str, Expected]:
     by_the_clock, whole_models = any(map(is_measured, job.budget)), bool(job.recover.tokens)
     written = [sampling(*each) for each in sampled_lengths(job).values()]
     start = Expected(START_SECONDS)  # what is started holds nothing yet
-    learnt = bool(trained) * job.distill.tokens * (FORWARD * own + variants) / learning
+    share = GUIDED if is_guided(job) else 1.0
+    learnt = bool(trained) * job.distill.tokens * (FORWARD * own + share * variants) / learning
+    judged_parts = is_guided(job) * (1 + GUIDED) * scored / JUDGED_SHARE / judging
     pooled = score_tokens * pool * forward / judging + job.recover.probed * whole_training(probe_tokens(job))
     # As assembled on the report text; after recovery beside the parent on both; times that are not there yet.
     figures = models * (3 * report_tokens + 2 * score_tokens if whole_models else report_tokens) * forward / judging
     return {
         **({"sample": sum(written, start)} if written else {}),
         "measure": (Expected(0) if written else start) + alone(timed.subblocks(space)),
-        "distill": Expected.shared(learnt, by_layer),
+        "distill": Expected.shared(learnt + judged_parts, by_layer),
         "score": Expected.shared(scored / judging, by_block) + Expected.shared(rounding, by_layer),
         "assemble": Expected.shared(pooled, workers)
         + alone(timed.beside_parent(1 + job.recover.probed) if by_the_clock else 0),
@@ -162,6 +167,16 @@ def expected_stages(job: Job, parent: Parent) -> dict[str, Expected]:
         + Expected.shared(_continuing(shape.num_layers, rates[judged]), 1),
         "export": Expected(whole * shape.dtype_bytes / STORED_BYTES_PER_SECOND),
     }
+
+
+def variant_tokens_of(job: Job, variants: int) -> int:
+    """The tokens that so many variants are expected to be trained on, of all together."""
+    return round(variants * job.distill.tokens * (GUIDED if is_guided(job) else 1))
+
+
+def is_guided(job: Job) -> bool:
+    """Whether variants are trained in parts, so that some are left."""
+    return job.distill.guided and len(part_ends(local_settings(job, job.data.distill.sequence_length).steps)) > 1
 
 
 def stage_seconds(job: Job, parent: Parent) -> dict[str, float]:
