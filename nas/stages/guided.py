@@ -41,6 +41,9 @@ FEWEST_STEPS = 6
 """A part that would be shorter is none of its own."""
 JUDGED_SHARE, FEWEST_SEQUENCES = 4, 16
 """One in so many sequences of the score text judges the parts, and so many at least."""
+UNTRIED = 0.5
+"""The share of its KL that a variant is taken to lose from part to part where the best solutions have none that could
+tell."""
 
 Place = tuple[int, str]
 """A layer, and the label of what is trained there."""
@@ -94,6 +97,8 @@ class _Guide:
         self.scores: ScoreTable | None = None
         self.gains: dict[str, float] = {}
         """The largest share of its KL that any variant has lost from part to part, by kind."""
+        self.guess = 0.0
+        """The same where nothing has gone on yet."""
 
     @property
     def library(self) -> Library:
@@ -115,24 +120,16 @@ class _Guide:
         """What the best solutions hold whose training is not at its end; all of it where there is no solution."""
         if self.scores is None:
             return []
-        job = self.search.job
-        ends, caches = (dict.fromkeys(told(self.search), 0.0) for told in (offered_ends, offered_caches))
-        scores = replace(optimistic(self.scores, self.may_lose), ends=ends, caches=caches)
-        tokens = {each.name: each.batch_size * each.generate for each in job.hardware.scenarios}
-        solutions = best_around(Tables(scores, self.costs, tokens).problem(job.budget))
-        library, left = self.library, {place for place, part in self.parts.items() if part < len(self.ends)}
-        left = {(layer, label) for layer, label in left if library.has(layer, label)}
-        if not solutions:
-            return sorted(left)
-        held = {
-            (layer, _bare(label)) for blocks in solutions for layer, block in enumerate(blocks) for label in block[:2]
-        }
-        return sorted(held & left)
+        found = self._held()
+        if not (found or self.gains):
+            self.guess = UNTRIED
+            found = self._held()
+        return found
 
     def may_lose(self, layer: int, label: str) -> float:
         """The share of its KL that the rest of its training may take from what stands at a layer."""
         missing = len(self.ends) - self.parts.get((layer, _bare(label)), len(self.ends))
-        most = self.gains.get(kind_of(label), max(self.gains.values(), default=0.0))
+        most = self.gains.get(kind_of(label), max(self.gains.values(), default=self.guess))
         return 1.0 - (1.0 - most) ** missing
 
     def trained(self, rounds: int) -> Trained:
@@ -153,6 +150,23 @@ class _Guide:
             f"{len(self.parts) - len(left)} to the end in {counted(rounds, 'round')}, {100 * share:.0f} % of the tokens"
         )
         return Trained(self.records, left, note)
+
+    def _held(self) -> list[Place]:
+        """The same for what variants are taken to lose now."""
+        assert self.scores is not None
+        job = self.search.job
+        ends, caches = (dict.fromkeys(told(self.search), 0.0) for told in (offered_ends, offered_caches))
+        scores = replace(optimistic(self.scores, self.may_lose), ends=ends, caches=caches)
+        tokens = {each.name: each.batch_size * each.generate for each in job.hardware.scenarios}
+        solutions = best_around(Tables(scores, self.costs, tokens).problem(job.budget))
+        library, left = self.library, {place for place, part in self.parts.items() if part < len(self.ends)}
+        left = {(layer, label) for layer, label in left if library.has(layer, label)}
+        if not solutions:
+            return sorted(left)
+        held = {
+            (layer, _bare(label)) for blocks in solutions for layer, block in enumerate(blocks) for label in block[:2]
+        }
+        return sorted(held & left)
 
     def _score(self, changed: Sequence[Place]) -> None:
         """Scores what was trained; the first time all that there is, and some pairs."""

@@ -133,3 +133,17 @@ def test_a_limit_above_the_parents_own_value_is_told(inlay: Inlay, write_job: Wr
     assert (done.returncode, done.stdout) == (0, f"{job} is right\n")
     assert done.stderr.startswith(f"! {told}")
     assert done.stderr.endswith("; lower it, or write a ratio such as 0.6x\n")
+
+
+def test_guided_distillation_is_planned_with_fewer_tokens(inlay: Inlay, write_job: WriteJob) -> None:
+    distill = {"tokens": "100k", "batch_size": 2}
+    found = {}
+    for guided in (False, True):
+        plan = plan_of(inlay, write_job({"distill": {**distill, "guided": guided}}))
+        found[guided] = next(stage["what"] for stage in plan["stages"] if stage["name"] == "distill")
+    trained = int(found[False].split()[0])
+    assert found[False] == f"{trained} variants, 100,000 tokens each"
+    assert found[True] == (
+        f"{trained} variants, 100,000 tokens each at most; about {trained * 30_000:,} of {trained * 100_000:,} "
+        "variant-tokens, guided"
+    )

@@ -119,7 +119,7 @@ def test_workers_give_the_same_bits(
     assert found.left == trained.left
 
 
-@pytest.mark.parametrize("kept", [1, 4, 6])
+@pytest.mark.parametrize("kept", [2, 4])
 def test_what_was_cut_short_goes_on_from_its_records(
     job: Job, costs: CostTable, trained: Trained, place: Path, tmp_path: Path, make_search: Any, kept: int
 ) -> None:
