@@ -1,16 +1,17 @@
 """Second-order estimates of structural variants beside their true scores: whether they could stand in for them.
 
-    python benchmarks/structure_estimates.py WORKSPACE [WORKSPACE ...] [--draws 4]
+    INLAY_PARENTS=... INLAY_TEXT=... python benchmarks/structure_estimates.py [--parent stories3M] [--draws 4]
 
-Of finished searches whose variants were all trained in full. The estimate of a variant is half the mean square of what
-it changes of the log-likelihood of tokens that the parent draws itself, to first order: the gradient behind its
-subblock times what it adds to what the parent's own gives, summed over a sequence, from backward passes of the parent.
+The estimate of a variant is half the mean square of what it changes of the log-likelihood of tokens that the parent
+draws itself, to first order: the gradient behind its subblock times what it adds beyond the parent's own, summed over a
+sequence, from backward passes of the parent. On the score text, as the true scores are.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
@@ -21,66 +22,73 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parent))
+from guided import job_of, opened
 from machine import footer
+from searches import split_text
 
 from inlay.nas.pieces.boundaries import worker_source
-from inlay.nas.pieces.texts import Texts, load_ids
+from inlay.nas.pieces.texts import load_ids
 from inlay.nas.pieces.weights import WorkerSource
-from inlay.nas.stages.solutions import job_of, library_of_workspace
+from inlay.nas.stages.distill import build_library, library_of
+from inlay.nas.stages.score import score_blocks
 from inlay.nas.tables.architecture import PARENT_BLOCK, kind_of
-from inlay.nas.workspace import Workspace
 
 Place = tuple[int, str]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("workspaces", nargs="+", type=Path)
+    parser.add_argument("--parent", nargs="*", default=["stories260K", "stories3M"])
+    parser.add_argument("--tokens", type=int, default=20_000)
     parser.add_argument("--draws", type=int, default=4)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "structure_estimates.md")
     options = parser.parse_args()
+    torch.set_num_threads(1)
     lines = [
         "# Second-order estimates of structural variants",
         "",
         "Over all variants of all layers that change one subblock: rank correlation (Spearman) of estimate and true",
         "score, the median of estimate / true, and the median and the largest of how far estimates are off once each",
-        "kind's are scaled by its own median. True scores are those of the search, on the same text.",
+        f"kind's are scaled by its own median. Variants had {options.tokens:,} tokens; {options.draws} draws.",
         "",
         "| parent | of | variants | Spearman | estimate / true | off, median | off, most |",
         "|---|---|---|---|---|---|---|",
     ]
-    for folder in options.workspaces:
-        place = Workspace(folder)
-        job, parent = job_of(place)
-        arguments = {"parent": str(parent.folder), "store": place.url, "dtype": "float32", "device": "cpu"}
-        source = worker_source(arguments, library_of_workspace(place))
-        true = true_scores(place)
-        found = estimates(source, Texts.from_dict(place.read_json("texts.json")).score.digest, [*true], options.draws)
+    for parent in options.parent:
+        with tempfile.TemporaryDirectory() as folder:
+            split_text(Path(folder))
+            true, found, trained = both(parent, options.tokens, options.draws, Path(folder))
         kinds = {place: kind_of(place[1]) for place in true}
-        groups = {"all": [*true], "all that is trained": [p for p in true if source.library.has(*p)]}
-        groups |= {kind: [p for p in true if kinds[p] == kind] for kind in sorted(set(kinds.values()))}
-        scales = {kind: median(found[p] / true[p] for p in held) for kind, held in list(groups.items())[2:]}
-        for name, held in groups.items():
+        groups = {kind: [p for p in true if kinds[p] == kind] for kind in sorted(set(kinds.values()))}
+        scales = {kind: median(found[p] / true[p] for p in held) for kind, held in groups.items()}
+        for name, held in {"all": [*true], "all that is trained": trained, **groups}.items():
             off = [abs(found[p] / scales[kinds[p]] / true[p] - 1) for p in held]
             ratio = median(found[p] / true[p] for p in held)
             rank = spearman([found[p] for p in held], [true[p] for p in held])
             lines.append(
-                f"| {Path(job.parent).name} | {name} | {len(held)} | {rank:.3f} | {ratio:.2f} "
-                f"| {median(off):.2f} | {max(off):.2f} |"
+                f"| {parent} | {name} | {len(held)} | {rank:.3f} | {ratio:.2f} | {median(off):.2f} | {max(off):.2f} |"
             )
-    lines += ["", f"Written by `benchmarks/structure_estimates.py`, {options.draws} draws. {footer()}", ""]
+    lines += ["", f"Written by `benchmarks/structure_estimates.py`. {footer()}", ""]
     options.output.write_text("\n".join(lines))
     print("\n".join(lines))
 
 
-def true_scores(place: Workspace) -> dict[Place, float]:
-    """The scores of single variants."""
-    rows = [row for row in place.read_table("scores") if row["layer"] >= 0]
-    changed = {
-        (int(row["layer"]), tuple({row["attention"], row["ffn"]} - set(PARENT_BLOCK))): float(row["kl_nats"])
-        for row in rows
-    }
-    return {(layer, labels[0]): nats for (layer, labels), nats in changed.items() if len(labels) == 1}
+def both(
+    parent: str, tokens: int, draws: int, folder: Path
+) -> tuple[dict[Place, float], dict[Place, float], list[Place]]:
+    """True scores and estimates of single variants, and which of them are trained."""
+    job = job_of(parent, "runtime=0.6x", folder)
+    job = job.model_copy(update={"distill": job.distill.model_copy(update={"tokens": tokens})})
+    search, texts = opened(job, folder / "estimates.search")
+    library = library_of(build_library(search, texts.distill))
+    true: dict[Place, float] = {}
+    for one in score_blocks(search, texts.score, library):
+        changed = set(one.block) - set(PARENT_BLOCK)
+        if len(changed) == 1:
+            true[one.layer, changed.pop()] = one.comparison.kl_nats
+    source = worker_source({"store": search.workspace.url, **search.base}, library)
+    found = estimates(source, texts.score.digest, [*true], draws)
+    return true, found, [place for place in true if library.has(*place)]
 
 
 def estimates(source: WorkerSource, ids: str, places: Sequence[Place], draws: int) -> dict[Place, float]:

@@ -65,7 +65,7 @@ def build_library(
     outcomes = keeps_outcomes(search)
     scratch = scratch_of(search, ids, outcomes)
     begun = stretch is not None and stretch.first > 0
-    for span in spans_with_boundaries(search, ids, todo, outcomes, again=stretch is not None):
+    for span in spans_with_boundaries(search, ids, todo, outcomes, again=stretch is not None, of_layers=len(pieces)):
         layers = [layer for layer in span.layers if layer in todo]
         summed = [layer for layer in layers if not begun and statistics_of(every[layer], search.parent.shape, layer)]
         records = search.run(

@@ -80,9 +80,11 @@ def score_chosen(
 ) -> list[ScoredBlock]:
     """The scores of these blocks by layer, in that order."""
     pieces = {layer: score_piece(search, ids, layer, held, library) for layer, held in blocks.items()}
+    if not pieces:
+        return []
     kept = kept_records(search.workspace.store, [*pieces.values()])
     missing = [layer for layer, piece in pieces.items() if piece.key not in kept]
-    for span in spans_with_boundaries(search, ids, missing):
+    for span in spans_with_boundaries(search, ids, missing, of_layers=len(pieces)):
         search.part(span.share, 1)
         search.run([pieces[layer] for layer in span.layers if layer in missing], "KL of blocks", "layers")
     records = dict(zip(pieces, search.run([*pieces.values()]), strict=True))
