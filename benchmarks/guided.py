@@ -92,6 +92,7 @@ def main() -> None:
                 rows.append(row)
                 options.results.write_text(json.dumps(rows))
                 options.output.write_text(page(rows))
+    options.output.write_text(page(rows))
     print(page(rows))
 
 
