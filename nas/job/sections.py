@@ -171,6 +171,7 @@ class Distill(Section):
     batch_size: Count = Field(default=8, ge=1, le=65_536, description="Sequences in a step.")
     warmup: Number = Field(default=0.05, ge=0, lt=1, description="Share of the steps in which the rate climbs.")
     weight_decay: Number = Field(default=0.0, ge=0, lt=1, description="AdamW weight decay, norms and biases excepted.")
+    guided: bool = Field(default=False, description="Train a part first, and on only what may still enter a solution.")
     through: Literal["subblock", "layer"] = Field(
         default="subblock",
         description="What an attention variant must reproduce: its own update or its layer's.",

@@ -62,7 +62,14 @@ def spans(search: Search, ids: Ids, outcomes: bool = False, free_bytes: int | No
     return [Span(first, min(first + size, num_layers)) for first in range(0, num_layers, size)]
 
 
-def spans_with_boundaries(search: Search, ids: Ids, layers: Sequence[int], outcomes: bool = False) -> Iterator[Span]:
+def spans_with_boundaries(
+    search: Search,
+    ids: Ids,
+    layers: Sequence[int],
+    outcomes: bool = False,
+    again: bool = False,
+    of_layers: int | None = None,
+) -> Iterator[Span]:
     """Yields span after span with the boundaries before its layers on scratch; frees them when the next is asked for.
 
     Args:
@@ -70,26 +77,32 @@ def spans_with_boundaries(search: Search, ids: Ids, layers: Sequence[int], outco
         ids: the text.
         layers: the layers still to be worked on; spans without any of them are passed through, not kept.
         outcomes: keep also what each layer made of its input: the state between its subblocks, the boundary behind it.
+        again: leave the boundaries where they are, since they are needed again, if there is one span.
+        of_layers: how many layers there are to work on, those that are done included; by default all.
 
     Raises:
         PieceError: a worker failed; what is on scratch stays.
     """
     scratch = scratch_of(search, ids, outcomes)
     wanted, num_layers = set(layers), search.parent.shape.num_layers
-    ready = num_layers - len(wanted)
-    search.reporter.kept(ready, num_layers, "layers")
-    search.part(ready / num_layers)
-    for span in spans(search, ids, outcomes):
+    every_layer = num_layers if of_layers is None else of_layers
+    ready = every_layer - len(wanted)
+    search.reporter.kept(ready, every_layer, "layers")
+    search.part(ready / every_layer)
+    every = spans(search, ids, outcomes)
+    stays = again and len(every) == 1
+    for span in every:
         if not any(layer >= span.first for layer in wanted):
             break
-        start, share = ((ready + sum(layer < cut for layer in wanted)) / num_layers for cut in (span.first, span.end))
+        start, share = ((ready + sum(layer < cut for layer in wanted)) / every_layer for cut in (span.first, span.end))
         search.part(start + ADVANCE_SHARE * (share - start), 1)
         furthest = max(layer for layer in wanted if layer >= span.first)
         advance(search, ids, span.first, min(span.end, furthest + outcomes), outcomes)
         yield Span(span.first, min(span.end, furthest + 1), share)
-        for boundary in range(span.first, span.end):
+        for boundary in range(span.first, span.end) if not stays else ():
             scratch.free(boundary)
-    shutil.rmtree(scratch.folder, ignore_errors=True)
+    if not stays:
+        shutil.rmtree(scratch.folder, ignore_errors=True)
 
 
 def advance(search: Search, ids: Ids, first: int, last: int, outcomes: bool) -> None:

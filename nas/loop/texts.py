@@ -145,6 +145,11 @@ def store_texts(packed: Packed, workspace: Workspace) -> Texts:
     return Texts(**stored, sources=packed.report.names)
 
 
+def first_of(ids: Ids, sequences: int, store: Store) -> Ids:
+    """The first sequences of a text, as a text of its own."""
+    return ids if sequences >= ids.shape[0] else _put(store, ids.load(store)[:sequences])
+
+
 def _longer(
     job: Job,
     drawn: Sequence[OpenedSource],

@@ -1,11 +1,15 @@
-"""The training of one layer's variants on the parent's own inputs to it: what becomes the block library."""
+"""The training of one layer's variants on the parent's own inputs to it: what becomes the block library.
+
+A training may come in stretches: a later one goes on from the weights that the one before left, on the text that
+follows, with a schedule and a rate of its own.
+"""
 
 from __future__ import annotations
 
 import itertools
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,12 +27,15 @@ from inlay.distill.text import training_order
 from inlay.nas.modeling import build_layer
 from inlay.nas.pieces.boundaries import worker_source
 from inlay.nas.pieces.weights import Library, WorkerSource
-from inlay.nas.variants import Place, parse_variant
+from inlay.nas.variants import Place, Variant, parse_variant
 from inlay.nas.variants.statistics import Sums
 
 
 def distill_layer(arguments: dict[str, Any], context: PieceContext) -> PieceOutput:
-    """Trains the variants of one layer on the parent's own inputs to it."""
+    """A piece: trains the variants of one layer on the parent's own inputs to it.
+
+    With `before` it is a later stretch: the `steps` that lie behind, and by label the `weights` that they led to.
+    """
     source = worker_source(arguments, Library({}))
     parent, index = source.parent, arguments["layer"]
     state = parent.layer_state(index)
@@ -46,7 +53,10 @@ def distill_layer(arguments: dict[str, Any], context: PieceContext) -> PieceOutp
     results: list[BranchResult] = []
     told = _Told(context.progress, len(groups), settings)
     for group in groups:
-        branches = [branch_of(source, index, label, state, sums) for label in group]
+        if before := arguments.get("before"):
+            branches = [_gone_on(source, index, label, before) for label in group]
+        else:
+            branches = [branch_of(source, index, label, state, sums) for label in group]
         batches = _Batches(arguments, source.device, source.context)
         cut = cutter(parts, source)
         results += train_layer(parent_layer, branches, batches, settings, told.step, cut, told.trial)
@@ -102,13 +112,23 @@ def branch_of(source: WorkerSource, index: int, label: str, state: Any, sums: Su
         name: tensor.to(torch.float32, copy=True)
         for name, tensor in Place(shape, index, variant.slot).tensors(state).items()
     }
-    entry = variant.entry(shape, index)
+    return _branch(source, index, variant, variant.start(shape, index, own, sums))
+
+
+def _gone_on(source: WorkerSource, index: int, label: str, before: Mapping[str, Any]) -> Branch:
+    """The variant where the stretch before left it."""
+    held = source.store_state(before["weights"][label])
+    start = {name: tensor.to(torch.float32, copy=True) for name, tensor in held.items()}
+    return _branch(source, index, parse_variant(label), start)
+
+
+def _branch(source: WorkerSource, index: int, variant: Variant, start: Mapping[str, Tensor]) -> Branch:
+    entry = variant.entry(source.parent.shape, index)
     if variant.slot == "attention":
         source.use(entry)
     attention, ffn = (entry, None) if variant.slot == "attention" else (None, entry)
-    start = variant.start(shape, index, own, sums)
     module = build_layer(source.parent.config, index, attention, ffn, start, torch.float32).to(source.device)
-    return Branch(label, variant.slot, module.requires_grad_(True), alone=variant.beside is not None)
+    return Branch(variant.label, variant.slot, module.requires_grad_(True), alone=variant.beside is not None)
 
 
 class _Told:
@@ -149,8 +169,9 @@ class _Batches:
         self.batch = arguments["batch_size"]
         num_sequences, length = arguments["shape"]
         settings = LocalSettings(**arguments["settings"])
-        tokens, held_out = settings.steps * self.batch * length, settings.held_out * self.batch
-        self.order = training_order(num_sequences, tokens, length, arguments["seed"], held_out)
+        begun = arguments["before"]["steps"] if arguments.get("before") else 0
+        tokens, held_out = (begun + settings.steps) * self.batch * length, settings.held_out * self.batch
+        self.order = training_order(num_sequences, tokens, length, arguments["seed"], held_out)[begun * self.batch :]
         self.device, self.context = device, context
         self.shards: dict[int, list[Tensor]] = {}
 

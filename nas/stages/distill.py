@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from inlay.cluster.pieces import Piece, Record
@@ -22,13 +23,32 @@ from inlay.nas.stages.calibrate import calibrate_piece, sums_of
 from inlay.nas.variants import Variant, variants_of
 
 
-def build_library(search: Search, ids: Ids, chosen: Sequence[Sequence[Variant]] | None = None) -> list[Record]:
+@dataclass(frozen=True)
+class Stretch:
+    """A part of the training of variants.
+
+    Args:
+        first: the step that it begins with.
+        end: the step behind its last one.
+        before: what lies behind it led to; nothing where it is the first.
+    """
+
+    first: int
+    end: int
+    before: Library
+
+
+def build_library(
+    search: Search, ids: Ids, chosen: Sequence[Sequence[Variant]] | None = None, stretch: Stretch | None = None
+) -> list[Record]:
     """Calibrates and trains every layer that has variants to train and no record yet.
 
     Args:
         search: the running search.
         ids: the text.
         chosen: the variants to train, by layer; by default all. A layer's sums are of all its variants in any case.
+        stretch: the part of their training, by default all of it. After a part the parent's hidden states stay on
+            scratch where it holds all of them, for the next one; `forget_states` frees them.
 
     Returns:
         One record for each layer that has any, in layer order. `values["variants"]` says for each variant its status,
@@ -37,16 +57,17 @@ def build_library(search: Search, ids: Ids, chosen: Sequence[Sequence[Variant]] 
     num_layers = search.parent.shape.num_layers
     every = [layer_variants(search, layer) for layer in range(num_layers)]
     space = every if chosen is None else chosen
-    pieces = {layer: distill_piece(search, ids, layer, held, "") for layer, held in enumerate(space) if held}
+    pieces = {layer: distill_piece(search, ids, layer, held, "", stretch) for layer, held in enumerate(space) if held}
     if not pieces:
         return []
     kept = kept_records(search.workspace.store, list(pieces.values()))
     todo = [layer for layer, piece in pieces.items() if piece.key not in kept]
     outcomes = keeps_outcomes(search)
     scratch = scratch_of(search, ids, outcomes)
-    for span in spans_with_boundaries(search, ids, todo, outcomes):
+    begun = stretch is not None and stretch.first > 0
+    for span in spans_with_boundaries(search, ids, todo, outcomes, again=stretch is not None, of_layers=len(pieces)):
         layers = [layer for layer in span.layers if layer in todo]
-        summed = [layer for layer in layers if statistics_of(every[layer], search.parent.shape, layer)]
+        summed = [layer for layer in layers if not begun and statistics_of(every[layer], search.parent.shape, layer)]
         records = search.run(
             [calibrate_piece(search, ids, layer, every[layer], scratch) for layer in summed],
             "sums that start the variants",
@@ -55,11 +76,16 @@ def build_library(search: Search, ids: Ids, chosen: Sequence[Sequence[Variant]] 
         sums = dict(zip(summed, map(sums_of, records), strict=True))
         search.part(span.share, 1)
         search.run(
-            [distill_piece(search, ids, layer, space[layer], sums.get(layer, "")) for layer in layers],
+            [distill_piece(search, ids, layer, space[layer], sums.get(layer, ""), stretch) for layer in layers],
             f"training {counted(sum(len(space[layer]) for layer in layers), 'variant')}",
             "layers",
         )
     return search.run(list(pieces.values()))
+
+
+def forget_states(search: Search, ids: Ids) -> None:
+    """Frees what parts of trainings have left on scratch."""
+    shutil.rmtree(scratch_of(search, ids, keeps_outcomes(search)).folder, ignore_errors=True)
 
 
 def keeps_outcomes(search: Search) -> bool:
@@ -76,14 +102,16 @@ def layer_variants(search: Search, layer: int) -> tuple[Variant, ...]:
     return tuple(variant for variant in space if variant.trained)
 
 
-def distill_piece(search: Search, ids: Ids, layer: int, variants: Sequence[Variant], sums: str) -> Piece:
-    """The piece that trains one layer.
+def distill_piece(
+    search: Search, ids: Ids, layer: int, variants: Sequence[Variant], sums: str, stretch: Stretch | None = None
+) -> Piece:
+    """The piece that trains one layer, or a stretch of that.
 
     `sums` is a handle to what `calibrate` gave, "" where no start needs any; it is determined by the key.
     """
     job = search.job
     settings = asdict(local_settings(job, ids.shape[1]))
-    depends = {
+    depends: dict[str, Any] = {
         "ids": ids.digest,
         "layer": layer,
         "variants": [variant.label for variant in variants],
@@ -91,6 +119,11 @@ def distill_piece(search: Search, ids: Ids, layer: int, variants: Sequence[Varia
         "batch_size": job.distill.batch_size,
         "seed": job.seed,
     }
+    if stretch is not None:
+        settings["steps"] = stretch.end - stretch.first
+        if stretch.first:
+            weights = {variant.label: stretch.before.digests[layer][variant.label] for variant in variants}
+            depends["before"] = {"steps": stretch.first, "weights": weights}
     outcomes = keeps_outcomes(search)
     handles: dict[str, Any] = {
         "store": search.workspace.url,
@@ -128,10 +161,19 @@ def library_of(records: Sequence[Record]) -> Library:
 
 
 def failures(records: Sequence[Record]) -> list[tuple[int, str, str]]:
-    """(layer, label, reason) of the variants whose training diverged; they are not offered."""
+    """(layer, label, reason) of the variants whose training diverged; they are not offered, unless an earlier stretch
+    of it did not."""
+    library = library_of(records)
     return [
-        (int(record.values["layer"]), label, result["reason"])
+        (layer, label, result["reason"])
         for record in records
+        for layer in (int(record.values["layer"]),)
         for label, result in record.values["variants"].items()
-        if result["status"] == "failed"
+        if result["status"] == "failed" and not library.has(layer, label)
     ]
+
+
+def variant_tokens(records: Sequence[Record], job: Job) -> int:
+    """Tokens that variants were trained on, of all of them together."""
+    steps = sum(len(result["curve"]) for record in records for result in record.values["variants"].values())
+    return steps * job.distill.batch_size * job.data.distill.sequence_length

@@ -28,6 +28,7 @@ from inlay.nas.pieces.subblock_times import entry_key
 from inlay.nas.stages.calibrate import INPUT_TOKENS
 from inlay.nas.stages.distill import local_settings
 from inlay.nas.stages.estimates import CHECKED, are_estimated
+from inlay.nas.stages.guided import JUDGED_SHARE, part_ends
 from inlay.nas.stages.machines import FORWARD, SLOTS, Machine, ThisCpu
 from inlay.nas.tables.idle_limits import parent_sizes
 from inlay.nas.variants import Variant, ends_parameters, parameters, variants_of
@@ -46,6 +47,8 @@ SWAPPED = 12
 STORED_BYTES_PER_SECOND = 2e8
 ROUNDED_PER_SECOND = 2e6
 """Numbers of matrices whose codes one thread chooses (nas/formats/fitting.py)."""
+GUIDED = 0.3
+"""Of the tokens of a training in full, what a guided one of all variants is taken to need."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,16 @@ class Expected:
     def figures(self) -> dict[str, float]:
         """What is kept of it beside what the stage took."""
         return {"planned_seconds": self.seconds, "operations": self.operations, "read_bytes": self.read_bytes}
+
+    def scaled(self, factor: float) -> Expected:
+        """So many times as much."""
+        return Expected(
+            factor * self.seconds,
+            factor * self.worker_seconds,
+            factor * self.operations,
+            factor * self.read_bytes,
+            {name: factor * seconds for name, seconds in self.parts.items()},
+        )
 
     def __add__(self, other: Expected) -> Expected:
         return Expected(
@@ -190,6 +203,8 @@ def expected_stages(job: Job, parent: Described, machine: Machine) -> dict[str, 
     shards = len(shard_ranges(max(1, job.distill.tokens // length), length)) if trained else 0
     summed = sum(bool(any(v.trained for v in layer)) for layer in space)
     groups = -(-pool // GROUP) * score_shards
+    share = GUIDED if is_guided(job) else 1.0
+    judged_parts = scored.scaled((1 + GUIDED) / JUDGED_SHARE) if is_guided(job) else Expected(0)
     # As assembled on the report text; after recovery beside the parent on both; times that are not there yet.
     figures = models * (3 * report_tokens + 2 * score_tokens if whole_models else report_tokens) * forward
     figure_pieces = models * (report_shards * (2 if whole_models else 1) + score_shards * whole_models)
@@ -198,12 +213,13 @@ def expected_stages(job: Job, parent: Described, machine: Machine) -> dict[str, 
         **({"sample": sum(written, start)} if written else {}),
         "measure": (Expected(0) if written else start) + alone(timed.subblocks(space)),
         "distill": work(
-            bool(trained) * job.distill.tokens * (FORWARD * own + variants),
+            bool(trained) * job.distill.tokens * (FORWARD * own + share * variants),
             length,
             by_layer,
             shards * reads.through(shape.num_layers) + 2 * summed * reads.layer,
             shards + 2 * summed,
-        ),
+        )
+        + judged_parts,
         "score": scored
         + work(read_by_matrices, judged, by_layer)
         + Expected(rounding / by_layer, rounding, parts={"computing": rounding}),
@@ -258,6 +274,16 @@ class Reads:
     def scored(self, layer: int, runs: int) -> float:
         """The blocks of one layer, from the boundary before it to the end, in so many runs over the layers."""
         return self.ends + runs * (self.num_layers - layer) * self.layer
+
+
+def variant_tokens_of(job: Job, variants: int) -> int:
+    """The tokens that so many variants are expected to be trained on, of all together."""
+    return round(variants * job.distill.tokens * (GUIDED if is_guided(job) else 1))
+
+
+def is_guided(job: Job) -> bool:
+    """Whether variants are trained in parts, so that some are left."""
+    return job.distill.guided and len(part_ends(local_settings(job, job.data.distill.sequence_length).steps)) > 1
 
 
 def expected_cost(job: Job, expected: Expected) -> Cost:

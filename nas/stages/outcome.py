@@ -14,22 +14,35 @@ from inlay.nas.stages.assemble import Assembled
 from inlay.nas.tables.architecture import identify
 
 
-def loss_rows(records: Sequence[Record]) -> list[dict[str, Any]]:
-    """The loss table: every trained variant with what its training reached."""
-    return [
-        {
-            "layer": int(record.values["layer"]),
-            "variant": label,
-            "status": result["status"],
-            "kept": result["kept"],
-            "start_loss": result["start_loss"],
-            "loss": result["loss"],
-            "learning_rate": result["learning_rate"],
-            "reason": result["reason"],
-        }
-        for record in records
-        for label, result in sorted(record.values["variants"].items())
-    ]
+def loss_rows(records: Sequence[Record], job: Job, left: Mapping[tuple[int, str], str]) -> list[dict[str, Any]]:
+    """The loss table: every trained variant with what its training reached, on how many tokens.
+
+    `left` says why variants were not trained to the end, by layer and label.
+    """
+    rows: dict[tuple[int, str], dict[str, Any]] = {}
+    for record in records:
+        layer = int(record.values["layer"])
+        for label, result in sorted(record.values["variants"].items()):
+            tokens = len(result["curve"]) * job.distill.batch_size * job.data.distill.sequence_length
+            row = {
+                "layer": layer,
+                "variant": label,
+                "status": result["status"],
+                "kept": result["kept"],
+                "start_loss": result["start_loss"],
+                "loss": result["loss"],
+                "learning_rate": result["learning_rate"],
+                "tokens": tokens,
+                "reason": result["reason"] or left.get((layer, label), ""),
+            }
+            if before := rows.get((layer, label)):
+                # A stretch that went on from another; where it failed, what that one reached is what there is.
+                row |= {"start_loss": before["start_loss"], "tokens": before["tokens"] + tokens}
+                row |= {"kept": before["kept"]} if row["kept"] == "start" else {}
+                if result["status"] == "failed":
+                    row |= {name: before[name] for name in ("status", "kept", "loss", "learning_rate")}
+            rows[layer, label] = row
+    return list(rows.values())
 
 
 def pool_rows(assembled: Assembled, tables: Tables, job: Job) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from types import TracebackType
 from typing import Any, Self
 
@@ -25,9 +25,10 @@ from inlay.nas.pieces.weights import Library
 from inlay.nas.report.progress import Reporter
 from inlay.nas.stages.assemble import Assembled, assemble
 from inlay.nas.stages.beside import add_beside, first_variants
-from inlay.nas.stages.distill import build_library, failures, library_of
+from inlay.nas.stages.distill import build_library, failures, library_of, variant_tokens
 from inlay.nas.stages.estimate import expected_stages
 from inlay.nas.stages.evaluate import judge, side_by_side
+from inlay.nas.stages.guided import Trained, train_guided
 from inlay.nas.stages.machines import ThisCpu, machine_of
 from inlay.nas.stages.measure import cost_rows, costs_origin
 from inlay.nas.stages.outcome import loss_rows
@@ -96,7 +97,7 @@ class Pipeline:
         tables_costs = self._costs(texts)
         self._warn_of_idle_times(tables_costs)
         self._check_reachable(tables_costs)
-        records, scores = self._scored(texts, self._trained(texts), tables_costs)
+        records, scores = self._scored(texts, self._trained(texts, tables_costs), tables_costs)
         library, lost = library_of(records), failures(records)
         tables = Tables(ScoreTable.of(scores.rows), tables_costs, self._tokens())
         assembled = self._assemble(texts, library, tables, scores.scored)
@@ -175,32 +176,36 @@ class Pipeline:
         problem = Tables(scores, costs, self._tokens()).problem(self.job.budget)
         solve_pool(problem, 1, 0.0, self.job.solve.time_limit)
 
-    def _trained(self, texts: Texts) -> list[Record]:
-        """The records of what is trained before anything is solved."""
+    def _trained(self, texts: Texts, costs: CostTable) -> Trained:
+        """What is trained before anything is solved."""
         with self.stage("distill") as told:
-            records = build_library(self.search, texts.distill, first_variants(self.search))
-            rows, lost = self._tell_library(records), failures(records)
+            if self.job.distill.guided:
+                trained = train_guided(self.search, texts, costs)
+            else:
+                trained = Trained(build_library(self.search, texts.distill, first_variants(self.search)))
+            rows, lost = self._tell_library(trained), failures(trained.records)
             told.note = (f"{len(rows) - len(lost)} variants" if rows else "nothing to train") + (
                 f", {len(lost)} failed" if lost else ""
             )
-            trained = sum(len(record.values["variants"]) for record in records)
-            told.metrics["variant_tokens"] = trained * self.job.distill.tokens
-        return records
+            told.note += f", {trained.note}" if trained.note else ""
+            told.metrics["variant_tokens"] = variant_tokens(trained.records, self.job)
+        return trained
 
-    def _tell_library(self, records: list[Record]) -> list[dict[str, Any]]:
+    def _tell_library(self, trained: Trained) -> list[dict[str, Any]]:
         """The table of what was trained so far; its rows."""
-        rows, library = loss_rows(records), library_of(records)
+        rows, library = loss_rows(trained.records, self.job, trained.left), library_of(trained.records)
         self.record.table("losses", rows)
         self.place.write_json("library.json", {str(layer): dict(held) for layer, held in library.digests.items()})
         return rows
 
-    def _scored(self, texts: Texts, records: list[Record], costs: CostTable) -> tuple[list[Record], Scored]:
+    def _scored(self, texts: Texts, trained: Trained, costs: CostTable) -> tuple[list[Record], Scored]:
         """The scores, and the records of what was trained, in a second pass too."""
+        records = trained.records
         with self.stage("score") as told:
             found = score_all(self.search, texts, library_of(records))
             every, found = add_beside(self.search, texts, records, found, costs)
             if len(every) > len(records):
-                self._tell_library(every)
+                self._tell_library(replace(trained, records=every))
             self.record.table("scores", found.rows)
             told.note = found.note
             told.metrics |= found.metrics

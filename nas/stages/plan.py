@@ -39,9 +39,11 @@ from inlay.nas.stages.estimate import (
     Space,
     expected_cost,
     expected_stages,
+    is_guided,
     judged_tokens,
     num_models,
     scored_blocks,
+    variant_tokens_of,
 )
 from inlay.nas.stages.estimates import CHECKED, are_estimated
 from inlay.nas.stages.machines import SLOTS, machine_of
@@ -244,6 +246,9 @@ def _distilled(job: Job, space: Space, trained: int) -> str:
     if not trained:
         return "nothing to train"
     more = f", {later} of them where a first solve leaves attention out" if later else ""
+    if is_guided(job):
+        every, expected = trained * job.distill.tokens, variant_tokens_of(job, trained)
+        more = f" at most{more}; about {expected:,} of {every:,} variant-tokens, guided"
     return f"{trained} variants, {job.distill.tokens:,} tokens each{more}"
 
 

@@ -65,24 +65,26 @@ def score_blocks(search: Search, ids: Ids, library: Library) -> list[ScoredBlock
     """Scores every offered variant of every layer, and the pairs; sorted by layer and label."""
     num_layers = search.parent.shape.num_layers
     blocks = {layer: layer_blocks(search, layer, library) for layer in range(num_layers)}
-    return _score(search, ids, library, blocks) + score_whole(search, ids, library)
+    return score_chosen(search, ids, library, blocks) + score_whole(search, ids, library)
 
 
 def score_beside(search: Search, ids: Ids, library: Library) -> list[ScoredBlock]:
     """Scores what stands beside one attention only, each with that one, wherever it was trained."""
     offers = {layer: offered(search, layer, library) for layer in range(search.parent.shape.num_layers)}
     blocks = {layer: sorted(v.block for v in held if v.beside is not None) for layer, held in offers.items()}
-    return _score(search, ids, library, {layer: held for layer, held in blocks.items() if held})
+    return score_chosen(search, ids, library, {layer: held for layer, held in blocks.items() if held})
 
 
-def _score(
+def score_chosen(
     search: Search, ids: Ids, library: Library, blocks: Mapping[int, Sequence[tuple[str, str]]]
 ) -> list[ScoredBlock]:
-    """The scores of blocks by layer, in that order."""
+    """The scores of these blocks by layer, in that order."""
     pieces = {layer: score_piece(search, ids, layer, held, library) for layer, held in blocks.items()}
+    if not pieces:
+        return []
     kept = kept_records(search.workspace.store, [*pieces.values()])
     missing = [layer for layer, piece in pieces.items() if piece.key not in kept]
-    for span in spans_with_boundaries(search, ids, missing):
+    for span in spans_with_boundaries(search, ids, missing, of_layers=len(pieces)):
         search.part(span.share, 1)
         search.run([pieces[layer] for layer in span.layers if layer in missing], "KL of blocks", "layers")
     records = dict(zip(pieces, search.run([*pieces.values()]), strict=True))

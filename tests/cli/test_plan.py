@@ -207,3 +207,17 @@ def test_the_plan_says_what_a_rank_holds(inlay: Inlay, write_job: WriteJob) -> N
     assert re.match(
         r"a rank holds [\d.]+ [KM]iB for a child as large as the parent \(parent .+, activations .+\)", told
     )
+
+
+def test_guided_distillation_is_planned_with_fewer_tokens(inlay: Inlay, write_job: WriteJob) -> None:
+    distill = {"tokens": "100k", "batch_size": 2}
+    found = {}
+    for guided in (False, True):
+        plan = plan_of(inlay, write_job({"distill": {**distill, "guided": guided}}))
+        found[guided] = next(stage["what"] for stage in plan["stages"] if stage["name"] == "distill")
+    trained = int(found[False].split()[0])
+    assert found[False] == f"{trained} variants, 100,000 tokens each"
+    assert found[True] == (
+        f"{trained} variants, 100,000 tokens each at most; about {trained * 30_000:,} of {trained * 100_000:,} "
+        "variant-tokens, guided"
+    )

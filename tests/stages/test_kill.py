@@ -36,6 +36,27 @@ def test_twenty_kills_change_nothing(finished: Path, tmp_path: Path, inlay_comma
     kill_and_compare(finished, tmp_path, inlay_command, kills=5, seed=seed)
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_kills_change_nothing_where_what_is_trained_is_decided_on_the_way(
+    whole_job: Callable[[], dict[str, Any]], tmp_path: Path, inlay_command: Run
+) -> None:
+    job = whole_job()
+    job["distill"] = {"tokens": "32k", "guided": True}
+    job["recover"] = {"tokens": "4k", "probes": 0}
+    guided, killed = tmp_path / "guided", tmp_path / "killed"
+    for folder in (guided, killed):
+        folder.mkdir()
+    (guided / "job.yaml").write_text(yaml.safe_dump(job))
+    done = inlay_command("run", "job.yaml", cwd=guided)
+    assert done.returncode == 0, done.stderr
+    losses = Workspace(guided / "job.search").read_table("losses")
+    assert {row["tokens"] for row in losses} == {8 * 1024, 31 * 1024}
+    assert {row["tokens"] == 31 * 1024 for row in losses if not row["reason"]} == {True}
+    assert " to the end in " in done.stdout + done.stderr
+    kill_and_compare(guided, killed, inlay_command, kills=3, seed=7)
+
+
 def kill_and_compare(finished: Path, folder: Path, inlay_command: Run, kills: int, seed: int) -> None:
     values = yaml.safe_load((finished / "job.yaml").read_text())
     # Times are an input here: an equal cost table promises equal solutions.
