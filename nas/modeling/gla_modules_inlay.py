@@ -114,14 +114,16 @@ def _in_chunks(rows: Tensor, size: int) -> Tensor:
     """[..., S, X] as [..., N, C, X]; what fills up the last chunk adds nothing and lets nothing fade."""
     missing = -rows.shape[-2] % size
     filled = functional.pad(rows, (0, 0, 0, missing)) if missing else rows
-    return filled.unflatten(-2, (-1, size))
+    chunks: Tensor = filled.unflatten(-2, (-1, size))
+    return chunks
 
 
 def _documents_in_chunks(documents_BS: Tensor, size: int) -> Tensor:
     """[B, N, C]; what fills up the last chunk is of the last document."""
     missing = -documents_BS.shape[-1] % size
     last_BM = documents_BS[:, -1:].expand(-1, missing)
-    return torch.cat((documents_BS, last_BM), dim=-1).unflatten(-1, (-1, size))
+    chunks_BNC: Tensor = torch.cat((documents_BS, last_BM), dim=-1).unflatten(-1, (-1, size))
+    return chunks_BNC
 
 
 class StateLayer(DynamicLayer):
@@ -143,7 +145,9 @@ class StateLayer(DynamicLayer):
 
     def advance(self, tokens: Tokens) -> Tensor:
         """What the state gives each new token [B, G, R, S, V]; it is then the one behind them."""
-        before_BGKV = tokens.empty_state() if self.keys is None else torch.cat((self.keys, self.values), dim=-1)
+        before_BGKV = tokens.empty_state()
+        if self.keys is not None and self.values is not None:
+            before_BGKV = torch.cat((self.keys, self.values), dim=-1)
         if self.record_past:
             self._before = before_BGKV if self._recorded is None else self._before
             self._recorded = tokens if self._recorded is None else self._recorded.then(tokens)
@@ -183,6 +187,8 @@ class GlaMixer(nn.Module):
     k_proj: nn.Linear
     v_proj: nn.Linear
     o_proj: nn.Linear
+    q_norm: nn.Module
+    k_norm: nn.Module
 
     def __init__(self, attention: nn.Module, hidden: int, rank: int) -> None:
         super().__init__()

@@ -89,6 +89,7 @@ class Mixing(Statistic):
     def watch(self, layer: "InlayLayer", seen: "dict[str, Tensor]") -> list[Any]:
         """Queries and keys as softmax sees them, and how it takes them."""
         beside = _built(self.place, layer, _ungated(self.place, layer.state_dict()))
+        attention: Any = layer.self_attn
 
         def look(module: Any, inputs: "tuple[Tensor, ForwardContext]") -> None:
             hidden_BSD, context = inputs
@@ -97,7 +98,7 @@ class Mixing(Statistic):
             seen["q"], seen["k"] = beside.self_attn.rotated(
                 normed_1SD, replace(context, position_embeddings=(cos, sin))
             )
-            seen["errors"] = mixing_errors(seen["q"], seen["k"], layer.self_attn.scaling, layer.window)
+            seen["errors"] = mixing_errors(seen["q"], seen["k"], attention.scaling, layer.window)
 
         return [layer.register_forward_pre_hook(look)]
 
@@ -125,7 +126,7 @@ def mixing_errors(query_1HSK: "Tensor", key_1GSK: "Tensor", scaling: float, wind
         faded_HSS = alike_HSS * torch.exp2(-ago_SS / half_life).tril()
         faded_HSS = faded_HSS / (faded_HSS.sum(dim=-1, keepdim=True) + EPSILON)
         errors.append((faded_HSS - softmax_HSS).square().sum(dim=(1, 2)) / softmax_HSS.square().sum(dim=(1, 2)))
-    return torch.stack(errors, dim=-1).unflatten(0, (key_1GSK.shape[1], -1)).sum(dim=1)
+    return torch.stack(errors, dim=-1).view(key_1GSK.shape[1], -1, len(HALF_LIVES)).sum(dim=1)
 
 
 @dataclass(frozen=True)
