@@ -148,7 +148,9 @@ def recover_in_rank(arguments: dict[str, Any], rank: Rank) -> tuple[dict[str, An
     source, architecture = _source(arguments)
     teacher = reference_source(arguments, source)
     parents = (PARENT_BLOCK,) * source.num_layers
-    ranks = Ranks(rank.index, rank.count, sharded=arguments["sharding"] == "full")
+    ranks = Ranks(
+        rank.index, rank.count, sharded=arguments["sharding"] == "full", spares=arguments["memory_retries"] > 0
+    )
     if ranks.sharded:
         parent = build_sharded(teacher, parents, source.dtype, "none")
         compute = training_dtype(source.dtype)
