@@ -141,7 +141,7 @@ def fit_together(job: Job, parent: Described, reference: Shape, children: Sequen
 def memory_of_rank(job: Job) -> tuple[int, str] | None:
     """Bytes that a rank has for a model, and how that is told; None where nothing here knows."""
     if job.hardware.device != "cpu":
-        return _own_gpu() if job.cluster.address is None else None
+        return _own_gpu(job.cluster.gpus_per_worker or 1.0) if job.cluster.address is None else None
     if job.cluster.memory_per_worker is not None:
         size = job.cluster.memory_per_worker
         return size, f"cluster.memory_per_worker is {show_bytes(size)}"
@@ -152,12 +152,15 @@ def memory_of_rank(job: Job) -> tuple[int, str] | None:
     return total // ranks, f"this machine has {show_bytes(total)}{shared}"
 
 
-def _own_gpu() -> tuple[int, str] | None:
-    """Of the smallest GPU here; a machine without leaves it to whoever runs the job."""
+def _own_gpu(share: float) -> tuple[int, str] | None:
+    """Of a share of the smallest GPU here; a machine without leaves it to whoever runs the job."""
     import torch
 
     sizes = [torch.cuda.get_device_properties(index).total_memory for index in range(torch.cuda.device_count())]
-    return (min(sizes), f"a GPU has {show_bytes(min(sizes))}") if sizes else None
+    if not sizes:
+        return None
+    shared = f", of which a worker has {share:g}" if share < 1 else ""
+    return int(min(sizes) * share), f"a GPU has {show_bytes(min(sizes))}{shared}"
 
 
 def _recovery(job: Job, parent: Described, reference: Shape, entries: Entries, *, spares: bool = False) -> Recovery:
