@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
-REDUCED_ONCE = 1 << 31
-"""Trained weights of which a process holds whole gradients (8 GiB), to add them up once a step, not once a part."""
+from inlay.distill.settings import REDUCED_ONCE
+
 _BUCKET_ELEMENTS = 1 << 24
 """Gradients sent at once: 64 MiB in float32, what is held beside them."""
 
@@ -36,6 +36,8 @@ class Ranks:
     """All of them, at least 1."""
     sharded: bool = False
     """Whether the weights are sharded among them, so that FSDP2 adds the gradients up."""
+    spares: bool = False
+    """Whether memory lacks: then no process holds whole gradients of sharded weights longer than it must."""
 
     def part(self, batch_BS: Tensor) -> Tensor:
         """This process's rows of a batch: consecutive ones, as many as the others' or one more.
@@ -60,8 +62,8 @@ class Ranks:
                 gradient.copy_(part.view_as(gradient))
 
     def adds_once(self, parameters: Sequence[nn.Parameter]) -> bool:
-        """Whether gradients of sharded weights are added up only at the end of a step; the weights alone decide it."""
-        return sum(parameter.numel() for parameter in parameters) <= REDUCED_ONCE
+        """Whether gradients of sharded weights are added up only at the end of a step."""
+        return not self.spares and sum(parameter.numel() for parameter in parameters) <= REDUCED_ONCE
 
     def add(self, values: Sequence[float], device: torch.device) -> list[float]:
         """The sum of each value over the processes, the same in all of them; `device` is where the group works."""

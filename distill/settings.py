@@ -9,6 +9,8 @@ Through = Literal["subblock", "layer"]
 NO_PEFT = "PEFT, which is not installed here; install inlay with its extra: pip install 'inlay[adapters]'"
 MICRO_TOKENS = 2048
 """Of a whole model, worked on at once; gradients add up to the effective batch."""
+REDUCED_ONCE = 1 << 31
+"""Trained weights of which a process holds whole gradients (8 GiB), to add them up once a step, not once a part."""
 JUDGED = 6
 """How often a whole model is judged on its way, its start not counted."""
 

@@ -13,7 +13,7 @@ from itertools import accumulate
 from typing import Any, Final
 
 from inlay.cluster.capacity import usable_memory
-from inlay.distill.settings import MICRO_TOKENS
+from inlay.distill.settings import MICRO_TOKENS, REDUCED_ONCE
 from inlay.nas.errors import UserError
 from inlay.nas.families import Described, Entry, Shape, subblock_tensors
 from inlay.nas.job import Job
@@ -44,6 +44,7 @@ class Recovery:
         ranks: that train it together.
         sharded: whether they share the weights.
         tokens: worked on at once.
+        parts: of a step, one after the other.
         on_gpu: then best copies lie elsewhere.
         twice: whether layers are computed again in the backward, so that what one needs in between is held of one.
     """
@@ -56,10 +57,11 @@ class Recovery:
     ranks: int
     sharded: bool
     tokens: int
+    parts: int
     on_gpu: bool
     twice: bool
 
-    def parts(self) -> dict[str, int]:
+    def held(self) -> dict[str, int]:
         """Bytes of each part, on one rank."""
         width, narrow = _WIDTHS[self.dtype], 4 if self.dtype == "float32" else 2
         share = self.ranks if self.sharded else 1
@@ -77,7 +79,9 @@ class Recovery:
             ends = ends_parameters(self.child)
             layer = max(_layer(self.child, entries) for entries in self.entries)
             theirs = max(_layer(self.parent, entries) for entries in _own(self.parent))
-            found["gathered"] = theirs * width + layer * (narrow + 4 * self.trains_all) + ends * narrow
+            # Gradients of several parts are added up in every rank before they are shared out (`Ranks.adds_once`).
+            whole = 4 * trained if self.parts > 1 and trained <= REDUCED_ONCE and not self.twice else 0
+            found["gathered"] = whole + theirs * width + layer * (narrow + 4 * self.trains_all) + ends * narrow
         head = 4 * self.child.vocab * self.child.hidden if self.trains_all else 0
         within = (max if self.twice else sum)(_activations(self.child, entries) for entries in self.entries)
         outputs = self.child.hidden * (self.parent.num_layers * width + 4 * len(self.entries))
@@ -87,13 +91,13 @@ class Recovery:
     @property
     def total(self) -> int:
         """Bytes of all parts."""
-        return sum(self.parts().values())
+        return sum(self.held().values())
 
 
 def recovery_facts(job: Job, parent: Described, reference: Shape | None = None) -> str:
     """One line for people: what a rank holds for a child as large as the parent, part by part."""
     whole = _recovery(job, parent, reference or parent.shape, _own(parent.shape))
-    told = ", ".join(f"{name} {show_bytes(size)}" for name, size in whole.parts().items() if size)
+    told = ", ".join(f"{name} {show_bytes(size)}" for name, size in whole.held().items() if size)
     return f"a rank holds {show_bytes(whole.total)} for a child as large as the parent ({told})"
 
 
@@ -111,7 +115,7 @@ def check_recovery(job: Job, parent: Described, reference: Shape | None = None) 
     least = _recovery(job, parent, reference or parent.shape, _least(job, parent.shape), spares=True)
     if least.total <= there[0]:
         return
-    told = ", ".join(f"{name} {show_bytes(size)}" for name, size in least.parts().items() if size)
+    told = ", ".join(f"{name} {show_bytes(size)}" for name, size in least.held().items() if size)
     raise UserError(
         f"recover: the least child of the space takes {show_bytes(least.total)} on each rank that trains it ({told}), "
         f"and {there[1]}; {_way_out(job, least, there[0])}"
@@ -129,8 +133,8 @@ def fit_together(job: Job, parent: Described, reference: Shape, children: Sequen
     found = [_recovery(job, parent, reference, own) for own in children]
     batch = job.recover_batch * job.data.distill.sequence_length
     outputs = batch * reference.hidden * (reference.num_layers + 1) * _WIDTHS[compute_dtype(job, parent)]
-    held = [{name: size for name, size in each.parts().items() if name != "parent"} for each in found]
-    once = found[0].parts()["parent"] + outputs + max(each["activations"] for each in held)
+    held = [{name: size for name, size in each.held().items() if name != "parent"} for each in found]
+    once = found[0].held()["parent"] + outputs + max(each["activations"] for each in held)
     sizes = accumulate(sum(each.values()) - each["activations"] for each in held)
     return max(1, sum(once + size <= USED * there[0] for size in sizes))
 
@@ -138,11 +142,11 @@ def fit_together(job: Job, parent: Described, reference: Shape, children: Sequen
 def memory_of_rank(job: Job) -> tuple[int, str] | None:
     """Bytes that a rank has for a model, and how that is told; None where nothing here knows."""
     if job.hardware.device != "cpu":
-        named = job.hardware.gpu or ""
+        named, share = job.hardware.gpu or "", job.cluster.gpus_per_worker or 1.0
         if named in GPUS:
-            size = int(GPUS[named].memory_bytes)
-            return size, f"one {named} has {show_bytes(size)}"
-        return _own_gpu() if job.cluster.address is None else None
+            size = int(min(share, 1.0) * GPUS[named].memory_bytes)
+            return size, f"{'one' if share >= 1 else f'{share:g} of an'} {named} has {show_bytes(size)}"
+        return _own_gpu(share) if job.cluster.address is None else None
     if job.cluster.memory_per_worker is not None:
         size = job.cluster.memory_per_worker
         return size, f"cluster.memory_per_worker is {show_bytes(size)}"
@@ -153,18 +157,22 @@ def memory_of_rank(job: Job) -> tuple[int, str] | None:
     return total // ranks, f"this machine has {show_bytes(total)}{shared}"
 
 
-def _own_gpu() -> tuple[int, str] | None:
-    """Of the smallest GPU here; a machine without leaves it to whoever runs the job."""
+def _own_gpu(share: float) -> tuple[int, str] | None:
+    """Of a share of the smallest GPU here; a machine without leaves it to whoever runs the job."""
     import torch
 
     sizes = [torch.cuda.get_device_properties(index).total_memory for index in range(torch.cuda.device_count())]
-    return (min(sizes), f"a GPU has {show_bytes(min(sizes))}") if sizes else None
+    if not sizes:
+        return None
+    shared = f", of which a worker has {share:g}" if share < 1 else ""
+    return int(min(sizes) * share), f"a GPU has {show_bytes(min(sizes))}{shared}"
 
 
 def _recovery(job: Job, parent: Described, reference: Shape, entries: Entries, *, spares: bool = False) -> Recovery:
     """As a training begins; `spares`: as one does that has lacked memory again and again, one sequence at a time."""
     length = _longest(job)
-    at_once = max(1, min(job.recover_batch // job.recover.workers, MICRO_TOKENS // length))
+    own = max(1, job.recover_batch // job.recover.workers)
+    at_once = 1 if spares else max(1, min(own, MICRO_TOKENS // length))
     return Recovery(
         parent=reference,
         child=parent.shape,
@@ -173,7 +181,8 @@ def _recovery(job: Job, parent: Described, reference: Shape, entries: Entries, *
         trains_all=job.recover.train == "all",
         ranks=job.recover.workers,
         sharded=job.recover.sharding == "full",
-        tokens=length if spares else at_once * length,
+        tokens=at_once * length,
+        parts=-(-own // at_once),
         on_gpu=job.hardware.device != "cpu",
         twice=spares,
     )

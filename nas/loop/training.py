@@ -21,9 +21,10 @@ from inlay.nas.loop.recovered_together import trained_together
 from inlay.nas.loop.search import Search
 from inlay.nas.loop.texts import held_out_batches, tail_batch
 from inlay.nas.pieces.assembled import TrainedModel, store_assembled
+from inlay.nas.pieces.rank_training import recover_with_ranks
 from inlay.nas.pieces.stage import Stage
 from inlay.nas.pieces.texts import Texts
-from inlay.nas.pieces.training import recover_model, recover_with_ranks
+from inlay.nas.pieces.training import recover_model
 from inlay.nas.pieces.weights import Library, used_weights
 from inlay.nas.tables.architecture import Blocks, identify
 

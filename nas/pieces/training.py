@@ -1,8 +1,7 @@
-"""Training of whole models in workers: one process a model, or as many ranks of Ray Train, each with its rows.
+"""Training of whole models in one process, and what all trainings of whole models share.
 
 What is kept of a model is the best that it had on the held-out text, what it came as among it. A killed training goes
-on from its checkpoint. The same text in the same order gives the same loss, so neither the ranks nor the sharding are
-part of a piece's key: what one number of ranks began or finished, another takes as it is.
+on from its checkpoint.
 """
 
 from __future__ import annotations
@@ -18,21 +17,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from inlay.cluster.pieces import PieceContext, PieceOutput, Progress
-from inlay.cluster.train import Rank, TrainSettings, train
 from inlay.distill.checkpoint import Checkpoint
 from inlay.distill.globally import GlobalResult, Training, distill_globally, training
 from inlay.distill.judge import ParentHidden
 from inlay.distill.objective import Losses
-from inlay.distill.optimize import training_dtype
 from inlay.distill.parallel import Ranks
-from inlay.distill.rank_checkpoint import RankCheckpoint
 from inlay.distill.rates import plan_trials
 from inlay.distill.recompute import recompute
 from inlay.distill.settings import GlobalSettings
 from inlay.distill.text import training_order
 from inlay.distill.together import distill_together
 from inlay.nas.modeling import InlayForCausalLM
-from inlay.nas.pieces.assembled import build_sharded, build_whole, own_state, set_trained
+from inlay.nas.pieces.assembled import build_whole, own_state, set_trained
 from inlay.nas.pieces.boundaries import reference_source, worker_source
 from inlay.nas.pieces.model_files import store_tensors
 from inlay.nas.pieces.rounding import Grids, begin_rounded, trained_rows
@@ -71,7 +67,7 @@ def take_recovered(arguments: dict[str, Any], context: PieceContext) -> PieceOut
 
 def _recover(members: Sequence[dict[str, Any]], context: PieceContext) -> list[tuple[dict[str, Any], dict[str, str]]]:
     """Values and blobs of models that one process trains."""
-    source, _ = _source(members[0], context.scratch)
+    source, _ = source_of(members[0], context.scratch)
     teacher = reference_source(members[0], source)
     parent = build_whole(teacher, (PARENT_BLOCK,) * source.num_layers, source.dtype).requires_grad_(False)
     shares = _Shares(context.progress, len(members))
@@ -99,13 +95,13 @@ class _Pupil:
     @classmethod
     def of(cls, arguments: dict[str, Any], context: PieceContext, progress: Report) -> _Pupil:
         """Assembled, and ready to be trained."""
-        source, architecture = _source(arguments, context.scratch)
+        source, architecture = source_of(arguments, context.scratch)
         child = build_whole(source, architecture, torch.float32)
         set_trained(child, source.parent.shape, architecture, arguments["train"], arguments["seed"])
         grids = begin_rounded(source, architecture, child)
         spare_memory(child, context.memory_retries)
         settings = settings_of(arguments, context.memory_retries)
-        told = _Told(progress, arguments, settings)
+        told = Told(progress, arguments, settings)
         given = {
             "child": child,
             "batches": batches_of(source, arguments, settings.steps),
@@ -125,70 +121,7 @@ class _Pupil:
     def outcome(self, result: GlobalResult) -> tuple[dict[str, Any], dict[str, str]]:
         """Values and blobs of its piece's record."""
         stored = store_trained(self.source, self.child, self.grids) if result.status == "trained" else {}
-        return _values(result, self.settings.steps), stored
-
-
-def recover_with_ranks(arguments: dict[str, Any], context: PieceContext) -> PieceOutput:
-    """Has one assembled model trained by ranks of Ray Train, which put its weights into the store."""
-    settings = TrainSettings(
-        ranks=arguments["ranks"],
-        folder=Path(arguments["checkpoint"]),
-        resources=arguments["rank_resources"],
-        may_grow=arguments["may_grow"],
-    )
-    told = {**arguments, "memory_retries": context.memory_retries}
-    trained = train(recover_in_rank, told, settings, context.progress)
-    values, stored = trained.value
-    return PieceOutput(values=values, stored=stored, peak_bytes=trained.peak_bytes)
-
-
-def recover_in_rank(arguments: dict[str, Any], rank: Rank) -> tuple[dict[str, Any], dict[str, str]]:
-    """One rank's part of the training; values and blobs of the piece's record, the same in every rank."""
-    arguments = {**arguments, "device": rank.device}
-    source, architecture = _source(arguments)
-    teacher = reference_source(arguments, source)
-    parents = (PARENT_BLOCK,) * source.num_layers
-    ranks = Ranks(rank.index, rank.count, sharded=arguments["sharding"] == "full")
-    if ranks.sharded:
-        parent = build_sharded(teacher, parents, source.dtype, "none")
-        compute = training_dtype(source.dtype)
-        child = build_sharded(
-            source,
-            architecture,
-            torch.float32,
-            arguments["train"],
-            arguments["seed"],
-            None if compute is torch.float32 else compute,
-        )
-    else:
-        parent = build_whole(teacher, parents, source.dtype).requires_grad_(False)
-        child = build_whole(source, architecture, torch.float32)
-        set_trained(child, source.parent.shape, architecture, arguments["train"], arguments["seed"])
-    grids = begin_rounded(source, architecture, child)
-    spare_memory(child, arguments["memory_retries"])
-    settings = settings_of(arguments, arguments["memory_retries"])
-    told = _Told(rank.progress, arguments, settings) if rank.index == 0 else None
-    result = distill_globally(
-        parent,
-        child,
-        batches_of(source, arguments, settings.steps),
-        held_out_of(source, arguments),
-        settings,
-        on_step=told.step if told else None,
-        on_trial=told.trial if told else None,
-        checkpoint=RankCheckpoint(
-            rank.folder,
-            every_seconds=arguments["checkpoint_seconds"],
-            ranks=ranks,
-            device=torch.device(rank.device),
-            commit=rank.commit,
-            last=rank.last,
-        ),
-        ranks=ranks,
-        rounding=grids,
-    )
-    stored = store_trained(source, child, grids, ranks) if result.status == "trained" else {}
-    return _values(result, settings.steps), stored
+        return values_of(result, self.settings.steps), stored
 
 
 def store_trained(
@@ -225,7 +158,8 @@ def _on_device(ids_BS: NDArray[np.int32], source: WorkerSource) -> Tensor:
     return torch.from_numpy(ids_BS.astype("int64")).to(source.device)
 
 
-def _source(arguments: dict[str, Any], scratch: Path | None = None) -> tuple[WorkerSource, Blocks]:
+def source_of(arguments: dict[str, Any], scratch: Path | None = None) -> tuple[WorkerSource, Blocks]:
+    """What a training reads weights from, and the architecture that it trains."""
     library = Library({int(layer): held for layer, held in arguments["library"].items()})
     return worker_source(arguments, library, scratch), blocks_of(arguments["architecture"])
 
@@ -261,7 +195,7 @@ class _Shares:
         return report
 
 
-class _Told:
+class Told:
     """What a training tells of itself: how far it is, and each step's losses.
 
     Its range test mostly has two trials, and the training goes on from one of them: one trial is done beside its steps.
@@ -283,7 +217,8 @@ class _Told:
         self.progress(self.share, {"step": step, "tokens": step * self.tokens, **losses})
 
 
-def _values(result: GlobalResult, steps: int) -> dict[str, Any]:
+def values_of(result: GlobalResult, steps: int) -> dict[str, Any]:
+    """Values of the record of a training of so many steps."""
     shown = range(0, result.steps, max(1, steps // CURVE_POINTS))
     return {
         "status": result.status,

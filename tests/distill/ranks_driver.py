@@ -16,7 +16,6 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
-from inlay.distill import parallel
 from inlay.distill.globally import distill_globally
 from inlay.distill.parallel import Ranks, is_sharded, local, shard, shard_ends, world_mesh
 from inlay.distill.rank_checkpoint import RankCheckpoint
@@ -139,9 +138,7 @@ def main() -> None:
         train("alone_uneven", ALONE, size=5)
         for tied in (True, False):
             train(f"alone_narrow_{tied}", ALONE, tied=tied, dtype=torch.bfloat16)
-    parallel.REDUCED_ONCE = 0
-    train("often", SHARDED, tied=False, micro_batch=1, again=True)
-    parallel.REDUCED_ONCE = 1 << 31
+    train("often", replace(SHARDED, spares=True), tied=False, micro_batch=1, again=True)
     for tied in (True, False):
         train(f"narrow_{tied}", SHARDED, tied=tied, dtype=torch.bfloat16, micro_batch=1)
     train("whole", WHOLE)

@@ -57,7 +57,7 @@ def job_for(parent: Any, memory: str = "64MiB", length: int = 256, **recover: An
 
 def of_shape(shape: Shape, entries: Any, **changes: Any) -> Recovery:
     values = {
-        "dtype": "float32", "trains_all": True, "ranks": 1, "sharded": False, "tokens": 64, "on_gpu": False,
+        "dtype": "float32", "trains_all": True, "ranks": 1, "sharded": False, "tokens": 64, "parts": 1, "on_gpu": False,
         "twice": True, **changes,
     }  # fmt: skip
     return Recovery(shape, shape, entries, **values)
@@ -80,7 +80,7 @@ def test_weights_gradients_moments_and_copies_are_those_of_a_training(
     def held(*kinds: str) -> int:
         return sum(tensor.nbytes for name, tensor in state.items() if name.partition(".")[0] in kinds)
 
-    parts = of_shape(parent.shape, tuple(entries)).parts()
+    parts = of_shape(parent.shape, tuple(entries)).held()
     assert parts["weights"] == held("weight")
     assert parts["moments"] == held("exp_avg", "exp_avg_sq")
     assert parts["best copy"] == held("best")
@@ -106,7 +106,7 @@ def test_what_layers_keep_is_at_least_what_a_backward_needs_of_one(tiny_parent: 
         hidden = torch.randn(2, sequence, parent.shape.hidden, requires_grad=True)
         model.model.layers[0](hidden, context)
     own = {slot: parent.shape.parent_entry(0, slot) for slot in SLOTS}
-    one = of_shape(parent.shape, (own,), tokens=tokens, trains_all=False).parts()["activations"]
+    one = of_shape(parent.shape, (own,), tokens=tokens, trains_all=False).held()["activations"]
     outputs = tokens * parent.shape.hidden * 4 * (parent.shape.num_layers + 1)
     assert 0.5 < (one - outputs) / sum(saved.values()) < 2
 
@@ -114,7 +114,7 @@ def test_what_layers_keep_is_at_least_what_a_backward_needs_of_one(tiny_parent: 
 def test_ranks_share_all_but_a_layer_the_ends_and_what_they_work_on(large: Any) -> None:
     shape = large.shape
     own = tuple({slot: shape.parent_entry(layer, slot) for slot in SLOTS} for layer in range(shape.num_layers))
-    whole, shared = (of_shape(shape, own, dtype="bfloat16", ranks=ranks, sharded=ranks > 1).parts() for ranks in (1, 8))
+    whole, shared = (of_shape(shape, own, dtype="bfloat16", ranks=ranks, sharded=ranks > 1).held() for ranks in (1, 8))
     for name in ("parent", "weights", "gradients", "moments", "best copy"):
         assert shared[name] == -(-whole[name] // 8)
     assert shared["activations"] == whole["activations"]
@@ -122,7 +122,7 @@ def test_ranks_share_all_but_a_layer_the_ends_and_what_they_work_on(large: Any) 
     ends = 2 * 128256 * 4096 + 4096
     assert shared["gathered"] == layer * 2 + layer * (2 + 4) + ends * 2
     assert "gathered" not in whole
-    assert of_shape(shape, own, on_gpu=True).parts()["best copy"] == 0
+    assert of_shape(shape, own, on_gpu=True).held()["best copy"] == 0
 
 
 @pytest.mark.parametrize(
