@@ -183,8 +183,8 @@ class _Guide:
             self.scores = found
             return
         before = self.scores.measured
-        for layer, own in found.measured.items():
-            for block, nats in own.items():
+        for layer, scored in found.measured.items():
+            for block, nats in scored.items():
                 self._learn(block, before[layer][block], nats)
         self.scores = replace(
             self.scores, measured={layer: {**own, **found.measured.get(layer, {})} for layer, own in before.items()}
