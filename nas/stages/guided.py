@@ -174,8 +174,8 @@ class _Guide:
         weigh_formats(self.search, self.texts)
         blocks: dict[int, Sequence[tuple[str, str]]] = {}
         for layer in range(self.search.parent.shape.num_layers):
-            own = {label for at, label in changed if at == layer}
-            held = [v.block for v in offered(self.search, layer, library) if v.bare.label in own]
+            due = {label for at, label in changed if at == layer}
+            held = [v.block for v in offered(self.search, layer, library) if v.bare.label in due]
             blocks[layer] = layer_blocks(self.search, layer, library) if every else sorted(held)
         rows = score_chosen(self.search, self.judging, library, {layer: held for layer, held in blocks.items() if held})
         found = ScoreTable.of(one.row() for one in rows)

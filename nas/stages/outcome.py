@@ -24,7 +24,7 @@ def loss_rows(records: Sequence[Record], job: Job, left: Mapping[tuple[int, str]
         layer = int(record.values["layer"])
         for label, result in sorted(record.values["variants"].items()):
             tokens = len(result["curve"]) * job.distill.batch_size * job.data.distill.sequence_length
-            row = {
+            row: dict[str, Any] = {
                 "layer": layer,
                 "variant": label,
                 "status": result["status"],
