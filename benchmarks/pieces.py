@@ -94,7 +94,7 @@ def main() -> None:
 
 
 INTRODUCTION = """\
-Every piece trained on {tokens:,} tokens a layer, at a rate found for it, from the same batches; {seeds} seeds, which
+Every piece trained on {tokens:,} tokens a layer, at a rate found for it, from the same batches; seeds: {seeds}, which
 draw other text. *Start* and *error*: of the update on text not trained on, a no-op is 1; *KL*: of the parent with one
 block replaced, nats per token; means over the layers, of the seed with the largest. *Cache*: bytes after the parent's
 whole context; *prompt* and *step*: the attentions' time in eager PyTorch, one thread, batch 1, for a prompt of
