@@ -50,8 +50,8 @@ SWAPPED = 12
 STORED_BYTES_PER_SECOND = 2e8
 ROUNDED_PER_SECOND = 2e6
 """Numbers of matrices whose codes one thread chooses (nas/formats/fitting.py)."""
-GUIDED = 0.3
-"""Of the tokens of a training in full, what a guided one of all variants is taken to need."""
+GUIDED = 0.35
+"""Of the tokens of a training in full, what a guided one is taken to need: the mean of benchmarks/results/guided.md."""
 FORWARD = 2.0
 """Operations for each number and token of a forward; a backward takes twice as many."""
 SLOTS: tuple[Slot, Slot] = ("attention", "ffn")
