@@ -51,7 +51,7 @@ def distill_layer(arguments: dict[str, Any], context: PieceContext) -> PieceOutp
     parts = max(1, 2**context.memory_retries // max(1, len(groups)))
     settings = LocalSettings(**arguments["settings"])
     results: list[BranchResult] = []
-    told = _Told(context.progress, len(groups), settings)
+    told = _Told(context.progress, len(groups), settings, _begun(arguments))
     for group in groups:
         if before := arguments.get("before"):
             branches = [_gone_on(source, index, label, before) for label in group]
@@ -137,8 +137,8 @@ class _Told:
     A range test mostly has two trials, and the training goes on from one of them: one trial is done beside its steps.
     """
 
-    def __init__(self, progress: Progress, groups: int, settings: LocalSettings) -> None:
-        self.progress, self.groups, self.steps = progress, groups, settings.steps
+    def __init__(self, progress: Progress, groups: int, settings: LocalSettings, begun: int) -> None:
+        self.progress, self.groups, self.steps, self.begun = progress, groups, settings.steps, begun
         self.tried = plan_local_trials(settings).steps
         self.groups_done = 0
 
@@ -146,11 +146,16 @@ class _Told:
         self.progress(self._share(min(done, self.tried)))
 
     def step(self, step: int, steps: int, loss: float) -> None:
-        told = {"step": self.groups_done * steps + step, "loss": loss}
+        told = {"step": self.begun + self.groups_done * steps + step, "loss": loss}
         self.progress(self._share(self.tried + step), told)
 
     def _share(self, done: int) -> float:
         return (self.groups_done + done / (self.tried + self.steps)) / self.groups
+
+
+def _begun(arguments: dict[str, Any]) -> int:
+    """Steps of the stretches before this one."""
+    return int(arguments["before"]["steps"]) if arguments.get("before") else 0
 
 
 def _finite(loss: float) -> float | None:
@@ -169,7 +174,7 @@ class _Batches:
         self.batch = arguments["batch_size"]
         num_sequences, length = arguments["shape"]
         settings = LocalSettings(**arguments["settings"])
-        begun = arguments["before"]["steps"] if arguments.get("before") else 0
+        begun = _begun(arguments)
         tokens, held_out = (begun + settings.steps) * self.batch * length, settings.held_out * self.batch
         self.order = training_order(num_sequences, tokens, length, arguments["seed"], held_out)[begun * self.batch :]
         self.device, self.context = device, context
