@@ -154,7 +154,7 @@ class Space(Section):
     """The alternatives allowed at every layer; the parent's own subblock is always among them."""
 
     attention: Annotated[tuple[Alternative, ...], BeforeValidator(_attention)] = Field(
-        default=(), description=f"Alternatives to attention: {_forms('attention')}; also {{kv_heads: N, window: N}}."
+        default=(), description=f"Alternatives: {_forms('attention')}; also {{kv_heads: N, window: N}}."
     )
     ffn: Annotated[tuple[Alternative, ...], BeforeValidator(_ffn)] = Field(
         default=(), description=f"Alternatives to the ffn: {_forms('ffn')}."

@@ -29,7 +29,7 @@ from inlay.nas.pieces.assembled import TrainedModel
 from inlay.nas.stages.distill import build_library, library_of
 from inlay.nas.stages.measure import cost_rows
 from inlay.nas.stages.score import score_blocks
-from inlay.nas.stages.solutions import assembled_blob
+from inlay.nas.stages.solutions import blob_of_solution
 from inlay.nas.tables.architecture import architecture_of
 from inlay.nas.tables.costs import CostTable
 from inlay.nas.tables.problem import ScoreTable, build_problem
@@ -94,7 +94,7 @@ def test_from_the_job_file_to_generation(
     assert LABEL in {attention for attention, _ in architecture}
 
     search.workspace.write_json("library.json", {str(layer): dict(held) for layer, held in library.digests.items()})
-    child = TrainedModel(architecture, assembled_blob(search.workspace, search.parent, architecture))
+    child = TrainedModel(architecture, blob_of_solution(search.workspace, search.parent, architecture))
     folder = write_folder(search.workspace, search.parent, child, tmp_path / "child", "", job)
     blocks = json.loads((folder / "config.json").read_text())["blocks"]
     assert {"kind": "gla", "key_heads": 2, "rank": 16} in [block["attention"] for block in blocks]
