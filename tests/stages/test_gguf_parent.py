@@ -29,6 +29,7 @@ def folder(tiny_parent: Callable[..., Path], texts: tuple[Path, Path], tmp_path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_search_runs_and_goes_on(folder: Path, inlay_here: Any) -> None:
     done = inlay_here("run", "job.yaml", cwd=folder)
     assert done.returncode == 0, done.stderr

@@ -107,6 +107,7 @@ def test_it_is_exported_by_its_name(registered: Path, inlay_here: Run, tmp_path:
         assert all((output / path.name).read_bytes() == path.read_bytes() for path in child.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
