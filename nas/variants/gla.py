@@ -24,7 +24,7 @@ from inlay.nas.modeling.gla_inlay import (
 )
 from inlay.nas.variants.kind import Kind, Place, Value
 from inlay.nas.variants.least_squares import fitted
-from inlay.nas.variants.statistics import Statistic, Sums, keep_input, keep_output, output_sums
+from inlay.nas.variants.statistics import Statistic, Sums, output_sums, watch_beside
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -153,14 +153,7 @@ class Mixed(Statistic):
     def watch(self, layer: "InlayLayer", seen: "dict[str, Tensor]") -> list[Any]:
         """The parent's update, and that of a state beside it on the same input."""
         assert self.started is not None
-        beside, own = _built(self.place, layer, self.started), layer.get_submodule(OUTPUT)
-        beside.get_submodule(OUTPUT).register_forward_pre_hook(keep_input(seen, "z"))
-
-        def run(module: Any, inputs: Any) -> None:
-            beside.attention_update(*inputs)
-
-        seen |= {name: tensor.detach() for name, tensor in own.named_parameters() if name == "bias"}
-        return [layer.register_forward_pre_hook(run), own.register_forward_hook(keep_output(seen, "y"))]
+        return watch_beside(layer, _built(self.place, layer, self.started), seen)
 
     def sums(self, seen: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
         """`zz` and `zy`."""

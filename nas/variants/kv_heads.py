@@ -14,7 +14,7 @@ from inlay.nas.modeling.full_inlay import OUTPUT
 from inlay.nas.variants.head_count import HeadCount
 from inlay.nas.variants.kind import Place, Value, whole
 from inlay.nas.variants.least_squares import fitted
-from inlay.nas.variants.statistics import Inputs, Statistic, Sums, keep_input, keep_output, output_sums
+from inlay.nas.variants.statistics import Inputs, Statistic, Sums, output_sums, watch_beside
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -95,17 +95,11 @@ class MergedHeads(Statistic):
         from inlay.nas.modeling import build_layer
 
         assert self.started is not None
-        entry, own = self.place.own | {"kv_heads": self.heads}, layer.get_submodule(OUTPUT)
+        entry = self.place.own | {"kv_heads": self.heads}
         attention: Any = layer.self_attn  # the family's, which keeps its model's configuration
-        dtype = next(own.parameters()).dtype
+        dtype = next(layer.get_submodule(OUTPUT).parameters()).dtype
         fewer = build_layer(attention.config, layer.layer_index, entry, None, self.started, dtype)
-        fewer.get_submodule(OUTPUT).register_forward_pre_hook(keep_input(seen, "z"))
-
-        def beside(module: Any, inputs: Any) -> None:
-            fewer.attention_update(*inputs)
-
-        seen |= {name: tensor.detach() for name, tensor in own.named_parameters() if name == "bias"}
-        return [layer.register_forward_pre_hook(beside), own.register_forward_hook(keep_output(seen, "y"))]
+        return watch_beside(layer, fewer, seen)
 
     def sums(self, seen: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
         """`zz` and `zy`."""

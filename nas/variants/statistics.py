@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from inlay.nas.modeling.full_inlay import OUTPUT
 from inlay.nas.modeling.gated_inlay import DOWN
 from inlay.nas.modeling.subblock_inlay import MIXERS, NORMS, Slot
 
@@ -193,6 +194,19 @@ def keep_input(seen: "dict[str, Tensor]", name: str) -> Any:
         seen[name] = inputs[0]
 
     return hook
+
+
+def watch_beside(layer: "InlayLayer", beside: Any, seen: "dict[str, Tensor]") -> list[Any]:
+    """Hooks that run another layer's attention on the same input and leave in `seen` what its output projection reads,
+    `z`, what the layer's own gives, `y`, and the bias of that where it has one."""
+    own = layer.get_submodule(OUTPUT)
+    beside.get_submodule(OUTPUT).register_forward_pre_hook(keep_input(seen, "z"))
+
+    def run(module: Any, inputs: Any) -> None:
+        beside.attention_update(*inputs)
+
+    seen |= {name: tensor.detach() for name, tensor in own.named_parameters() if name == "bias"}
+    return [layer.register_forward_pre_hook(run), own.register_forward_hook(keep_output(seen, "y"))]
 
 
 def rows_of(tensor_BSD: "Tensor") -> "Tensor":
