@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from engines.processes import living_in_group
+from engines.processes import left_in_group
 
 from inlay.nas.engines.fitting import hardware_problems, shape_problems
 from inlay.nas.engines.gguf.fields import NO_TOKENIZER
@@ -309,4 +309,4 @@ def test_what_an_engine_started_is_gone_with_it(tmp_path: Path) -> None:
     with EngineProcess("it", script) as engine:
         with pytest.raises(UserError, match="it was ended by SIGABRT at `x`"):
             engine.ask("x")
-        assert living_in_group(engine.pid) == []
+        assert left_in_group(engine.pid) == []

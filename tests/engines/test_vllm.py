@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import torch
 from engines.children import Changes, write_child
-from engines.processes import living_in_group
+from engines.processes import left_in_group
 
 import inlay
 from inlay.nas.engines.compressed_checkpoint import matrix_formats
@@ -283,7 +283,7 @@ def test_what_dies_in_the_middle_is_a_sentence(vllm: Vllm, stories: Path, tmp_pa
         threading.Timer(3, lambda: os.kill(engine.pid, signal.SIGKILL)).start()
         with pytest.raises(UserError, match=r"^vllm was ended by SIGKILL at `open`"):
             engine.ask("open", models=told, tokens=16, sequences=1, threads=1, **settings)
-        assert living_in_group(engine.pid) == []
+        assert left_in_group(engine.pid) == []
 
 
 def test_the_plugin_may_be_called_again(vllm: Vllm, tmp_path: Path) -> None:
