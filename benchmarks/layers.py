@@ -2,9 +2,9 @@
 
     INLAY_PARENTS=... INLAY_TEXT=... python benchmarks/layers.py [--parent stories3M] [--tokens 40000] [--seed 0]
 
-Every run is trained on the batches that single layers' pieces are trained on, sequences as long as the parent's context.
-Children are the optima of the program that a search solves, over the same choices with the runs and without them. Times
-are of whole models with one piece in every layer, in turns; what a child takes is added up from them.
+Every run is trained on the batches that single layers' pieces are trained on, sequences as long as the parent's
+context. Children are the optima of the program that a search solves, over the same choices with the runs and without
+them. Times are of whole models with one piece in every layer, in turns; what a child takes is added up from them.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from inlay.distill.settings import LocalSettings
 from inlay.nas.engines.eager import random_model, rounds_of
 from inlay.nas.engines.timing import Workload, summarise
 from inlay.nas.families import Parent, open_parent
+from inlay.nas.families.shape import subblock_tensors
 from inlay.nas.modeling import Ends, InlayForCausalLM, build_layer, make_context
 from inlay.nas.pieces.calibration import statistics_of
 from inlay.nas.stages.score import placed
@@ -163,18 +164,11 @@ class Library:
             for variant in map(parse_variant, block):
                 if variant.is_absent(shape, index):
                     continue
-                names = build_names(shape, variant, index)
+                names = subblock_tensors(shape, variant.slot, variant.entry(shape, index))
                 held = parent.layer_state(index) if variant.is_own else self.states[index, variant.label]
                 state |= {f"model.layers.{index}.{name}": held[name] for name in names}
         config = parent.config.with_blocks(entries_of(shape, architecture))
         return InlayForCausalLM.from_pretrained(None, config=config, state_dict=state, dtype=torch.float32).eval()
-
-
-def build_names(shape: Any, variant: Any, index: int) -> list[str]:
-    """The tensors of a subblock."""
-    from inlay.nas.families.shape import subblock_tensors
-
-    return list(subblock_tensors(shape, variant.slot, variant.entry(shape, index)))
 
 
 def page(name: str, parent: Parent, seed: int, tokens: int) -> list[str]:
