@@ -7,19 +7,31 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM
 
-from inlay.nas.job import Job
+from inlay.nas.export.deci import check_deci
+from inlay.nas.export.gguf import check_gguf
+from inlay.nas.export.hf import write_folder
+from inlay.nas.families import open_parent
+from inlay.nas.job import Job, Space
 from inlay.nas.loop.solving import Tables, solve_pool
 from inlay.nas.loop.texts import pack_texts, store_texts
 from inlay.nas.loop.true_kl import true_scores
+from inlay.nas.pieces.assembled import TrainedModel, build_whole
+from inlay.nas.pieces.boundaries import worker_source
+from inlay.nas.pieces.weights import Library
 from inlay.nas.stages.beside import add_beside, first_variants
 from inlay.nas.stages.distill import build_library, layer_variants, library_of
 from inlay.nas.stages.measure import cost_rows
 from inlay.nas.stages.score import placed
 from inlay.nas.stages.scoring import score_all
-from inlay.nas.tables.architecture import PARENT_BLOCK, architecture_of, choices_of
+from inlay.nas.stages.solutions import blob_of_solution
+from inlay.nas.tables.architecture import PARENT_BLOCK, Blocks, architecture_of, choice_label, choices_of
 from inlay.nas.tables.costs import CostTable
 from inlay.nas.tables.scores import ScoreTable
+from inlay.nas.variants import parse_variant, space_problems
 
 NOTHING = ("attention:no_op", "ffn:no_op")
 MERGED, FUSED = ("attention:merge=2", "ffn:merge=2"), ("attention:fuse=2", "ffn:fuse=2")
@@ -79,6 +91,30 @@ def test_runs_are_trained_scored_and_chosen(
     assert costs.total("chat", chosen)["weights_bytes"] == solution.totals["weights"]
     assert solution.objective == least_of(problem, 3)
     assert any(block in (MERGED, FUSED) for _, block in choices_of(chosen))
+    # What was trained once is not trained again.
+    before = list(search.workspace.store.list("records/"))
+    add_beside(search, found, first, score_all(search, found, library_of(first)), costs)
+    assert list(search.workspace.store.list("records/")) == before
+    search.workspace.write_json("library.json", {str(layer): dict(held) for layer, held in library.digests.items()})
+    for block in (MERGED, FUSED):
+        assert_exported(search, library, placed(3, 0, block), tmp_path / choice_label(block))
+
+
+def assert_exported(search: Any, library: Library, child: Blocks, folder: Path) -> None:
+    """The child is a model of plain layers, which every form of export can hold, and a parent like any other."""
+    stored = TrainedModel(child, blob_of_solution(search.workspace, search.parent, child))
+    write_folder(search.workspace, search.parent, stored, folder, "", search.job)
+    ids_BS = torch.arange(5, 15)[None]
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    source = worker_source(search.base | {"store": search.workspace.url}, library)
+    with torch.no_grad():
+        assert model(ids_BS).logits.equal(build_whole(source, child, torch.float32).eval()(ids_BS).logits)
+    shape = open_parent(folder).shape
+    assert [block["attention"]["kind"] for block in shape.blocks] == ["full", "no_op", "full"]
+    assert shape.blocks[0]["ffn"] == parse_variant(child[0][1]).entry(search.parent.shape, 0)
+    assert not space_problems(Space(ffn=[{"width": 8}]), shape)
+    check_gguf(search.parent, list(child), "f16")
+    check_deci(search.parent, list(child), "vllm")
 
 
 def least_of(problem: Any, num_layers: int) -> int:
@@ -94,3 +130,22 @@ def least_of(problem: Any, num_layers: int) -> int:
                 yield (score + choice.score, cost + choice.costs[column])
 
     return min(s for s, cost in ways(0) if cost + problem.base_costs[column] <= limit.upper)
+
+
+@pytest.mark.slow
+def test_a_whole_search_keeps_a_run(whole_job: Callable[[], dict[str, Any]], inlay_here: Any, tmp_path: Path) -> None:
+    """From the job file to the exported child, recovery and local search among it, and a further solve."""
+    values = whole_job()
+    values["space"] = {"layers": [{"merge": 2}, {"fuse": 2}]}
+    values["budget"] = {"kv": "0.7x"}
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(values))
+    done = inlay_here("run", "job.yaml", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    kept = yaml.safe_load((tmp_path / "job.search" / "solution.json").read_text())["architecture"]
+    chosen = [block for _, block in choices_of(tuple(map(tuple, kept)))]
+    assert set(chosen) & {MERGED, FUSED}
+    assert open_parent(tmp_path / "job.search" / "child").shape.num_layers == len(kept)
+    done = inlay_here("solve", "job.search", "--limit", "kv=0.7x", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    done = inlay_here("report", "job.search", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
