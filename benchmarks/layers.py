@@ -46,6 +46,7 @@ from inlay.nas.tables.architecture import (
 from inlay.nas.variants import ends_parameters, parameters, parse_variant
 from inlay.nas.variants.entries import entries_of
 from inlay.nas.variants.run import run_state
+from inlay.nas.variants.statistics import Sums
 from inlay.solver import Choice, Limit, Problem, solve
 
 ATTENTION, FFN = PARENT_BLOCK
@@ -129,11 +130,13 @@ class Library:
         for index, layer in enumerate(layers):
             runs = [run for run in RUNS if index + num_layers(run) <= shape.num_layers]
             variant = parse_variant(half)
-            sums = gathered(layer, hidden[:CALIBRATED], context, statistics_of([variant], shape, index))
+            given = run_state(own[index : index + max(map(num_layers, runs), default=1)])
+            asked = statistics_of([variant, *(parse_variant(run[1]) for run in runs)], shape, index)
+            sums = gathered(layer, hidden[:CALIBRATED], context, [each.ready(given, Sums()) for each in asked])
             start = variant.start(shape, index, {name: each.clone() for name, each in own[index].items()}, sums)
             module = build_layer(parent.config, index, None, variant.entry(shape, index), start, torch.float32)
             branches = [Branch(half, "ffn", module.requires_grad_(True))]
-            branches += [self._branch(run, index, own[index : index + num_layers(run)]) for run in runs]
+            branches += [self._branch(run, index, own[index : index + num_layers(run)], sums) for run in runs]
             following = layers[index + 1 : index + max(map(num_layers, runs), default=1)]
             batches = [LayerBatch(each, context) for each in hidden]
             for found in train_layer(layer, branches, batches, settings, following=following):
@@ -144,10 +147,10 @@ class Library:
             with torch.no_grad():
                 hidden = [layer(each, context) for each in hidden]
 
-    def _branch(self, run: Block, index: int, states: Sequence[Mapping[str, Tensor]]) -> Branch:
+    def _branch(self, run: Block, index: int, states: Sequence[Mapping[str, Tensor]], sums: Sums) -> Branch:
         shape, given = self.parent.shape, run_state(states)
         variants = [parse_variant(label) for label in run]
-        start = {n: t.clone() for each in variants for n, t in each.start(shape, index, given).items()}
+        start = {n: t.clone() for each in variants for n, t in each.start(shape, index, given, sums).items()}
         entries = [each.entry(shape, index) for each in variants]
         module = build_layer(self.parent.config, index, *entries, start, torch.float32).requires_grad_(True)
         return Branch(choice_label(run), "ffn", module, spans=(Span(module, 0, num_layers(run)),))

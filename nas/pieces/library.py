@@ -144,7 +144,7 @@ def trained_states(shape: Shape, index: int, result: BranchResult) -> dict[str, 
 def branch_of(source: WorkerSource, index: int, label: str, state: Any, sums: Sums) -> Branch:
     """A variant, or a run of layers, with its training-free start, in float32."""
     if num_layers(block_of(label)) > 1:
-        return _run_branch(source, index, label)
+        return _run_branch(source, index, label, sums)
     shape, variant = source.parent.shape, parse_variant(label)
     # Copies: training changes them in place, and the parent's own must stay as they are.
     own = {
@@ -154,7 +154,7 @@ def branch_of(source: WorkerSource, index: int, label: str, state: Any, sums: Su
     return _branch(source, index, variant, variant.start(shape, index, own, sums))
 
 
-def _run_branch(source: WorkerSource, index: int, label: str) -> Branch:
+def _run_branch(source: WorkerSource, index: int, label: str, sums: Sums) -> Branch:
     """One layer in place of several: it reads what the first of them reads, and answers for all that they add."""
     parent, block = source.parent, block_of(label)
     behind = num_layers(block)
@@ -167,7 +167,7 @@ def _run_branch(source: WorkerSource, index: int, label: str) -> Branch:
     start: dict[str, Tensor] = {}
     for variant in map(parse_variant, block):
         entries[variant.slot] = variant.entry(parent.shape, index)
-        started = variant.start(parent.shape, index, state)
+        started = variant.start(parent.shape, index, state, sums)
         start |= {name: tensor.clone() for name, tensor in started.items()}
     source.use(entries["attention"])
     layer = build_layer(parent.config, index, entries["attention"], entries["ffn"], start, torch.float32)

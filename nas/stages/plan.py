@@ -170,7 +170,7 @@ def _advanced(job: Job, trained: int) -> tuple[int, int]:
 def _log10_blocks(layer: Sequence[Variant]) -> float:
     apart = [variant for variant in layer if variant.beside is None]
     pairs = math.prod(sum(variant.slot == slot for variant in apart) for slot in SLOTS)
-    return math.log10(pairs + len(layer) - len(apart))
+    return math.log10(pairs + len({variant.block for variant in layer if variant.beside is not None}))
 
 
 def _stages(job: Job, parent: Described, space: Space, trained: int) -> list[dict[str, Any]]:
@@ -242,7 +242,7 @@ def _expected(job: Job, expected: Expected | None) -> dict[str, Any]:
 
 def _distilled(job: Job, space: Space, trained: int) -> str:
     """What is trained, and what may be after a first solve."""
-    later = sum(variant.trained and variant.beside is not None for layer in space for variant in layer)
+    later = sum(v.trained and v.beside is not None and not v.run for layer in space for v in layer)
     if not trained:
         return "nothing to train"
     more = f", {later} of them where a first solve leaves attention out" if later else ""

@@ -13,7 +13,7 @@ from inlay.nas.variants.alone import LayerByChannels
 from inlay.nas.variants.gla import Mixed, Mixing
 from inlay.nas.variants.heads import HEAD_GRAM
 from inlay.nas.variants.kv_heads import MergedHeads
-from inlay.nas.variants.run import run_state
+from inlay.nas.variants.run import RunChannels, run_state
 from inlay.nas.variants.statistics import ChannelGram, Inputs, Products, Statistic, Sums, gather
 
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -77,6 +77,8 @@ def make_case(parent: Parent, layer_index: int = 1) -> Case:
     context = make_context(parent.config, 4, 32, dtype, "cpu", [block["attention"]])
     sums, _ = gather(layer, hidden_BSD, context, STATISTICS)
     place = Place(parent.shape, layer_index, "attention")
+    run = run_state([state, parent.layer_state(layer_index + 1)])
+    sums |= gather(layer, hidden_BSD, context, [RunChannels(place, 2).ready(run, sums)])[0]
     sums |= gather(layer, hidden_BSD, context, [Mixing(place)])[0]
     sums |= gather(layer, hidden_BSD, context, [Mixed(place).ready(state, sums)])[0]
     first = Case(parent, layer, state, hidden_BSD, context, sums)

@@ -13,6 +13,7 @@ from inlay.nas.job import Job, Space
 from inlay.nas.modeling import build_layer
 from inlay.nas.modeling.window_inlay import parent_attention
 from inlay.nas.variants import Variant, parse_variant, space_problems, variants_of
+from inlay.nas.variants.run import side_by_side
 
 FFN = {"kind": "gated", "width": 48}
 
@@ -53,7 +54,7 @@ def test_a_run_that_is_longer_than_the_parent(llama) -> None:
 def test_an_ffn_without_channels_is_not_fused(llama) -> None:
     blocks = tuple({"attention": parent_attention(2, None), "ffn": {"kind": "linear"}} for _ in range(2))
     (problem,) = space_problems(Space(layers=[{"fuse": 2}]), replace(llama.parent.shape, blocks=blocks))
-    assert "the parent's ffn has no channels; leave it out" in str(problem)
+    assert "or an ffn without channels; leave it out" in str(problem)
 
 
 def test_both_subblocks_of_a_run_are_stored_alike(llama) -> None:
@@ -68,23 +69,42 @@ def test_both_subblocks_of_a_run_are_stored_alike(llama) -> None:
 
 
 def test_a_fused_ffn_begins_as_the_sum_of_all(case) -> None:
-    """What the wide ffn adds is what the two of the parent add to the same state, to the rounding of its type."""
+    """Before its columns are fitted it adds what the two of the parent add to the same state, but for rounding."""
     shape, config = case.parent.shape, case.parent.config
     dtype = getattr(torch, shape.dtype)
     states = [case.state, case.parent.layer_state(2)]
-    variant = Variant("ffn", "fuse", 2)
-    wide = build_layer(config, 1, None, variant.entry(shape, 1), variant.start(shape, 1, case.given(variant)), dtype)
     own = Variant("ffn", "parent")
+    together = side_by_side([own.start(shape, 1, state) for state in states])
+    wide = build_layer(config, 1, None, Variant("ffn", "fuse", 2).entry(shape, 1), together, dtype)
     narrow = [build_layer(config, 1, None, own.entry(shape, 1), own.start(shape, 1, state), dtype) for state in states]
     together_BSD = sum(layer.ffn_update(case.hidden_BSD) for layer in narrow)
     tolerance = 0.05 if dtype == torch.bfloat16 else 1e-5
     assert torch.allclose(wide.ffn_update(case.hidden_BSD), together_BSD, rtol=tolerance, atol=tolerance)
 
 
-def test_a_start_without_the_layers_behind() -> None:
-    variant = Variant("ffn", "merge", 2)
+@pytest.mark.parametrize("kind", ["merge", "fuse"])
+def test_the_ffn_is_fitted_to_all_that_the_layers_add(llama, kind) -> None:
+    """Of the text that it was fitted on its error is below that of what it was made of."""
+    shape, config, variant = llama.parent.shape, llama.parent.config, Variant("ffn", kind, 2)
+    entries = [shape.parent_entry(1, slot) for slot in ("attention", "ffn")]
+    first, second = (build_layer(config, at, *entries, llama.parent.layer_state(at), torch.float32) for at in (1, 2))
+    middle_BSD = llama.hidden_BSD + first.attention_update(llama.hidden_BSD, llama.context)
+    wanted_BSD = second(first(llama.hidden_BSD, llama.context), llama.context) - middle_BSD
+    started = variant.start(shape, 1, llama.given(variant), llama.sums)
+    layer = build_layer(config, 1, None, variant.entry(shape, 1), started, torch.float32)
+
+    def error(given_BSD: torch.Tensor) -> float:
+        return float((given_BSD - wanted_BSD).square().sum() / wanted_BSD.square().sum())
+
+    assert error(layer.ffn_update(middle_BSD)) < error(first.ffn_update(middle_BSD)) - 0.01
+    if kind == "fuse":
+        both_BSD = first.ffn_update(middle_BSD) + second.ffn_update(middle_BSD)
+        assert error(layer.ffn_update(middle_BSD)) < error(both_BSD)
+
+
+def test_a_start_without_the_layers_behind(llama) -> None:
     with pytest.raises(ValueError, match="starts from all of them"):
-        variant.start(None, 0, {"mlp.up_proj.weight": torch.zeros(1)})  # type: ignore[arg-type]
+        Variant("ffn", "merge", 2).start(llama.parent.shape, 1, llama.state, llama.sums)
 
 
 @pytest.mark.parametrize(
