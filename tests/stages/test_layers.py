@@ -22,6 +22,7 @@ from inlay.nas.loop.true_kl import true_scores
 from inlay.nas.pieces.assembled import TrainedModel, build_whole
 from inlay.nas.pieces.boundaries import worker_source
 from inlay.nas.pieces.weights import Library
+from inlay.nas.stages.assemble import assemble
 from inlay.nas.stages.beside import add_beside, first_variants
 from inlay.nas.stages.distill import build_library, layer_variants, library_of
 from inlay.nas.stages.measure import cost_rows
@@ -49,6 +50,7 @@ def job_of(parent: Path, texts: tuple[Path, Path], **changes: Any) -> Job:
             "space": {"ffn": [{"width": 24}], "layers": [{"merge": 2}, {"fuse": 2}]},
             "distill": {"tokens": 2048, "batch_size": 4},
             "solve": {"pool": 1},
+            "recover": {"tokens": 1024, "probes": 1},
             "hardware": {"scenarios": [{"name": "chat", "prefill": 8, "generate": 4}]},
             "budget": {"kv": "0.67x"},
             **changes,
@@ -95,6 +97,12 @@ def test_runs_are_trained_scored_and_chosen(
     before = list(search.workspace.store.list("records/"))
     add_beside(search, found, first, score_all(search, found, library_of(first)), costs)
     assert list(search.workspace.store.list("records/")) == before
+    # The closed loop keeps one, and looks around it.
+    assembled = assemble(search, found, library, Tables(table, costs, {"chat": 4}), scores.scored)
+    kept = [block for _, block in choices_of(assembled.kept.architecture)]
+    assert set(kept) & {MERGED, FUSED}
+    assert {candidate.origin for candidate in assembled.pool.candidates} >= {"pool", "swap", "uniform", "depth"}
+    assert assembled.kept.true.kl_nats < assembled.baselines["depth"].comparison.kl_nats
     search.workspace.write_json("library.json", {str(layer): dict(held) for layer, held in library.digests.items()})
     for block in (MERGED, FUSED):
         assert_exported(search, library, placed(3, 0, block), tmp_path / choice_label(block))
