@@ -7,14 +7,20 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from inlay.nas.families import open_parent
+from inlay.nas.job import Scenario, Space
 from inlay.nas.job.budget import parse_budget
 from inlay.nas.loop.baselines import everywhere
 from inlay.nas.loop.probes import shares
 from inlay.nas.loop.swaps import neighbours, spending
+from inlay.nas.stages.space_sizes import least_sizes, num_architectures
 from inlay.nas.tables.architecture import PARENT_BLOCK, Block, Blocks, architecture_of, choice_label, choices_of, spread
+from inlay.nas.tables.configs import config_of
 from inlay.nas.tables.costs import CostTable
 from inlay.nas.tables.problem import alternative_of, build_problem
 from inlay.nas.tables.scores import ScoreTable
+from inlay.nas.variants import kv_bytes, variants_of
+from inlay.nas.variants.storage import AsParent
 from inlay.solver import Problem, solve
 
 NOTHING: Block = ("attention:no_op", "ffn:no_op")
@@ -140,3 +146,15 @@ def test_runs_stand_one_behind_the_other_where_one_block_is_everywhere() -> None
     assert (TWO, NOTHING, TWO, NOTHING) in found
     assert (THREE, NOTHING, NOTHING, PARENT_BLOCK) in found
     assert shares(scores, 0, TWO) == {TWO[1]: 1.0}
+
+
+def test_the_space_is_counted_and_its_least_sizes_are_reached(tiny_parent) -> None:
+    parent = open_parent(tiny_parent("llama"))
+    shape, scenario = parent.shape, Scenario(prefill=8, generate=8)
+    space = [variants_of(Space(layers=[{"merge": 2}, {"fuse": 3}]), shape, layer) for layer in range(3)]
+    # No run, merge at 0 or 1, fuse at 0.
+    assert num_architectures(space) == 4
+    found = least_sizes(parent, space, (), scenario, AsParent())
+    merged = config_of(parent.config, shape, (TWO, NOTHING, PARENT_BLOCK)).blocks
+    assert found["weights"] == AsParent().model(shape, merged)
+    assert found["kv"] == kv_bytes(merged[0]["attention"], shape, 1, 16)  # one attention is left of a run of three
