@@ -59,6 +59,7 @@ def train_layer(
     on_step: Callable[[int, int, float], None] | None = None,
     cut: Callable[[LayerBatch], Sequence[LayerBatch]] | None = None,
     on_trial: Callable[[int, int], None] | None = None,
+    following: Sequence[Any] = (),
 ) -> list[BranchResult]:
     """Trains all variants of one layer on the parent's inputs to it; results stand in the order of `branches`.
 
@@ -68,6 +69,7 @@ def train_layer(
     batches, which are kept for it. `on_step(step, steps, loss)` is called after every step, 1-based, with the mean loss
     of the variants still in training, NaN when there are none left; `on_trial(done, all)` after every step of a range
     test. `cut` gives a batch as parts, whose gradients add up: the same effective batch in less memory.
+    `following` are the parent's layers behind this one, for variants of several layers, as many as these need.
 
     Raises:
         ValueError: too few or too many batches.
@@ -80,7 +82,7 @@ def train_layer(
     coming = _held_back(batches, settings.held_out, held_out)
 
     def targets_of(batch: LayerBatch) -> list[Targets]:
-        return layer_targets(parent_layer, behind, batch, settings.through, cut, branches)
+        return layer_targets(parent_layer, behind, batch, settings.through, cut, branches, following)
 
     def told(step: int, losses: Sequence[float]) -> None:
         if on_step is not None:

@@ -108,10 +108,10 @@ def whole_problem(subject: WorkspaceSubject, scenario: str, problem: Problem) ->
 
 
 def restated(problem: Problem, solution: Solution) -> Solution:
-    """A solution over the same choices with the scores and costs of another problem of single layers."""
+    """A solution over the same choices with the scores and costs of another problem."""
     problem = alternative_of(problem, solution.labels[-1])
     taken = set(enumerate(solution.choices))
-    choices = [problem.layers[layer][index] for layer, index in enumerate(solution.choices)]
+    choices = [problem.layers[layer][index] for layer, index in enumerate(solution.choices) if index >= 0]
     totals = zip(problem.cost_names, problem.base_costs, *(choice.costs for choice in choices), strict=True)
     return replace(
         solution,

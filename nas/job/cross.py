@@ -9,10 +9,10 @@ from typing import Any
 
 from inlay.cluster.urls import has_password
 from inlay.nas.families.registered import check_registered_form, is_registered
-from inlay.nas.families.shape import SLOTS
 from inlay.nas.job.locations import EMBEDDED, is_hub_id, resolve
 from inlay.nas.job.sections import sources_by_field
 from inlay.nas.problems import Problem, did_you_mean, plain_key, show
+from inlay.nas.variants.kind import LISTS
 from inlay.nas.variants.registry import KINDS
 
 _STORE_KEYS = "the store's own variables, such as AWS_SECRET_ACCESS_KEY"
@@ -280,15 +280,15 @@ def _tail(recover: Any, text: Any) -> list[Problem]:
 def _untrained(space: Any) -> list[Problem]:
     """Alternatives that local distillation makes, where the job has none."""
     found = []
-    for slot in SLOTS:
-        for place, item in enumerate(getattr(space, slot)):
+    for listed in LISTS:
+        for place, item in enumerate(getattr(space, listed)):
             names = [item] if isinstance(item, str) else list(item)
             if any(KINDS[name].trained for name in names):
                 text = (
                     f"{' with '.join(names)} is nothing before it is trained, and distill.tokens is 0; leave it out, "
                     "or give it tokens"
                 )
-                found.append(Problem(f"space.{slot}[{place}]", text))
+                found.append(Problem(f"space.{listed}[{place}]", text))
     return found
 
 

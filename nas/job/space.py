@@ -12,13 +12,12 @@ from typing import Annotated, Any, Final, Literal, Self, get_args
 
 from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
-from inlay.nas.families.shape import SLOTS
 from inlay.nas.formats import FORMATS
 from inlay.nas.job.fields import Count, Section
 from inlay.nas.modeling.subblock_inlay import Slot
 from inlay.nas.problems import FieldProblems, did_you_mean, plain_key, show
-from inlay.nas.variants.kind import Kind
-from inlay.nas.variants.registry import KINDS, kind_with
+from inlay.nas.variants.kind import LAYERS, LISTS, Kind
+from inlay.nas.variants.registry import KINDS, kind_with, kinds_in
 
 Alternative = str | dict[str, int | float]
 """`"linear"`, `"no_op"`, `{"kv_heads": 2}`, `{"window": 128}`, both in one, `{"width": 256}` or `{"width": 0.5}`."""
@@ -27,16 +26,16 @@ MOST_ALTERNATIVES = 500
 """Of a list: each is compared with all others."""
 
 
-def parse_alternatives(slot: Slot, value: object) -> tuple[Alternative, ...]:
+def parse_alternatives(listed: str, value: object) -> tuple[Alternative, ...]:
     """Checks one list of alternatives; raises FieldProblems naming every bad item by its place."""
     if isinstance(value, str | Mapping) or not isinstance(value, Sequence):
-        raise FieldProblems([("", f"{show(value)} is not a list; write for example {_example(slot)}")])
+        raise FieldProblems([("", f"{show(value)} is not a list; write for example {_example(listed)}")])
     _check_length(value)
     problems: list[tuple[str, str]] = []
     parsed: list[Alternative] = []
     for index, item in enumerate(value):
         try:
-            alternative = _parse(slot, item)
+            alternative = _parse(listed, item)
         except FieldProblems as error:
             problems += [(f"[{index}]{path}", text) for path, text in error.problems]
             continue
@@ -54,6 +53,10 @@ def _attention(value: object) -> tuple[Alternative, ...]:
 
 def _ffn(value: object) -> tuple[Alternative, ...]:
     return parse_alternatives("ffn", value)
+
+
+def _layers(value: object) -> tuple[Alternative, ...]:
+    return parse_alternatives(LAYERS, value)
 
 
 By = Literal["subblock", "tensor"]
@@ -130,23 +133,23 @@ def _check_length(value: Sequence[object]) -> None:
         raise FieldProblems([("", f"has {len(value):,} entries; at most {MOST_ALTERNATIVES} are searched")])
 
 
-def _kinds(slot: Slot) -> list[Kind]:
-    """The kinds that a job may name for a slot."""
-    return [kind for kind in KINDS.values() if slot in kind.slots and not kind.is_parent]
+def _kinds(listed: str) -> list[Kind]:
+    """The kinds that a job may name in a list."""
+    return [kind for kind in kinds_in(listed) if not kind.is_parent]
 
 
-def _forms(slot: Slot) -> str:
-    return ", ".join(kind.forms or kind.name for kind in _single(slot))
+def _forms(listed: str) -> str:
+    return ", ".join(kind.forms or kind.name for kind in _single(listed))
 
 
-def _single(slot: Slot) -> list[Kind]:
+def _single(listed: str) -> list[Kind]:
     """Those that are not two in one."""
-    return [kind for kind in _kinds(slot) if len(kind.keys) == 1]
+    return [kind for kind in _kinds(listed) if len(kind.keys) == 1]
 
 
-def _both(slot: Slot) -> str:
+def _both(listed: str) -> str:
     """Those that are, as they may stand beside the others."""
-    pairs = [kind for kind in _kinds(slot) if len(kind.keys) > 1]
+    pairs = [kind for kind in _kinds(listed) if len(kind.keys) > 1]
     return "".join(f", or {{{', '.join(str(KINDS[key].example) for key in kind.keys)}}}" for kind in pairs)
 
 
@@ -158,6 +161,9 @@ class Space(Section):
     )
     ffn: Annotated[tuple[Alternative, ...], BeforeValidator(_ffn)] = Field(
         default=(), description=f"Alternatives to the ffn: {_forms('ffn')}."
+    )
+    layers: Annotated[tuple[Alternative, ...], BeforeValidator(_layers)] = Field(
+        default=(), description=f"Alternatives to neighbouring layers together: {_forms(LAYERS)}."
     )
     formats: Annotated[Formats, BeforeValidator(_formats), PlainSerializer(_as_written)] = Field(
         default=Formats(),
@@ -185,7 +191,7 @@ class Space(Section):
     @property
     def formats_alone(self) -> bool:
         """Whether every child's subblocks are the parent's own, whatever they are stored in."""
-        return not self.attention and not self.ffn
+        return not self.attention and not self.ffn and not self.layers
 
     @model_validator(mode="after")
     def _something_to_choose(self) -> Self:
@@ -194,20 +200,22 @@ class Space(Section):
         return self
 
 
-def _parse(slot: Slot, item: object) -> Alternative:
-    words, valued = _names(slot)
+def _parse(listed: str, item: object) -> Alternative:
+    words, valued = _names(listed)
     if isinstance(item, str):
         if item in words:
             return item
-        raise FieldProblems([("", _unknown_word(slot, item))])
+        raise FieldProblems([("", _unknown_word(listed, item))])
     if not isinstance(item, Mapping) or not item:
-        raise FieldProblems([("", f"{show(item)} is not one alternative; write one of {_example(slot)}")])
+        raise FieldProblems([("", f"{show(item)} is not one alternative; write one of {_example(listed)}")])
     for key in item:
         if key not in valued:
-            raise FieldProblems([("", _unknown_parameter(slot, plain_key(str(key))))])
-    kind = kind_with(item, slot)
+            raise FieldProblems([("", _unknown_parameter(listed, plain_key(str(key))))])
+    kind = kind_with(item, listed)
     if kind is None:
-        raise FieldProblems([("", f"{show(item)} is not one alternative; write one of {_example(slot)}{_both(slot)}")])
+        raise FieldProblems(
+            [("", f"{show(item)} is not one alternative; write one of {_example(listed)}{_both(listed)}")]
+        )
     return {key: _read(key, item[key]) for key in kind.keys}
 
 
@@ -218,30 +226,30 @@ def _read(key: str, value: object) -> int | float:
         raise FieldProblems([(f".{key}", f"{show(value)} {error}")]) from None
 
 
-def _names(slot: Slot) -> tuple[list[str], list[str]]:
+def _names(listed: str) -> tuple[list[str], list[str]]:
     """The kinds whose name alone is an item, and those that take a value."""
-    kinds = _single(slot)
+    kinds = _single(listed)
     words = [kind.name for kind in kinds if kind.example is None]
     return words, [kind.name for kind in kinds if kind.example is not None]
 
 
-def _unknown_word(slot: Slot, word: str) -> str:
+def _unknown_word(listed: str, word: str) -> str:
     if word in KINDS and KINDS[word].is_parent:
         return f"{word!r} is always among the alternatives; leave it out"
-    words, valued = _names(slot)
+    words, valued = _names(listed)
     hint = did_you_mean(word.split("=")[0].split(":")[0], (*words, *valued))
-    return f"{show(word)} is no {slot} alternative; {hint}write one of {_example(slot)}"
+    return f"{show(word)} is no {listed} alternative; {hint}write one of {_example(listed)}"
 
 
-def _unknown_parameter(slot: Slot, key: str) -> str:
-    words, valued = _names(slot)
-    for other in SLOTS:
-        if other != slot and key in _names(other)[1]:
-            return f"`{key}` belongs to {other}, not {slot}; move it to `space.{other}`"
+def _unknown_parameter(listed: str, key: str) -> str:
+    words, valued = _names(listed)
+    for other in LISTS:
+        if other != listed and key in _names(other)[1]:
+            return f"`{key}` belongs to {other}, not {listed}; move it to `space.{other}`"
     if key in words:
         return f"`{key}` takes no value; write {key} alone"
-    return f"`{key}` is no {slot} alternative; {did_you_mean(key, valued)}write one of {_example(slot)}"
+    return f"`{key}` is no {listed} alternative; {did_you_mean(key, valued)}write one of {_example(listed)}"
 
 
-def _example(slot: Slot) -> str:
-    return f"[{', '.join(kind.example or kind.name for kind in _single(slot))}]"
+def _example(listed: str) -> str:
+    return f"[{', '.join(kind.example or kind.name for kind in _single(listed))}]"

@@ -13,7 +13,7 @@ from inlay.nas.loop.true_kl import true_scores
 from inlay.nas.pieces.comparison import Comparison
 from inlay.nas.pieces.texts import Ids
 from inlay.nas.pieces.weights import Library
-from inlay.nas.tables.architecture import PARENT_BLOCK, Block, Blocks
+from inlay.nas.tables.architecture import PARENT_BLOCK, Block, Blocks, spread
 from inlay.nas.tables.scores import ScoreTable
 
 BASELINES = ("uniform", "depth")
@@ -54,15 +54,22 @@ def uniform(search: Search, ids: Ids, library: Library, scores: ScoreTable, exce
 
 
 def everywhere(scores: ScoreTable, num_layers: int) -> list[Blocks]:
-    """Every block in all layers; a layer that has one of its variants not, since layers differ, keeps the parent's."""
+    """Every block in all layers, runs of layers one behind the other; a layer that has one of its variants not, since
+    layers differ, keeps the parent's."""
     offered = [set(scores.blocks(layer)) for layer in range(num_layers)]
 
     def at(layer: int, block: Block) -> Block:
         nearest = (block, (block[0], PARENT_BLOCK[1]), (PARENT_BLOCK[0], block[1]), PARENT_BLOCK)
         return next(each for each in nearest if each in offered[layer])
 
+    def all_over(block: Block) -> Blocks:
+        found: list[Block] = []
+        while len(found) < num_layers:
+            found += spread(at(len(found), block))
+        return tuple(found)
+
     blocks = sorted({block[:2] for block in set.union(*offered)})
-    found = dict.fromkeys(tuple(at(layer, block) for layer in range(num_layers)) for block in blocks)
+    found = dict.fromkeys(map(all_over, blocks))
     stored: list[Block] = [(), *((ends,) for ends in scores.ends)]
     stored += [(*ends, cache) for cache in scores.caches for ends in stored]
     return [(*each[:-1], each[-1] + whole) for each in found for whole in stored]

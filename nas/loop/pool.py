@@ -24,7 +24,7 @@ from inlay.nas.pieces.measuring import Measured
 from inlay.nas.pieces.standard_error import Values
 from inlay.nas.pieces.texts import Ids
 from inlay.nas.pieces.weights import Library
-from inlay.nas.tables.architecture import PARENT_BLOCK, Block, Blocks, architecture_of, identify
+from inlay.nas.tables.architecture import PARENT_BLOCK, Block, Blocks, architecture_of, choices_of, identify
 from inlay.nas.tables.costs import CostTable
 from inlay.nas.tables.scores import BASE, ScoreTable
 from inlay.solver import Problem
@@ -145,7 +145,7 @@ class Pool:
         miss = Difference(predicted - true.kl_nats, None)
         if self.scored:
             predicted_N = np.zeros_like(true.kl_N) + self.scored.get(BASE, 0.0)
-            for layer, block in enumerate(architecture):
+            for layer, block in choices_of(architecture):
                 for part, weight in self.scores.parts(layer, block).items():
                     predicted_N += weight * self.scored[layer, part]
             miss = Difference.of(predicted_N, true.kl_N)
@@ -158,7 +158,7 @@ class Pool:
         terms: list[dict[tuple[int, Block], float]] = [
             {
                 (layer, block): base.score(layer, block)
-                for layer, block in enumerate(candidate.architecture)
+                for layer, block in choices_of(candidate.architecture)
                 if block != PARENT_BLOCK
             }
             for candidate in seen
@@ -169,7 +169,7 @@ class Pool:
 
     def knows(self, architecture: Blocks) -> bool:
         """Whether the scores predict it: dropped layers need not be in the search space."""
-        return all(block in self.scores.blocks(layer) for layer, block in enumerate(architecture))
+        return all(block in self.scores.blocks(layer) for layer, block in choices_of(architecture))
 
     def by_kl(self) -> list[Candidate]:
         """All of them, least true KL first."""

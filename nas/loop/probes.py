@@ -27,7 +27,7 @@ from inlay.nas.loop.true_kl import true_scores_of_models
 from inlay.nas.pieces.assembled import TrainedModel
 from inlay.nas.pieces.texts import Texts
 from inlay.nas.report.sentences import probe_words
-from inlay.nas.tables.architecture import PARENT_BLOCK, Block, Blocks, architecture_of, kind_of
+from inlay.nas.tables.architecture import PARENT_BLOCK, Block, Blocks, architecture_of, block_of, choices_of, kind_of
 from inlay.nas.tables.problem import NANO
 from inlay.nas.tables.scores import ScoreTable
 from inlay.solver import Choice, Limit, Problem
@@ -180,7 +180,7 @@ class Probes:
         terms = []
         for candidate in seen:
             held: defaultdict[str, float] = defaultdict(float)
-            for layer, block in enumerate(candidate.architecture):
+            for layer, block in choices_of(candidate.architecture):
                 for label, part in shares(scores, layer, block).items():
                     amount = shrink * part * scores.score(layer, block) / 2
                     held[label] += amount
@@ -266,7 +266,7 @@ def with_most_kl(problem: Problem, scores: ScoreTable, most: float) -> Problem:
         return problem
 
     def priced(layer: int, choice: Choice) -> Choice:
-        block = architecture_of([choice.label])[0]
+        block = block_of(choice.label)
         return replace(choice, costs=(*choice.costs, max(0, round(scores.score(layer, block) * NANO))))
 
     def limited(one: Problem) -> Problem:

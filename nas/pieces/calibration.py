@@ -17,6 +17,7 @@ from inlay.nas.modeling import build_layer
 from inlay.nas.pieces.boundaries import micro_batch, worker_source
 from inlay.nas.pieces.weights import Library
 from inlay.nas.variants import Variant, parse_variant
+from inlay.nas.variants.run import run_state
 from inlay.nas.variants.statistics import Statistic, Sums, gather
 
 
@@ -35,8 +36,11 @@ def calibrate_layer(arguments: dict[str, Any], context: PieceContext) -> PieceOu
     index, parent, ranges = arguments["layer"], source.parent, arguments["ranges"]
     attention, ffn = parent.config.blocks[index]["attention"], parent.config.blocks[index]["ffn"]
     source.use(attention)
-    state = {name: tensor.to(source.device) for name, tensor in parent.layer_state(index).items()}
-    layer = build_layer(parent.config, index, attention, ffn, state, source.dtype)
+    variants = [parse_variant(label) for label in arguments["variants"]]
+    states = [parent.layer_state(each) for each in range(index, index + max(1, *(len(v.run) for v in variants)))]
+    states = [{name: tensor.to(source.device) for name, tensor in own.items()} for own in states]
+    state = run_state(states)
+    layer = build_layer(parent.config, index, attention, ffn, states[0], source.dtype)
     scratch = BoundaryScratch(Path(arguments["scratch"]), len(ranges))
     held_out = set(arguments["held_out"])
 
@@ -60,10 +64,10 @@ def calibrate_layer(arguments: dict[str, Any], context: PieceContext) -> PieceOu
         assert total is not None
         return total
 
-    statistics = statistics_of([parse_variant(label) for label in arguments["variants"]], parent.shape, index)
+    statistics = statistics_of(variants, parent.shape, index)
     later = [each for each in statistics if each.needs]
     with torch.inference_mode():
-        total = summed([each for each in statistics if not each.needs], 0.0, 0.5 if later else 1.0)
+        total = summed([each.ready(state, Sums()) for each in statistics if not each.needs], 0.0, 0.5 if later else 1.0)
         if later:
             total |= summed([each.ready(state, total) for each in later], 0.5, 0.5)
     return PieceOutput(values={"tokens": total.tokens}, blobs={"sums": total.to_dict()})

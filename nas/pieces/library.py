@@ -19,15 +19,18 @@ from torch import Tensor
 
 from inlay.cluster.pieces import PieceContext, PieceOutput, Progress
 from inlay.distill.boundary import BoundaryScratch
-from inlay.distill.branches import Branch, LayerBatch
+from inlay.distill.branches import Branch, LayerBatch, Span
 from inlay.distill.local import BranchResult, train_layer
 from inlay.distill.rates import plan_local_trials
 from inlay.distill.settings import LocalSettings
 from inlay.distill.text import training_order
+from inlay.nas.families.shape import SLOTS, Shape, subblock_tensors
 from inlay.nas.modeling import build_layer
 from inlay.nas.pieces.boundaries import worker_source
 from inlay.nas.pieces.weights import Library, WorkerSource
+from inlay.nas.tables.architecture import block_of, choice_label, num_layers
 from inlay.nas.variants import Place, Variant, parse_variant
+from inlay.nas.variants.run import run_state
 from inlay.nas.variants.statistics import Sums
 
 
@@ -44,8 +47,9 @@ def distill_layer(arguments: dict[str, Any], context: PieceContext) -> PieceOutp
     parent_layer = build_layer(parent.config, index, entries["attention"], entries["ffn"], state, source.dtype)
     parent_layer = parent_layer.to(source.device)
     sums = Sums.from_dict(source.store_state(arguments["sums"])) if arguments["sums"] else Sums()
-    labels: list[str] = arguments["variants"]
-    groups = in_groups(labels, 2**context.memory_retries)
+    choices = trained_together(arguments["variants"])
+    following = following_layers(source, index, choices)
+    groups = in_groups(choices, 2**context.memory_retries)
     # A group's variants are trained as if the others were not there: less memory, the same weights to the last bit.
     # Only when every variant is alone is the batch cut, too.
     parts = max(1, 2**context.memory_retries // max(1, len(groups)))
@@ -59,13 +63,13 @@ def distill_layer(arguments: dict[str, Any], context: PieceContext) -> PieceOutp
             branches = [branch_of(source, index, label, state, sums) for label in group]
         batches = _Batches(arguments, source.device, source.context)
         cut = cutter(parts, source)
-        results += train_layer(parent_layer, branches, batches, settings, told.step, cut, told.trial)
+        results += train_layer(parent_layer, branches, batches, settings, told.step, cut, told.trial, following)
         told.groups_done += 1
     dtype = getattr(torch, parent.shape.dtype)
     values: dict[str, Any] = {"layer": index, "variants": {}}
     blobs: dict[str, Any] = {}
     for result in results:
-        values["variants"][result.label] = {
+        told_of_it = {
             "status": result.status,
             "reason": result.reason,
             "kept": result.kept,
@@ -75,8 +79,9 @@ def distill_layer(arguments: dict[str, Any], context: PieceContext) -> PieceOutp
             "trials": [asdict(trial) for trial in result.trials],
             "curve": [_finite(loss) for loss in result.curve],
         }
-        if result.status == "trained":
-            blobs[result.label] = {name: tensor.to(dtype).cpu() for name, tensor in result.state.items()}
+        values["variants"] |= dict.fromkeys(block_of(result.label), told_of_it)
+        for label, state in trained_states(parent.shape, index, result).items():
+            blobs[label] = {name: tensor.to(dtype).cpu() for name, tensor in state.items()}
     return PieceOutput(values=values, blobs=blobs)
 
 
@@ -104,8 +109,42 @@ def in_groups(labels: Sequence[str], count: int) -> list[list[str]]:
     return [list(labels[start:end]) for start, end in itertools.pairwise(cuts)]
 
 
+def trained_together(labels: Sequence[str]) -> list[str]:
+    """What is trained at a layer: variants, and of runs of layers both subblocks as one."""
+    variants = map(parse_variant, labels)
+    return list(dict.fromkeys(choice_label(v.block) if v.run else v.label for v in variants))
+
+
+def following_layers(source: WorkerSource, index: int, choices: Sequence[str]) -> list[Any]:
+    """The parent's layers behind one, as many as its longest run of layers has."""
+    parent, most = source.parent, max((num_layers(block_of(choice)) for choice in choices), default=1)
+    found = []
+    for layer in range(index + 1, index + most):
+        attention, ffn = (parent.shape.parent_entry(layer, slot) for slot in SLOTS)
+        source.use(attention)
+        state = parent.layer_state(layer)
+        found.append(build_layer(parent.config, layer, attention, ffn, state, source.dtype).to(source.device))
+    return found
+
+
+def trained_states(shape: Shape, index: int, result: BranchResult) -> dict[str, dict[str, Tensor]]:
+    """The tensors of what was trained by the labels of its subblocks; none where it failed."""
+    if result.status != "trained":
+        return {}
+    labels = block_of(result.label)
+    if len(labels) == 1:
+        return {result.label: result.state}
+    found = {}
+    for variant in map(parse_variant, labels):
+        names = subblock_tensors(shape, variant.slot, variant.entry(shape, index))
+        found[variant.label] = {name: result.state[name] for name in names}
+    return found
+
+
 def branch_of(source: WorkerSource, index: int, label: str, state: Any, sums: Sums) -> Branch:
-    """A variant with its training-free start, in float32."""
+    """A variant, or a run of layers, with its training-free start, in float32."""
+    if num_layers(block_of(label)) > 1:
+        return _run_branch(source, index, label, sums)
     shape, variant = source.parent.shape, parse_variant(label)
     # Copies: training changes them in place, and the parent's own must stay as they are.
     own = {
@@ -113,6 +152,27 @@ def branch_of(source: WorkerSource, index: int, label: str, state: Any, sums: Su
         for name, tensor in Place(shape, index, variant.slot).tensors(state).items()
     }
     return _branch(source, index, variant, variant.start(shape, index, own, sums))
+
+
+def _run_branch(source: WorkerSource, index: int, label: str, sums: Sums) -> Branch:
+    """One layer in place of several: it reads what the first of them reads, and answers for all that they add."""
+    parent, block = source.parent, block_of(label)
+    behind = num_layers(block)
+    own = [
+        {name: tensor.float() for name, tensor in parent.layer_state(layer).items()}
+        for layer in range(index, index + behind)
+    ]
+    state = run_state(own)
+    entries: dict[str, Any] = {}
+    start: dict[str, Tensor] = {}
+    for variant in map(parse_variant, block):
+        entries[variant.slot] = variant.entry(parent.shape, index)
+        started = variant.start(parent.shape, index, state, sums)
+        start |= {name: tensor.clone() for name, tensor in started.items()}
+    source.use(entries["attention"])
+    layer = build_layer(parent.config, index, entries["attention"], entries["ffn"], start, torch.float32)
+    module = layer.to(source.device).requires_grad_(True)
+    return Branch(label, "ffn", module, spans=(Span(module, 0, behind),))
 
 
 def _gone_on(source: WorkerSource, index: int, label: str, before: Mapping[str, Any]) -> Branch:

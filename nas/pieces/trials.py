@@ -29,7 +29,7 @@ from inlay.distill.text import training_order
 from inlay.nas.modeling import build_layer
 from inlay.nas.pieces.assembled import build_whole, set_trained
 from inlay.nas.pieces.boundaries import embed_rows, micro_batch, reference_source, worker_source
-from inlay.nas.pieces.library import branch_of, cutter
+from inlay.nas.pieces.library import branch_of, cutter, following_layers, trained_states, trained_together
 from inlay.nas.pieces.rounding import begin_rounded
 from inlay.nas.pieces.shards import shard_ranges
 from inlay.nas.pieces.training import batches_of, held_out_of, settings_of, spare_memory, store_trained
@@ -164,7 +164,8 @@ def _train_variants(
     parent_layer = build_layer(parent.config, index, entries["attention"], entries["ffn"], state, source.dtype)
     mine = local["layers"][str(index)]
     sums = Sums.from_dict(source.store_state(mine["sums"])) if mine["sums"] else Sums()
-    branches = [branch_of(source, index, label, state, sums) for label in mine["variants"]]
+    choices = trained_together(mine["variants"])
+    branches = [branch_of(source, index, choice, state, sums) for choice in choices]
     results = train_layer(
         parent_layer.to(source.device),
         branches,
@@ -172,11 +173,12 @@ def _train_variants(
         settings,
         lambda step, steps, loss: told.local_step(),
         cutter(2**context.memory_retries, source),
+        following=following_layers(source, index, choices),
     )
     for result in results:
         if result.status == "failed":
             raise _DivergedError(f"layer {index}, {result.label}: {result.reason}")
-    return {result.label: result.state for result in results}
+    return {label: state for result in results for label, state in trained_states(parent.shape, index, result).items()}
 
 
 def _batches(

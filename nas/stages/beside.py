@@ -3,7 +3,8 @@
 An ffn that makes up for an attention that is not there (`alone`) is of use where a solution leaves that attention out,
 and it is another training for every layer. So the program is solved once without any; a layer gets them where one of
 its solutions has their attention, and then the program is solved with them (Puzzle, arXiv 2411.19146, section 3: a
-decoupled pass, then a coupled one of what it found).
+decoupled pass, then a coupled one of what it found). Runs of layers that are one choice are trained then too, all of
+them: that no layer's own choice is much like them says nothing against them.
 """
 
 from __future__ import annotations
@@ -49,11 +50,12 @@ def add_beside(
         return list(records), found
     used = _used(search, found, costs)
     chosen = [
-        [v for v in held if used is None or v.beside in used[layer]] for layer, held in enumerate(_waiting(search))
+        [v for v in held if used is None or v.run or v.beside in used[layer]]
+        for layer, held in enumerate(_waiting(search))
     ]
     records = [*records, *build_library(search, texts.distill, chosen)]
     scored = score_beside(search, texts.score, library_of(records))
-    number, layers = sum(map(len, chosen)), sum(map(bool, chosen))
+    number, layers = sum(len({v.block for v in held}) for held in chosen), sum(map(bool, chosen))
     return records, found.with_blocks(scored, f"{counted(number, 'pair')} in {counted(layers, 'layer')}")
 
 

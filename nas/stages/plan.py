@@ -18,7 +18,7 @@ from inlay.nas.families import Described, Parent, Shape, describe_folder, descri
 from inlay.nas.families.checkpoint import WEIGHT_FILES
 from inlay.nas.formats import FORMATS
 from inlay.nas.formats.by_tensor import form_of
-from inlay.nas.job import Job, Scenario
+from inlay.nas.job import Job
 from inlay.nas.job.budget import PEAK
 from inlay.nas.job.judged import judged_length
 from inlay.nas.job.rounds import round_values
@@ -50,9 +50,9 @@ from inlay.nas.stages.machines import SLOTS, machine_of
 from inlay.nas.stages.measure import CostRows
 from inlay.nas.stages.rounds import sizes_of_parent
 from inlay.nas.stages.run import open_job_original, open_job_parent
+from inlay.nas.stages.space_sizes import least_sizes, num_architectures
 from inlay.nas.tables.idle_limits import idle_limits, parent_sizes
-from inlay.nas.variants import Variant, ends_forms, ends_parameters, parameters, variants_of
-from inlay.nas.variants.storage import Storage
+from inlay.nas.variants import ends_forms, parameters, variants_of
 
 
 def make_plan(job: Job) -> dict[str, Any]:
@@ -125,7 +125,7 @@ def _plan_of(job: Job, parent: Described, against: Shape) -> dict[str, Any]:
         "space": {
             "variants": sum(not variant.is_parent for layer in space for variant in layer),
             "trained": trained,
-            "log10_architectures": sum(_log10_blocks(layer) for layer in space),
+            "log10_architectures": math.log10(num_architectures(space)),
         },
         "stages": _stages(job, parent, space, trained),
         "facts": _facts(job, parent, space, against),
@@ -165,12 +165,6 @@ def _advanced(job: Job, trained: int) -> tuple[int, int]:
     if are_estimated(job):
         return INPUT_TOKENS, job.data.distill.sequence_length
     return judged_tokens(job)[0], judged_length(job)
-
-
-def _log10_blocks(layer: Sequence[Variant]) -> float:
-    apart = [variant for variant in layer if variant.beside is None]
-    pairs = math.prod(sum(variant.slot == slot for variant in apart) for slot in SLOTS)
-    return math.log10(pairs + len(layer) - len(apart))
 
 
 def _stages(job: Job, parent: Described, space: Space, trained: int) -> list[dict[str, Any]]:
@@ -242,7 +236,7 @@ def _expected(job: Job, expected: Expected | None) -> dict[str, Any]:
 
 def _distilled(job: Job, space: Space, trained: int) -> str:
     """What is trained, and what may be after a first solve."""
-    later = sum(variant.trained and variant.beside is not None for layer in space for variant in layer)
+    later = sum(v.trained and v.beside is not None and not v.run for layer in space for v in layer)
     if not trained:
         return "nothing to train"
     more = f", {later} of them where a first solve leaves attention out" if later else ""
@@ -370,38 +364,3 @@ def _warnings(job: Job, parent: Described, space: Space, trained: int, against: 
 
 def _ends(job: Job, shape: Shape) -> tuple[str, ...]:
     return ends_forms(job.space, shape) if ENGINES[job.hardware.engine].stores_ends_apart else ()
-
-
-def least_sizes(
-    parent: Described,
-    space: Space,
-    ends: Sequence[str],
-    scenario: Scenario,
-    storage: Storage,
-    caches: Sequence[str] = (),
-) -> dict[str, int]:
-    """The least of each exact quantity that the space reaches, each on its own, ends and every cache included."""
-    found = [_least_sizes(parent, space, ends, scenario, storage, cache) for cache in (None, *caches)]
-    return {name: min(own[name] for own in found) for name in found[0]}
-
-
-def _least_sizes(
-    parent: Described, space: Space, ends: Sequence[str], scenario: Scenario, storage: Storage, cache: str | None
-) -> dict[str, int]:
-    """The same of models with one cache."""
-    shape, length = parent.shape, scenario.prefill + scenario.generate
-    numbers = ends_parameters(shape)
-    weights = min(storage.ends(shape, form) for form in (None, *ends))
-    least = {"parameters": numbers, "weights": weights, "kv": 0, "memory": weights}
-    for layer, variants in enumerate(space):
-        for slot in SLOTS:
-            sizes = []
-            for variant in (v for v in variants if v.slot == slot):
-                entry = variant.entry(shape, layer)
-                kv = storage.kv(entry, shape, scenario.batch_size, length, cache)
-                count = parameters(entry, slot, shape)
-                weights = storage.weights(entry, slot, shape)
-                sizes.append({"parameters": count, "weights": weights, "kv": kv, "memory": weights + kv})
-            for name in least:
-                least[name] += min(size[name] for size in sizes)
-    return least

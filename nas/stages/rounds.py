@@ -23,12 +23,12 @@ from inlay.nas.errors import InfeasibleError, InlayError, UserError
 from inlay.nas.families import Shape, open_parent, unpacked
 from inlay.nas.job import Job
 from inlay.nas.job.rounds import round_values
-from inlay.nas.modeling.subblock_inlay import SLOTS
 from inlay.nas.report.progress import Reporter
 from inlay.nas.stages.recording.unsent import send_unsent
 from inlay.nas.stages.run import RunResult, begin, fingerprint_of, open_job_parent, run_job, unpacked_place
 from inlay.nas.tables.idle_limits import parent_sizes
 from inlay.nas.variants import space_problems
+from inlay.nas.variants.kind import LISTS
 from inlay.nas.workspace import ROUNDS_FILE, Workspace
 
 CHILD = "child"
@@ -145,14 +145,16 @@ def job_of_round(
 def _space_for(job: Job, number: int, shape: Shape, reporter: Reporter) -> dict[str, list[Any]]:
     """The alternatives that some layer can still take."""
     kept: dict[str, list[Any]] = {}
-    for slot in SLOTS:
-        items = getattr(job.space, slot)
-        alone = [job.space.model_copy(update={"attention": (), "ffn": (), slot: (item,)}) for item in items]
+    for listed in LISTS:
+        items = getattr(job.space, listed)
+        alone = [job.space.model_copy(update={**dict.fromkeys(LISTS, ()), listed: (item,)}) for item in items]
         wrong = [item for item, space in zip(items, alone, strict=True) if space_problems(space, shape)]
-        kept[slot] = [item for item in items if item not in wrong]
+        kept[listed] = [item for item in items if item not in wrong]
         if wrong:
             told = ", ".join(_shown(item) for item in wrong)
-            reporter.message(f"round {number} of {job.rounds}: no layer of its parent can take {slot} {told} any more")
+            reporter.message(
+                f"round {number} of {job.rounds}: no layer of its parent can take {listed} {told} any more"
+            )
     if not any(kept.values()):
         raise UserError(
             f"rounds: no layer of the child of round {number - 1} can take any alternative of `space`; write "

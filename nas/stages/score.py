@@ -21,8 +21,17 @@ from inlay.nas.pieces.comparison import Comparison, compare_architectures, summa
 from inlay.nas.pieces.stage import Stage
 from inlay.nas.pieces.standard_error import Values
 from inlay.nas.pieces.texts import Ids
-from inlay.nas.pieces.weights import Library
-from inlay.nas.tables.architecture import OWN_CACHE, PARENT_BLOCK, Block, Blocks, cache_label, ends_label
+from inlay.nas.pieces.weights import Library, used_weights
+from inlay.nas.tables.architecture import (
+    OWN_CACHE,
+    PARENT_BLOCK,
+    Block,
+    Blocks,
+    cache_label,
+    choice_label,
+    ends_label,
+    spread,
+)
 from inlay.nas.variants import Variant, ends_forms, variants_of
 
 SCORE = Stage("score", 3, compare_architectures)
@@ -71,7 +80,7 @@ def score_blocks(search: Search, ids: Ids, library: Library) -> list[ScoredBlock
 def score_beside(search: Search, ids: Ids, library: Library) -> list[ScoredBlock]:
     """Scores what stands beside one attention only, each with that one, wherever it was trained."""
     offers = {layer: offered(search, layer, library) for layer in range(search.parent.shape.num_layers)}
-    blocks = {layer: sorted(v.block for v in held if v.beside is not None) for layer, held in offers.items()}
+    blocks = {layer: sorted({v.block for v in held if v.beside is not None}) for layer, held in offers.items()}
     return score_chosen(search, ids, library, {layer: held for layer, held in blocks.items() if held})
 
 
@@ -130,7 +139,7 @@ def layer_blocks(search: Search, layer: int, library: Library) -> list[tuple[str
     singles = offered(search, layer, library)
     if not singles:
         return [(PARENT["attention"], PARENT["ffn"])]
-    return sorted(v.block for v in singles) + pairs_at(search, layer, singles)
+    return sorted({v.block for v in singles}) + pairs_at(search, layer, singles)
 
 
 def offered(search: Search, layer: int, library: Library) -> list[Variant]:
@@ -144,7 +153,8 @@ def pairs_at(search: Search, layer: int, singles: Sequence[Variant]) -> list[tup
     num_layers, wanted = search.parent.shape.num_layers, search.job.score.pairs
     share = wanted * (layer + 1) // num_layers - wanted * layer // num_layers
     ffns = [v for v in singles if v.slot == "ffn" and v.beside is None]
-    both = sorted((a.label, f.label) for a in singles if a.slot == "attention" for f in ffns)
+    attentions = [v for v in singles if v.slot == "attention" and v.beside is None]
+    both = sorted((a.label, f.label) for a in attentions for f in ffns)
     return sorted(random.Random(f"{search.job.seed} pairs {layer}").sample(both, min(share, len(both))))
 
 
@@ -152,8 +162,8 @@ def score_piece(search: Search, ids: Ids, layer: int, blocks: Sequence[tuple[str
     """The piece that scores one layer's blocks over the whole score text."""
     num_layers = search.parent.shape.num_layers
     compared = _compared(search, blocks)
-    architectures = [[block if index == layer else PARENT_BLOCK for index in range(num_layers)] for block in compared]
-    held = {str(layer): dict(library.digests.get(layer, {}))}
+    architectures = [placed(num_layers, layer, block) for block in compared]
+    held = used_weights(library, architectures) | {str(layer): dict(library.digests.get(layer, {}))}
     scratch = scratch_of(search, ids)
     return search.piece(
         SCORE,
@@ -167,7 +177,7 @@ def score_piece(search: Search, ids: Ids, layer: int, blocks: Sequence[tuple[str
             "scratch": str(scratch.folder),
             "first_layer": layer,
             "architectures": architectures,
-            "labels": [" + ".join(block) for block in compared],
+            "labels": [choice_label(block) for block in compared],
             "library": held,
         },
         {
@@ -179,8 +189,14 @@ def score_piece(search: Search, ids: Ids, layer: int, blocks: Sequence[tuple[str
     )
 
 
+def placed(num_layers: int, layer: int, block: Block) -> Blocks:
+    """The parent with one choice made otherwise, which begins at a layer."""
+    filled = spread(block)
+    return (*(PARENT_BLOCK,) * layer, *filled, *(PARENT_BLOCK,) * (num_layers - layer - len(filled)))
+
+
 def _scored(search: Search, layer: int, blocks: Sequence[Block], record: Record) -> list[ScoredBlock]:
-    labels = [" + ".join(block) for block in _compared(search, blocks)]
+    labels = [choice_label(block) for block in _compared(search, blocks)]
     found = summaries(labels, [tensors_of(search.workspace.store.blob_path(record.blobs["sequences"]))])
     base = None if search.original is None else found[labels[-1]]
     return [ScoredBlock(layer, block, found[label], base) for block, label in zip(blocks, labels, strict=False)]

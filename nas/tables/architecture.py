@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 
 from inlay.nas.variants.kind import parted
+from inlay.nas.variants.registry import KINDS
+from inlay.nas.variants.variant import parse_variant
 
 Block = tuple[str, ...]
 """The labels of an attention variant and an ffn variant; in the last layer others may say what embedding and head are
 stored in, and then what keys and values are, where that is another format than the search's own."""
 Blocks = tuple[Block, ...]
 """An architecture: one block a layer."""
+JOIN = " + "
+"""What stands between the labels of a block where it is one choice of the program."""
 PARENT_BLOCK: Block = ("attention:parent", "ffn:parent")
 ORIGINAL_BLOCK: Block = ("attention:original", "ffn:original")
 """What stood at a layer of the original that a parent is a child of; a cost table has it, no architecture does."""
@@ -72,6 +77,53 @@ def blocks_of(value: Iterable[Iterable[str]]) -> Blocks:
     return tuple(tuple(str(label) for label in block) for block in value)
 
 
+def choice_label(block: Block) -> str:
+    """What a block, or a run of layers that begins with it, is called where it is one choice."""
+    return JOIN.join(block)
+
+
+def block_of(label: str) -> Block:
+    """The block of a choice."""
+    return tuple(label.split(JOIN))
+
+
+def spread(block: Block) -> Blocks:
+    """The blocks of all layers that a choice fills: one, unless it is a run of layers, which is told by its first block
+    with what the last layer says of the whole model behind it, where it reaches that."""
+    run = _run_of(block[0])
+    if len(run) < 2:
+        return (block,)
+    return (*run[:-1], (*run[-1], *block[len(PARENT_BLOCK) :]))
+
+
+def num_layers(block: Block) -> int:
+    """How many layers a choice fills."""
+    return max(1, len(_run_of(block[0])))
+
+
+def choices_of(architecture: Sequence[Block]) -> Iterator[tuple[int, Block]]:
+    """The choices that an architecture is made of, each with its first layer: `spread` of them gives it back."""
+    layer = 0
+    while layer < len(architecture):
+        block = architecture[layer]
+        end = layer + num_layers(block)
+        whole = architecture[min(end, len(architecture)) - 1][len(PARENT_BLOCK) :]
+        yield layer, (*block[: len(PARENT_BLOCK)], *whole)
+        layer = end
+
+
 def architecture_of(labels: Sequence[str]) -> Blocks:
-    """The blocks of a solution's labels."""
-    return tuple(tuple(label.split(" + ")) for label in labels)
+    """The blocks of a solution's labels, which has that of a run at each of its layers."""
+    found: list[Block] = []
+    while len(found) < len(labels):
+        found += spread(block_of(labels[len(found)]))
+    return tuple(found)
+
+
+@lru_cache(maxsize=4096)
+def _run_of(label: str) -> Blocks:
+    """The blocks of the layers that are one choice with an attention; none where it is a choice of its own."""
+    kind = KINDS.get(kind_of(label).partition(":")[2])
+    if kind is None or not kind.lists:
+        return ()
+    return tuple((attention.label, ffn.label) for attention, ffn in parse_variant(label).run)

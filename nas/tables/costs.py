@@ -90,6 +90,11 @@ class CostTable:
             rows += [held[name] for name in stand_ins_at_most(there, _half, StandIn.MAP in held, layer == 0)]
         return _sum(rows)
 
+    def blocks(self, scenario: str, layer: int, filled: Blocks, cache: str | None = None) -> dict[str, int]:
+        """The same of the blocks of neighbouring layers, from one on."""
+        own = [self.block(scenario, layer + place, labels, cache) for place, labels in enumerate(filled)]
+        return own[0] if len(own) == 1 else _sum(own)
+
     def reference(self, num_layers: int) -> Blocks:
         """What budgets and ratios are relative to: the original where the table has one, else the parent."""
         found: Block = ORIGINAL_BLOCK if self.has(self.scenarios[0], 0, ORIGINAL_BLOCK[0]) else PARENT_BLOCK

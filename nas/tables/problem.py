@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from inlay.nas.errors import UserError
 from inlay.nas.job.budget import PEAK, BudgetLimit
-from inlay.nas.tables.architecture import PARENT_BLOCK, cache_form, ends_form
+from inlay.nas.tables.architecture import PARENT_BLOCK, cache_form, choice_label, ends_form, spread
 from inlay.nas.tables.costs import COMPUTE, CostTable, quantities
 from inlay.nas.tables.scores import ScoreTable
 from inlay.solver import Choice, Limit, Problem
@@ -91,24 +91,35 @@ def _layers(scores: ScoreTable, costs: CostTable, cache: str | None) -> Iterator
     for layer in sorted(scores.measured):
         choices = []
         for block in scores.blocks(layer):
-            if layer == last and cache_form([block]) != cache:
+            filled = spread(block)
+            reaches = layer + len(filled) > last
+            if reaches and cache_form(filled) != cache:
                 continue
-            held = {scenario: costs.block(scenario, layer, block, cache) for scenario in costs.scenarios}
-            if layer == last:
+            held = {scenario: costs.blocks(scenario, layer, filled, cache) for scenario in costs.scenarios}
+            if reaches:
                 # What stands outside the layers is chosen with the last of them: the base has the least of it.
                 for scenario, own in held.items():
-                    ends = costs.ends(scenario, ends_form([block]))
+                    ends = costs.ends(scenario, ends_form(filled))
                     held[scenario] = {name: own[name] + int(ends[name]) - least[scenario][name] for name in own}
             score = max(0, round(scores.score(layer, block) * NANO))
             amounts = tuple(held[scenario][COSTS[name]] for scenario, name in names)
             memory = tuple(held[s]["weights_bytes"] + held[s]["kv_bytes"] for s in costs.scenarios)
-            choices.append(Choice(" + ".join(block), score, amounts + memory + (memory if compute else ())))
+            amounts += memory + (memory if compute else ())
+            choices.append(Choice(choice_label(block), score, amounts, len(filled)))
         yield tuple(choices)
 
 
 def alternative_of(problem: Problem, last: str) -> Problem:
-    """The one of a problem's alternatives in which this is a choice of the last layer, whose labels tell them apart."""
-    return next(one for one in problem.alternatives if any(choice.label == last for choice in one.layers[-1]))
+    """The one of a problem's alternatives in which this fills the last layer, by labels which tell them apart."""
+    return next(
+        one
+        for one in problem.alternatives
+        if any(
+            choice.label == last and layer + choice.layers == len(one.layers)
+            for layer, own in enumerate(one.layers)
+            for choice in own
+        )
+    )
 
 
 def compute_bytes(costs: CostTable) -> list[int]:

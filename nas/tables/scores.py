@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from inlay.nas.tables.architecture import OWN_CACHE, PARENT_BLOCK, Block, is_cache, kind_of
+from inlay.nas.tables.architecture import OWN_CACHE, PARENT_BLOCK, Block, choices_of, is_cache, kind_of, num_layers
 
 BASE: tuple[int, Block] = (-1, PARENT_BLOCK)
 """Where the KL of the parent itself stands among those of blocks."""
@@ -113,18 +113,18 @@ class ScoreTable:
 
     def blocks(self, layer: int) -> list[Block]:
         """Every block that can be chosen at a layer: the parent's own, all pairs of what was scored alone there, and
-        those of an ffn that stands beside one attention only. In the last layer each of them with every format of the
-        ends too, and all these with every other cache.
+        those of an ffn that stands beside one attention only, and runs of layers that begin there. What fills the last
+        layer is there with every format of the ends too, and all these with every other cache.
         """
         held = self.measured[layer]
         attention = [PARENT_BLOCK[0], *(a for a, f in held if f == PARENT_BLOCK[1] and a != PARENT_BLOCK[0])]
         ffn = [PARENT_BLOCK[1], *(f for a, f in held if a == PARENT_BLOCK[0] and f != PARENT_BLOCK[1])]
         own: list[Block] = [(a, f) for a in attention for f in ffn]
         own += [block for block in held if block[1] not in ffn]
-        if layer == max(self.measured):
-            own += [(*block, ends) for ends in self.ends for block in own]
-            own += [(*block, cache) for cache in self.caches for block in own]
-        return own
+        last = max(self.measured)
+        filling = [block for block in own if layer + num_layers(block) > last]
+        own += (more := [(*block, ends) for ends in self.ends for block in filling])
+        return own + [(*block, cache) for cache in self.caches for block in [*filling, *more]]
 
     def score(self, layer: int, block: Block) -> float:
         """The score of a block, nats: measured where it was, else composed; 0 for the parent's own."""
@@ -152,4 +152,4 @@ class ScoreTable:
 
     def predict(self, architecture: Sequence[Block]) -> float:
         """The additive prediction of an architecture's KL, nats per token."""
-        return self.base + sum(self.score(layer, block) for layer, block in enumerate(architecture))
+        return self.base + sum(self.score(layer, block) for layer, block in choices_of(architecture))

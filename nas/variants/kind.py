@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias
 
 from inlay.nas.families.shape import Entry, Shape, subblock_tensors
 from inlay.nas.modeling.kinds_inlay import SUBBLOCKS
-from inlay.nas.modeling.subblock_inlay import Slot
+from inlay.nas.modeling.subblock_inlay import SLOTS, Slot
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 Value: TypeAlias = "int | tuple[Value, ...] | None"
 """What a kind takes: a number, several (a window and its sinks), those of two kinds, or nothing."""
+LAYERS: Final = "layers"
+"""The list of the job's space beside those of the slots: what replaces neighbouring layers together."""
+LISTS: Final = (*SLOTS, LAYERS)
 JOIN: Final = "+"
 """What stands between two kinds in one slot."""
 
@@ -63,6 +66,8 @@ class Kind(ABC):
     """As it stands in labels and in the job file."""
     slots: tuple[Slot, ...]
     """The subblocks that it can replace."""
+    lists: ClassVar[tuple[str, ...]] = ()
+    """The lists of the job's space that may name it; (): those of its slots."""
     trained: bool
     """Whether it has weights of its own that local distillation trains."""
     is_parent: ClassVar[bool] = False
@@ -89,6 +94,11 @@ class Kind(ABC):
     def resolve(self, item: Any, space: Any, place: Place) -> Value:
         """The value that an item of the job's space has at a place; `item` is what `read` gave, None without one."""
         return None
+
+    def run(self, value: Value) -> tuple[Value, ...]:
+        """Where it is one choice over several neighbouring layers, with all that stands in them: its value in each of
+        them, from the one where it is chosen on, None where nothing is left. (): it replaces one subblock."""
+        return ()
 
     def rounding(self, item: Any, value: Value, space: Any) -> str:
         """Where the value is not what was written: how it came about, to open a sentence on what is wrong with it."""
@@ -128,7 +138,8 @@ class Kind(ABC):
     def start(self, value: Value, place: Place, state: "dict[str, Tensor]", sums: "Sums") -> "dict[str, Tensor]":
         """The variant's tensors without any training, its norm included, by layer-local names.
 
-        `state` holds the parent's subblock; results have its dtypes. Tensors that are the parent's own are not copied.
+        `state` holds the parent's subblock, of a run of layers all of theirs, as `run_state` gives them; results have
+        its dtypes. Tensors that are the parent's own are not copied.
         Raises `ValueError` when `sums` lacks one of its statistics.
         """
 

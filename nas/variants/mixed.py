@@ -26,6 +26,11 @@ class MixedSpace:
         return self.space.ffn
 
     @property
+    def layers(self) -> Sequence[Any]:
+        """Alternatives to neighbouring layers together."""
+        return self.space.layers
+
+    @property
     def forms(self) -> Sequence[str]:
         """The formats."""
         return self.space.forms

@@ -6,11 +6,13 @@ from typing import Final
 from inlay.nas.modeling.subblock_inlay import Slot
 from inlay.nas.variants.alone import Alone
 from inlay.nas.variants.both import Both
+from inlay.nas.variants.fuse import Fuse
 from inlay.nas.variants.gla import Gla
 from inlay.nas.variants.heads import Heads
 from inlay.nas.variants.kind import Kind
 from inlay.nas.variants.kv_heads import KvHeads
 from inlay.nas.variants.linear import Linear
+from inlay.nas.variants.merge import Merge
 from inlay.nas.variants.no_op import NoOp
 from inlay.nas.variants.parent import Parent
 from inlay.nas.variants.width import Width
@@ -50,6 +52,7 @@ KINDS: Final = Kinds(
     (
         *(Parent(), _KV_HEADS, _HEADS, _WINDOW, Both(_KV_HEADS, _WINDOW), Both(_HEADS, _WINDOW), Gla()),
         *(Width(), Alone(), Linear(), NoOp()),
+        *(Merge(), Fuse()),
     )
 )
 """Every kind of variant."""
@@ -60,6 +63,11 @@ def kinds_of(slot: Slot) -> list[str]:
     return [name for name, kind in KINDS.items() if slot in kind.slots]
 
 
-def kind_with(keys: Collection[str], slot: Slot) -> Kind | None:
-    """The kind of what the job's space has for `slot` as an item with these keys, in any order."""
-    return next((kind for kind in KINDS.values() if slot in kind.slots and set(kind.keys) == set(keys)), None)
+def kinds_in(listed: str) -> list[Kind]:
+    """The kinds that may be named in a list of the job's space, the parent's own among them where it has one."""
+    return [kind for kind in KINDS.values() if listed in (kind.lists or kind.slots)]
+
+
+def kind_with(keys: Collection[str], listed: str) -> Kind | None:
+    """The kind of what a list of the job's space has as an item with these keys, in any order."""
+    return next((kind for kind in kinds_in(listed) if set(kind.keys) == set(keys)), None)

@@ -7,10 +7,11 @@ from typing import Any, Protocol
 from inlay.nas.errors import UserError
 from inlay.nas.families.shape import SLOTS, Shape
 from inlay.nas.formats import FORMATS
+from inlay.nas.formats.by_tensor import parts_of
 from inlay.nas.modeling.subblock_inlay import Slot
 from inlay.nas.problems import Problem, did_you_mean, show
-from inlay.nas.variants.kind import JOIN, Kind, Place
-from inlay.nas.variants.registry import kind_with, kinds_of
+from inlay.nas.variants.kind import JOIN, LAYERS, LISTS, Kind, Place
+from inlay.nas.variants.registry import kind_with, kinds_in
 from inlay.nas.variants.variant import Variant
 
 
@@ -24,6 +25,10 @@ class SearchSpace(Protocol):
     @property
     def ffn(self) -> Sequence[Any]:
         """Alternatives to the ffn."""
+
+    @property
+    def layers(self) -> Sequence[Any]:
+        """Alternatives to neighbouring layers together."""
 
     @property
     def forms(self) -> Sequence[str]:
@@ -59,8 +64,9 @@ def variants_of(space: SearchSpace, shape: Shape, layer: int) -> tuple[Variant, 
     for slot in SLOTS:
         parent = Variant(slot, "parent")
         _add(found, parent, space, shape, layer)
-        for variant in (_variant(item, space, Place(shape, layer, slot)) for item in getattr(space, slot)):
-            # Only what can stand there has an entry; the parent's own entry beside another attention has other weights.
+        items = [*getattr(space, slot), *space.layers]
+        for variant in (_variant(item, space, Place(shape, layer, slot)) for item in items):
+            # Only what can stand there has an entry; the parent's own entry beside another subblock has other weights.
             if variant.problem(shape, layer) is None and (
                 variant.beside is not None or variant.entry(shape, layer) != parent.entry(shape, layer)
             ):
@@ -70,6 +76,9 @@ def variants_of(space: SearchSpace, shape: Shape, layer: int) -> tuple[Variant, 
 
 def _add(found: dict[str, Variant], variant: Variant, space: SearchSpace, shape: Shape, layer: int) -> None:
     forms = () if variant.is_absent(shape, layer) else space.stored_as(layer, variant.slot)
+    if variant.run:
+        # Both subblocks of its layer are stored alike, and not every mix is one of both.
+        forms = [form for form in forms if not parts_of(form)]
     for one in (variant, *(replace(variant, form=form) for form in forms)):
         if one.problem(shape, layer) is None:
             found.setdefault(one.label, one)
@@ -82,7 +91,7 @@ def ends_forms(space: SearchSpace, shape: Shape) -> tuple[str, ...]:
 
 def space_problems(space: SearchSpace, shape: Shape, field: str = "space") -> list[Problem]:
     """Everything in the space that no layer of this parent can take, each with its path below `field`."""
-    found = [problem for slot in SLOTS for problem in _slot_problems(space, shape, slot, f"{field}.{slot}")]
+    found = [problem for listed in LISTS for problem in _item_problems(space, shape, listed, f"{field}.{listed}")]
     return [*found, *_format_problems(space, shape, f"{field}.formats")]
 
 
@@ -92,21 +101,24 @@ def unseen_problems(space: SearchSpace, shape: Shape, length: int, raised: str) 
     Quality is judged on such sequences; `raised` is the job's field that makes them longer.
     """
     found = []
-    for slot in SLOTS:
-        for place, item in enumerate(getattr(space, slot)):
+    for listed in LISTS:
+        slot = _slot_of(listed)
+        for place, item in enumerate(getattr(space, listed)):
             text = _variant(item, space, Place(shape, 0, slot)).too_long(length)
             if text is not None:
-                found.append(Problem(_path(f"space.{slot}[{place}]", item), f"{text}, or raise {raised}"))
+                found.append(Problem(_path(f"space.{listed}[{place}]", item), f"{text}, or raise {raised}"))
     return found
 
 
-def _slot_problems(space: SearchSpace, shape: Shape, slot: Slot, field: str) -> Iterator[Problem]:
-    for place, item in enumerate(getattr(space, slot)):
+def _item_problems(space: SearchSpace, shape: Shape, listed: str, field: str) -> Iterator[Problem]:
+    slot = _slot_of(listed)
+    for place, item in enumerate(getattr(space, listed)):
         path = f"{field}[{place}]"
-        kind = kind_with(_keys(item), slot)
+        kind = kind_with(_keys(item), listed)
         if kind is None:
-            hint = did_you_mean(JOIN.join(_keys(item)), kinds_of(slot))
-            yield Problem(path, f"{show(item)} is no {slot} alternative; {hint}there are {', '.join(kinds_of(slot))}")
+            known = [each.name for each in kinds_in(listed)]
+            hint = did_you_mean(JOIN.join(_keys(item)), known)
+            yield Problem(path, f"{show(item)} is no {listed} alternative; {hint}there are {', '.join(known)}")
             continue
         variants = [_variant(item, space, Place(shape, layer, slot)) for layer in range(shape.num_layers)]
         problems = [variant.problem(shape, layer) for layer, variant in enumerate(variants)]
@@ -125,9 +137,14 @@ def _format_problems(space: SearchSpace, shape: Shape, field: str) -> Iterator[P
 
 
 def _variant(item: Any, space: SearchSpace, place: Place) -> Variant:
-    kind = kind_with(_keys(item), place.slot)
+    kind = kind_with(_keys(item), place.slot) or kind_with(_keys(item), LAYERS)
     assert kind is not None
     return Variant(place.slot, kind.name, kind.resolve(_value(item, kind), space, place))
+
+
+def _slot_of(listed: str) -> Slot:
+    """The subblock that a list's items are asked about; those for whole layers say the same of both."""
+    return next((slot for slot in SLOTS if slot == listed), SLOTS[0])
 
 
 def _keys(item: Any) -> list[str]:

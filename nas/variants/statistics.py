@@ -37,7 +37,8 @@ class Statistic(ABC):
         return ()
 
     def ready(self, state: "Mapping[str, Tensor]", sums: "Sums") -> "Statistic":
-        """Itself, once `sums` has what it needs; `state` is the parent's layer."""
+        """Itself, once `sums` has what it needs; `state` is the parent's layer, with those behind it as `run_state`
+        gives them where a variant is a run of layers."""
         return self
 
     @abstractmethod

@@ -12,6 +12,7 @@ from inlay.nas.modeling.kinds_inlay import SUBBLOCKS
 from inlay.nas.modeling.subblock_inlay import FORMAT, Slot
 from inlay.nas.problems import Problem, did_you_mean, show
 from inlay.nas.variants.kind import Place, Value, parted
+from inlay.nas.variants.no_op import NoOp
 from inlay.nas.variants.parent import Parent
 from inlay.nas.variants.registry import KINDS, kinds_of
 from inlay.nas.variants.statistics import Statistic, Sums
@@ -84,15 +85,29 @@ class Variant:
         return KINDS[self.kind].is_free
 
     @property
+    def run(self) -> "tuple[tuple[Variant, Variant], ...]":
+        """Attention and ffn of each of the layers that are one choice with it, from its own on; () where it is a choice
+        of its own subblock."""
+        values = KINDS[self.kind].run(self.value)
+
+        def at(slot: Slot, value: Value) -> Variant:
+            return Variant(slot, NoOp.name) if value is None else Variant(slot, self.kind, value, self.form)
+
+        return tuple((at("attention", value), at("ffn", value)) for value in values)
+
+    @property
     def beside(self) -> str | None:
-        """The label of the one attention that it stands beside, doing the work of its whole layer; None: any."""
+        """The label of the one subblock that it stands beside in its layer, the two doing the work of that or of a run
+        of layers; None: any."""
+        if run := self.run:
+            return run[0][SLOTS.index(self.slot) - 1].label
         return KINDS[self.kind].beside
 
     @property
     def block(self) -> tuple[str, str]:
         """The labels of attention and ffn where it stands and all else is the parent's."""
         if self.slot == "attention":
-            return self.label, Variant("ffn", Parent.name).label
+            return self.label, self.beside or Variant("ffn", Parent.name).label
         return self.beside or Variant("attention", Parent.name).label, self.label
 
     def is_absent(self, shape: Shape, layer: int) -> bool:
@@ -104,7 +119,10 @@ class Variant:
         place = Place(shape, layer, self.slot)
         if place.is_empty and not self.is_parent:
             return f"{self.label} is not possible: the parent has no {self.slot} there; leave it out"
-        return KINDS[self.kind].problem(self.value, place) or self._format_problem(shape, layer)
+        if (problem := KINDS[self.kind].problem(self.value, place)) is not None:
+            return problem
+        stored = self.run[0] if self.run else (self,)
+        return next(filter(None, (each._format_problem(shape, layer) for each in stored)), None)
 
     def _format_problem(self, shape: Shape, layer: int) -> str | None:
         """A part that it does not have, and a format that none of its matrices would be stored in: that is another."""

@@ -8,11 +8,12 @@ import torch
 
 from inlay.nas.families import Parent, open_parent
 from inlay.nas.modeling import ForwardContext, InlayLayer, build_layer, make_context
-from inlay.nas.variants import Place
+from inlay.nas.variants import Place, Variant
 from inlay.nas.variants.alone import LayerByChannels
 from inlay.nas.variants.gla import Mixed, Mixing
 from inlay.nas.variants.heads import HEAD_GRAM
 from inlay.nas.variants.kv_heads import MergedHeads
+from inlay.nas.variants.run import RunChannels, run_state
 from inlay.nas.variants.statistics import ChannelGram, Inputs, Products, Statistic, Sums, gather
 
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -44,6 +45,11 @@ class Case:
     context: ForwardContext
     sums: Sums
 
+    def given(self, variant: Variant) -> dict[str, torch.Tensor]:
+        """The tensors that a variant of layer 1 starts from: those of that layer, or of all layers of a run."""
+        behind = [self.parent.layer_state(1 + number) for number in range(1, len(variant.run))]
+        return run_state([self.state, *behind])
+
     def merged_sums(self, layer: InlayLayer, state: dict[str, torch.Tensor], sums: Sums, heads: int) -> Sums:
         """What a second pass gathers of merged heads; `layer` and `state` are the parent's, or stand in for them."""
         merged = MergedHeads(Place(self.parent.shape, 1, "attention"), heads).ready(state, sums)
@@ -56,6 +62,7 @@ class Space:
 
     attention: tuple[Any, ...] = ()
     ffn: tuple[Any, ...] = ()
+    layers: tuple[Any, ...] = ()
     multiple: int = 8
     sinks: int = 4
 
@@ -70,6 +77,8 @@ def make_case(parent: Parent, layer_index: int = 1) -> Case:
     context = make_context(parent.config, 4, 32, dtype, "cpu", [block["attention"]])
     sums, _ = gather(layer, hidden_BSD, context, STATISTICS)
     place = Place(parent.shape, layer_index, "attention")
+    run = run_state([state, parent.layer_state(layer_index + 1)])
+    sums |= gather(layer, hidden_BSD, context, [RunChannels(place, 2).ready(run, sums)])[0]
     sums |= gather(layer, hidden_BSD, context, [Mixing(place)])[0]
     sums |= gather(layer, hidden_BSD, context, [Mixed(place).ready(state, sums)])[0]
     first = Case(parent, layer, state, hidden_BSD, context, sums)

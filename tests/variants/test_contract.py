@@ -20,6 +20,8 @@ LABELS = (
     "attention:gla",
     "attention:linear",
     "attention:no_op",
+    "attention:merge=2",
+    "attention:fuse=2",
     "ffn:parent",
     "ffn:width=16",
     "ffn:width=1",
@@ -27,6 +29,8 @@ LABELS = (
     "ffn:alone=48",
     "ffn:linear",
     "ffn:no_op",
+    "ffn:merge=2",
+    "ffn:fuse=2",
 )
 
 
@@ -47,12 +51,12 @@ class TestEveryVariant:
 
     def test_it_fits_and_has_its_label(self, case, variant, label) -> None:
         assert variant.label == str(variant) == label
-        for layer in range(case.parent.shape.num_layers):
+        for layer in range(case.parent.shape.num_layers if not variant.run else 1):
             variant.check(case.parent.shape, layer, "space")
 
     def test_its_start_is_what_the_layer_wants(self, case, variant) -> None:
         shape, config = case.parent.shape, case.parent.config
-        state = variant.start(shape, 1, case.state, case.sums)
+        state = variant.start(shape, 1, case.given(variant), case.sums)
         dtype = getattr(torch, shape.dtype)
         assert {tensor.dtype for tensor in state.values()} <= {dtype}
         assert all(tensor.isfinite().all() for tensor in state.values())
@@ -65,20 +69,21 @@ class TestEveryVariant:
 
     def test_sizes_are_those_of_its_tensors(self, case, variant) -> None:
         shape = case.parent.shape
-        state = variant.start(shape, 1, case.state, case.sums)
+        state = variant.start(shape, 1, case.given(variant), case.sums)
         entry = variant.entry(shape, 1)
         assert parameters(entry, variant.slot, shape) == sum(tensor.numel() for tensor in state.values())
         assert weights_bytes(entry, variant.slot, shape) == sum(tensor.nbytes for tensor in state.values())
 
     def test_the_same_start_twice(self, case, variant) -> None:
-        first, second = (variant.start(case.parent.shape, 1, case.state, case.sums) for _ in range(2))
+        first, second = (variant.start(case.parent.shape, 1, case.given(variant), case.sums) for _ in range(2))
         assert first.keys() == second.keys()
         assert all(first[name].equal(second[name]) for name in first)
 
     def test_the_start_leaves_the_parent_alone(self, case, variant) -> None:
-        before = {name: tensor.clone() for name, tensor in case.state.items()}
-        variant.start(case.parent.shape, 1, case.state, case.sums)
-        assert all(case.state[name].equal(before[name]) for name in before)
+        given = case.given(variant)
+        before = {name: tensor.clone() for name, tensor in given.items()}
+        variant.start(case.parent.shape, 1, given, case.sums)
+        assert all(given[name].equal(before[name]) for name in before)
 
     def test_a_whole_model_of_it_has_the_sizes_of_its_parts(self, case, variant) -> None:
         shape = case.parent.shape

@@ -208,7 +208,10 @@ class TestBoth:
                 "kinds of attention are parent, kv_heads, heads, window, kv_heads+window, ",
             ),
             ("attention:kv_heads=1+windw=8", "did you mean `kv_heads+window`?"),
-            ("attention:window=8+kv_heads=1", "heads, window, kv_heads+window, heads+window, gla, linear, no_op."),
+            (
+                "attention:window=8+kv_heads=1",
+                "heads, window, kv_heads+window, heads+window, gla, linear, no_op, merge, fuse.",
+            ),
             ("attention:kv_heads=1+window=", "`window` takes a whole number, not ``"),
             ("attention:kv_heads=+window=8", "`kv_heads` takes a whole number, not ``"),
             ("ffn:kv_heads=1+window=8", "kinds of ffn are parent, width, alone, linear, no_op"),
@@ -229,7 +232,9 @@ class TestBoth:
         ]
 
     def test_two_that_do_not_stand_together(self) -> None:
-        space = SimpleNamespace(attention=[{"kv_heads": 1, "heads": 2}], ffn=[], forms=(), multiple=8, sinks=4)
+        space = SimpleNamespace(
+            attention=[{"kv_heads": 1, "heads": 2}], ffn=[], layers=[], forms=(), multiple=8, sinks=4
+        )
         from inlay.nas.families import Shape
 
         own = {"attention": {"kind": "full", "kv_heads": 2}, "ffn": {"kind": "gated", "width": 8}}

@@ -207,7 +207,13 @@ def test_items_that_are_no_alternatives_are_problems_too() -> None:
     from types import SimpleNamespace
 
     space = SimpleNamespace(
-        attention=["lineal", {"width": 8}], ffn=[], forms=(), stored_as=lambda layer, slot: (), multiple=8, sinks=4
+        attention=["lineal", {"width": 8}],
+        ffn=[],
+        layers=[],
+        forms=(),
+        stored_as=lambda layer, slot: (),
+        multiple=8,
+        sinks=4,
     )
     first, second = map(str, space_problems(space, SHAPE))
     assert first.startswith("space.attention[0]: 'lineal' is no attention alternative; did you mean `linear`?")
