@@ -60,6 +60,11 @@ def family_of(config: Mapping[str, Any]) -> Family:
             "parent: the weights are quantised (config.json has `quantization_config`); "
             "give the float32, bfloat16 or float16 model that they were made from."
         )
+    if config.get("packed"):
+        raise UserError(
+            "parent: its matrices are packed in 2:4 (config.json has `packed`); give the search's own `child` folder, "
+            "or what `inlay export --format hf` writes."
+        )
     return FAMILIES[made_of]
 
 
