@@ -1,9 +1,9 @@
 """Two of every four numbers of a row and which two they are: semi-structured sparsity.
 
-Which are kept is chosen column by column, as codes are (nas/formats/fitting.py): of each four those that cost the most
-to leave out, once the columns behind have made up for those before (SparseGPT, arXiv 2301.00774). Then what is kept
-takes over from what is not by least squares, row by row. Without what a matrix reads the largest are kept, weighed by an
-importance of their channels (Wanda, arXiv 2306.11695). Training changes what is kept, and not which.
+Which are kept is chosen column by column, as codes are (nas/formats/fitting.py): of each four those that cost
+most to leave out, once the columns behind have made up for those before (SparseGPT, arXiv 2301.00774). Then what is
+kept takes over from what is not by least squares, row by row. Without what a matrix reads the largest are kept, weighed
+by an importance of their channels (Wanda, arXiv 2306.11695). Training changes what is kept, and not which.
 benchmarks/sparsity.py compares all of this with other ways.
 
 Kept numbers are bfloat16, which models in bfloat16 as well as in float32 hold as they are; a bit for each number of a

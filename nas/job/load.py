@@ -62,7 +62,8 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice, leaves dates and numbers in base 60 (2:4) as text, and stops at too many values."""
+    """SafeLoader that refuses a key given twice, leaves dates and numbers in base 60 as text (the format 2:4 is none),
+    and stops at too many values."""
 
     def __init__(self, text: str, source: str) -> None:
         super().__init__(text)

@@ -1,7 +1,7 @@
 """A linear layer whose weights stay packed: two of every four numbers of a row, and a bit for each that says which.
 
-In memory it is as in the file, and it is unpacked where it multiplies. Rows of C numbers are C/2 bfloat16 values, then C
-bits in whole bytes, the first number's lowest.
+In memory it is as in the file, and it is unpacked where it multiplies. Rows of C numbers are C/2 bfloat16 values, then
+C bits in whole bytes, the first number's lowest.
 
 This file is copied beside exported weights, so it imports only torch and its neighbours.
 """
