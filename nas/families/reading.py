@@ -60,12 +60,16 @@ def family_of(config: Mapping[str, Any]) -> Family:
             "parent: the weights are quantised (config.json has `quantization_config`); "
             "give the float32, bfloat16 or float16 model that they were made from."
         )
+    return FAMILIES[made_of]
+
+
+def check_unpacked(config: Mapping[str, Any]) -> None:
+    """Raises `UserError` for a folder whose matrices are packed: there is nothing to search from in it."""
     if config.get("packed"):
         raise UserError(
             "parent: its matrices are packed in 2:4 (config.json has `packed`); give the search's own `child` folder, "
             "or what `inlay export --format hf` writes."
         )
-    return FAMILIES[made_of]
 
 
 def shape_of(config: Mapping[str, Any], stored_dtype: str) -> Shape:
