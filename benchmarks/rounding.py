@@ -27,8 +27,8 @@ from transformers import AutoModelForCausalLM
 from inlay.nas.embedded import PARENTS, corpus, embedded_parent
 from inlay.nas.families import open_parent
 from inlay.nas.formats import FORMATS
-from inlay.nas.formats.fitting import Inputs
 from inlay.nas.formats.format import Format
+from inlay.nas.formats.inputs import Inputs
 from inlay.nas.formats.tensors import rounded, weighed
 
 TOKENS, LENGTH = 8192, 256

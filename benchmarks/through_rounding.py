@@ -36,9 +36,9 @@ from inlay.kernels import kl_loss
 from inlay.nas.embedded import PARENTS, corpus, embedded_parent
 from inlay.nas.families import layer_prefix, open_parent
 from inlay.nas.formats.codes import CODES
-from inlay.nas.formats.fitting import Inputs, can_fit
 from inlay.nas.formats.gguf import GGUF
-from inlay.nas.formats.tensors import rounded
+from inlay.nas.formats.inputs import Inputs
+from inlay.nas.formats.tensors import packed, rounded
 from inlay.nas.formats.through import TOGETHER, Grid
 from inlay.nas.modeling import InlayForCausalLM
 
@@ -63,9 +63,9 @@ class Matrix:
     def of(module: nn.Linear, form: str, inputs: Inputs) -> Matrix | None:
         own_RC = module.weight.detach()
         held = GGUF[form].holding(own_RC.shape[1])
-        if not can_fit(held):
+        if not held.can_fit:
             return None
-        grid = Grid.of(own_RC, held, inputs, None)
+        grid = Grid.of(own_RC, held, packed(own_RC, held, inputs))
         blocks = torch.zeros(len(own_RC), own_RC.shape[1] // held.block)
         return Matrix(
             module, grid, nn.Parameter(grid.start(own_RC)), nn.Parameter(blocks), float(own_RC.square().mean().sqrt())

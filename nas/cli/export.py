@@ -16,6 +16,7 @@ class Format(StrEnum):
     deci = "deci"
     gguf = "gguf"
     compressed_tensors = "compressed-tensors"
+    packed = "packed"
 
 
 class Consumer(StrEnum):
@@ -40,7 +41,8 @@ def export_command(
         typer.Option(
             "--format",
             help="hf: a Transformers folder. deci: a DeciLM folder (nemotron-nas). gguf: for llama.cpp. "
-            "compressed-tensors: a Transformers folder with packed weights, for vLLM.",
+            "compressed-tensors: a Transformers folder with packed weights, for vLLM. packed: hf with 2:4 matrices "
+            "packed.",
         ),
     ] = Format.hf,
     consumer: Annotated[

@@ -5,14 +5,21 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from inlay.nas.engines.engine import Held
+from inlay.nas.engines.shapes import shape_of_model
+from inlay.nas.engines.sparse_checkpoint import packed_matrices, stored_tensors
 from inlay.nas.engines.talk import Continuation, Talk, Trained
 from inlay.nas.engines.timing import PATIENCE_SECONDS, SAMPLED_STEPS, Workload, take_rounds
+from inlay.nas.formats.tensors import packed
 from inlay.nas.modeling import InlayConfig, InlayForCausalLM
+from inlay.nas.modeling.subblock_inlay import FORMAT
+
+if TYPE_CHECKING:
+    from inlay.nas.formats.format import Bytes, Format
 
 
 def random_model(
@@ -23,6 +30,7 @@ def random_model(
     Embedding and head are those of `ends` where it is given, so that models of one comparison hold them once.
     """
     torch.manual_seed(0)
+    config = packed_where_told(config)
     with device, _default_dtype(dtype):
         model: Any = InlayForCausalLM(config)
     if ends is not None:
@@ -32,11 +40,27 @@ def random_model(
 
 
 def trained_model(model: Trained, dtype: torch.dtype, device: torch.device) -> InlayForCausalLM:
-    """A model with its weights."""
-    state = {name: tensor.to(dtype) for name, tensor in model.tensors.items()}
-    whole: Any = InlayForCausalLM.from_pretrained(None, config=model.config, state_dict=state, dtype=dtype)
+    """A model with its weights, those of matrices in formats packed."""
+
+    def nearest(name: str, form: Format) -> Bytes:
+        return packed(model.tensors[name], form)
+
+    config = packed_where_told(model.config)
+    formats = packed_matrices(shape_of_model(config), config.blocks)
+    stored = dict(stored_tensors(model.tensors, model.tensors.__getitem__, formats, model.rows or nearest))
+    state = {name: tensor.to(dtype) if tensor.is_floating_point() else tensor for name, tensor in stored.items()}
+    whole: Any = InlayForCausalLM.from_pretrained(None, config=config, state_dict=state, dtype=dtype)
     built: InlayForCausalLM = whole.to(device).eval()
     return built
+
+
+def packed_where_told(config: InlayConfig) -> InlayConfig:
+    """The configuration of the same model with its matrices packed where entries name a format."""
+    if not any(FORMAT in entry for block in config.blocks for entry in block.values()):
+        return config
+    found = config.with_blocks(config.blocks)
+    found.packed = True
+    return found
 
 
 @contextlib.contextmanager

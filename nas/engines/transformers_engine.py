@@ -1,10 +1,15 @@
-"""`transformers`: the Transformers folder in eager PyTorch, in the worker's own process."""
+"""`transformers`: the Transformers folder in eager PyTorch, in the worker's own process.
+
+Matrices in 2:4 stay packed in memory, as in the folder, and are unpacked each time that they multiply: PyTorch has
+kernels that multiply by such ones on some GPUs alone.
+"""
 
 from __future__ import annotations
 
 import platform
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +17,10 @@ from inlay.nas.engines.engine import Engine, Held, Skeletons, Target, Timed
 from inlay.nas.engines.talk import Talk, Trained
 from inlay.nas.engines.timing import Workload, clock_of
 from inlay.nas.errors import UserError
-from inlay.nas.families.shape import Entry, Shape
+from inlay.nas.families.shape import Entry, Shape, subblock_tensors
+from inlay.nas.formats.sparse import SPARSE
 from inlay.nas.modeling.no_op_inlay import ABSENT
-from inlay.nas.modeling.subblock_inlay import Slot, TimedSlot
+from inlay.nas.modeling.subblock_inlay import FORMAT, Slot, TimedSlot
 from inlay.nas.variants.storage import AsParent, Storage
 
 if TYPE_CHECKING:
@@ -26,11 +32,24 @@ OWN = "parent"
 """The one format: numbers are stored as the parent's are."""
 
 
+class TransformersStorage(AsParent):
+    """The parent's type, and packed rows where an entry names a format."""
+
+    def weights(self, entry: Entry, slot: Slot, shape: Shape) -> int:
+        """Its tensors; norms and biases are in the parent's type."""
+        whole = super().weights(entry, slot, shape)
+        if FORMAT not in entry:
+            return whole
+        sizes = [size for size in subblock_tensors(shape, slot, entry).values() if len(size) == 2]
+        return whole + sum(SPARSE[entry[FORMAT]].num_bytes(size) - prod(size) * shape.dtype_bytes for size in sizes)
+
+
 class TransformersEngine(Engine):
     """Runs all that a child may be."""
 
     name = "transformers"
     formats = (OWN,)
+    subblock_formats = tuple(SPARSE)
     devices = ("cpu", "cuda")
     has_python = False
 
@@ -39,7 +58,18 @@ class TransformersEngine(Engine):
         return OWN
 
     def problem(self, entry: Entry, slot: Slot, shape: Shape, form: str) -> str | None:
-        """None: it is our own code."""
+        """None, it is our own code, but for rows that a format does not hold."""
+        if FORMAT not in entry:
+            return None
+        form = SPARSE.get(entry[FORMAT])
+        if form is None:
+            return f"transformers has no {entry[FORMAT]}; its formats of subblocks are {', '.join(SPARSE)}"
+        for name, size in subblock_tensors(shape, slot, entry).items():
+            if len(size) == 2 and not form.fits(size[1]):
+                return (
+                    f"{form.name} stores {form.block} numbers together, and {name} has rows of {size[1]}; take a "
+                    f"multiple of {form.block}, or no format there"
+                )
         return None
 
     def model_problem(self, shape: Shape, form: str, device: str) -> str | None:
@@ -47,8 +77,8 @@ class TransformersEngine(Engine):
         return None
 
     def storage(self, form: str, device: str, kv_format: str | None = None) -> Storage:
-        """The parent's type."""
-        return AsParent()
+        """The parent's type, but for matrices in 2:4."""
+        return TransformersStorage()
 
     def describe(self, target: Target) -> dict[str, str]:
         """The device, torch and transformers."""

@@ -15,7 +15,7 @@ from inlay.nas.errors import UserError
 from inlay.nas.families.checkpoint import Checkpoint, open_checkpoint
 from inlay.nas.families.checks import check_finite, check_tensors, stored_name
 from inlay.nas.families.hub import DESCRIPTION, download
-from inlay.nas.families.reading import family_of, read_config, shape_of
+from inlay.nas.families.reading import check_unpacked, family_of, read_config, shape_of
 from inlay.nas.families.remote_code import tokenizer_code
 from inlay.nas.families.shape import EMBEDDING, HEAD, SLOTS, Entry, Shape, ends_tensors, layer_prefix, subblock_tensors
 from inlay.nas.families.tokenizer import TOKENIZER_FILES, check_tokenizer_files, load_tokenizer
@@ -42,6 +42,7 @@ def open_parent(name: str | Path, revision: str | None = None) -> "Parent":
     folder = _folder(str(name), revision)
     config = read_config(folder)
     family_of(config)
+    check_unpacked(config)
     checkpoint = open_checkpoint(folder)
     shape = shape_of(config, _stored_dtype(checkpoint))
     check_tensors(checkpoint, shape)

@@ -63,6 +63,15 @@ def family_of(config: Mapping[str, Any]) -> Family:
     return FAMILIES[made_of]
 
 
+def check_unpacked(config: Mapping[str, Any]) -> None:
+    """Raises `UserError` for a folder whose matrices are packed: there is nothing to search from in it."""
+    if config.get("packed"):
+        raise UserError(
+            "parent: its matrices are packed in 2:4 (config.json has `packed`); give the search's own `child` folder, "
+            "or what `inlay export --format hf` writes."
+        )
+
+
 def shape_of(config: Mapping[str, Any], stored_dtype: str) -> Shape:
     """The parent's sizes. `stored_dtype` is what its tensors are stored in, taken when config.json names no dtype.
 

@@ -11,8 +11,6 @@ R rows, C input channels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,56 +20,15 @@ from torch import Tensor
 from inlay.nas.errors import UserError
 from inlay.nas.formats.codes import Codes
 from inlay.nas.formats.format import Format
+from inlay.nas.formats.inputs import Inputs
 
 if TYPE_CHECKING:
     from inlay.nas.formats.format import Bytes
 
-DAMPING = 0.01
-"""Of the mean of G's diagonal, added to all of it: a text of few tokens says nothing of some directions."""
 PASSES = 1
 """Of the coordinate descent over all columns: benchmarks/rounding.py says what they are worth."""
 RUN = 32
 """Columns that are worked on one by one before what they leave reaches all others in one product."""
-
-
-def can_fit(form: Format) -> bool:
-    """Whether codes may be chosen: not where every number is rounded by itself."""
-    return form.codes(form.block) is not None
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """What is known of the inputs of a matrix: the mean of X'X over a text.
-
-    Args:
-        name: that no other inputs have, for what is kept of their rounding.
-        gram_CC: float32.
-    """
-
-    name: str
-    gram_CC: Tensor
-
-    @cached_property
-    def importance_C(self) -> Tensor:
-        """The mean square of each channel."""
-        return self.gram_CC.diagonal().contiguous()
-
-    @cached_property
-    def damped_CC(self) -> Tensor:
-        """The Gram matrix with a little more on its diagonal."""
-        mean = self.gram_CC.diagonal().mean()
-        return self.gram_CC + (DAMPING * mean if mean > 0 else 1.0) * torch.eye(len(self.gram_CC))
-
-    @cached_property
-    def factor_CC(self) -> Tensor:
-        """The upper factor U of the inverse of `damped_CC`, U'U, float32."""
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(self.damped_CC.double()))
-        factor: Tensor = torch.linalg.cholesky(inverse, upper=True)
-        return factor.float()
-
-    def harm(self, change_RC: Tensor) -> Tensor:
-        """The mean square of what a change of a matrix changes of each of its outputs, [R]."""
-        return ((change_RC @ self.gram_CC) * change_RC).sum(1)
 
 
 def fitted(weights_RC: Tensor, form: Format, inputs: Inputs) -> Bytes:
@@ -79,7 +36,7 @@ def fitted(weights_RC: Tensor, form: Format, inputs: Inputs) -> Bytes:
 
     Args:
         weights_RC: float32 on the CPU; rows of whole blocks.
-        form: one that `can_fit`.
+        form: one that can be fitted (`Format.can_fit`).
         inputs: of C channels.
 
     Raises:
@@ -87,6 +44,11 @@ def fitted(weights_RC: Tensor, form: Format, inputs: Inputs) -> Bytes:
     """
     if not inputs.gram_CC.isfinite().all():
         raise UserError(f"{form.name}: what a matrix reads is not finite; gather the statistics anew")
+    own = form.fitted(weights_RC, inputs)
+    return _fitted_codes(weights_RC, form, inputs) if own is None else own
+
+
+def _fitted_codes(weights_RC: Tensor, form: Format, inputs: Inputs) -> Bytes:
     codes, factor_CC = form.codes(weights_RC.shape[1]), inputs.factor_CC
     assert codes is not None
     importance = inputs.importance_C.numpy()

@@ -9,14 +9,34 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from inlay.nas.errors import UserError
 
 if TYPE_CHECKING:
-    from inlay.nas.formats.codes import Bytes, Codes, Numbers
+    from torch import Tensor
 
-__all__ = ["Bytes", "Format", "Numbers"]
+    from inlay.nas.formats.codes import Bytes, Codes, Numbers
+    from inlay.nas.formats.inputs import Inputs
+
+__all__ = ["Bytes", "Format", "Numbers", "Through"]
+
+
+class Through(Protocol):
+    """What a matrix is computed with while it is trained, and what is stored of it."""
+
+    @property
+    def fitted(self) -> Bytes:
+        """The rows that training begins with, [R, bytes of a row]."""
+
+    def start(self, weights_RC: Tensor) -> Tensor:
+        """The weights nearest to these that are stored as the fitted rows; float32."""
+
+    def __call__(self, weights_RC: Tensor) -> Tensor:
+        """The numbers that the engine computes with in place of these."""
+
+    def pack(self, weights_RC: Tensor) -> Bytes:
+        """The rows as they are in a file, [R, bytes of a row]."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +67,19 @@ class Format(ABC):
 
     def codes(self, row: int) -> Codes | None:
         """What a row of so many numbers is made of; None where every number is rounded by itself."""
+        return None
+
+    @property
+    def can_fit(self) -> bool:
+        """Whether what is stored of a number may depend on the others: not where each is rounded by itself."""
+        return self.codes(self.block) is not None
+
+    def fitted(self, weights_RC: Tensor, inputs: Inputs) -> Bytes | None:
+        """What `fitting.fitted` gives, by a way of the format's own; None: by its codes."""
+        return None
+
+    def through(self, weights_RC: Tensor, rows: Bytes, inputs: Inputs | None) -> Through | None:
+        """What `through.through` gives for a matrix with these rows, by a way of its own; None: by its codes."""
         return None
 
     def pack(self, numbers: Numbers, importance: Numbers | None = None) -> Bytes:

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from inlay.nas.formats.fitting import Inputs, can_fit, fitted
+from inlay.nas.formats.fitting import fitted
 from inlay.nas.formats.format import Format
+from inlay.nas.formats.inputs import Inputs
 from inlay.nas.formats.kept import KeptRounding
 
 if TYPE_CHECKING:
@@ -29,8 +30,8 @@ def packed(weights: Tensor, form: Format, inputs: Inputs | None = None, kept: Ke
         UserError: numbers that are not finite, as `Format.pack`.
     """
     own = weights.detach().float().cpu().contiguous()
-    # What has no codes is rounded number by number, whatever reads it.
-    chosen = inputs if can_fit(form) else None
+    # What cannot be fitted is rounded number by number, whatever reads it.
+    chosen = inputs if form.can_fit else None
 
     def pack() -> Bytes:
         return form.pack(own.numpy()) if chosen is None else fitted(own, form, chosen)

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from inlay.nas.formats.codes import Codes
-from inlay.nas.formats.fitting import Inputs
-from inlay.nas.formats.format import Format
+from inlay.nas.formats.format import Format, Through
+from inlay.nas.formats.inputs import Inputs
 from inlay.nas.formats.kept import KeptRounding
 from inlay.nas.formats.tensors import packed
 
@@ -30,12 +30,19 @@ INSIDE = 0.49
 """Of a step of the grid: so far from its code a weight may begin."""
 
 
+def through(weights_RC: Tensor, form: Format, inputs: Inputs | None, kept: KeptRounding | None) -> Through:
+    """How training goes through what `packed` finds for a matrix; on its device."""
+    rows = packed(weights_RC, form, inputs, kept)
+    own = form.through(weights_RC, rows, inputs)
+    return Grid.of(weights_RC, form, rows) if own is None else own
+
+
 @dataclass(frozen=True)
 class Grid:
     """The grid that a matrix is rounded to.
 
     Args:
-        form: the format; one that `can_fit`.
+        form: the format; one that has codes.
         fitted: the rows that the scales are those of, [R, bytes of a row].
         scale_RS1: of each sub-block.
         offset_RS1: the same.
@@ -47,9 +54,9 @@ class Grid:
     offset_RS1: Tensor
 
     @staticmethod
-    def of(weights_RC: Tensor, form: Format, inputs: Inputs | None, kept: KeptRounding | None) -> Grid:
-        """With the scales that `packed` finds for a matrix; on its device."""
-        rows, codes = packed(weights_RC, form, inputs, kept), _codes_of(form, weights_RC)
+    def of(weights_RC: Tensor, form: Format, rows: Bytes) -> Grid:
+        """With the scales of a matrix' rows; on its device."""
+        codes = _codes_of(form, weights_RC)
         together = gcd(TOGETHER, codes.block)
         scale, offset = (
             torch.from_numpy(part.reshape(len(rows), -1, together)[..., :1].copy()).to(weights_RC.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,8 @@ def parse_yaml(text: str, source: str) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice, leaves dates as text, and stops at too many values."""
+    """SafeLoader that refuses a key given twice, leaves dates and numbers in base 60 as text (the format 2:4 is none),
+    and stops at too many values."""
 
     def __init__(self, text: str, source: str) -> None:
         super().__init__(text)
@@ -92,10 +94,17 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
+def _resolvers() -> dict[str, list[tuple[str, re.Pattern[str]]]]:
+    """SafeLoader's, but for what is left as text: all that it takes for a number with a colon is one in base 60."""
+    own = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    text = ("tag:yaml.org,2002:str", re.compile(r"[-+]?[0-9][0-9_]*(?::[0-9.]+)+"))
+    return {first: [text, *found] if first in "-+0123456789" else found for first, found in own.items()}
+
+
+_Loader.yaml_implicit_resolvers = _resolvers()
 
 
 def _count(node: yaml.Node | None, known: dict[int, int], source: str) -> int:

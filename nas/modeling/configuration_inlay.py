@@ -38,6 +38,7 @@ class InlayConfig(PreTrainedConfig):
     activation, norm epsilon), and `blocks` one `{"attention": entry, "ffn": entry}` a layer. Raises ValueError naming
     the layer and the value when a block does not fit the family's sizes. `ends_format` is what an engine stores
     embedding and head in, None: as everything; `kv_format` what it stores keys and values in, None: as it is told.
+    `packed`: matrices whose entry names a format stay packed in memory.
     """
 
     model_type = "inlay"
@@ -53,6 +54,7 @@ class InlayConfig(PreTrainedConfig):
     use_cache: bool = True
     ends_format: str | None = None
     kv_format: str | None = None
+    packed: bool = False
     pad_token_id: int | None = None
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None

@@ -29,7 +29,8 @@ from .context_inlay import ForwardContext, WindowKey
 from .families_inlay import FAMILY_MODULES
 from .kinds_inlay import SUBBLOCKS
 from .no_op_inlay import ABSENT
-from .subblock_inlay import SLOTS, Entry, Slot
+from .sparse_inlay import keep_packed
+from .subblock_inlay import FORMAT, SLOTS, Entry, Slot
 
 
 class InlayLayer(GradientCheckpointingLayer):
@@ -54,6 +55,8 @@ class InlayLayer(GradientCheckpointingLayer):
         self.window = next(iter(self.attention_kind.masks(self.entries["attention"])), None)
         for slot, kind in zip(SLOTS, (self.attention_kind, self.ffn_kind), strict=True):
             for name, module in kind.modules(config, layer_index, slot, self.entries[slot]).items():
+                if config.packed and FORMAT in self.entries[slot]:
+                    keep_packed(module, self.entries[slot][FORMAT])
                 self.add_module(name, module)
 
     def forward(self, hidden_BSD: Tensor, context: ForwardContext) -> Tensor:

@@ -26,8 +26,10 @@ Tensors = dict[str, tuple[int, ...]]
 
 SLOTS: tuple[Slot, Slot] = ("attention", "ffn")
 FORMAT = "format"
-"""What an entry of any kind may say beside its fields: how those who pack the model store its matrices. Modules and
-sizes take no notice."""
+"""What an entry of any kind may say beside its fields: how those who pack the model store its matrices. Modules take
+notice where the configuration says `packed`, sizes never do."""
+TWO_OF_FOUR: Final = "2:4"
+"""The format whose matrices may stay packed in memory (sparse_inlay.py)."""
 KV_FORMAT: Final = "kv_format"
 """What an entry that is timed may say beside: how its keys and values are stored, where that is not as the engine is
 told."""

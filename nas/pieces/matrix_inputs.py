@@ -10,7 +10,7 @@ from pathlib import Path
 
 from inlay.cluster.store import Store
 from inlay.nas.families.shape import Shape, layer_prefix, subblock_tensors
-from inlay.nas.formats.fitting import Inputs
+from inlay.nas.formats.inputs import Inputs
 from inlay.nas.tables.architecture import Blocks
 from inlay.nas.variants import Variant, parse_variant
 

@@ -17,13 +17,13 @@ from inlay.distill.tensor_files import Rows
 from inlay.nas.families import Shape, ends_tensors, layer_prefix, subblock_tensors
 from inlay.nas.formats import FORMATS, Format
 from inlay.nas.formats.by_tensor import form_of
-from inlay.nas.formats.fitting import can_fit
-from inlay.nas.formats.through import Grid
+from inlay.nas.formats.format import Through
+from inlay.nas.formats.through import through
 from inlay.nas.pieces.weights import WorkerSource
 from inlay.nas.tables.architecture import Blocks, ends_form
 from inlay.nas.variants import parse_variant
 
-Grids = dict[str, Grid]
+Grids = dict[str, Through]
 """By whole-model names; matrices in 16 bits have none, and are rounded when they are read."""
 MODEL, PACKED = "model", "packed"
 """Blobs of what was trained: its numbers, and the rows of the matrices that were rounded while it was."""
@@ -38,9 +38,9 @@ def begin_rounded(source: WorkerSource, architecture: Blocks, model: nn.Module) 
     told = source.matrix_inputs.where_own(source.parent.shape, architecture)
     grids = {}
     for name, row, form in _matrices(source.parent.shape, architecture):
-        if can_fit(held := form.holding(row)):
+        if (held := form.holding(row)).can_fit:
             own = local(model.get_parameter(name))
-            grids[name] = Grid.of(own, held, told.get(name, row), source.kept)
+            grids[name] = through(own, held, told.get(name, row), source.kept)
             own.copy_(grids[name].start(own))
     return grids
 

@@ -106,6 +106,19 @@ def _write_compressed(exported: Exported) -> Path:
     return _write_with(write_compressed_folder, exported, "type")
 
 
+def _check_packed(parent: Parent, architecture: Blocks, options: Options) -> None:
+    from inlay.nas.export.packed import check_packed
+
+    check_packed(parent, architecture)
+
+
+def _write_packed(exported: Exported) -> Path:
+    from inlay.nas.export.packed import write_packed_folder
+
+    place, parent, model, output = exported.workspace, exported.parent, exported.model, exported.output
+    return write_packed_folder(place, parent, model, output, exported.evaluation, exported.job)
+
+
 def _write_with(write: Callable[..., Path], exported: Exported, option: str) -> Path:
     """By a writer whose last argument is the value of the form's option."""
     place, parent, model, output = exported.workspace, exported.parent, exported.model, exported.output
@@ -122,6 +135,7 @@ FORMATS: Final[Mapping[str, Format]] = MappingProxyType(
         "compressed-tensors": Format(
             _write_compressed, _check_compressed, {"type": tuple(COMPRESSED)}, usual=lambda job, parent: {"type": ""}
         ),
+        "packed": Format(_write_packed, _check_packed),
     }
 )
 """Every form by the value of `--format`, in the order messages list them."""

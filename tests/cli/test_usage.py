@@ -97,8 +97,8 @@ def test_the_docs_have_every_verb_and_option() -> None:
          "inlay: no such option --workspce; did you mean --workspace? see inlay run --help"),
         (["run"], "inlay: missing argument 'JOB'; see inlay run --help"),
         (["export", "w", "-o", "d", "--format", "hff"],
-         "inlay: invalid value for '--format': 'hff' is not one of 'hf', 'deci', 'gguf', 'compressed-tensors'; see "
-         "inlay export --help"),
+         "inlay: invalid value for '--format': 'hff' is not one of 'hf', 'deci', 'gguf', 'compressed-tensors', "
+         "'packed'; see inlay export --help"),
         (["init", "--demo", "--parent", "x"],
          "inlay: --demo brings its own parent and text; leave out --parent, --text and --held-out"),
     ],

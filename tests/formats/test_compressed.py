@@ -10,7 +10,7 @@ from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
 
 from inlay.nas.errors import UserError
 from inlay.nas.formats.compressed import COMPRESSED, CompressedFormat
-from inlay.nas.formats.fitting import Inputs
+from inlay.nas.formats.inputs import Inputs
 from inlay.nas.formats.tensors import packed
 
 ROW = 256

@@ -8,6 +8,7 @@ import torch
 
 from inlay.nas.errors import UserError
 from inlay.nas.formats import FORMATS, Format
+from inlay.nas.formats.sparse import SPARSE
 from inlay.nas.formats.tensors import rounded
 
 
@@ -34,8 +35,12 @@ def test_rounding_is_packing_and_unpacking_and_stays_near(form: Format) -> None:
     found = form.rounded(own)
     assert found.dtype == np.float32
     assert (found == form.unpack(form.pack(own), 512)).all()
-    bits = 8 * form.block_bytes / form.block
     error = float(np.linalg.norm(found - own) / np.linalg.norm(own))
+    if form.name in SPARSE:
+        # Of four normal numbers the smaller two.
+        assert error < 0.4
+        return
+    bits = 8 * form.block_bytes / form.block
     # fp8 spends four of its bits on exponents.
     assert error < 2.0 ** -min(bits - 3, 8)
 

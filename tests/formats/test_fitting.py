@@ -10,8 +10,10 @@ from inlay.nas.errors import UserError
 from inlay.nas.formats import FORMATS
 from inlay.nas.formats.codes import CODES
 from inlay.nas.formats.compressed import COMPRESSED
-from inlay.nas.formats.fitting import DAMPING, Inputs, can_fit, fitted
+from inlay.nas.formats.fitting import fitted
 from inlay.nas.formats.gguf import GGUF
+from inlay.nas.formats.inputs import DAMPING, Inputs
+from inlay.nas.formats.sparse import SPARSE
 
 
 def correlated(channels: int, tokens: int = 2048) -> torch.Tensor:
@@ -110,7 +112,7 @@ def test_inputs_that_say_nothing_leave_every_number_to_itself(weights_RC: torch.
 
 
 def test_only_formats_with_codes_are_fitted() -> None:
-    assert {name for name in FORMATS if can_fit(FORMATS[name])} == {*CODES, *COMPRESSED}
+    assert {name for name in FORMATS if FORMATS[name].can_fit} == {*CODES, *COMPRESSED, *SPARSE}
 
 
 def test_statistics_that_are_not_finite_are_told(weights_RC: torch.Tensor) -> None:

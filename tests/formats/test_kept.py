@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from inlay.nas.formats.fitting import Inputs
 from inlay.nas.formats.gguf import GGUF
+from inlay.nas.formats.inputs import Inputs
 from inlay.nas.formats.kept import KeptRounding
 from inlay.nas.formats.tensors import packed, rounded, weighed
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from inlay.nas.formats import FORMATS
-from inlay.nas.formats.fitting import Inputs, can_fit
+from inlay.nas.formats.inputs import Inputs
 from inlay.nas.formats.tensors import packed
-from inlay.nas.formats.through import Grid
+from inlay.nas.formats.through import through
 
-FITTED = [name for name in FORMATS if can_fit(FORMATS[name])]
+FITTED = [name for name in FORMATS if FORMATS[name].can_fit]
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_training_begins_with_the_fitted_codes_and_near_the_weights(
     name: str, weights_RC: torch.Tensor, inputs: Inputs
 ) -> None:
     fitted = packed(weights_RC, FORMATS[name], inputs)
-    grid = Grid.of(weights_RC, FORMATS[name], inputs, None)
+    grid = through(weights_RC, FORMATS[name], inputs, None)
     start = grid.start(weights_RC)
     assert (grid.pack(start) == fitted).all()
     assert (grid.pack(weights_RC) != fitted).any()
@@ -47,7 +47,7 @@ def test_training_begins_with_the_fitted_codes_and_near_the_weights(
 
 @pytest.mark.parametrize("name", FITTED)
 def test_what_is_computed_with_is_what_is_stored(name: str, weights_RC: torch.Tensor) -> None:
-    grid = Grid.of(weights_RC, FORMATS[name], None, None)
+    grid = through(weights_RC, FORMATS[name], None, None)
     moved = weights_RC + 0.03 * torch.randn(weights_RC.shape, generator=torch.Generator().manual_seed(3))
     rows = grid.pack(moved)
     assert (rows != grid.pack(weights_RC)).any()
