@@ -11,6 +11,7 @@ from inlay.nas.job.budget import PEAK, BudgetLimit
 from inlay.nas.job.sections import Hardware
 from inlay.nas.problems import Problem
 from inlay.nas.variants import SearchSpace, space_problems, variants_of
+from inlay.nas.variants.kind import LAYERS
 
 
 def hardware_problems(hardware: Hardware) -> Iterator[Problem]:
@@ -61,7 +62,8 @@ def shape_problems(hardware: Hardware, shape: Shape, space: SearchSpace | None) 
             problem = engine.problem(variant.entry(shape, layer), variant.slot, shape, form)
             if problem is not None:
                 told.add(variant.label)
-                yield Problem(f"space.{variant.slot}", f"{variant.label} at layer {layer}: {problem}")
+                listed = LAYERS if variant.run else variant.slot
+                yield Problem(f"space.{listed}", f"{variant.label} at layer {layer}: {problem}")
 
 
 def budget_problems(hardware: Hardware, limits: Iterable[BudgetLimit]) -> Iterator[Problem]:

@@ -31,11 +31,13 @@ FIELDS = [
     ({"distill.batch_size": 0}, "distill.batch_size: 0 is out of range; it must be at least 1"),
     ({"hardware.scenarios": [{"prefill": 0}]}, "hardware.scenarios[0].prefill: 0 is out of range"),
     ({"space.ffn": [{"width": 0}]}, "space.ffn[0].width: 0 is not a width"),
+    ({"space.layers": [{"merge": 1}]}, "space.layers[0].merge: 1 is no run of layers; write 2 or more"),
 ]
 AGAINST_PARENT = [
     ({"space.attention": ["no_op", {"kv_heads": 3}]}, "space.attention[1].kv_heads: "),
     ({"space.ffn": [{"width": 480}]}, "space.ffn[0].width: "),
     ({"space.attention": [{"window": 65}]}, "space.attention[0].window: "),
+    ({"space.layers": [{"merge": 9}]}, "space.layers[0].merge: 9 is not possible at layer 0: the parent has "),
     ({"space.attention": ["no_op", {"window": 12}]},
      "space.attention[1].window: 12 and 4 sinks hide nothing of the sequences of 16 tokens that quality is judged on, "
      "so that what it loses would not be seen; give less than 12, or raise data.validate.sequence_length"),

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
+from inlay.nas.cli.scenarios import restated
 from inlay.nas.families import open_parent
 from inlay.nas.job import Scenario, Space
 from inlay.nas.job.budget import parse_budget
@@ -119,6 +120,8 @@ def test_the_solution_is_the_best_of_all_ways_to_fill_the_layers(seed: int) -> N
     assert scores.predict(found) == pytest.approx(solution.objective / 1e9, abs=1e-8)
     alternative = alternative_of(problem, solution.labels[-1])
     assert [choice.label for choice in alternative.layers[0]].count(solution.labels[0]) == 1
+    again = restated(problem, solution)
+    assert (again.objective, again.totals) == (solution.objective, solution.totals)
 
 
 @pytest.mark.parametrize("seed", range(6))

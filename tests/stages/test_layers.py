@@ -48,7 +48,7 @@ def job_of(parent: Path, texts: tuple[Path, Path], **changes: Any) -> Job:
                 "validate": {"path": str(texts[1]), "tokens": 1024},
             },
             "space": {"ffn": [{"width": 24}], "layers": [{"merge": 2}, {"fuse": 2}]},
-            "distill": {"tokens": 2048, "batch_size": 4},
+            "distill": {"tokens": 1024, "batch_size": 4},
             "solve": {"pool": 1},
             "recover": {"tokens": 1024, "probes": 1},
             "hardware": {"scenarios": [{"name": "chat", "prefill": 8, "generate": 4}]},
