@@ -35,7 +35,7 @@ KEPT: Final = 2
 """Of a group."""
 VALUE_BYTES: Final = 2
 STEPS: Final = 10
-"""Of conjugate gradients, for what is kept: a model's KL is that of a hundred (benchmarks/sparsity.py)."""
+"""Of conjugate gradients, for what is kept: the KL of small models was within 0.3 % of that after a hundred."""
 
 
 @dataclass(frozen=True)
