@@ -133,7 +133,7 @@ def kept(score: Tensor) -> Tensor:
     """Which two of each four have the largest scores; of equal ones the first. [..., row] -> the same, bool."""
     import torch
 
-    groups = score.unflatten(-1, (-1, GROUP))
+    groups = score.view(*score.shape[:-1], -1, GROUP)
     best = groups.argsort(dim=-1, descending=True, stable=True)[..., :KEPT]
     return torch.zeros_like(groups, dtype=torch.bool).scatter_(-1, best, True).flatten(-2)
 
