@@ -61,14 +61,14 @@ class TransformersEngine(Engine):
         """None, it is our own code, but for rows that a format does not hold."""
         if FORMAT not in entry:
             return None
-        form = SPARSE.get(entry[FORMAT])
-        if form is None:
+        own = SPARSE.get(entry[FORMAT])
+        if own is None:
             return f"transformers has no {entry[FORMAT]}; its formats of subblocks are {', '.join(SPARSE)}"
         for name, size in subblock_tensors(shape, slot, entry).items():
-            if len(size) == 2 and not form.fits(size[1]):
+            if len(size) == 2 and not own.fits(size[1]):
                 return (
-                    f"{form.name} stores {form.block} numbers together, and {name} has rows of {size[1]}; take a "
-                    f"multiple of {form.block}, or no format there"
+                    f"{own.name} stores {own.block} numbers together, and {name} has rows of {size[1]}; take a "
+                    f"multiple of {own.block}, or no format there"
                 )
         return None
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from inlay.nas.errors import UserError
 from inlay.nas.job.sections import Scenario
 from inlay.nas.loop.search import Search
+from inlay.nas.modeling.subblock_inlay import FORMAT
 from inlay.nas.tables.architecture import Blocks, is_original
 from inlay.nas.tables.configs import config_of
 from inlay.nas.tables.costs import COMPUTE, CostTable, quantities
@@ -74,7 +75,9 @@ def _file(
     form = search.target.format
     bare = search.engine.file_bytes(config, form, None)
     if bare is None:
-        return weights, stored
+        # What is stored of a model in formats has all numbers in the parent's type, and is not what the engine runs.
+        in_formats = any(FORMAT in entry for block in config.blocks for entry in block.values())
+        return weights, None if in_formats else stored
     try:
         whole = search.engine.file_bytes(config, form, search.parent.folder)
     except UserError:  # a tokenizer that cannot be rebuilt is told by the export, which needs it

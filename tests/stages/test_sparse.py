@@ -142,10 +142,9 @@ def test_from_a_job_to_a_packed_folder(
     done = inlay_here("run", "job.yaml", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     place = tmp_path / "job.search"
-    run = json.loads((place / "run.json").read_text())
-    labels = [label for block in run["models"]["child"]["architecture"] for label in block]
+    evaluation = json.loads((place / "run.json").read_text())["evaluation"]
+    labels = [label for block in evaluation["child"]["architecture"] for label in block]
     assert any(label.endswith("@2:4") for label in labels), labels
-    evaluation = run["evaluation"]
     assert evaluation["child"]["kl_nats"] > 0
     assert inlay_here("evaluate", "job.search", cwd=tmp_path).returncode == 0
     exported = inlay_here(
