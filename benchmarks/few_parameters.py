@@ -1,6 +1,6 @@
 """Recovery with few parameters: what each way of training less costs in KL, beside what it saves in memory.
 
-    INLAY_PARENTS=... INLAY_TEXT=... python benchmarks/few_parameters.py [--parent stories3M] [--tokens 60000] [--seeds 3]
+    INLAY_PARENTS=... INLAY_TEXT=... python benchmarks/few_parameters.py [--parent stories3M] [--tokens 60000]
 
 One child of several kinds, whose blocks were trained locally as in a search, is recovered by every way on the same
 tokens in the same order. A way tries its rates with the first seed; the one with the least KL on text that nothing
@@ -300,9 +300,9 @@ def page(rows: Sequence[dict[str, Any]], told: str) -> str:
         "# Recovery with few parameters",
         "",
         "One child of several kinds, its blocks trained locally, recovered by each way on the same tokens. KL to the",
-        "parent, nats a token, on text that nothing else uses; of several seeds the worst. Each way's rate is the one of",
-        "three with the least KL on other held-out text. Memory is that of gradients and of AdamW's moments, beside those",
-        "of training everything; seconds are a CPU's. Written by `benchmarks/few_parameters.py`.",
+        "parent, nats a token, on text that nothing else uses; of several seeds the worst. Each way's rate is the one",
+        "of three with the least KL on other held-out text. Memory is that of gradients and of AdamW's moments, beside",
+        "those of training everything; seconds are a CPU's. Written by `benchmarks/few_parameters.py`.",
         "",
         "| parent | tokens | way | memory | rate | seeds | KL | seconds |",
         "|---|---:|---|---:|---:|---:|---:|---:|",
