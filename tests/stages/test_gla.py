@@ -47,6 +47,7 @@ print(model.generate(ids, max_new_tokens=20, min_new_tokens=20, do_sample=False)
 """
 
 
+@pytest.mark.slow
 def test_from_the_job_file_to_generation(
     tiny_parent: Callable[..., Path], texts: tuple[Path, Path], make_search: Callable[..., Any], tmp_path: Path
 ) -> None:

@@ -105,6 +105,7 @@ def test_a_chosen_cache_is_that_of_a_search_for_it(search_of: SearchOf) -> None:
     assert stored["rounded"].kl_nats == pytest.approx(rounded.kl_nats, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_kl_of_the_cache_counts_once(search_of: SearchOf) -> None:
     tables = {}
     for name, kv_format in (("f16", "f16"), ("q8_0", "q8_0"), ("both", BOTH)):

@@ -66,21 +66,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def built_alone(job: Job, shared_ray: Any, tmp_path_factory: pytest.TempPathFactory) -> Built:
-    """By one worker, that nothing else used."""
+    """By one worker, that nothing else uses."""
     shared_ray.end()
     with connect(ClusterSettings(workers=1)) as cluster:
         return build(job, tmp_path_factory.mktemp("one") / "w.search", cluster)
 
 
 @pytest.fixture(scope="module")
-def built(job: Job, folder: Path, built_alone: Built, shared_ray: Any) -> Built:
-    """By two workers; after the one, so that these stay for what comes."""
+def built(job: Job, folder: Path, shared_ray: Any) -> Built:
+    """By two workers, which stay for what comes."""
     return build(job, folder, shared_ray.cluster())
-
-
-@pytest.mark.slow
-def test_one_worker_gives_the_same_bytes(built_alone: Built, built: Built) -> None:
-    assert built_alone == built
 
 
 def test_what_misses_a_blob_is_made_again_at_once(
@@ -151,3 +146,8 @@ def no_scratch_left(tmp_path: Path) -> Iterator[None]:
     for folder in tmp_path.rglob("boundaries"):
         assert not [path for path in folder.rglob("*") if path.is_file()]
         shutil.rmtree(folder)
+
+
+@pytest.mark.slow
+def test_one_worker_gives_the_same_bytes(built_alone: Built, built: Built) -> None:
+    assert built_alone == built

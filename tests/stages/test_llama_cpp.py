@@ -17,6 +17,8 @@ from inlay.nas.engines.registry import ENGINES
 from inlay.nas.tables.origin import origin_of
 from inlay.nas.tables.reading import read_arrow
 
+pytestmark = pytest.mark.slow
+
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 SearchedAgain = Callable[[Callable[[Path, dict[str, Any]], None]], Path]
 
