@@ -16,12 +16,12 @@ from inlay.nas.families import Described, Shape
 from inlay.nas.job import Job, Scenario
 from inlay.nas.job.judged import judged_length
 from inlay.nas.loop.excess import is_measured
-from inlay.nas.loop.probes import probe_tokens
+from inlay.nas.loop.probes import AT_ONCE, probe_tokens
 from inlay.nas.loop.prompts import ADDED_TOKENS
 from inlay.nas.loop.resources import resources_of
 from inlay.nas.loop.sampling import rows_written, sampled_lengths
 from inlay.nas.loop.texts import held_out_batches
-from inlay.nas.loop.training import global_settings
+from inlay.nas.loop.training import global_settings, most_ahead
 from inlay.nas.loop.true_kl import GROUP
 from inlay.nas.pieces.shards import SMALLEST_SHARD, shard_ranges
 from inlay.nas.pieces.subblock_times import entry_key
@@ -116,7 +116,8 @@ def expected_stages(job: Job, parent: Described, machine: Machine) -> dict[str, 
     by_layer = min(workers, shape.num_layers)
     models = num_models(job)
     # Child, uniform and depth are trained at once where there are workers for them, each on its own ranks.
-    by_model = min(models, max(1, workers // job.recover.workers)) * job.recover.workers
+    places = max(1, workers // job.recover.workers)
+    ahead = _ahead(job, places, models)
 
     forward = FORWARD * (own + head)
     reads = Reads.of(shape)
@@ -131,22 +132,26 @@ def expected_stages(job: Job, parent: Described, machine: Machine) -> dict[str, 
         seconds = sum(parts.values())
         return Expected(seconds / max(1, at_once), seconds, operations, read, parts)
 
-    def training(tokens: int) -> float:
+    def training(tokens: int, beside: int) -> float:
         """Operations of one model: its steps, those of one more rate, and its judgements; a backward is two
-        forwards."""
+        forwards. The parent's forward is that of so many models that one worker trains beside each other."""
         if not tokens:
             return 0.0
         settings = global_settings(job, tokens)
         batch_tokens = job.recover_batch * length
         steps = settings.steps + plan_trials(settings).steps
         judged = held_out_batches(job, tokens)  # by the parent once, and at the start and in the range test too
-        forwards = steps * (1 + 3 * CHILD) + judged * (1 + (JUDGED + 2) * CHILD)
+        forwards = steps * (1 / beside + 3 * CHILD) + judged * (1 / beside + (JUDGED + 2) * CHILD)
         return batch_tokens * forwards * forward
 
-    def trainings(number: int, tokens: int, at_once: int) -> Expected:
+    def trainings(number: int, tokens: int) -> Expected:
         """Of so many whole models: each rank reads parent and child once."""
-        read = bool(tokens) * number * job.recover.workers * (1 + CHILD) * reads.whole
-        return work(number * training(tokens), length, at_once, read, bool(tokens) * number * job.recover.workers)
+        if not (number and tokens):
+            return Expected(0)
+        beside = number if workers == 1 else 1
+        ranks = number * job.recover.workers
+        read = ranks * (1 / beside + CHILD) * reads.whole
+        return work(number * training(tokens, beside), length, min(number, places) * job.recover.workers, read, ranks)
 
     score_tokens, report_tokens = judged_tokens(job)
     score_shards = len(shard_ranges(score_tokens // judged, judged))
@@ -224,11 +229,12 @@ def expected_stages(job: Job, parent: Described, machine: Machine) -> dict[str, 
         + work(read_by_matrices, judged, by_layer)
         + Expected(rounding / by_layer, rounding, parts={"computing": rounding}),
         "assemble": work(score_tokens * pool * forward, judged, workers, groups * 2 * reads.whole, groups)
-        + trainings(job.recover.probed, probe_tokens(job), workers)
+        + trainings(job.recover.probed, probe_tokens(job))
+        + trainings(ahead, job.recover.tokens)
         + alone(timed.beside_parent(1 + job.recover.probed) if by_the_clock else 0),
-        "recover": trainings(models, job.recover.tokens, by_model),
+        "recover": trainings(models - ahead, job.recover.tokens),
         "evaluate": work(figures, judged, workers, figure_pieces * (1 + CHILD) * reads.whole, figure_pieces)
-        + alone(timed.beside_parent(models - by_the_clock))
+        + alone(0 if by_the_clock else timed.beside_parent(models))  # candidates and baselines were timed before
         + Expected(continued, continued),
         "export": Expected(whole * shape.dtype_bytes / STORED_BYTES_PER_SECOND, read_bytes=reads.whole),
     }
@@ -295,6 +301,14 @@ def expected_cost(job: Job, expected: Expected) -> Cost:
 def _continuing(layers: int, step_seconds: float) -> float:
     """Seconds in which parent and child continue the prompts of the report, all of them at once."""
     return (1 + CHILD) * ADDED_TOKENS * (layers + 1) * STEP * step_seconds
+
+
+def _ahead(job: Job, places: int, models: int) -> int:
+    """Baselines that are trained as a whole beside the first probes."""
+    probes = min(job.recover.probed, AT_ONCE)
+    if not (probes and job.recover.tokens and job.recover.workers == 1):
+        return 0
+    return most_ahead(places, probes, probe_tokens(job) / job.recover.tokens, models - 1)
 
 
 def num_models(job: Job) -> int:
