@@ -230,6 +230,64 @@ def muon(child: Any, rate: float) -> list[torch.optim.Optimizer]:
     ]
 
 
+class Soap(torch.optim.Optimizer):
+    """(lost) SOAP (Vyas et al., arXiv 2409.11321): Adam in the eigenbasis of Shampoo's two factors, which are running
+    means; the basis follows them by one step of orthogonal iteration at a time."""
+
+    EVERY, KEPT, BETAS = 10, 0.95, (0.9, 0.95)
+    """Steps between two bases; of the factors; of Adam's moments."""
+
+    def __init__(self, matrices: Iterable[nn.Parameter], rate: float) -> None:
+        super().__init__(matrices, {"lr": rate})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        """One step of every matrix."""
+        for group in self.param_groups:
+            for matrix in group["params"]:
+                if matrix.grad is not None:
+                    matrix.sub_(self._change(matrix.grad, self.state[matrix]), alpha=group["lr"])
+
+    def _change(self, grad_OI: Tensor, state: dict[str, Any]) -> Tensor:
+        factors = [grad_OI @ grad_OI.T, grad_OI.T @ grad_OI]
+        if not state:
+            state |= {"steps": 0, "mean": torch.zeros_like(grad_OI), "square": torch.zeros_like(grad_OI)}
+            state |= {"factors": factors, "bases": [torch.linalg.eigh(factor)[1] for factor in factors]}
+        for held, factor in zip(state["factors"], factors, strict=True):
+            held.lerp_(factor, 1 - self.KEPT)
+        state["steps"] += 1
+        first, second = self.BETAS
+        left, right = state["bases"]
+        turned_OI = left.T @ grad_OI @ right
+        state["mean"].lerp_(grad_OI, 1 - first)
+        state["square"].lerp_(turned_OI.square(), 1 - second)
+        mean_OI = left.T @ state["mean"] @ right / (1 - first ** state["steps"])
+        sizes_OI = (state["square"] / (1 - second ** state["steps"])).sqrt() + 1e-8
+        if state["steps"] % self.EVERY == 0:
+            pairs = zip(state["factors"], state["bases"], strict=True)
+            state["bases"] = [torch.linalg.qr(factor @ basis)[0] for factor, basis in pairs]
+        change: Tensor = left @ (mean_OI / sizes_OI) @ right.T
+        return change
+
+
+def soap(child: Any, rate: float) -> list[Any]:
+    """(lost) SOAP for the layers' matrices; AdamW for the rest."""
+    trained = {name: p for name, p in child.named_parameters() if p.requires_grad}
+    rest = [p for name, p in trained.items() if not is_hidden_matrix(name, p)]
+    return [
+        Soap([p for name, p in trained.items() if is_hidden_matrix(name, p)], rate),
+        adamw(rest, rate, (0.9, 0.95), 0.0),
+    ]
+
+
+def preconditioned(bench: Bench, seeds: Iterable[int]) -> Iterator[Row]:
+    """AdamW for all against SOAP for the matrices, each at four rates."""
+    rates = (3e-4, 5e-4, 1e-3, 3e-3)
+    ways = [(f"AdamW, {rate:g}", Descent(rate, plain, linear)) for rate in rates]
+    ways += [(f"SOAP for matrices, {rate:g} (lost)", Descent(rate, soap, linear)) for rate in rates]
+    yield from _compared(bench, list(seeds), ways)
+
+
 def optimizers(bench: Bench, seeds: Iterable[int]) -> Iterator[Row]:
     """AdamW for all against Muon for the matrices, each at three rates."""
     ways = [(f"AdamW, {rate:g}", Descent(rate, plain, linear)) for rate in (1e-3, 2e-3, 3e-3, 5e-3, 1e-2)]
@@ -426,6 +484,7 @@ TRAINING = {
     "recovery_batches": recovery_batches,
     "local_batches": local_batches,
     "optimizers": optimizers,
+    "preconditioned": preconditioned,
     "untouched": untouched,
     "adapters": adapters,
     "schedules": schedules,
@@ -437,6 +496,7 @@ TITLES = {
     "recovery_batches": "Sequences in a step of recovery; blocks were trained locally",
     "local_batches": "Sequences in a step of local distillation; seconds are those of it",
     "optimizers": "Optimizers of recovery; blocks were trained locally",
+    "preconditioned": "AdamW and SOAP in recovery; blocks were trained locally",
     "untouched": "What recovery trains, and how fast; blocks were trained locally",
     "adapters": "Recovery through adapters; blocks were trained locally",
     "schedules": "How recovery's rate rises and falls; blocks were trained locally",
