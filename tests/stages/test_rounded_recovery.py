@@ -149,10 +149,16 @@ def test_a_child_without_formats_is_trained_as_it_is(search: SmallSearch) -> Non
 @pytest.mark.slow
 @pytest.mark.parametrize("sharding", ["none", "full"])
 def test_two_ranks_store_the_codes_that_they_trained(
-    sharding: str, search: SmallSearch, job: Callable[..., Job], shared_ray: Any, tmp_path: Path
+    sharding: str,
+    make_search: Callable[[Job, Path], SmallSearch],
+    job: Callable[..., Job],
+    shared_ray: Any,
+    tmp_path: Path,
 ) -> None:
     """Close to what one process makes, and judged as it is stored the child has the KL that its training ended with."""
-    place, both = Workspace(tmp_path / "ranks.search"), job(workers=2, sharding=sharding)
+    # Of as many sequences a step: by itself one process would take one.
+    search = begun(make_search(job(batch_size=2), tmp_path / "w.search"))
+    place, both = Workspace(tmp_path / "ranks.search"), job(batch_size=2, workers=2, sharding=sharding)
     together = Search(both, place, open_job_parent(both), shared_ray.cluster(), Reporter())
     texts = texts_of(together)
     together.inputs = inputs_of(together, texts.distill)
