@@ -77,7 +77,7 @@ class Grid:
         return codes.with_codes(self.fitted.reshape(-1, codes.block_bytes), chosen).reshape(self.fitted.shape)
 
     def _nearest(self, weights_RC: Tensor) -> Tensor:
-        weights_RSB = weights_RC.detach().unflatten(1, (-1, self._together(weights_RC)))
+        weights_RSB = weights_RC.detach().view(*self.scale_RS1.shape[:2], self._together(weights_RC))
         # Where a scale is nothing every code means the same number.
         inverse_RS1 = torch.where(self.scale_RS1 == 0, 0.0, 1 / self.scale_RS1)
         return _codes_of(self.form, weights_RC).nearest((weights_RSB - self.offset_RS1) * inverse_RS1)
