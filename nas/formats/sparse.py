@@ -76,7 +76,7 @@ class SparseFormat(Format):
         import numpy as np
         import torch
 
-        values = numbers[is_kept].bfloat16().view(*numbers.shape[:-1], -1).view(torch.uint8).cpu().numpy()
+        values = numbers[is_kept].bfloat16().view(*numbers.shape[:-1], numbers.shape[-1] // GROUP * KEPT).view(torch.uint8).cpu().numpy()
         bits = np.packbits(is_kept.cpu().numpy(), axis=-1, bitorder="little")
         return np.concatenate([values, bits], axis=-1)
 
@@ -133,7 +133,7 @@ def kept(score: Tensor) -> Tensor:
     """Which two of each four have the largest scores; of equal ones the first. [..., row] -> the same, bool."""
     import torch
 
-    groups = score.view(*score.shape[:-1], -1, GROUP)
+    groups = score.view(*score.shape[:-1], score.shape[-1] // GROUP, GROUP)
     best = groups.argsort(dim=-1, descending=True, stable=True)[..., :KEPT]
     return torch.zeros_like(groups, dtype=torch.bool).scatter_(-1, best, True).flatten(-2)
 

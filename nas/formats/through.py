@@ -56,10 +56,10 @@ class Grid:
     @staticmethod
     def of(weights_RC: Tensor, form: Format, rows: Bytes) -> Grid:
         """With the scales of a matrix' rows; on its device."""
-        codes = _codes_of(form, weights_RC)
+        codes, width = _codes_of(form, weights_RC), weights_RC.shape[1]
         together = gcd(TOGETHER, codes.block)
         scale, offset = (
-            torch.from_numpy(part.reshape(len(rows), -1, together)[..., :1].copy()).to(weights_RC.device)
+            torch.from_numpy(part.reshape(len(rows), width // together, together)[..., :1].copy()).to(weights_RC.device)
             for part in codes.grid(rows.reshape(-1, codes.block_bytes))
         )
         return Grid(form, rows, scale, offset)
@@ -84,7 +84,7 @@ class Grid:
         return codes.with_codes(self.fitted.reshape(-1, codes.block_bytes), chosen).reshape(self.fitted.shape)
 
     def _nearest(self, weights_RC: Tensor) -> Tensor:
-        weights_RSB = weights_RC.detach().view(len(weights_RC), -1, self._together(weights_RC))
+        weights_RSB = weights_RC.detach().view(*self.scale_RS1.shape[:2], self._together(weights_RC))
         # Where a scale is nothing every code means the same number.
         inverse_RS1 = torch.where(self.scale_RS1 == 0, 0.0, 1 / self.scale_RS1)
         return _codes_of(self.form, weights_RC).nearest((weights_RSB - self.offset_RS1) * inverse_RS1)

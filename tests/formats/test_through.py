@@ -55,3 +55,11 @@ def test_what_is_computed_with_is_what_is_stored(name: str, weights_RC: torch.Te
     # No code on the grid is nearer, but for weights beyond its ends.
     assert float((grid(moved) - moved).abs().median()) < float((grid(weights_RC) - moved).abs().median())
     assert (grid.pack(100 * moved) != rows).any()
+
+
+@pytest.mark.parametrize("name", FITTED)
+def test_a_rank_may_have_no_row_of_a_matrix(name: str, weights_RC: torch.Tensor, inputs: Inputs) -> None:
+    grid = through(weights_RC[:0], FORMATS[name], inputs, None)
+    row_bytes = packed(weights_RC, FORMATS[name]).shape[1]
+    assert grid.start(weights_RC[:0]).shape == grid(weights_RC[:0]).shape == (0, 512)
+    assert grid.pack(weights_RC[:0]).shape == (0, row_bytes)

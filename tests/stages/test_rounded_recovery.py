@@ -12,21 +12,28 @@ import torch
 from safetensors.torch import load_file
 
 from inlay.cluster import Record
+from inlay.distill.judge import Judge
+from inlay.distill.parallel import Ranks
+from inlay.distill.settings import GlobalSettings
 from inlay.nas.formats import Format
 from inlay.nas.formats.gguf import GGUF
 from inlay.nas.formats.tensors import packed
 from inlay.nas.job import Job
-from inlay.nas.loop.search import SmallSearch
+from inlay.nas.loop.search import Search, SmallSearch
 from inlay.nas.loop.texts import pack_texts, store_texts
-from inlay.nas.loop.training import assembled_models, recover_models
+from inlay.nas.loop.training import assembled_models, held_out_for, recover_models
 from inlay.nas.loop.true_kl import true_scores_of_models
-from inlay.nas.pieces.assembled import StoredModel, TrainedModel, build_stored
+from inlay.nas.pieces.assembled import StoredModel, TrainedModel, build_stored, build_whole
 from inlay.nas.pieces.boundaries import worker_source
 from inlay.nas.pieces.stored_rows import stored_rows
 from inlay.nas.pieces.texts import Texts
+from inlay.nas.pieces.training import held_out_of
 from inlay.nas.pieces.weights import Library
+from inlay.nas.report.progress import Reporter
 from inlay.nas.stages.calibrate import inputs_of
-from inlay.nas.tables.architecture import Blocks
+from inlay.nas.stages.run import open_job_parent
+from inlay.nas.tables.architecture import PARENT_BLOCK, Blocks
+from inlay.nas.workspace import Workspace
 
 ROUNDED = (
     ("attention:parent@q4_0", "ffn:parent@q4_0"),
@@ -61,11 +68,11 @@ def begun(search: SmallSearch) -> SmallSearch:
     return search
 
 
-def texts_of(search: SmallSearch) -> Texts:
+def texts_of(search: Search) -> Texts:
     return store_texts(pack_texts(search.job, search.parent.tokenizer()), search.workspace)
 
 
-def recovered(search: SmallSearch, architecture: Blocks = ROUNDED) -> Record:
+def recovered(search: Search, architecture: Blocks = ROUNDED) -> Record:
     return recover_models(search, texts_of(search), Library({}), {"child": architecture})["child"]
 
 
@@ -137,3 +144,36 @@ def test_where_only_what_replaces_is_trained_the_rest_keeps_its_codes(
 def test_a_child_without_formats_is_trained_as_it_is(search: SmallSearch) -> None:
     bare = tuple((attention.split("@")[0], ffn.split("@")[0]) for attention, ffn, *_ in ROUNDED)
     assert set(recovered(search, bare).blobs) == {"model"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharding", ["none", "full"])
+def test_two_ranks_store_the_codes_that_they_trained(
+    sharding: str,
+    make_search: Callable[[Job, Path], SmallSearch],
+    job: Callable[..., Job],
+    shared_ray: Any,
+    tmp_path: Path,
+) -> None:
+    """Close to what one process makes, and judged as it is stored the child has the KL that its training ended with."""
+    # Of as many sequences a step: by itself one process would take one.
+    search = begun(make_search(job(batch_size=2), tmp_path / "w.search"))
+    place, both = Workspace(tmp_path / "ranks.search"), job(batch_size=2, workers=2, sharding=sharding)
+    together = Search(both, place, open_job_parent(both), shared_ray.cluster(), Reporter())
+    texts = texts_of(together)
+    together.inputs = inputs_of(together, texts.distill)
+    alone, record = recovered(search), recovered(together)
+    assert record.values["improved"]
+    assert record.values["best_kl_nats"] == pytest.approx(alone.values["best_kl_nats"], rel=0.02)
+    stored = [dict(load_file(each.workspace.store.blob_path(own.blobs["packed"])))
+              for each, own in ((search, alone), (together, record))]  # fmt: skip
+    assert stored[0].keys() == stored[1].keys()
+    other = sum(int((stored[0][name] != stored[1][name]).sum()) for name in stored[0])
+    assert other < 0.05 * sum(rows.numel() for rows in stored[0].values())
+
+    source = worker_source({**together.base, "store": place.store.url}, Library({}))
+    parent = build_whole(source, (PARENT_BLOCK,) * len(ROUNDED), torch.float32)
+    child = build_stored(StoredModel(source, TrainedModel.of(ROUNDED, record.blobs)))
+    judged = held_out_of(source, {"held_out": held_out_for(both, texts, both.recover.tokens)})
+    found = Judge(parent, child, judged, GlobalSettings(steps=1), Ranks()).kl_nats()
+    assert found == pytest.approx(record.values["best_kl_nats"], rel=1e-3)  # 16 bits are rounded when they are read
