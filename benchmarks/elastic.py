@@ -67,6 +67,7 @@ class Way:
 
 WAYS: dict[str, Way] = {
     "all three in each step": Way(),
+    "all three, norms and last matrix of their own": Way(norms=True, last=True),
     "all three, counted 4 : 2 : 1": Way(counts=UNEVEN),
     "all three, 4 : 2 : 1, norms and last matrix of their own": Way(counts=UNEVEN, norms=True, last=True),
     "all three, 4 : 2 : 1, each its own sequences": Way(reads=3, apart=True, counts=UNEVEN),
