@@ -76,7 +76,8 @@ class SparseFormat(Format):
         import numpy as np
         import torch
 
-        values = numbers[is_kept].bfloat16().view(*numbers.shape[:-1], numbers.shape[-1] // GROUP * KEPT).view(torch.uint8).cpu().numpy()
+        row = numbers.shape[-1] // GROUP * KEPT
+        values = numbers[is_kept].bfloat16().view(*numbers.shape[:-1], row).view(torch.uint8).cpu().numpy()
         bits = np.packbits(is_kept.cpu().numpy(), axis=-1, bitorder="little")
         return np.concatenate([values, bits], axis=-1)
 
