@@ -146,7 +146,7 @@ def main() -> None:
     train("sharded", SHARDED)
     train("sharded_untied", SHARDED, tied=False, micro_batch=1)
     train("diverged", SHARDED, spoil=True)
-    train("harmed", SHARDED, learning_rate=10.0)
+    train("harmed", SHARDED, learning_rate=3.0)
     if INDEX == 0:
         start = {name: tensor.detach().clone() for name, tensor in SMALL.models()[1].named_parameters()}
         save_file(start, FOLDER / "start_0.safetensors")

@@ -330,9 +330,11 @@ def test_a_training_that_ends_early_keeps_the_best_that_it_saw() -> None:
 
 
 def test_a_training_that_only_harms_leaves_the_child_as_it_came() -> None:
+    """At this rate the KL stays above 15, whatever the last bits are; at ten it may leave the finite numbers, and a
+    retry at a third come back."""
     parent, child = models()
     before = weights(child)
-    result = distill_globally(parent, child, batches(12), held_out(), replace(SETTINGS, learning_rate=10.0))
+    result = distill_globally(parent, child, batches(12), held_out(), replace(SETTINGS, learning_rate=3.0))
     assert result.status == "trained"
     assert not result.improved
     assert result.best_step == 0
