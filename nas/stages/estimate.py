@@ -144,14 +144,15 @@ def expected_stages(job: Job, parent: Described, machine: Machine) -> dict[str, 
         forwards = steps * (1 / beside + 3 * CHILD) + judged * (1 / beside + (JUDGED + 2) * CHILD)
         return batch_tokens * forwards * forward
 
-    def trainings(number: int, tokens: int) -> Expected:
-        """Of so many whole models: each rank reads parent and child once."""
+    def trainings(number: int, tokens: int, others: int = 0) -> Expected:
+        """Of so many whole models, with others at the same time: each rank reads parent and child once."""
         if not (number and tokens):
             return Expected(0)
         beside = number if workers == 1 else 1
         ranks = number * job.recover.workers
         read = ranks * (1 / beside + CHILD) * reads.whole
-        return work(number * training(tokens, beside), length, min(number, places) * job.recover.workers, read, ranks)
+        at_once = min(number + others, places) * job.recover.workers
+        return work(number * training(tokens, beside), length, at_once, read, ranks)
 
     score_tokens, report_tokens = judged_tokens(job)
     score_shards = len(shard_ranges(score_tokens // judged, judged))
@@ -230,7 +231,7 @@ def expected_stages(job: Job, parent: Described, machine: Machine) -> dict[str, 
         + Expected(rounding / by_layer, rounding, parts={"computing": rounding}),
         "assemble": work(score_tokens * pool * forward, judged, workers, groups * 2 * reads.whole, groups)
         + trainings(job.recover.probed, probe_tokens(job))
-        + trainings(ahead, job.recover.tokens)
+        + trainings(ahead, job.recover.tokens, job.recover.probed)
         + alone(timed.beside_parent(1 + job.recover.probed) if by_the_clock else 0),
         "recover": trainings(models - ahead, job.recover.tokens),
         "evaluate": work(figures, judged, workers, figure_pieces * (1 + CHILD) * reads.whole, figure_pieces)
