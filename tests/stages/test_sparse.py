@@ -143,16 +143,15 @@ def test_from_a_job_to_a_packed_folder(
     assert done.returncode == 0, done.stderr
     place = tmp_path / "job.search"
     evaluation = json.loads((place / "run.json").read_text())["evaluation"]
-    labels = [label for block in evaluation["child"]["architecture"] for label in block]
+    chosen = evaluation[evaluation["chosen"]]
+    labels = [label for block in chosen["architecture"] for label in block]
     assert any(label.endswith("@2:4") for label in labels), labels
-    assert evaluation["child"]["kl_nats"] > 0
+    assert chosen["kl_nats"] > 0
     assert inlay_here("evaluate", "job.search", cwd=tmp_path).returncode == 0
-    exported = inlay_here(
-        "export", "job.search", "--format", "packed", "--solution", "child", "-o", "child", cwd=tmp_path
-    )
+    exported = inlay_here("export", "job.search", "--format", "packed", "-o", "child", cwd=tmp_path)
     assert exported.returncode == 0, exported.stderr
     stored = sum(tensor.nbytes for tensor in load_file(tmp_path / "child" / "model.safetensors").values())
-    assert stored == evaluation["child"]["weights_bytes"]
+    assert stored == chosen["weights_bytes"]
     trained = load_file(place / "child" / "model.safetensors")
     from transformers import AutoModelForCausalLM
 
