@@ -9,10 +9,9 @@ them.
 from typing import TYPE_CHECKING
 
 from inlay.nas.families.shape import Entry
-from inlay.nas.modeling.gated_inlay import DOWN, GatedFfn
+from inlay.nas.modeling.gated_inlay import GatedFfn
 from inlay.nas.variants.kind import Place, Value, whole
-from inlay.nas.variants.least_squares import fitted
-from inlay.nas.variants.run import Run
+from inlay.nas.variants.run import Run, WideFfn
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,15 +39,8 @@ class Fuse(Run):
         own = place.own
         return own if place.slot == "attention" else {"kind": GatedFfn.name, "width": own["width"] * whole(value)}
 
-    def ffn(
-        self,
-        value: Value,
-        place: Place,
-        together: "dict[str, Tensor]",
-        hh_FF: "Tensor",
-        hy_FD: "Tensor",
-        tokens: int,
-    ) -> "dict[str, Tensor]":
-        """All channels."""
-        down_DF = together[f"{DOWN}.weight"]
-        return together | {f"{DOWN}.weight": fitted(down_DF, hh_FF, hy_FD, tokens).to(down_DF.dtype)}
+    def channels(self, place: Place, wide: WideFfn) -> "Tensor":
+        """All."""
+        import torch
+
+        return torch.arange(len(wide.hh_FF), device=wide.hh_FF.device)

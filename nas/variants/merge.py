@@ -8,10 +8,9 @@ these are fitted to it by least squares. What is left has the times, the bytes a
 from typing import TYPE_CHECKING
 
 from inlay.nas.families.shape import Entry
-from inlay.nas.modeling.gated_inlay import DOWN, GATE, UP
 from inlay.nas.variants.kind import Place, Value
-from inlay.nas.variants.least_squares import fitted, least_missed
-from inlay.nas.variants.run import Run
+from inlay.nas.variants.least_squares import least_missed
+from inlay.nas.variants.run import Run, WideFfn
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,18 +27,9 @@ class Merge(Run):
         """That of the first layer."""
         return place.own
 
-    def ffn(
-        self,
-        value: Value,
-        place: Place,
-        together: "dict[str, Tensor]",
-        hh_FF: "Tensor",
-        hy_FD: "Tensor",
-        tokens: int,
-    ) -> "dict[str, Tensor]":
-        """As many channels as one layer has."""
-        down_DF = together[f"{DOWN}.weight"]
-        kept = least_missed(fitted(down_DF, hh_FF, hy_FD, tokens), hh_FF, place.own["width"], tokens)
-        columns_DK = fitted(down_DF[:, kept], hh_FF[kept][:, kept], hy_FD[kept], tokens)
-        rows = {name: each[kept] for name, each in together.items() if name.startswith((f"{GATE}.", f"{UP}."))}
-        return together | rows | {f"{DOWN}.weight": columns_DK.to(down_DF.dtype)}
+    def channels(self, place: Place, wide: WideFfn) -> "Tensor":
+        """As many as one layer has, those that are missed most."""
+        import torch
+
+        every_F = torch.arange(len(wide.hh_FF), device=wide.hh_FF.device)
+        return least_missed(wide.columns(every_F), wide.hh_FF, place.own["width"], wide.tokens)

@@ -15,6 +15,7 @@ from inlay.nas.modeling.gated_inlay import DOWN, GATE, UP
 from inlay.nas.modeling.subblock_inlay import MIXERS, NORMS
 from inlay.nas.quantities import parse_count
 from inlay.nas.variants.kind import LAYERS, Kind, Place, Value, parse_whole, whole
+from inlay.nas.variants.least_squares import fitted
 from inlay.nas.variants.statistics import Statistic, Sums, keep_input, rows_of
 
 if TYPE_CHECKING:
@@ -87,22 +88,41 @@ class Run(Kind):
         states = [layer_of(state, number) for number in range(whole(value))]
         if place.slot == "attention" or not _have_channels(place):
             return place.tensors(states[0])
-        together = side_by_side([place.tensors(each) for each in states])
         found = sums.of(RunChannels(place, whole(value)))
-        return self.ffn(value, place, together, found["hh"], found["hy"], sums.tokens)
+        wide = WideFfn(side_by_side([place.tensors(each) for each in states]), found["hh"], found["hy"], sums.tokens)
+        return wide.with_channels(self.channels(place, wide))
 
     @abstractmethod
-    def ffn(
-        self,
-        value: Value,
-        place: Place,
-        together: "dict[str, Tensor]",
-        hh_FF: "Tensor",
-        hy_FD: "Tensor",
-        tokens: int,
-    ) -> "dict[str, Tensor]":
-        """The tensors of the ffn, of the ffns of all layers as one wide one and what its channels H give of what is to
-        be added Y: H'H and H'Y over so many tokens."""
+    def channels(self, place: Place, wide: "WideFfn") -> "Tensor":
+        """Which channels of the wide ffn stay, ascending indices."""
+
+
+@dataclass(frozen=True)
+class WideFfn:
+    """The ffns of a run of layers as one, F channels of all of them, and what they are fitted to.
+
+    Args:
+        tensors: of `side_by_side`.
+        hh_FF: H'H of the channels H, over the tokens.
+        hy_FD: H'Y with what is to be added, Y.
+        tokens: how many.
+    """
+
+    tensors: "dict[str, Tensor]"
+    hh_FF: "Tensor"
+    hy_FD: "Tensor"
+    tokens: int
+
+    def columns(self, kept_K: "Tensor") -> "Tensor":
+        """The last matrix of channels alone, fitted by least squares, [D, K], float64."""
+        down_DK = self.tensors[f"{DOWN}.weight"][:, kept_K]
+        return fitted(down_DK, self.hh_FF[kept_K][:, kept_K], self.hy_FD[kept_K], self.tokens)
+
+    def with_channels(self, kept_K: "Tensor") -> "dict[str, Tensor]":
+        """The tensors of the ffn with these channels alone, their columns fitted."""
+        down = f"{DOWN}.weight"
+        rows = {name: each[kept_K] for name, each in self.tensors.items() if name.startswith((f"{GATE}.", f"{UP}."))}
+        return self.tensors | rows | {down: self.columns(kept_K).to(self.tensors[down].dtype)}
 
 
 def _have_channels(place: Place) -> bool:

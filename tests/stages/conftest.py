@@ -62,6 +62,26 @@ def job_values(parent: Path, texts: tuple[Path, Path]) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
+def small_job_of(texts: tuple[Path, Path]) -> Callable[[Path], Job]:
+    """`small_job_of(parent)`: a job that is checked and written about, and never run."""
+
+    def make(parent: Path) -> Job:
+        return Job.from_dict(
+            {
+                "parent": str(parent),
+                "data": {
+                    "distill": {"path": str(texts[0]), "sequence_length": 32},
+                    "validate": {"path": str(texts[1])},
+                },
+                "space": {"attention": ["no_op"]},
+                "budget": {"parameters": "0.9x"},
+            }
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def whole_job(trained_parent: Path, texts: tuple[Path, Path]) -> Callable[[], dict[str, Any]]:
     """`whole_job()`: the values of such a job, free to be changed."""
     return lambda: job_values(trained_parent, texts)

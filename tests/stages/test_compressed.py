@@ -40,16 +40,8 @@ FORMS = {
 
 
 @pytest.fixture
-def job(tiny_parent: Callable[..., Path], texts: tuple[Path, Path]) -> Job:
-    parent = tiny_parent("llama", hidden_size=128, intermediate_size=256, attention_bias=True)
-    return Job.from_dict(
-        {
-            "parent": str(parent),
-            "data": {"distill": {"path": str(texts[0]), "sequence_length": 32}, "validate": {"path": str(texts[1])}},
-            "space": {"attention": ["no_op"]},
-            "budget": {"parameters": "0.9x"},
-        }
-    )
+def job(tiny_parent: Callable[..., Path], small_job_of: Callable[[Path], Job]) -> Job:
+    return small_job_of(tiny_parent("llama", hidden_size=128, intermediate_size=256, attention_bias=True))
 
 
 @pytest.fixture

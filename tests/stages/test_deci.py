@@ -223,17 +223,6 @@ def ffn_mult_to_intermediate_size(ffn_mult: float, hidden_size: int) -> int:
     return size if size % 256 == 0 else size + 256 - size % 256
 
 
-def make_job(parent: Path, texts: tuple[Path, Path]) -> Job:
-    return Job.from_dict(
-        {
-            "parent": str(parent),
-            "data": {"distill": {"path": str(texts[0]), "sequence_length": 32}, "validate": {"path": str(texts[1])}},
-            "space": {"attention": ["no_op"]},
-            "budget": {"parameters": "0.9x"},
-        }
-    )
-
-
 def make_child(parent: Parent, architecture: Blocks) -> InlayForCausalLM:
     """The parent's tensors where they fit, numbers at random where the child has others."""
     config = parent.config.with_blocks(entries_of(parent.shape, architecture))
@@ -267,7 +256,7 @@ def test_a_reader_of_the_folder_gives_the_logits_of_the_child(
     changes: dict[str, Any],
     architecture: Blocks,
     tiny_parent: Callable[..., Path],
-    texts: tuple[Path, Path],
+    small_job_of: Callable[[Path], Job],
     tmp_path: Path,
 ) -> None:
     layers, width = len(architecture), {"intermediate_size": 512}
@@ -279,7 +268,7 @@ def test_a_reader_of_the_folder_gives_the_logits_of_the_child(
         put_model(place, child, architecture),
         tmp_path / "child",
         evaluation_of(architecture),
-        make_job(parent.folder, texts),
+        small_job_of(parent.folder),
         consumer,
         most_shard_bytes=100_000,
     )
@@ -296,11 +285,11 @@ def test_a_reader_of_the_folder_gives_the_logits_of_the_child(
 
 
 def test_blocks_have_attributes_where_transformers_reads_them(
-    tiny_parent: Callable[..., Path], texts: tuple[Path, Path], tmp_path: Path
+    tiny_parent: Callable[..., Path], small_job_of: Callable[[Path], Job], tmp_path: Path
 ) -> None:
     """It has no such model of its own, so the folder brings the class; MLX reads the file itself."""
     parent = open_parent(tiny_parent("llama", num_hidden_layers=5, intermediate_size=512))
-    place, job = Workspace(tmp_path / "search"), make_job(parent.folder, texts)
+    place, job = Workspace(tmp_path / "search"), small_job_of(parent.folder)
     model = put_model(place, make_child(parent, SAME), SAME)
     for consumer in CONSUMERS:
         folder = write_deci_folder(place, parent, model, tmp_path / consumer, evaluation_of(SAME), job, consumer)
@@ -320,7 +309,7 @@ def test_blocks_have_attributes_where_transformers_reads_them(
 
 
 def test_a_scaled_rotation_is_written_as_its_readers_know_it(
-    tiny_parent: Callable[..., Path], texts: tuple[Path, Path], tmp_path: Path
+    tiny_parent: Callable[..., Path], small_job_of: Callable[[Path], Job], tmp_path: Path
 ) -> None:
     scaling = {
         "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -330,7 +319,7 @@ def test_a_scaled_rotation_is_written_as_its_readers_know_it(
     parent = open_parent(tiny_parent("llama", num_hidden_layers=1, intermediate_size=256, **rope))
     place, architecture = Workspace(tmp_path / "search"), (PARENT_BLOCK,)
     model = put_model(place, make_child(parent, architecture), architecture)
-    job = make_job(parent.folder, texts)
+    job = small_job_of(parent.folder)
     folder = write_deci_folder(place, parent, model, tmp_path / "o", evaluation_of(architecture), job, "vllm")
     config = json.loads((folder / "config.json").read_text())
     assert (config["rope_theta"], config["rope_scaling"]) == (500000.0, scaling)
@@ -463,13 +452,13 @@ def test_tensors_are_copied_bit_for_bit_in_shards_of_at_most_so_many_bytes(tmp_p
 
 
 @pytest.fixture
-def finished(tiny_parent: Callable[..., Path], texts: tuple[Path, Path], tmp_path: Path) -> Path:
+def finished(tiny_parent: Callable[..., Path], small_job_of: Callable[[Path], Job], tmp_path: Path) -> Path:
     """A workspace of which a search has finished, as far as exports look: its child is MIXED."""
     parent = open_parent(tiny_parent("llama", num_hidden_layers=5, intermediate_size=512))
     place = Workspace(tmp_path / "search")
     model = put_model(place, make_child(parent, MIXED), MIXED)
     place.write_json("workspace.json", {})
-    run = {"job": make_job(parent.folder, texts).to_dict(), "folder": str(tmp_path)}
+    run = {"job": small_job_of(parent.folder).to_dict(), "folder": str(tmp_path)}
     place.write_json(
         "run.json", {**run, "evaluation": evaluation_of(MIXED), "models": {"child": {"blob": model.blob, "packed": ""}}}
     )

@@ -34,15 +34,8 @@ FIGURES = {
 
 
 @pytest.fixture
-def job(tiny_parent: Callable[..., Path], texts: tuple[Path, Path]) -> Job:
-    return Job.from_dict(
-        {
-            "parent": str(tiny_parent("llama")),
-            "data": {"distill": {"path": str(texts[0]), "sequence_length": 32}, "validate": {"path": str(texts[1])}},
-            "space": {"attention": ["no_op"]},
-            "budget": {"parameters": "0.9x"},
-        }
-    )
+def job(tiny_parent: Callable[..., Path], small_job_of: Callable[[Path], Job]) -> Job:
+    return small_job_of(tiny_parent("llama"))
 
 
 def stored(store: Store, state: dict[str, torch.Tensor], most_bytes: int) -> str:
