@@ -20,6 +20,8 @@ IMPORTED = (
     "inlay.nas.stages.pipeline",
     "inlay.nas.stages.plan",
     "matplotlib.pyplot",
+    "pandas",
+    "pyarrow.parquet",
 )
 
 _forks = multiprocessing.get_context("forkserver")

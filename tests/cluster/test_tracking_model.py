@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -52,8 +52,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def uri(tmp_path: Path) -> Iterator[str]:
-    yield f"sqlite:///{tmp_path}/mlflow.db"
+def uri(tmp_path: Path, mlflow_db: Callable[[Path], str]) -> Iterator[str]:
+    yield mlflow_db(tmp_path)
     mlflow.set_tracking_uri(None)
 
 

@@ -59,6 +59,11 @@ def child(request: pytest.FixtureRequest, make_child: Any) -> InlayForCausalLM:
     return make_child("llama", CHILDREN[request.param])
 
 
+def slow(*lengths: int) -> Any:
+    """Such a batch, tried before a release."""
+    return pytest.param(lengths, marks=pytest.mark.slow)
+
+
 def prompts(*lengths: int) -> dict[str, torch.Tensor]:
     """A left-padded batch with that many real tokens a row."""
     longest = max(lengths)
@@ -106,14 +111,14 @@ def test_short_prompt(child: InlayForCausalLM) -> None:
     assert torch.equal(greedy(child, inputs)[:, 1:], without_cache(child, inputs))
 
 
-@pytest.mark.parametrize("lengths", [(12, 5, 1), (4, 3, 2), (20, 19, 2), (2, 30)], ids=str)
+@pytest.mark.parametrize("lengths", [(12, 5, 1), slow(4, 3, 2), slow(20, 19, 2), (2, 30)], ids=str)
 def test_left_padding(child: InlayForCausalLM, lengths: tuple[int, ...]) -> None:
     inputs = prompts(*lengths)
     assert torch.equal(greedy(child, inputs)[:, max(lengths) :], without_cache(child, inputs))
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 7])
-@pytest.mark.parametrize("lengths", [(17,), (17, 9, 2)], ids=str)
+@pytest.mark.parametrize("chunk", [pytest.param(1, marks=pytest.mark.slow), 3, 7])
+@pytest.mark.parametrize("lengths", [slow(17), (17, 9, 2)], ids=str)
 def test_chunked_prefill(child: InlayForCausalLM, chunk: int, lengths: tuple[int, ...]) -> None:
     inputs = prompts(*lengths)
     got = greedy(child, inputs, prefill_chunk_size=chunk)[:, max(lengths) :]
@@ -134,7 +139,7 @@ def test_stock_dynamic_cache(child: InlayForCausalLM) -> None:
     assert torch.equal(got, without_cache(child, inputs))
 
 
-@pytest.mark.parametrize("lengths", [(9,), (13, 4)], ids=str)
+@pytest.mark.parametrize("lengths", [slow(9), (13, 4)], ids=str)
 def test_beams(child: InlayForCausalLM, lengths: tuple[int, ...]) -> None:
     inputs = prompts(*lengths)
     arguments = {"num_beams": 3, "do_sample": False, "max_new_tokens": NEW_TOKENS}

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from inlay.nas.job import Job
+from inlay.nas.report.pictures import Picture, all_pictures
 from inlay.nas.workspace import Workspace
 
 LAYERS = 8
@@ -32,6 +33,12 @@ CHILD = [
 def search(tmp_path: Path) -> Workspace:
     """The workspace of a finished search."""
     return make_workspace(tmp_path / "demo.search")
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Picture]:
+    """The pictures of such a workspace, for tests that change nothing in theirs."""
+    return dict(all_pictures(make_workspace(tmp_path_factory.mktemp("drawn") / "demo.search")))
 
 
 def make_workspace(folder: Path) -> Workspace:

@@ -17,7 +17,7 @@ from inlay.nas.report.drawing import svg_of
 from inlay.nas.report.grid import Cell, GridRecord, draw_grid
 from inlay.nas.report.page import page_of, write_report
 from inlay.nas.report.pareto import ParetoRecord
-from inlay.nas.report.pictures import all_pictures
+from inlay.nas.report.pictures import Picture, all_pictures
 from inlay.nas.report.records import read_pool
 from inlay.nas.workspace import Workspace
 
@@ -41,8 +41,8 @@ def test_everything_is_written(search: Workspace) -> None:
         assert words in page
 
 
-def test_the_page_needs_nothing_else(search: Workspace) -> None:
-    page = page_of(search, dict(all_pictures(search)))
+def test_the_page_needs_nothing_else(search: Workspace, drawn: dict[str, Picture]) -> None:
+    page = page_of(search, drawn)
     # What browsers enforce: nothing but images that stand in the page, and the scripts of these digests.
     (policy,) = re.findall(r'<meta http-equiv="Content-Security-Policy" content="([^"]*)">', page)
     scripts = re.findall(r"<script>(.*?)</script>", page, flags=re.DOTALL)
@@ -60,9 +60,8 @@ def test_without_a_chart_the_page_has_no_library(search: Workspace) -> None:
     assert len(page_of(search, {})) < 30_000
 
 
-def test_charts_hold_what_pictures_show(search: Workspace) -> None:
-    pictures = dict(all_pictures(search))
-    page = page_of(search, pictures)
+def test_charts_hold_what_pictures_show(search: Workspace, drawn: dict[str, Picture]) -> None:
+    page = page_of(search, drawn)
     data = re.findall(r'<script type="application/json">(.*?)</script>', page, flags=re.DOTALL)
     assert len(data) == len(PICTURES)
     assert not any("<" in each for each in data)
@@ -91,15 +90,15 @@ def _models(value: Any) -> Iterator[Any]:
             yield from _models(part)
 
 
-def test_long_tables_can_be_filtered(search: Workspace) -> None:
-    page = page_of(search, dict(all_pictures(search)))
+def test_long_tables_can_be_filtered(search: Workspace, drawn: dict[str, Picture]) -> None:
+    page = page_of(search, drawn)
     candidates, blocks = (
         page.split(f"data-filter={name}>")[1].split("</table>")[0] for name in ("candidates", "blocks")
     )
     assert candidates.count("<tr>") == 1 + 16
     assert "<th data-choose>origin</th>" in candidates
     assert re.search(r"<td>000000000000</td><td>pool</td><td>0.4300</td>.*<td>kept</td>", candidates)
-    assert candidates.count("<td>front</td>") + 1 == len(pareto(search).front)
+    assert candidates.count("<td>front</td>") + 1 == len(pareto(drawn).front)
     assert blocks.count("<tr>") == 1 + 8 * 9
     assert blocks.count("<td>child</td>") == 2 * 8
     assert re.search(
@@ -107,8 +106,8 @@ def test_long_tables_can_be_filtered(search: Workspace) -> None:
     )
 
 
-def pareto(search: Workspace) -> ParetoRecord:
-    record = dict(all_pictures(search))["pareto"].record
+def pareto(drawn: dict[str, Picture]) -> ParetoRecord:
+    record = drawn["pareto"].record
     assert isinstance(record, ParetoRecord)
     return record
 
@@ -153,10 +152,10 @@ def test_names_from_the_job_are_text(search: Workspace) -> None:
     assert "&lt;script&gt;" in page
 
 
-def test_pictures_are_the_same_each_time(search: Workspace) -> None:
-    first, second = (dict(all_pictures(search)) for _ in range(2))
-    assert list(first) == PICTURES
-    assert svg_of(first["pareto"].figure) == svg_of(second["pareto"].figure)
+def test_pictures_are_the_same_each_time(search: Workspace, drawn: dict[str, Picture]) -> None:
+    again = dict(all_pictures(search))
+    assert list(again) == list(drawn) == PICTURES
+    assert svg_of(again["pareto"].figure) == svg_of(drawn["pareto"].figure)
 
 
 def test_an_unfinished_search_shows_what_it_has(search: Workspace) -> None:

@@ -90,7 +90,7 @@ def test_a_search_that_is_at_its_end_takes_one_row_more(runs, monkeypatch, archi
     assert len(earlier) == 6
 
 
-@pytest.mark.parametrize("num_limits", [1, 2, 3, pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num_limits", [1, 2, *(pytest.param(most, marks=pytest.mark.slow) for most in (3, 5))])
 @pytest.mark.parametrize("gap", [0.0, 0.001])
 def test_it_finds_what_the_other_search_finds(runs, monkeypatch, num_limits, gap):
     problem = random_problem(num_layers=14 if num_limits > 1 else 30, num_choices=8, num_limits=num_limits)

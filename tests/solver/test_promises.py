@@ -100,7 +100,7 @@ def large(seed: int, *, spans: bool = False, num_pairs: int = 0, lower: bool = F
     return Problem(("time", "bytes"), tuple(layers), (1000, 2000), tuple(limits), pairs)
 
 
-@pytest.mark.parametrize("seed", range(1, 4))
+@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (2, 3))])
 @pytest.mark.parametrize(
     "options",
     [{}, {"spans": True}, {"num_pairs": 30}, {"lower": True}, {"spans": True, "num_pairs": 20}],
@@ -127,7 +127,7 @@ def test_pools_agree_with_the_plain_program():
     assert {each.status for each in one} == {"optimal"}
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (1, 2))])
 def test_answers_of_large_problems_are_what_they_say(seed):
     """Beyond trying all, with searches, dives and exchanges: every answer is recomputed from its choices."""
     draw = random.Random(seed)

@@ -109,6 +109,7 @@ def test_a_part_goes_on_from_the_one_before(trained: Trained) -> None:
     assert on > 0
 
 
+@pytest.mark.slow
 def test_workers_give_the_same_bits(
     job: Job, costs: CostTable, trained: Trained, tmp_path: Path, shared_ray: Any
 ) -> None:
@@ -119,7 +120,7 @@ def test_workers_give_the_same_bits(
     assert found.left == trained.left
 
 
-@pytest.mark.parametrize("kept", [2, 4])
+@pytest.mark.parametrize("kept", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_what_was_cut_short_goes_on_from_its_records(
     job: Job, costs: CostTable, trained: Trained, place: Path, tmp_path: Path, make_search: Any, kept: int
 ) -> None:

@@ -76,7 +76,7 @@ class Here(Cluster):
 
 
 @pytest.fixture(scope="module")
-def rounds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Searched]:
+def rounds(tmp_path_factory: pytest.TempPathFactory, mlflow_db: Callable[[Path], str]) -> Iterator[Searched]:
     """`rounds(job, workspace, reporter)` runs a job whose pieces run in this process."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as a worker does
@@ -84,7 +84,7 @@ def rounds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Searched]:
         patch.setattr(run_module, "connect", lambda settings: nullcontext(Here(settings)))
         for module in (pipeline_module, search_module):
             patch.setattr(module, "Search", SmallSearch)
-        patch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db")
+        patch.setenv("MLFLOW_TRACKING_URI", mlflow_db(tmp_path_factory.mktemp("mlflow")))
         yield run_rounds
     torch.set_num_threads(threads)
 

@@ -33,6 +33,8 @@ LABELS = (
     "ffn:fuse=2",
 )
 
+MORE_TOKENS = ((5, 0), (30, 0), (20, 15))
+
 
 def test_every_kind_is_among_the_labels() -> None:
     assert {parse_variant(label).kind for label in LABELS} == set(KINDS)
@@ -97,7 +99,9 @@ class TestEveryVariant:
 
 
 @pytest.mark.parametrize("label", [label for label in LABELS if label.startswith("attention")])
-@pytest.mark.parametrize(("prefill", "steps"), [(1, 0), (5, 0), (9, 3), (30, 0), (20, 15)])
+@pytest.mark.parametrize(
+    ("prefill", "steps"), [(1, 0), (9, 3), *(pytest.param(*each, marks=pytest.mark.slow) for each in MORE_TOKENS)]
+)
 def test_kv_bytes_are_those_of_the_cache(case, label, prefill, steps) -> None:
     shape, batch = case.parent.shape, 2
     entries = entries_of(shape, [(label, "ffn:parent")] * shape.num_layers)
