@@ -212,9 +212,11 @@ def test_what_the_registry_does_not_have_is_said(uri: str, tmp_path: Path) -> No
             fetch_version(find_version(uri, *words))
         return str(caught.value)
 
+    (tmp_path / "mlflow.db").rename(tmp_path / "away.db")
     assert refused("stories", "champion", None) == (
         f"cannot be looked up: there is no {tmp_path}/mlflow.db; set tracking.uri or MLFLOW_TRACKING_URI"
     )
+    (tmp_path / "away.db").rename(tmp_path / "mlflow.db")
     send(uri, served(tmp_path / "w", register="stories", alias="champion"), tmp_path / "spool")
     assert refused("others", "champion", None) == f"is not there: {uri} has no registered model `others`"
     assert refused("stories", "best", None) == (
