@@ -4,7 +4,7 @@ from itertools import pairwise
 
 LARGEST_SHARD = 16_384
 """Tokens that a shard has at most: what a worker holds of a text at once."""
-SMALLEST_SHARD = 1_024
+SMALLEST_SHARD = 512
 """Tokens below which the layers would be read more often than they are worth."""
 SHARDS_WANTED = 4
 """A short text is cut into so many shards at most, a power of two, so that two or four workers end together."""

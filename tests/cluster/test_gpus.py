@@ -128,6 +128,7 @@ print(json.dumps(told))
 """
 
 
+@pytest.mark.slow
 def test_a_worker_with_a_gpu_stays_and_is_replaced_when_it_is_lost(tmp_path: Path) -> None:
     told = told_by(STAYING, tmp_path, {"GPU": 1})
     assert {gpu for each in told.values() for _, gpu in each} == {"0"}
