@@ -280,7 +280,7 @@ def test_what_dies_in_the_middle_is_a_sentence(vllm: Vllm, stories: Path, tmp_pa
     write_config(tmp_path / "model", config, "f32")
     told, settings = {"m": told_of(tmp_path / "model", config, target)}, settings_of(target, random=True)
     with process(target, threads=1) as (engine, _):
-        threading.Timer(3, lambda: os.kill(engine.pid, signal.SIGKILL)).start()
+        threading.Timer(0.5, lambda: os.kill(engine.pid, signal.SIGKILL)).start()
         with pytest.raises(UserError, match=r"^vllm was ended by SIGKILL at `open`"):
             engine.ask("open", models=told, tokens=16, sequences=1, threads=1, **settings)
         assert left_in_group(engine.pid) == []
