@@ -115,7 +115,8 @@ def tiny_parent(tmp_path_factory: pytest.TempPathFactory) -> TinyParent:
     """`tiny_parent(family, seed=0, dtype="float32", max_shard_size="1GB", **config)` gives a random parent's folder.
 
     Layers 3, width 32, 4 query and 2 key/value heads, ffn 48, vocabulary 288, context 64. Llama is tied; Mistral slides
-    over 24 tokens; Qwen2 is untied; the heads of Qwen3 are 12 wide. Norms and biases are random too. Made once a
+    over 24 tokens; Qwen2 is untied; the heads of Qwen3 are 12 wide; Mixtral and Qwen3-MoE have 4 experts, 2 active, the
+    latter not in layer 1. Norms and biases are random too. Made once a
     session for each call: copy the folder before changing it.
     """
     made: dict[str, Path] = {}
@@ -146,6 +147,10 @@ _OWN: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": 24},
     "qwen2": {},
     "qwen3": {"head_dim": 12, "tie_word_embeddings": True},
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen3_moe": {
+        "head_dim": 12, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "mlp_only_layers": [1],
+    },
 }
 
 

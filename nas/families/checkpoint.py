@@ -5,8 +5,8 @@ that is overwritten later cannot change tensors that are in use.
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -56,6 +56,10 @@ class Checkpoint:
 
     folder: Path
     tensors: Mapping[str, StoredTensor]
+
+    def with_names(self, name_of: Callable[[str], str]) -> "Checkpoint":
+        """The same tensors by other names."""
+        return replace(self, tensors={name_of(name): tensor for name, tensor in self.tensors.items()})
 
     @cached_property
     def files(self) -> tuple[Path, ...]:

@@ -27,12 +27,21 @@ class Family:
     """Whether the three projections of the ffn have a bias."""
     qk_norm: bool = False
     """Whether each head of queries and keys is normed before the rotation."""
-    sliding: Literal["none", "all", "by_layer"] = "none"
-    """`all`: every layer takes `sliding_window`; `by_layer`: `use_sliding_window` and `layer_types` choose."""
+    sliding: Literal["none", "all", "used", "by_layer"] = "none"
+    """`all`: every layer takes `sliding_window`; `used`: where `use_sliding_window` says so; `by_layer`: it and
+    `layer_types` choose."""
+    stored: tuple[tuple[str, str], ...] = ()
+    """What parts of a tensor's name are called in its files, where that is otherwise than here."""
     foreign_keys: tuple[str, ...] = ()
     """Config keys whose presence makes Transformers take the model for one of another family."""
     hidden_multiple_of_heads: bool = False
     """Whether its config class refuses a hidden size that the heads do not divide."""
+
+    def name_of(self, stored: str) -> str:
+        """What a tensor of its files is called here."""
+        for ours, theirs in self.stored:
+            stored = stored.replace(theirs, ours)
+        return stored
 
 
 def _defaults(**changed: Any) -> Mapping[str, Any]:
@@ -87,9 +96,51 @@ QWEN3: Final = Family(
     qk_norm=True,
     sliding="by_layer",
 )
+MIXTRAL: Final = Family(
+    "mixtral",
+    _defaults(
+        intermediate_size=14336,
+        num_key_value_heads=8,
+        max_position_embeddings=131072,
+        sliding_window=None,
+        num_local_experts=8,
+        num_experts_per_tok=2,
+    ),
+    sliding="all",
+    stored=(
+        ("mlp.gate.", "block_sparse_moe.gate."),
+        ("mlp.experts.", "block_sparse_moe.experts."),
+        (".gate_proj.", ".w1."),
+        (".down_proj.", ".w2."),
+        (".up_proj.", ".w3."),
+    ),
+)
+QWEN3_MOE: Final = Family(
+    "qwen3_moe",
+    _defaults(
+        vocab_size=151936,
+        hidden_size=2048,
+        num_hidden_layers=24,
+        intermediate_size=6144,
+        num_key_value_heads=4,
+        max_position_embeddings=32768,
+        attention_bias=False,
+        use_sliding_window=False,
+        sliding_window=4096,
+        decoder_sparse_step=1,
+        moe_intermediate_size=768,
+        num_experts_per_tok=8,
+        num_experts=128,
+        mlp_only_layers=None,
+    ),
+    qkv_bias="attention_bias",
+    o_bias="attention_bias",
+    qk_norm=True,
+    sliding="used",
+)
 
 FAMILIES: Final[Mapping[str, Family]] = MappingProxyType(
-    {family.name: family for family in (LLAMA, MISTRAL, QWEN2, QWEN3)}
+    {family.name: family for family in (LLAMA, MISTRAL, QWEN2, QWEN3, MIXTRAL, QWEN3_MOE)}
 )
 """Every supported family by its `model_type`, in the order messages list them."""
 

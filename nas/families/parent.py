@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from inlay.nas.errors import UserError
 from inlay.nas.families.checkpoint import Checkpoint, open_checkpoint
 from inlay.nas.families.checks import check_finite, check_tensors, stored_name
+from inlay.nas.families.family import CHILD
 from inlay.nas.families.hub import DESCRIPTION, download
 from inlay.nas.families.reading import check_unpacked, family_of, read_config, shape_of
 from inlay.nas.families.remote_code import tokenizer_code
@@ -41,9 +42,11 @@ def open_parent(name: str | Path, revision: str | None = None) -> "Parent":
     """
     folder = _folder(str(name), revision)
     config = read_config(folder)
-    family_of(config)
+    family = family_of(config)
     check_unpacked(config)
     checkpoint = open_checkpoint(folder)
+    if config["model_type"] != CHILD:
+        checkpoint = checkpoint.with_names(family.name_of)
     shape = shape_of(config, _stored_dtype(checkpoint))
     check_tensors(checkpoint, shape)
     check_tokenizer_files(folder, shape.vocab)

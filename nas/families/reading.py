@@ -8,7 +8,7 @@ from typing import Any
 from inlay.nas.errors import UserError
 from inlay.nas.families.family import CHILD, FAMILIES, Family
 from inlay.nas.families.shape import DTYPE_BYTES, SLOTS, Entry, Shape
-from inlay.nas.modeling.gated_inlay import GatedFfn
+from inlay.nas.modeling.experts_inlay import parent_ffn
 from inlay.nas.modeling.kinds_inlay import SUBBLOCKS
 from inlay.nas.modeling.subblock_inlay import Slot
 from inlay.nas.modeling.window_inlay import parent_attention
@@ -133,9 +133,29 @@ def _child_blocks(config: Mapping[str, Any]) -> tuple[Mapping[Slot, Entry], ...]
 
 
 def _parent_blocks(family: Family, values: Mapping[str, Any], kv_heads: int) -> tuple[Mapping[Slot, Entry], ...]:
-    ffn = {"kind": GatedFfn.name, "width": _count(values, "intermediate_size")}
+    for key in ("intermediate_size", *(each for each in _OF_EXPERTS if values.get(each) is not None)):
+        _count(values, key)
+    _check_experts(values)
     windows = _windows(family, values, _count(values, "num_hidden_layers"))
-    return tuple({"attention": parent_attention(kv_heads, window), "ffn": ffn} for window in windows)
+    return tuple(
+        {"attention": parent_attention(kv_heads, window), "ffn": parent_ffn(values, layer)}
+        for layer, window in enumerate(windows)
+    )
+
+
+_OF_EXPERTS = (
+    "num_experts", "num_local_experts", "num_experts_per_tok", "moe_intermediate_size", "decoder_sparse_step"
+)  # fmt: skip
+
+
+def _check_experts(values: Mapping[str, Any]) -> None:
+    """Every token takes experts that there are, and layers without them are numbers of layers."""
+    experts = values.get("num_local_experts") or values.get("num_experts")
+    if experts and values["num_experts_per_tok"] > experts:
+        raise _wrong("num_experts_per_tok", values["num_experts_per_tok"], f"must not be above the {experts} experts")
+    dense = values.get("mlp_only_layers")
+    if dense is not None and not (isinstance(dense, list) and all(isinstance(layer, int) for layer in dense)):
+        raise _wrong("mlp_only_layers", dense, "must list numbers of layers")
 
 
 def _windows(family: Family, values: Mapping[str, Any], num_layers: int) -> tuple[int | None, ...]:
@@ -145,6 +165,8 @@ def _windows(family: Family, values: Mapping[str, Any], num_layers: int) -> tupl
     if family.sliding == "all":
         return (window,) * num_layers
     window = window if _flag(values, "use_sliding_window") else None
+    if family.sliding == "used":
+        return (window,) * num_layers
     types = values["layer_types"]
     if types is None:
         first = _count(values, "max_window_layers", least=0)

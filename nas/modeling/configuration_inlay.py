@@ -14,12 +14,19 @@ from typing import Any, ClassVar
 
 from transformers.configuration_utils import PreTrainedConfig
 
-from .gated_inlay import GatedFfn
+from .experts_inlay import parent_ffn
 from .kinds_inlay import SUBBLOCKS
 from .subblock_inlay import SLOTS
 from .window_inlay import parent_attention
 
-FAMILIES = {"llama": "LlamaConfig", "mistral": "MistralConfig", "qwen2": "Qwen2Config", "qwen3": "Qwen3Config"}
+FAMILIES = {
+    "llama": "LlamaConfig",
+    "mistral": "MistralConfig",
+    "qwen2": "Qwen2Config",
+    "qwen3": "Qwen3Config",
+    "mixtral": "MixtralConfig",
+    "qwen3_moe": "Qwen3MoeConfig",
+}
 
 _REQUIRED_BASE = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "head_dim")
 _OPTIONAL_BASE = ("hidden_act", "max_position_embeddings", "rms_norm_eps", "initializer_range", "attention_dropout")
@@ -28,6 +35,8 @@ _FAMILY_BASE: dict[str, tuple[str, ...]] = {
     "mistral": (),
     "qwen2": (),
     "qwen3": ("attention_bias",),
+    "mixtral": (),
+    "qwen3_moe": ("attention_bias", "norm_topk_prob"),
 }
 
 
@@ -81,12 +90,10 @@ class InlayConfig(PreTrainedConfig):
             raise ValueError(f"the parent's model_type is {family!r}; inlay knows {', '.join(FAMILIES)}")
         base = {name: getattr(parent, name) for name in _base_fields(family) if hasattr(parent, name)}
         base["head_dim"] = base.get("head_dim") or parent.hidden_size // parent.num_attention_heads
+        told = parent.to_dict()
         blocks = [
-            {
-                "attention": _parent_attention(parent, layer_index),
-                "ffn": {"kind": GatedFfn.name, "width": parent.intermediate_size},
-            }
-            for layer_index in range(parent.num_hidden_layers)
+            {"attention": _parent_attention(parent, layer), "ffn": parent_ffn(told, layer)}
+            for layer in range(parent.num_hidden_layers)
         ]
         shared = ("vocab_size", "rope_parameters", "tie_word_embeddings", "use_cache")
         special = ("pad_token_id", "bos_token_id", "eos_token_id")
@@ -112,7 +119,7 @@ class InlayConfig(PreTrainedConfig):
         for name in ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id"):
             values[name] = getattr(self, name)
         # Windows are inlay's own masks and caches, so the family's modules are built as full attention.
-        if self.family == "mistral":
+        if self.family in ("mistral", "mixtral"):
             values["sliding_window"] = None
         values["rope_parameters"] = copy.deepcopy(self.rope_parameters)
         config = family_config_class(self.family)(**values)

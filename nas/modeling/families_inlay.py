@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from torch import nn
 from transformers.models.llama import modeling_llama
 from transformers.models.mistral import modeling_mistral
+from transformers.models.mixtral import modeling_mixtral
 from transformers.models.qwen2 import modeling_qwen2
 from transformers.models.qwen3 import modeling_qwen3
+from transformers.models.qwen3_moe import modeling_qwen3_moe
 
 
 @dataclass(frozen=True)
@@ -48,5 +50,17 @@ FAMILY_MODULES = {
         modeling_qwen3.Qwen3MLP,
         modeling_qwen3.Qwen3RMSNorm,
         modeling_qwen3.Qwen3RotaryEmbedding,
+    ),
+    "mixtral": FamilyModules(
+        modeling_mixtral.MixtralAttention,
+        modeling_mistral.MistralMLP,  # an expert by itself, of which Mixtral has only all in one
+        modeling_mixtral.MixtralRMSNorm,
+        modeling_mixtral.MixtralRotaryEmbedding,
+    ),
+    "qwen3_moe": FamilyModules(
+        modeling_qwen3_moe.Qwen3MoeAttention,
+        modeling_qwen3_moe.Qwen3MoeMLP,
+        modeling_qwen3_moe.Qwen3MoeRMSNorm,
+        modeling_qwen3_moe.Qwen3MoeRotaryEmbedding,
     ),
 }

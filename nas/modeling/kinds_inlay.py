@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from .experts_inlay import Experts
 from .full_inlay import FullAttention
 from .gated_inlay import GatedFfn
 from .gla_inlay import GatedLinearAttention
@@ -65,4 +66,6 @@ class SubblockKinds:
         return dict(entry)
 
 
-SUBBLOCKS = SubblockKinds((FullAttention(), WindowAttention(), GatedLinearAttention(), GatedFfn(), Linear(), NoOp()))
+SUBBLOCKS = SubblockKinds(
+    (FullAttention(), WindowAttention(), GatedLinearAttention(), GatedFfn(), Experts(), Linear(), NoOp())
+)

@@ -106,6 +106,10 @@ class SubblockKind(ABC):
     def tensors(self, entry: Entry, slot: Slot, sizes: Sizes) -> Tensors:
         """Names, within the layer, and shapes of its weights, its norm included."""
 
+    def working(self, entry: Entry, slot: Slot, sizes: Sizes) -> Tensors:
+        """Those of its weights that one token is computed with: as many operations as it takes."""
+        return self.tensors(entry, slot, sizes)
+
     def state(self, entry: Entry, sizes: Sizes, tokens: int) -> Tensors:
         """Names and shapes of what one sequence holds in its cache layer after `tokens` tokens."""
         return {}

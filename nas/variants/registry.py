@@ -6,6 +6,7 @@ from typing import Final
 from inlay.nas.modeling.subblock_inlay import Slot
 from inlay.nas.variants.alone import Alone
 from inlay.nas.variants.both import Both
+from inlay.nas.variants.experts import Active, Experts
 from inlay.nas.variants.fuse import Fuse
 from inlay.nas.variants.gla import Gla
 from inlay.nas.variants.heads import Heads
@@ -48,10 +49,11 @@ class Kinds(Mapping[str, Kind]):
 
 
 _KV_HEADS, _HEADS, _WINDOW = KvHeads(), Heads(), Window()
+_ACTIVE, _EXPERTS = Active(), Experts()
 KINDS: Final = Kinds(
     (
         *(Parent(), _KV_HEADS, _HEADS, _WINDOW, Both(_KV_HEADS, _WINDOW), Both(_HEADS, _WINDOW), Gla()),
-        *(Width(), Alone(), Linear(), NoOp()),
+        *(Width(), _EXPERTS, _ACTIVE, Both(_ACTIVE, _EXPERTS), Alone(), Linear(), NoOp()),
         *(Merge(), Fuse()),
     )
 )

@@ -10,9 +10,11 @@ import torch
 from transformers import (
     LlamaForCausalLM,
     MistralForCausalLM,
+    MixtralForCausalLM,
     PreTrainedModel,
     Qwen2ForCausalLM,
     Qwen3ForCausalLM,
+    Qwen3MoeForCausalLM,
 )
 
 from inlay.nas.modeling import InlayConfig, InlayForCausalLM, family_config_class
@@ -22,6 +24,8 @@ PARENT_CLASSES = {
     "mistral": MistralForCausalLM,
     "qwen2": Qwen2ForCausalLM,
     "qwen3": Qwen3ForCausalLM,
+    "mixtral": MixtralForCausalLM,
+    "qwen3_moe": Qwen3MoeForCausalLM,
 }
 SIZES = {
     "hidden_size": 32,
@@ -40,6 +44,8 @@ OF_FAMILY: dict[str, dict[str, Any]] = {
     "mistral": {"sliding_window": 6, "tie_word_embeddings": False},
     "qwen2": {"tie_word_embeddings": False},
     "qwen3": {"head_dim": 16, "tie_word_embeddings": True},
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "mlp_only_layers": [1]},
 }
 
 MakeParent = Callable[..., PreTrainedModel]
