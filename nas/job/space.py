@@ -160,7 +160,7 @@ class Space(Section):
         default=(), description=f"Alternatives: {_forms('attention')}; also {{kv_heads: N, window: N}}."
     )
     ffn: Annotated[tuple[Alternative, ...], BeforeValidator(_ffn)] = Field(
-        default=(), description=f"Alternatives to the ffn: {_forms('ffn')}."
+        default=(), description=f"Alternatives: {_forms('ffn')}."
     )
     layers: Annotated[tuple[Alternative, ...], BeforeValidator(_layers)] = Field(
         default=(), description=f"Alternatives to neighbouring layers together: {_forms(LAYERS)}."

@@ -31,7 +31,7 @@ from inlay.nas.stages.estimates import CHECKED, are_estimated
 from inlay.nas.stages.guided import JUDGED_SHARE, part_ends
 from inlay.nas.stages.machines import FORWARD, SLOTS, Machine, ThisCpu
 from inlay.nas.tables.idle_limits import parent_sizes
-from inlay.nas.variants import Variant, ends_parameters, parameters, variants_of
+from inlay.nas.variants import Variant, ends_parameters, parameters, variants_of, working_parameters
 from inlay.nas.variants.storage import AsParent
 
 CHILD = 0.8
@@ -110,7 +110,7 @@ def expected_stages(job: Job, parent: Described, machine: Machine) -> dict[str, 
     space = [variants_of(job.space, shape, layer) for layer in range(shape.num_layers)]
     trained = sum(variant.trained for layer in space for variant in layer)
     whole = parent_sizes(shape, job.hardware.scenarios[0], AsParent())["parameters"]
-    own, head = whole - ends_parameters(shape), shape.vocab * shape.hidden
+    own, head = working(shape), shape.vocab * shape.hidden
 
     workers = job.cluster.max_workers or local_workers(job)
     by_layer = min(workers, shape.num_layers)
@@ -185,7 +185,7 @@ def expected_stages(job: Job, parent: Described, machine: Machine) -> dict[str, 
             score_shards + shape.num_layers,
         )
     forms = len(job.space.formats.choices)
-    rounding = forms * own / ROUNDED_PER_SECOND
+    rounding = forms * (whole - ends_parameters(shape)) / ROUNDED_PER_SECOND
     read_by_matrices = bool(forms) * INPUT_TOKENS * forward
     pool = 4 * job.solve.pool + dropped + SWAPPED
     timed = _TimedModels(parent, job, machine, length)
@@ -320,8 +320,17 @@ def num_models(job: Job) -> int:
 def token_seconds(parent: Described, length: int) -> float:
     """Of the whole parent, head included, forward on one thread, for each token of sequences of a length."""
     shape = parent.shape
-    layers = (parameters(shape.parent_entry(i, slot), slot, shape) for i in range(shape.num_layers) for slot in SLOTS)
-    return FORWARD * (sum(layers) + shape.vocab * shape.hidden) / ThisCpu(parent).operations_per_second(length)
+    numbers = working(shape) + shape.vocab * shape.hidden
+    return FORWARD * numbers / ThisCpu(parent).operations_per_second(length)
+
+
+def working(shape: Shape) -> int:
+    """Numbers of all layers that a token is computed with."""
+    return sum(
+        working_parameters(shape.parent_entry(layer, slot), slot, shape)
+        for layer in range(shape.num_layers)
+        for slot in SLOTS
+    )
 
 
 def judged_tokens(job: Job) -> tuple[int, int]:
@@ -371,7 +380,7 @@ class _TimedModels:
     def _round(self, scenario: Scenario, layers: float) -> float:
         """One model of so many layers: the prompts, then the steps, which are sampled in long generations."""
         shape, rate = self.parent.shape, self.operations_per_second * min(scenario.threads, self.cpus)
-        numbers = sum(parameters(shape.parent_entry(0, slot), slot, shape) for slot in SLOTS) * layers
+        numbers = sum(working_parameters(shape.parent_entry(0, slot), slot, shape) for slot in SLOTS) * layers
         # Embedding, final norm and head are many small calls, like a layer's, beside the head's product.
         calls = (layers + 1) * STEP * self.step_seconds
         head = FORWARD * scenario.batch_size * shape.vocab * shape.hidden / rate

@@ -2,7 +2,7 @@
 
 from inlay.nas.variants.kind import Kind, Place
 from inlay.nas.variants.registry import KINDS
-from inlay.nas.variants.sizes import ends_parameters, kv_bytes, parameters, weights_bytes
+from inlay.nas.variants.sizes import ends_parameters, kv_bytes, parameters, weights_bytes, working_parameters
 from inlay.nas.variants.space import SearchSpace, ends_forms, space_problems, unseen_problems, variants_of
 from inlay.nas.variants.variant import Variant, is_free, parse_variant
 
@@ -22,4 +22,5 @@ __all__ = [
     "unseen_problems",
     "variants_of",
     "weights_bytes",
+    "working_parameters",
 ]

@@ -30,7 +30,7 @@ class Alone(Width):
     name = "alone"
     beside = f"attention:{NoOp.name}"
     example = "alone: 0.5"
-    forms = "{alone: 0.5} or {alone: 256}"
+    forms = "{alone: 0.5}"
 
     def read(self, value: object) -> int | float:
         """A fraction of at most 1 as a float, or whole channels."""

@@ -9,10 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from inlay.nas.families.shape import Entry
 from inlay.nas.modeling.experts_inlay import ACTIVE, EXPERTS, ROUTER, expert
-from inlay.nas.quantities import parse_count
-from inlay.nas.variants.kind import Kind, Place, Value, parse_whole, whole
+from inlay.nas.variants.expert_count import ExpertCount
+from inlay.nas.variants.kind import Place, Value, whole
 from inlay.nas.variants.statistics import Statistic, Sums
 
 if TYPE_CHECKING:
@@ -40,41 +39,6 @@ class ExpertShares(Statistic):
     def sums(self, seen: "Mapping[str, Tensor]") -> "dict[str, Tensor]":
         """`e`."""
         return {"e": seen["shares"].sum(dim=0)}
-
-
-class ExpertCount(Kind):
-    """What kinds share whose value is a number of experts."""
-
-    slots = ("ffn",)
-    trained = True
-
-    def read(self, value: object) -> int:
-        """A whole number of at least 1."""
-        count = parse_count(value)
-        if count < 1:
-            raise ValueError("is out of range; it must be at least 1 (no ffn at all is no_op)")
-        return count
-
-    def resolve(self, item: Any, space: Any, place: Place) -> Value:
-        """The number of the item."""
-        return int(item)
-
-    def parse(self, text: str) -> Value:
-        """4 from `4`."""
-        return parse_whole(self.name, text)
-
-    def problem(self, value: Value, place: Place) -> str | None:
-        """There must be experts, and at least so many."""
-        count, own = whole(value), place.own.get(self.name)
-        if own is None:
-            return f"{count} is not possible: the parent's ffn has no experts; leave {self.name} out"
-        if count > own:
-            return f"{count} is above the parent's {own}; give a smaller number"
-        return None if count else f"{count} is not possible; give at least 1"
-
-    def entry(self, value: Value, place: Place) -> Entry:
-        """The parent's ffn with another number."""
-        return place.own | {self.name: whole(value)}
 
 
 class Experts(ExpertCount):
@@ -115,19 +79,3 @@ class Experts(ExpertCount):
             for name in (each for each in own if each.startswith(opened)):
                 started[f"{expert(number)}.{name.removeprefix(opened)}"] = own[name]
         return started
-
-
-class Active(ExpertCount):
-    """Fewer experts for each token."""
-
-    name = ACTIVE
-    example = "active: 1"
-    forms = "{active: N}"
-
-    def short(self, value: Value) -> str:
-        """`a 1`."""
-        return f"a {value}"
-
-    def start(self, value: Value, place: Place, state: "dict[str, Tensor]", sums: Sums) -> "dict[str, Tensor]":
-        """The parent's own tensors: a token takes those of the largest probability."""
-        return place.tensors(state)

@@ -4,9 +4,10 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Final
 
 from inlay.nas.modeling.subblock_inlay import Slot
+from inlay.nas.variants.active import Active
 from inlay.nas.variants.alone import Alone
 from inlay.nas.variants.both import Both
-from inlay.nas.variants.experts import Active, Experts
+from inlay.nas.variants.experts import Experts
 from inlay.nas.variants.fuse import Fuse
 from inlay.nas.variants.gla import Gla
 from inlay.nas.variants.heads import Heads

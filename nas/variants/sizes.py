@@ -16,6 +16,11 @@ def parameters(entry: Entry, slot: Slot, shape: Shape) -> int:
     return _count(subblock_tensors(shape, slot, entry))
 
 
+def working_parameters(entry: Entry, slot: Slot, shape: Shape) -> int:
+    """Numbers in one subblock that a token is computed with: all but those of experts that it does not take."""
+    return _count(SUBBLOCKS.of(entry).working(entry, slot, shape))
+
+
 def weights_bytes(entry: Entry, slot: Slot, shape: Shape) -> int:
     """Bytes of one subblock as it is stored, in the parent's dtype."""
     return parameters(entry, slot, shape) * shape.dtype_bytes

@@ -17,6 +17,7 @@ from inlay.nas.engines.vllm_plugin.limits import CPU_HEAD_SIZES, KINDS, model_pr
 from inlay.nas.families.reading import shape_of
 from inlay.nas.families.shape import Shape
 from inlay.nas.modeling import SUBBLOCKS
+from inlay.nas.modeling.experts_inlay import Experts
 from inlay.nas.modeling.gla_inlay import GatedLinearAttention
 
 ROOT = Path(inlay.__file__).resolve().parent.parent
@@ -68,7 +69,7 @@ def test_kinds_that_others_added_are_not_run(shape: Shape) -> None:
 
 
 def test_every_kind_of_ours_is_known_or_refused() -> None:
-    refused = {GatedLinearAttention.name}  # tests/cli/test_engine_limits.py has the sentence
+    refused = {GatedLinearAttention.name, Experts.name}  # tests/cli/test_engine_limits.py has the sentence
     assert {*KINDS, *refused} == {*SUBBLOCKS.names("attention"), *SUBBLOCKS.names("ffn")}
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from inlay.nas.families import FAMILIES, Parent, open_parent
@@ -76,19 +77,8 @@ def folder(request: pytest.FixtureRequest, tiny_parent: Any) -> Path:
     return path
 
 
-class TestEveryParent:
-    """The contract of a family, for each of its quirks."""
-
-    def test_states_are_the_tensors_of_transformers(self, folder: Path) -> None:
-        parent = open_parent(folder)
-        expected = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").state_dict()
-        if parent.shape.tied:
-            del expected[HEAD]
-        state = _whole_state(parent)
-        assert state.keys() == expected.keys()
-        for name, tensor in expected.items():
-            assert state[name].dtype == tensor.dtype == getattr(torch, parent.shape.dtype)
-            assert state[name].equal(tensor), name
+class Contract:
+    """What holds of every parent."""
 
     def test_states_come_in_another_dtype(self, folder: Path) -> None:
         parent = open_parent(folder)
@@ -101,16 +91,6 @@ class TestEveryParent:
             assert block == {slot: parent.shape.parent_entry(layer, slot) for slot in SLOTS}
         assert parent.config.dtype == getattr(torch, parent.shape.dtype)
         assert parent.config.rope_parameters == AutoConfig.from_pretrained(folder).rope_parameters
-
-    def test_logits_are_those_of_transformers(self, folder: Path) -> None:
-        parent = open_parent(folder)
-        theirs = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
-        ours = InlayForCausalLM.from_pretrained(
-            None, config=parent.config, state_dict=_whole_state(parent), dtype=getattr(torch, parent.shape.dtype)
-        ).eval()
-        ids_BS = torch.randint(0, parent.shape.vocab, (2, 40), generator=torch.Generator().manual_seed(0))
-        with torch.no_grad():
-            assert ours(ids_BS).logits.equal(theirs(ids_BS).logits)
 
     def test_numbers_are_finite(self, folder: Path) -> None:
         open_parent(folder).check_finite()
@@ -127,8 +107,53 @@ class TestEveryParent:
         assert again.digest == parent.digest
 
 
+class TestEveryParent(Contract):
+    """The contract of a family whose layers are dense, for each of its quirks."""
+
+    def test_states_are_the_tensors_of_transformers(self, folder: Path) -> None:
+        parent = open_parent(folder)
+        expected = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").state_dict()
+        if parent.shape.tied:
+            del expected[HEAD]
+        state = _whole_state(parent)
+        assert state.keys() == expected.keys()
+        for name, tensor in expected.items():
+            assert state[name].dtype == tensor.dtype == getattr(torch, parent.shape.dtype)
+            assert state[name].equal(tensor), name
+
+    def test_logits_are_those_of_transformers(self, folder: Path) -> None:
+        parent = open_parent(folder)
+        theirs = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
+        ours = InlayForCausalLM.from_pretrained(
+            None, config=parent.config, state_dict=_whole_state(parent), dtype=getattr(torch, parent.shape.dtype)
+        ).eval()
+        ids_BS = torch.randint(0, parent.shape.vocab, (2, 40), generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            assert ours(ids_BS).logits.equal(theirs(ids_BS).logits)
+
+
+OF_EXPERTS = ("mixtral", "qwen3_moe")
+
+
+class TestParentsOfExperts(Contract):
+    """Of families with experts, which Transformers holds otherwise than files do: tests/modeling/test_experts.py."""
+
+    @pytest.fixture(params=OF_EXPERTS)
+    def folder(self, request: pytest.FixtureRequest, tiny_parent: Any) -> Path:
+        path: Path = tiny_parent(request.param)
+        return path
+
+    def test_all_of_the_files_is_read(self, folder: Path) -> None:
+        stored = [tensor for path in folder.glob("*.safetensors") for tensor in load_file(path).values()]
+        read = list(_whole_state(open_parent(folder)).values())
+        assert sum(tensor.numel() for tensor in read) == sum(tensor.numel() for tensor in stored)
+        assert sum(tensor.double().sum() for tensor in read) == pytest.approx(
+            float(sum(tensor.double().sum() for tensor in stored))
+        )
+
+
 def test_every_family_is_among_the_cases() -> None:
-    assert {family for family, _ in CASES.values()} == set(FAMILIES)
+    assert {family for family, _ in CASES.values()} | {*OF_EXPERTS} == set(FAMILIES)
 
 
 def test_a_trained_parent_opens(trained_parent: Path) -> None:

@@ -14,6 +14,9 @@ from inlay.nas.families.reading import shape_of
 from inlay.nas.families.shape import SLOTS
 from inlay.nas.modeling import InlayConfig
 
+OF_EXPERTS = {"mixtral": "num_local_experts", "qwen3_moe": "num_experts"}
+"""Families with experts, and the key of config.json that counts them."""
+
 
 @st.composite
 def configs(draw: st.DrawFn) -> dict[str, Any]:
@@ -44,8 +47,13 @@ def configs(draw: st.DrawFn) -> dict[str, Any]:
     config["model_type"] = family = draw(st.sampled_from(list(FAMILIES)))
     if family == "llama":
         config.pop("sliding_window", None)
-    if family == "mistral" and config["num_key_value_heads"] is None:
+    if family in ("mistral", *OF_EXPERTS) and config["num_key_value_heads"] is None:
         config["num_key_value_heads"] = 1
+    if family in OF_EXPERTS:
+        config |= {OF_EXPERTS[family]: draw(st.integers(2, 5)), "num_experts_per_tok": draw(st.integers(1, 2))}
+    if family == "qwen3_moe":
+        config["moe_intermediate_size"] = draw(st.integers(1, 9))
+        config["mlp_only_layers"] = draw(st.sampled_from([None, [0]]))
     return config
 
 
@@ -80,7 +88,22 @@ def test_tensors_are_what_transformers_builds(config: dict[str, Any]) -> None:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config))
     expected = {name: tuple(tensor.shape) for name, tensor in model.named_parameters()}
-    assert all_tensors(shape) == expected
+    assert by_two(all_tensors(shape)) == expected
+
+
+def by_two(tensors: dict[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """All experts of a layer in two tensors, as Transformers' classes hold what files hold apart."""
+    found: dict[str, tuple[int, ...]] = {}
+    for name, size in tensors.items():
+        before, experts, behind = name.partition(".experts.")
+        number, _, part = behind.partition(".")
+        if not experts:
+            found[name] = size
+        elif part == "gate_proj.weight":
+            found[f"{before}.experts.gate_up_proj"] = (int(number) + 1, 2 * size[0], size[1])
+        elif part == "down_proj.weight":
+            found[f"{before}.experts.down_proj"] = (int(number) + 1, *size)
+    return found
 
 
 def all_tensors(shape: Shape) -> dict[str, tuple[int, ...]]:

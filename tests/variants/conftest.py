@@ -10,6 +10,7 @@ from inlay.nas.families import Parent, open_parent
 from inlay.nas.modeling import ForwardContext, InlayLayer, build_layer, make_context
 from inlay.nas.variants import Place, Variant
 from inlay.nas.variants.alone import LayerByChannels
+from inlay.nas.variants.experts import ExpertShares
 from inlay.nas.variants.gla import Mixed, Mixing
 from inlay.nas.variants.heads import HEAD_GRAM
 from inlay.nas.variants.kv_heads import MergedHeads
@@ -67,7 +68,8 @@ class Space:
     sinks: int = 4
 
 
-def make_case(parent: Parent, layer_index: int = 1) -> Case:
+def case_of(parent: Parent, layer_index: int, statistics: tuple[Statistic, ...]) -> Case:
+    """A layer of a parent, and some statistics of it."""
     block = parent.config.blocks[layer_index]
     state = parent.layer_state(layer_index)
     dtype = getattr(torch, parent.shape.dtype)
@@ -75,20 +77,33 @@ def make_case(parent: Parent, layer_index: int = 1) -> Case:
     noise_BSD = torch.randn(4, 32, parent.shape.hidden, generator=torch.Generator().manual_seed(1))
     hidden_BSD = noise_BSD.to(dtype)
     context = make_context(parent.config, 4, 32, dtype, "cpu", [block["attention"]])
-    sums, _ = gather(layer, hidden_BSD, context, STATISTICS)
+    sums, _ = gather(layer, hidden_BSD, context, statistics)
+    return Case(parent, layer, state, hidden_BSD, context, sums)
+
+
+def make_case(parent: Parent, layer_index: int = 1) -> Case:
+    own = case_of(parent, layer_index, STATISTICS)
+    layer, state, hidden_BSD, context, sums = own.layer, own.state, own.hidden_BSD, own.context, own.sums
     place = Place(parent.shape, layer_index, "attention")
     run = run_state([state, parent.layer_state(layer_index + 1)])
     sums |= gather(layer, hidden_BSD, context, [RunChannels(place, 2).ready(run, sums)])[0]
     sums |= gather(layer, hidden_BSD, context, [Mixing(place)])[0]
     sums |= gather(layer, hidden_BSD, context, [Mixed(place).ready(state, sums)])[0]
-    first = Case(parent, layer, state, hidden_BSD, context, sums)
-    return replace(first, sums=sums | first.merged_sums(layer, state, sums, 1))
+    return replace(own, sums=sums | own.merged_sums(layer, state, sums, 1))
 
 
 @pytest.fixture(scope="session", params=FAMILIES)
 def case(request: pytest.FixtureRequest, tiny_parent: Any) -> Case:
     """Each family in turn: Llama in bfloat16, Mistral and a layer of Qwen3 sliding, Qwen2 and Qwen3 with biases."""
     return make_case(open_parent(tiny_parent(request.param, **FAMILIES[request.param])))
+
+
+@pytest.fixture(scope="session", params=("mixtral", "qwen3_moe"))
+def of_experts(request: pytest.FixtureRequest, tiny_parent: Any) -> Case:
+    """Each family whose layers have experts."""
+    dense = {"mlp_only_layers": []} if request.param == "qwen3_moe" else {}
+    parent = open_parent(tiny_parent(request.param, num_hidden_layers=2, **dense))
+    return case_of(parent, 1, (Products("ffn"), ExpertShares()))
 
 
 @pytest.fixture(scope="session")

@@ -33,18 +33,26 @@ LABELS = (
     "ffn:fuse=2",
 )
 
+OF_EXPERTS = (
+    "ffn:experts=2",
+    "ffn:experts=3",
+    "ffn:active=1",
+    "ffn:active=1+experts=1",
+)
+"""Of a parent whose layers have them."""
+
 MORE_TOKENS = ((5, 0), (30, 0), (20, 15))
 
 
 def test_every_kind_is_among_the_labels() -> None:
-    assert {parse_variant(label).kind for label in LABELS} == set(KINDS)
-    assert {(parse_variant(label).slot, parse_variant(label).kind) for label in LABELS} == {
+    labels = [parse_variant(label) for label in LABELS + OF_EXPERTS]
+    assert {variant.kind for variant in labels} == set(KINDS)
+    assert {(variant.slot, variant.kind) for variant in labels} == {
         (slot, kind.name) for kind in KINDS.values() for slot in kind.slots
     }
 
 
-@pytest.mark.parametrize("label", LABELS)
-class TestEveryVariant:
+class Contract:
     """What holds for all of them."""
 
     @pytest.fixture
@@ -96,6 +104,20 @@ class TestEveryVariant:
             parameters(entry[slot], slot, shape) for entry in entries for slot in entry
         )
         assert counted == sum(tensor.numel() for tensor in model.parameters())
+
+
+@pytest.mark.parametrize("label", LABELS)
+class TestEveryVariant(Contract):
+    """Of dense parents."""
+
+
+@pytest.mark.parametrize("label", [*OF_EXPERTS, "ffn:parent", "ffn:linear"])
+class TestOfExperts(Contract):
+    """Of parents with experts."""
+
+    @pytest.fixture
+    def case(self, of_experts):
+        return of_experts
 
 
 @pytest.mark.parametrize("label", [label for label in LABELS if label.startswith("attention")])

@@ -214,7 +214,10 @@ class TestBoth:
             ),
             ("attention:kv_heads=1+window=", "`window` takes a whole number, not ``"),
             ("attention:kv_heads=+window=8", "`kv_heads` takes a whole number, not ``"),
-            ("ffn:kv_heads=1+window=8", "kinds of ffn are parent, width, alone, linear, no_op"),
+            (
+                "ffn:kv_heads=1+window=8",
+                "kinds of ffn are parent, width, experts, active, active+experts, alone, ",
+            ),
         ],
     )
     def test_a_label_that_is_none(self, label: str, sentence: str) -> None:
