@@ -66,7 +66,7 @@ def test_the_plan_knows_how_much_pieces_read(
     search = make_search(job, tmp_path / "w")
     packed = store_texts(pack_texts(job, search.parent.tokenizer()), search.workspace)
     planned = expected_stages(job, search.parent, ThisCpu(search.parent))
-    assert len(packed.distill.shards) == len(packed.score.shards) == 2, "more than one: each is carried by itself"
+    assert min(len(packed.distill.shards), len(packed.score.shards)) > 1, "each is carried by itself"
     read: list[int] = []
     whole = StoredTensor.read
     monkeypatch.setattr(StoredTensor, "read", lambda tensor: (read.append(tensor.num_bytes), whole(tensor))[1])
