@@ -32,10 +32,8 @@ class ExpertGrams(Statistic):
         import torch
 
         mixer: Any = layer.mlp
-        wide = mixer.experts[0].down_proj
-        seen["hh"] = wide.weight.new_zeros(
-            (len(mixer.experts), wide.in_features, wide.in_features), dtype=torch.float32
-        )
+        last, count = mixer.experts[0].down_proj, len(mixer.experts)
+        seen["hh"] = last.weight.new_zeros((count, last.in_features, last.in_features), dtype=torch.float32)
         seen["n"] = seen["hh"].new_zeros(count)
         hooks = [layer.get_submodule(ROUTER).register_forward_hook(keep_output(seen, "logits"))]
 
