@@ -183,7 +183,8 @@ def row(bench: Bench, name: str, make: Callable[[], Any], seeds: int) -> str:
 INTRODUCTION = """\
 A parent of {layers} layers with {experts} experts each, {active} of them for a token, trained by
 `benchmarks/experts_parent.py`. Half of all experts stay. *Times taken*: how many tokens take an expert; *shares*: the
-same by the router's probability; *the KL without it*: of the parent with that expert alone gone; *the program*: a search's, from the KL of single layers with fewer experts. KL to the parent, nats
+same by the router's probability; *the KL without it*: of the parent with that expert alone gone; *the program*: as in
+a search, from the KL of single layers with fewer experts. What is *here only* is in no search. KL to the parent, nats
 per token, on text that nothing else uses, as the child starts and after recovery with {tokens:,} tokens, the same for
 all. There is no local distillation. A seed is an order of recovery's text; seconds are of one seed, one thread."""
 
