@@ -14,8 +14,9 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ SCORED = 32
 """Sequences, behind those of calibration, that removals and the program's scores are judged on."""
 NANO = 1_000_000_000
 PARENT = ("attention:parent", "ffn:parent")
-UNIFORM = ("ffn:active=1", "ffn:expert_width=32", "ffn:active=1+experts=4", "ffn:active=1+expert_width=32")
+UNIFORM = ("ffn:expert_width=32", "ffn:active=1")
 """Other children that are the same in every layer, for the second table."""
 
 
@@ -137,7 +138,7 @@ class Cuts:
         return self.child({layer: self.started(layer, counts[layer], scores[layer]) for layer in self.layers})
 
 
-def page(bench: Bench, seeds: int) -> list[str]:
+def page(bench: Bench, seeds: int) -> Iterator[str]:
     """Both tables of one parent."""
     cuts = Cuts(bench)
     half = [cuts.experts // 2] * len(cuts.layers)
@@ -152,14 +153,12 @@ def page(bench: Bench, seeds: int) -> list[str]:
         f"{told} by the program, by shares, as a search does it": lambda: cuts.cut(numbers, shares),
         f"{told} by the program, by the KL without it (here only)": lambda: cuts.cut(numbers, missed),
     }
-    lines = [*HEAD, *(row(bench, name, make, seeds) for name, make in children.items())]
-    others = {f"`{label}` in every layer": label for label in UNIFORM}
-    lines += ["", "Other children of the same parent.", "", *HEAD]
-    lines += [
-        row(bench, name, lambda label=label: bench.model("attention:parent", label), seeds)  # type: ignore[misc]
-        for name, label in others.items()
-    ]
-    return lines
+    yield from HEAD
+    for name, make in children.items():
+        yield row(bench, name, make, seeds)
+    yield from ("", "Other children of the same parent.", "", *HEAD)
+    for label in UNIFORM:
+        yield row(bench, f"`{label}` in every layer", partial(bench.model, "attention:parent", label), seeds)
 
 
 HEAD = ("| child | parameters | KL | recovered, worst | of all seeds | seconds |", "|---|---:|---:|---:|---|---:|")
@@ -204,8 +203,11 @@ def main() -> None:
     bench = Bench(options.parent, options.tokens)
     own = bench.shape.parent_entry(0, "ffn")
     told = {"layers": bench.shape.num_layers, "experts": own[EXPERTS], "active": own[ACTIVE], "tokens": options.tokens}
-    lines = ["# Which experts stay", "", *INTRODUCTION.format(**told).splitlines(), "", *page(bench, options.seeds)]
-    options.output.write_text("\n".join([*lines, "", f"Written by `benchmarks/expert_rules.py`. {footer()}", ""]))
+    lines = ["# Which experts stay", "", *INTRODUCTION.format(**told).splitlines(), ""]
+    for line in page(bench, options.seeds):
+        lines.append(line)
+        # What is done so far is there if the rest is not waited for.
+        options.output.write_text("\n".join([*lines, "", f"Written by `benchmarks/expert_rules.py`. {footer()}", ""]))
 
 
 if __name__ == "__main__":
