@@ -112,12 +112,12 @@ def searched(folder: Path, seed: int) -> dict[str, Any]:
             "validate": {"path": "judge.txt", "tokens": "16k", "sequence_length": LENGTH},
         },
         "space": {"ffn": [{"experts": count} for count in range(EXPERTS - 1, ACTIVE - 1, -1)]},
-        "distill": {"tokens": "100k"},
-        "recover": {"tokens": "200k"},
+        "distill": {"tokens": "50k"},
+        "solve": {"pool": 4},
+        "recover": {"tokens": "50k", "probes": 2},
         "hardware": {"scenarios": [{"prefill": 64, "generate": 16}]},
         "budget": {"parameters": whole - half_of_experts()},
         "cluster": {"max_workers": 2},
-        "tracking": False,
     }
     (folder / f"seed{seed}.yaml").write_text(yaml.safe_dump(job))
     begun = time.monotonic()
@@ -131,7 +131,7 @@ def table(rows: list[dict[str, Any]]) -> list[str]:
     lines = ["| seed | | child | uniform | depth | experts kept | s |", "|---|---|---:|---:|---:|---|---:|"]
     for row in rows:
         kept = [ffn.partition("=")[2] or str(EXPERTS) for _, ffn in row["child"]["architecture"]]
-        before = [f"{row[name]['kl_before_recovery_nats']:.4f}" for name in MODELS]
+        before = [f"{row[name]['before_recover']:.4f}" for name in MODELS]
         after = [f"{row[name]['kl_nats']:.4f}" for name in MODELS]
         lines.append(f"| {row['seed']} | before recovery | {' | '.join(before)} | {' '.join(kept)} | |")
         lines.append(f"| {row['seed']} | after | {' | '.join(after)} | | {row['seconds']:.0f} |")
