@@ -129,7 +129,10 @@ class LlamaCppEngine(Engine):
     def model_problem(self, shape: Shape, form: str, device: str) -> str | None:
         """By family, rotation, layers, head and the rows that a format can hold."""
         if shape.family not in PLAIN:
-            return f"llama.cpp: the family {shape.family} is not known; it is {', '.join(PLAIN)}"
+            return (
+                f"llama.cpp does not run the family {shape.family} here, only {', '.join(PLAIN)}; search with "
+                "`hardware.engine: transformers`"
+            )
         if shape.rotation not in ROTATIONS:
             return (
                 f"llama.cpp does not have the parent's rotation of positions, {shape.rotation}, only "

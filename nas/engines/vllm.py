@@ -71,7 +71,10 @@ class VllmEngine(Engine):
     def model_problem(self, shape: Shape, form: str, device: str) -> str | None:
         """By family, by the size of heads, and by what the parent itself has."""
         if shape.family not in limits.FAMILIES:
-            return f"vLLM: the family {shape.family} is not known; it is {', '.join(limits.FAMILIES)}"
+            return (
+                f"vLLM does not run the family {shape.family} here, only {', '.join(limits.FAMILIES)}; search with "
+                "`hardware.engine: transformers`"
+            )
         if problem := limits.model_problem(shape, device):
             return problem.removesuffix(".")
         for layer, block in enumerate(shape.blocks):

@@ -30,8 +30,10 @@ class ExpertShares(Statistic):
         """What the router gives, and which experts are taken by it."""
         import torch
 
+        mixer: Any = layer.mlp
+
         def taken(module: Any, inputs: Any, logits_NE: "Tensor") -> None:
-            expert_NK, share_NK = layer.mlp.taken(logits_NE)
+            expert_NK, share_NK = mixer.taken(logits_NE)
             seen["shares"] = torch.zeros_like(logits_NE, dtype=torch.float32).scatter_(1, expert_NK, share_NK)
 
         return [layer.get_submodule(ROUTER).register_forward_hook(taken)]

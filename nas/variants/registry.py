@@ -7,6 +7,7 @@ from inlay.nas.modeling.subblock_inlay import Slot
 from inlay.nas.variants.active import Active
 from inlay.nas.variants.alone import Alone
 from inlay.nas.variants.both import Both
+from inlay.nas.variants.expert_width import ExpertWidth
 from inlay.nas.variants.experts import Experts
 from inlay.nas.variants.fuse import Fuse
 from inlay.nas.variants.gla import Gla
@@ -50,11 +51,13 @@ class Kinds(Mapping[str, Kind]):
 
 
 _KV_HEADS, _HEADS, _WINDOW = KvHeads(), Heads(), Window()
-_ACTIVE, _EXPERTS = Active(), Experts()
+_EXPERTS, _ACTIVE, _EXPERT_WIDTH = Experts(), Active(), ExpertWidth()
 KINDS: Final = Kinds(
     (
         *(Parent(), _KV_HEADS, _HEADS, _WINDOW, Both(_KV_HEADS, _WINDOW), Both(_HEADS, _WINDOW), Gla()),
-        *(Width(), _EXPERTS, _ACTIVE, Both(_ACTIVE, _EXPERTS), Alone(), Linear(), NoOp()),
+        *(Width(), _EXPERTS, _ACTIVE, _EXPERT_WIDTH),
+        *(Both(_ACTIVE, _EXPERTS), Both(_ACTIVE, _EXPERT_WIDTH), Both(_EXPERT_WIDTH, _EXPERTS)),
+        *(Alone(), Linear(), NoOp()),
         *(Merge(), Fuse()),
     )
 )

@@ -25,7 +25,7 @@ class Width(Kind):
     slots = ("ffn",)
     trained = True
     example = "width: 0.5"
-    forms = "{width: 0.5} or {width: 256}"
+    forms = "{width: 0.5}"
 
     def read(self, value: object) -> int | float:
         """A fraction below 1 as a float, or whole channels."""

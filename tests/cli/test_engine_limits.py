@@ -72,6 +72,21 @@ def test_a_kind_that_an_engine_lacks(
     assert sentence in " ".join(told.split())
 
 
+@pytest.mark.parametrize(("engine", "name"), [("llama.cpp", "llama.cpp"), ("vllm", "vLLM")])
+def test_a_parent_with_experts(
+    engine: str, name: str, refusal: Refusal, answer: Any, write_job: WriteJob, tiny_parent: Any
+) -> None:
+    """Whatever the job would make of them."""
+    job = {"space": {"ffn": [{"experts": 2}, {"active": 1, "expert_width": 16}]}}
+    parent = tiny_parent("mixtral")
+    assert answer("validate", write_job(job, parent=parent))["valid"]
+    told = refusal("validate", write_job({**job, "hardware.engine": engine}, parent=parent))
+    assert (
+        f"hardware.engine: {name} does not run the family mixtral here, only llama, mistral, qwen2, qwen3; search with "
+        "`hardware.engine: transformers`"
+    ) in " ".join(told.split())
+
+
 def test_a_rotation_that_llama_cpp_lacks(
     refusal: Refusal, answer: Any, write_job: WriteJob, tiny_parent: Callable[..., Path]
 ) -> None:

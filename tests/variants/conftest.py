@@ -10,6 +10,7 @@ from inlay.nas.families import Parent, open_parent
 from inlay.nas.modeling import ForwardContext, InlayLayer, build_layer, make_context
 from inlay.nas.variants import Place, Variant
 from inlay.nas.variants.alone import LayerByChannels
+from inlay.nas.variants.expert_width import ExpertGrams
 from inlay.nas.variants.experts import ExpertShares
 from inlay.nas.variants.gla import Mixed, Mixing
 from inlay.nas.variants.heads import HEAD_GRAM
@@ -103,7 +104,7 @@ def of_experts(request: pytest.FixtureRequest, tiny_parent: Any) -> Case:
     """Each family whose layers have experts."""
     dense = {"mlp_only_layers": []} if request.param == "qwen3_moe" else {}
     parent = open_parent(tiny_parent(request.param, num_hidden_layers=2, **dense))
-    return case_of(parent, 1, (Products("ffn"), ExpertShares()))
+    return case_of(parent, 1, (Products("ffn"), ExpertShares(), ExpertGrams()))
 
 
 @pytest.fixture(scope="session")

@@ -37,7 +37,10 @@ OF_EXPERTS = (
     "ffn:experts=2",
     "ffn:experts=3",
     "ffn:active=1",
+    "ffn:expert_width=16",
     "ffn:active=1+experts=1",
+    "ffn:active=1+expert_width=16",
+    "ffn:expert_width=16+experts=2",
 )
 """Of a parent whose layers have them."""
 

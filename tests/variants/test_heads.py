@@ -216,7 +216,7 @@ class TestBoth:
             ("attention:kv_heads=+window=8", "`kv_heads` takes a whole number, not ``"),
             (
                 "ffn:kv_heads=1+window=8",
-                "kinds of ffn are parent, width, experts, active, active+experts, alone, ",
+                "kinds of ffn are parent, width, experts, active, expert_width, ",
             ),
         ],
     )

@@ -61,7 +61,7 @@ def test_the_labels_of_the_docs(label: str, variant: Variant) -> None:
     ("text", "sentence"),
     [
         ("attention:kv_head=2", "'attention:kv_head=2' is not a variant: did you mean `kv_heads`?"),
-        ("ffn:kv_heads=2", "kinds of ffn are parent, width, experts, active, active+experts, alone, linear, no_op, "),
+        ("ffn:kv_heads=2", "kinds of ffn are parent, width, experts, active, expert_width, "),
         ("fnn:no_op", "a label is `attention:KIND` or `ffn:KIND`; did you mean `ffn`?"),
         ("nothing", "a label is `attention:KIND` or `ffn:KIND`."),
         ("ffn:width=256@q4_k", "'q4_k' is no format; did you mean `q4_K`? there are f32, f16, bf16, q8_0, q6_K"),
@@ -72,7 +72,7 @@ def test_the_labels_of_the_docs(label: str, variant: Variant) -> None:
         ("ffn:width=0.5", "`width` takes a whole number, not `0.5`"),
         ("ffn:width=-1", "`width` takes a whole number, not `-1`"),
         ("ffn:width=٣", "`width` takes a whole number"),
-        ("ffn:gla", "kinds of ffn are parent, width, experts, active, active+experts, alone, linear, no_op, "),
+        ("ffn:gla", "kinds of ffn are parent, width, experts, active, expert_width, "),
         ("attention:gla=16", "`gla` takes no value, not `16`"),
         ("ffn:no_op=1", "`no_op` takes no value, not `1`"),
         ("attention:window=8,sink=0", "`window` takes `W` or `W,sinks=S`, not `8,sink=0`"),
