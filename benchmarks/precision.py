@@ -149,8 +149,8 @@ def full_scoring(search: SmallSearch) -> str:
     told = ", ".join(f"{name} {ratio:.3f}" for name, ratio in ratios.items())
     return (
         f"Chosen by estimates against chosen by the true KL of all {len(blocks)} blocks, KL at each preset's bytes: "
-        f"{told}. The stage `score` took {seconds:.0f} CPU seconds, with its rounding; those true KL {full_seconds:.0f} "
-        f"more once all was rounded: {seconds / (seconds + full_seconds):.2f} of both."
+        f"{told}. The stage `score` took {seconds:.0f} CPU seconds, with its rounding; those true KL took "
+        f"{full_seconds:.0f} more once all was rounded: {seconds / (seconds + full_seconds):.2f} of both."
     )
 
 
