@@ -4,14 +4,19 @@
 
 A workspace is that of a finished search for formats alone, without training, in llama.cpp: docs/laptop.md has the
 commands. Every number is KL to the parent on its report text, in nats a token, of the weights that the file has.
+
+The page keeps the sections of parents that are not among the workspaces.
 """
 
 from __future__ import annotations
 
 import argparse
 import random
+import re
 import sys
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +34,7 @@ from inlay.nas.pieces.weights import Library
 from inlay.nas.report.progress import Reporter
 from inlay.nas.stages.solutions import inputs_of_workspace, job_of
 from inlay.nas.tables.architecture import PARENT_BLOCK, Block, Blocks, architecture_of
+from inlay.nas.tables.scores import ScoreTable
 from inlay.nas.workspace import Workspace
 from inlay.solver import Limit, solve
 
@@ -36,6 +42,8 @@ LESS = 0.85
 """Of a preset's bytes: what should do for its KL."""
 CHECKED = 24
 """Blocks whose true KL is compared with their estimates."""
+MOST_SCORED = 200
+"""Blocks above which a search is not scored anew in full."""
 
 
 def main() -> None:
@@ -43,23 +51,33 @@ def main() -> None:
     parser.add_argument("workspaces", nargs="+", type=Path)
     parser.add_argument("--output", type=Path, default=None)
     chosen = parser.parse_args()
-    lines = ["# Formats: a search against llama.cpp's presets", "", str(__doc__).split("\n\n")[2].strip(), ""]
+    found = sections_of(chosen.output.read_text() if chosen.output is not None and chosen.output.exists() else "")
     for folder in chosen.workspaces:
-        lines += section(Workspace(folder))
-    text = "\n".join([*lines, footer()]) + "\n"
-    print(text)
+        name, lines = section(Workspace(folder))
+        found[name] = "\n".join(lines)
+        print(f"## {name}\n\n{found[name]}\n", flush=True)
     if chosen.output is not None:
-        chosen.output.write_text(text)
+        head = "# Formats: a search against llama.cpp's presets\n\n" + str(__doc__).split("\n\n")[2].strip()
+        chosen.output.write_text("\n\n".join([head, *(f"## {name}\n\n{text}" for name, text in found.items())]) + "\n")
 
 
-def section(place: Workspace) -> list[str]:
+def sections_of(page: str) -> dict[str, str]:
+    """What a page that this script wrote has below each heading."""
+    parts = re.split(r"^## (.*)\n", page, flags=re.MULTILINE)[1:]
+    return {name: text.strip() for name, text in zip(parts[::2], parts[1::2], strict=True)}
+
+
+def section(place: Workspace) -> tuple[str, list[str]]:
     job, parent = job_of(place)
     nobody: Any = None
     search = SmallSearch(job, place, parent, nobody, Reporter(), inputs=inputs_of_workspace(place))
     run = place.read_json("run.json")
     seconds = sum(stage["seconds"] for stage in run["stages"])
-    lines = [f"## {Path(job.parent).stem}", "", f"`inlay run` took {seconds / 60:.1f} minutes; {told_of(job)}.", ""]
-    return [*lines, *against_presets(search), "", *estimates(search), ""]
+    lines = [f"`inlay run` took {seconds / 60:.1f} minutes; {told_of(job)}.", "", *against_presets(search), ""]
+    lines += [estimates(search), ""]
+    if len(place.read_table("scores")) <= MOST_SCORED:
+        lines += [full_scoring(search), ""]
+    return Path(job.parent).stem.removeprefix("inlay:"), [*lines, footer()]
 
 
 def told_of(job: Job) -> str:
@@ -93,9 +111,12 @@ def _beside(kl: dict[Blocks, Comparison], architecture: Blocks | None, of: float
     return [f"{kl[architecture].kl_nats:.4f}", f"{kl[architecture].kl_nats / of:.2f}"]
 
 
-def solved(place: Workspace, weights_bytes: float) -> Blocks | None:
-    """The best architecture of so many bytes, by the tables that the search left; None where there is none."""
-    problem = load_tables(place).problem([]).with_limits(Limit("weights", upper=int(weights_bytes)))
+def solved(place: Workspace, weights_bytes: float, scores: ScoreTable | None = None) -> Blocks | None:
+    """The best architecture of so many bytes, by the tables that the search left or by other scores; None where there
+    is none."""
+    tables = load_tables(place)
+    problem = replace(tables, scores=scores or tables.scores).problem([])
+    problem = problem.with_limits(Limit("weights", upper=int(weights_bytes)))
     (best,) = solve(problem, time_limit=30.0)
     return architecture_of(best.labels) if best.status in ("optimal", "feasible") else None
 
@@ -107,25 +128,57 @@ def quality(search: SmallSearch, text: str, architectures: Sequence[Blocks]) -> 
     return dict(zip(distinct, true_scores(search, ids, Library({}), distinct), strict=True))
 
 
-def estimates(search: SmallSearch) -> list[str]:
+def full_scoring(search: SmallSearch) -> str:
+    """What is chosen at every preset's bytes by estimates and by the true KL of every block, and what each takes."""
+    place = search.workspace
+    rows = place.read_table("scores")
+    blocks = [row for row in rows if row["layer"] >= 0]
+    changed = replaced(search, blocks)
+    began = time.process_time()
+    kl = quality(search, "score", changed)
+    full_seconds = time.process_time() - began
+    scored = {id(row): {**row, "kl_nats": kl[each].kl_nats} for row, each in zip(blocks, changed, strict=True)}
+    full = ScoreTable.of([scored.get(id(row), row) for row in rows])
+    sizes = {name: own["weights_bytes"] for name, own in place.read_json("evaluation.json")["presets"].items()}
+    pairs = {name: (solved(place, size), solved(place, size, full)) for name, size in sizes.items()}
+    both = {name: (ours, theirs) for name, (ours, theirs) in pairs.items() if ours is not None and theirs is not None}
+    true = quality(search, "report", [architecture for pair in both.values() for architecture in pair])
+    ratios = {name: true[ours].kl_nats / true[theirs].kl_nats for name, (ours, theirs) in both.items()}
+    (stage,) = (stage for stage in place.read_json("run.json")["stages"] if stage["name"] == "score")
+    seconds = 3600 * stage["cpu_hours"]
+    told = ", ".join(f"{name} {ratio:.3f}" for name, ratio in ratios.items())
+    return (
+        f"Chosen by estimates against chosen by the true KL of all {len(blocks)} blocks, KL at each preset's bytes: "
+        f"{told}. The stage `score` took {seconds:.0f} CPU seconds, with its rounding; those true KL took "
+        f"{full_seconds:.0f} more once all was rounded: {seconds / (seconds + full_seconds):.2f} of both."
+    )
+
+
+def replaced(search: SmallSearch, rows: Sequence[dict[str, Any]]) -> list[Blocks]:
+    """The parent with the block of each row in its layer."""
+    own: Blocks = tuple([PARENT_BLOCK] * search.parent.shape.num_layers)
+    found: list[Blocks] = []
+    for row in rows:
+        block: Block = (row["attention"], row["ffn"])
+        found.append((*own[: row["layer"]], block, *own[row["layer"] + 1 :]))
+    return found
+
+
+def estimates(search: SmallSearch) -> str:
     rows = [row for row in search.workspace.read_table("scores") if row["layer"] >= 0]
     chosen = random.Random(0).sample(rows, min(CHECKED, len(rows)))
-    own: Blocks = tuple([PARENT_BLOCK] * search.parent.shape.num_layers)
-    changed: list[Blocks] = []
-    for row in chosen:
-        block: Block = (row["attention"], row["ffn"])
-        changed.append((*own[: row["layer"]], block, *own[row["layer"] + 1 :]))
+    changed = replaced(search, chosen)
     kl = quality(search, "score", changed)
     true = np.array([kl[each].kl_nats for each in changed])
     estimated = np.array([row["estimated_nats"] for row in chosen])
     ratios = np.quantile(estimated / true, [0.1, 0.5, 0.9])
     ranks = [np.argsort(np.argsort(values)) for values in (true, estimated)]
     spearman = float(np.corrcoef(ranks[0], ranks[1])[0, 1])
-    return [
+    return (
         f"Estimates of {len(chosen)} of {len(rows)} blocks, drawn at random, against their true KL on the score text: "
         f"Spearman {spearman:.3f}; estimate over truth {ratios[1]:.2f} (a tenth is below {ratios[0]:.2f}, a tenth "
         f"above {ratios[2]:.2f})."
-    ]
+    )
 
 
 if __name__ == "__main__":

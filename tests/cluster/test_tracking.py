@@ -285,6 +285,7 @@ def test_the_uri_is_the_given_one_then_the_environment_then_sqlite_here(
     assert tracking_uri("http://other:5000") == "http://other:5000"
 
 
+@pytest.mark.slow
 def test_it_says_nothing_on_the_terminal(tmp_path: Path) -> None:
     script = KILLED.replace("os.kill(os.getpid(), 9)", "tracker.end()")
     done = subprocess.run(
@@ -410,6 +411,7 @@ def test_a_run_below_is_found_again_by_its_name_and_called_what_it_is_now(tmp_pa
     assert [point.step for point in client.get_metric_history(found.info.run_id, "kl")] == [1]
 
 
+@pytest.mark.slow
 def test_a_run_began_when_it_was_told_and_not_when_it_was_sent(tmp_path: Path, mlflow_db: MlflowDb) -> None:
     spool = tmp_path / "spool"
     tracker = Tracker("http://127.0.0.1:9", "late", spool=spool)

@@ -152,6 +152,7 @@ def test_a_failed_job_is_exit_code_4_and_says_why(home: Path, job: Path, hook: t
     assert inlay(home, "list", "--mine", LOGNAME="bob").stdout == "no jobs\n"
 
 
+@pytest.mark.slow
 def test_a_job_is_shown_as_it_was_submitted_and_submitted_again(home: Path, job: Path, tmp_path: Path) -> None:
     text = f"# for the demo\n{job.read_text().replace('train.txt', 'gone.txt')}"
     job.write_text(text)
@@ -214,6 +215,7 @@ def test_a_job_from_python(client: Client, job: Path, tmp_path: Path) -> None:
         client.submit(job, job_id="from-python")
 
 
+@pytest.mark.slow
 def test_all_jobs_of_a_tag_are_stopped_and_no_others(home: Path, job: Path, tmp_path: Path) -> None:
     values = yaml.safe_load(job.read_text())
     values["distill"]["tokens"] = "20M"

@@ -111,6 +111,7 @@ def test_embeddings_can_be_resized(tmp_path: Path, make_child: Any) -> None:
     assert (loaded.config.vocab_size, loaded.lm_head.weight.shape[0]) == (111, 111)
 
 
+@pytest.mark.slow
 def test_the_shipped_files_suffice(tmp_path: Path, make_child: Any) -> None:
     """A process that cannot import inlay loads the child by its files alone, and generates the same."""
     child = make_child("llama", CHANGES)

@@ -185,6 +185,7 @@ def random_problem(num_layers: int, num_choices: int, num_limits: int, seed: int
     return Problem(names, layers, (0,) * num_limits, limits)
 
 
+@pytest.mark.slow
 def test_a_disk_that_keeps_nothing_costs_only_the_time_to_compile(tmp_path):
     program = """
 import resource

@@ -300,6 +300,7 @@ print("equal")
         folder.rename(finished / "job.search" / "child")
 
 
+@pytest.mark.slow  # tests/modeling/test_registration.py has the same of a small child
 def test_the_child_loads_after_import_inlay(finished: Path) -> None:
     program = (
         "import inlay; from transformers import AutoModelForCausalLM as A; "
