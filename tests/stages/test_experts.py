@@ -29,7 +29,9 @@ def test_from_the_job_file_to_generation(
             "distill": {"path": str(texts[0]), "sequence_length": 64},
             "validate": {"path": str(texts[1]), "tokens": "2k"},
         },
-        "space": {"ffn": [{"experts": 3}, {"experts": 2}, {"active": 1}, {"active": 1, "experts": 1}]},
+        "space": {
+            "ffn": [{"experts": 3}, {"experts": 2}, {"active": 1}, {"active": 1, "experts": 1}, {"expert_width": 16}]
+        },
         "distill": {"tokens": "2k"},
         "score": {"pairs": 2},
         "solve": {"pool": 2},
