@@ -115,7 +115,7 @@ def test_layer_types_of_stock_caches(values: dict[str, Any]) -> None:
             r"layer 1 attention: {'kind': 'windw'} has no kind of attention; there are full",
         ),
         ("attention", None, "layer 1 attention: None has no kind of attention"),
-        ("ffn", {"kind": "full", "kv_heads": 2}, "layer 1 ffn: .* has no kind of ffn; there are gated, experts, linear, no_op"),
+        ("ffn", {"kind": "full", "kv_heads": 2}, "layer 1 ffn: .* has no kind of ffn; there are gated, experts, lin"),
         (
             "attention",
             {"kind": "full", "kv_heads": 3},
