@@ -49,7 +49,7 @@ def fits(node: Amounts, share: Resources) -> bool:
 def room(nodes: Sequence[Amounts], share: Resources) -> int:
     """Return how many workers with this share the nodes hold together; the share books something."""
     wanted = _wanted(share)
-    return sum(min(int(node.get(name, 0) / amount + _SLACK) for name, amount in wanted.items()) for node in nodes)
+    return sum(min(int((node.get(name, 0) + _SLACK) / amount) for name, amount in wanted.items()) for node in nodes)
 
 
 def without(node: Amounts, share: Resources) -> Amounts:

