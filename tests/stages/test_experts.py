@@ -45,7 +45,8 @@ def test_from_the_job_file_to_generation(
     place = Workspace(tmp_path / "job.search")
 
     offered = {row["ffn"] for row in place.read_table("scores")}
-    assert offered >= {"ffn:experts=3", "ffn:experts=2", "ffn:active=1", "ffn:active=1+experts=1"}
+    counts = {"ffn:experts=3", "ffn:experts=2", "ffn:active=1", "ffn:active=1+experts=1"}
+    assert offered >= counts | {"ffn:expert_width=16"}
     losses = [row for row in place.read_table("losses") if "ffn:experts=2" in row.values()]
     assert losses
     evaluation = place.read_json("evaluation.json")
@@ -66,8 +67,9 @@ def test_from_the_job_file_to_generation(
     values |= {"parent": str(folder), "budget": {"parameters": "0.95x"}, "space": {"ffn": ["no_op"]}}
     (tmp_path / "again.yaml").write_text(yaml.safe_dump(values))
     assert inlay_here("validate", "again.yaml", cwd=tmp_path).returncode == 0
-    for form in ("gguf", "deci"):
+    for form, sentence in (("gguf", f"does not run the family {family}"), ("deci", "ffn: experts (experts=")):
         words = ("--for", "vllm") if form == "deci" else ()
         refused = inlay_here("export", "job.search", "--format", form, "-o", "out", *words, cwd=tmp_path)
         assert refused.returncode == 2
+        assert sentence in " ".join(refused.stderr.split())
         assert not (tmp_path / "out").exists()
