@@ -4,7 +4,7 @@
 
 The parent is a Qwen3-MoE of 4 layers with 8 experts each, 2 for a token, that is trained here on the text in
 `INLAY_TEXT` with the tokenizer of stories260K in `INLAY_PARENTS`. Each search may keep 2 to 7 experts a layer, at the
-parameters of half of them. `uniform` keeps 4 in every layer, those that tokens take most; so does the search, whose
+parameters of half of them. `uniform` keeps 4 in every layer, those of the largest shares; so does the search, whose
 choice is how many. KL to the parent in nats per token on the report text.
 """
 
